@@ -1,0 +1,84 @@
+# A fresh checkout needs nothing but python3 and make: each target below sets up .venv first when that is
+# missing or older than pyproject.toml and constraints.txt.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UI_PORT ?= 5000
+# More arguments for the program that a target runs: make test ARGS="-k csm"
+ARGS ?=
+# Tried in this order; `make PYTHON=/path/to/python test` puts another one first.
+PYTHON ?=
+PYTHONS := $(PYTHON) python3.12 python3.11 python3.10 python3
+
+.PHONY: help setup quickstart test lint ui bench clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with the tested set of packages
+
+quickstart: $(READY) ## distill a teacher into a small student on the embedded corpus, end to end
+	$(BIN)/python pipelines/distill.py $(ARGS)
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: $(READY) ## show the runs in runs/ at http://127.0.0.1:5000
+	@test -e runs/mlflow.db || { echo "runs/mlflow.db: not there yet. Train first: make quickstart" >&2; exit 1; }
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server \
+	    --host 127.0.0.1 --port $(UI_PORT) --workers 1 \
+	    --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db \
+	    --artifacts-destination $(CURDIR)/runs/mlartifacts
+
+bench: $(READY) ## run every benchmark
+	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" $(ARGS); done
+
+clean: ## remove .venv, caches and build products; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first Python of a fitting version that can make virtual environments; Debian packages that part apart.
+define FIND_PYTHON
+unfit="$$(python3 --version 2>&1)"; \
+for python in $(PYTHONS); do \
+    "$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || continue; \
+    unfit="$$python without its venv module (on Debian and Ubuntu: apt-get install python3-venv)"; \
+    "$$python" -c 'import ensurepip, venv' 2>/dev/null || continue; \
+    unfit=""; break; \
+done; \
+if [ -n "$$unfit" ]; then \
+    echo "beamclip needs Python 3.10, 3.11 or 3.12; here is $$unfit." >&2; \
+    echo "Install one of them, or say where it is: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+    exit 1; \
+fi
+endef
+
+# Of pip's log only the large files are shown: silence for minutes looks like a hang, and two hundred lines
+# hide an error. Errors come through stderr, untouched.
+define SHOW_LARGE
+/^Installing/ {print "  ... installing"} \
+/[0-9][0-9](\.[0-9])? [MG]B/ {file = $$(NF-2); sub(/-(py|cp)[0-9].*/, "", file); print "  " file, $$(NF-1), $$NF} \
+{fflush()}
+endef
+
+$(READY): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    $(FIND_PYTHON); \
+	    echo "making $(VENV) with $$("$$python" --version)"; \
+	    "$$python" -m venv --clear $(VENV); \
+	fi
+	@echo "fetching about 190 packages, 3 GB with torch's CUDA libraries; the large ones are:"
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --progress-bar off \
+	    -c constraints.txt -e '.[ingest,test]' | awk '$(SHOW_LARGE)'
+	@touch $@

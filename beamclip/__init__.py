@@ -1,0 +1,8 @@
+"""beamclip: transfer what a large CLIP model knows into small vision models, on a Ray cluster."""
+
+from beamclip.cluster import set_ray_environment
+
+__version__ = "0.1.0"
+
+# Ray reads its settings when it is imported, which any module of this package may be the first to do.
+set_ray_environment()

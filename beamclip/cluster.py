@@ -1,0 +1,90 @@
+"""Ray for one command: join the cluster of RAY_ADDRESS, or start a quiet one and stop it afterwards."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from beamclip.errors import InputError
+
+_ENVIRONMENT = {
+    # The controller takes one report per health check; the default of 2 s throttles every checkpoint.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # A rank that is lost inside a collective must become an error, which restarts the workers.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class WorkersConfig:
+    """Where and how widely a run trains."""
+
+    num_workers: int = 1
+    """Training workers, each with its share of the global batch."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    cpus_per_worker: float = 0.5
+    """CPUs that Ray sets aside for a worker; what is left over reads the data."""
+    max_failures: int = 3
+    """Times that the workers are restarted from the last checkpoint after one of them was lost."""
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray is up inside; a Ray that was up before is left as it is, one that this started is stopped.
+
+    Raises:
+        InputError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError as error:
+        raise InputError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).splitlines()[0]}). "
+            "Start one with `ray up cluster.yaml`, or unset RAY_ADDRESS to run on this machine."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def set_ray_environment() -> None:
+    """Set what Ray reads from the environment when it is imported; what is set already stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def check_resources(config: WorkersConfig) -> None:
+    """Refuse a run that could not start, or whose workers would leave no CPU to read data with.
+
+    Raises:
+        InputError: with the sums.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), int(total.get("GPU", 0))
+    wanted = config.num_workers * config.cpus_per_worker
+    if config.use_gpu and gpus < config.num_workers:
+        raise InputError(
+            f"--use-gpu with --num-workers {config.num_workers}: the cluster has {gpus} GPUs. Use fewer workers, or no --use-gpu."
+        )
+    if wanted + 1 > cpus:
+        raise InputError(
+            f"{config.num_workers} workers x {config.cpus_per_worker:g} CPU leave {max(0.0, cpus - wanted):g} of the cluster's {cpus:g} "
+            "CPUs to Ray Data, which needs 1: it would wait for ever. Lower --num-workers or --cpus-per-worker."
+        )

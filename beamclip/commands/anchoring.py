@@ -1,0 +1,120 @@
+"""Text anchors of a run: from a class list, from captions of the shards, or from both."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from beamclip.cluster import WorkersConfig
+from beamclip.commands.console import count, stage
+from beamclip.data.shards import Columns, Shard, read_shard
+from beamclip.errors import InputError
+from beamclip.models.clip import LoadedClip
+from beamclip.models.teacher import Teacher
+from beamclip.prompts.anchors import (
+    Anchors,
+    PromptConfig,
+    caption_anchors,
+    class_prompts,
+    encode_anchors,
+    truncated_prompts,
+)
+from beamclip.prompts.classes import ClassEntry
+
+
+def class_anchors(
+    classes: list[ClassEntry], config: PromptConfig, clip: LoadedClip, workers: WorkersConfig, cache_dir: Path
+) -> Anchors:
+    """Anchors of a class list, encoded once for each (text tower, prompts); prompts that are cut are named."""
+    prompts = class_prompts(classes, config)
+    _warn_of_cuts(prompts, classes, clip)
+    missing = _EncodeOnce(clip, workers)
+    anchors = encode_anchors(
+        prompts, missing, config.anchor_reduce, cache_dir=cache_dir, encoder_fingerprint=clip.fingerprint
+    )
+    text = f"{count(len(classes), 'class')}, {count(sum(map(len, prompts)), 'prompt')}"
+    stage("anchors", text, "encoded" if missing.called else "cached")
+    return anchors
+
+
+def captions_as_anchors(
+    shards: list[Shard], number: int, seed: int, clip: LoadedClip, workers: WorkersConfig, cache_dir: Path
+) -> Anchors:
+    """Anchors of captions drawn at random from whole shards, distinct ones only.
+
+    Raises:
+        InputError: the shards have no captions.
+    """
+    captions: dict[str, None] = {}
+    for index in np.random.default_rng(seed).permutation(len(shards)):
+        for table in read_shard(shards[index], Columns(caption=True)):
+            captions.update(dict.fromkeys(c.strip() for c in table.column("caption").to_pylist() if c))
+        # Twice as many as needed: the draw below then mixes several shards.
+        if len(captions) >= 2 * number:
+            break
+    if not captions:
+        raise InputError(
+            "--anchors captions: the shards hold no captions. Use --anchors classes with --classes FILE."
+        )
+    drawn = np.random.default_rng(seed).permutation(sorted(captions))[:number].tolist()
+    missing = _EncodeOnce(clip, workers)
+    anchors = caption_anchors(drawn, missing, cache_dir=cache_dir, encoder_fingerprint=clip.fingerprint)
+    stage("anchors", count(len(drawn), "caption"), "encoded" if missing.called else "cached")
+    return anchors
+
+
+def joined(parts: list[Anchors]) -> Anchors:
+    """Several sets of anchors as one; classes keep their first indices."""
+    offset, indices = 0, []
+    for part in parts:
+        indices.append(part.class_index + offset)
+        offset += int(part.class_index.max()) + 1
+    return Anchors(torch.cat([part.embeddings for part in parts]), torch.cat(indices))
+
+
+class _EncodeOnce:
+    """A text encoder that is set up at its first call: a cached set of anchors needs none.
+
+    With GPUs in the cluster the texts are encoded on one of them, wherever the command itself runs.
+    """
+
+    def __init__(self, clip: LoadedClip, workers: WorkersConfig) -> None:
+        self.clip = clip
+        self.use_gpu = workers.use_gpu
+        self.called = False
+        self._encoder: Any = None
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        self.called = True
+        if self._encoder is None:
+            self._encoder = self._remote() if self.use_gpu else Teacher(self.clip)
+        if not self.use_gpu:
+            return self._encoder.encode_text(texts)
+        import ray
+
+        return torch.from_numpy(ray.get(self._encoder.encode.remote(texts)))
+
+    def _remote(self) -> Any:
+        import ray
+
+        class TextTower:
+            def __init__(self, clip: LoadedClip) -> None:
+                self.teacher = Teacher(clip).to("cuda")
+
+            def encode(self, texts: list[str]) -> Any:
+                return self.teacher.encode_text(texts).cpu().numpy()
+
+        return ray.remote(num_gpus=1, num_cpus=0)(TextTower).remote(self.clip)
+
+
+def _warn_of_cuts(prompts: list[list[str]], classes: list[ClassEntry], clip: LoadedClip) -> None:
+    length = clip.model_cfg["text_cfg"].get("context_length", 77)
+    cut = truncated_prompts(prompts, clip.tokenizer, length)
+    if cut:
+        index, prompt = cut[0]
+        stage(
+            "warning",
+            f"{count(len(cut), 'prompt')} longer than the teacher's {length} tokens, the end is lost; "
+            f'first: class {classes[index].id} ("{prompt}")',
+        )

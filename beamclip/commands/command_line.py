@@ -1,0 +1,125 @@
+"""From the command line to a configuration, and from an outcome to an exit code.
+
+Exit codes: 0 done, 1 failed while running, 2 a mistake in what was given, 130 ended by Ctrl-C.
+"""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from beamclip.config import read_config
+from beamclip.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def parse(config_class: type[Config], argv: Sequence[str], description: str) -> Config:
+    """The configuration that flags, then a YAML file, then the defaults give.
+
+    Raises:
+        InputError: an unknown flag, a value of the wrong type, a missing or faulty YAML file.
+        SystemExit: after --help.
+    """
+    default = _defaults(config_class, argv)
+    printed = io.StringIO()
+    helping = any(flag in argv for flag in ("-h", "--help"))
+    try:
+        with contextlib.nullcontext() if helping else contextlib.redirect_stderr(printed):
+            return tyro.cli(
+                config_class,
+                args=list(argv),
+                default=default,
+                description=description,
+                prog=f"python {os.path.relpath(sys.argv[0])}",
+                config=(
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.HelptextFromCommentsOff,
+                ),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_one_line(printed.getvalue())) from None
+
+
+def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
+    given = {name: _value_of(argv, name) for name in ("resume", "config")}
+    if given["resume"]:
+        run = Path(given["resume"])
+        return replace(read_config(config_class, run / "config.yaml"), out=run)  # type: ignore[type-var]
+    if given["config"]:
+        return read_config(config_class, Path(given["config"]))
+    return config_class()
+
+
+def _value_of(argv: Sequence[str], name: str) -> str | None:
+    flag = f"--{name}"
+    for index, word in enumerate(argv):
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+        if word == flag and index + 1 < len(argv):
+            return argv[index + 1]
+    return None
+
+
+def _one_line(boxed: str) -> str:
+    """tyro draws its errors as a box of several lines; the first one says what is wrong."""
+    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in boxed.splitlines()]
+    lines = [line for line in lines if line]
+    body = [line for line in lines[1:] if not line.startswith(("For full helptext", "Argument helptext"))]
+    message = body[0] if body else " ".join(lines)
+    near = [line.split()[0] for line in body[1:] if line.startswith("--")] if "nrecognized" in message else []
+    return f"{message}. " + (f"Did you mean {near[0]}? " if near else "") + "--help lists all options."
+
+
+def run_command(
+    config_class: type[Config],
+    body: Callable[[Config], Any],
+    description: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, run, and say in a line or two what went wrong; the traceback goes to <out>/error.log.
+
+    Returns:
+        The exit code.
+    """
+    out: Path | None = None
+    try:
+        config = parse(config_class, sys.argv[1:] if argv is None else argv, description)
+        out = getattr(config, "out", None)
+        body(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        print(f"error: {_summary(error)}{_keep_traceback(out)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _summary(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else ""
+    return text if type(error).__module__.startswith("beamclip") else f"{type(error).__name__}: {text}"
+
+
+def _keep_traceback(out: Path | None) -> str:
+    if out is None or not out.is_dir():
+        traceback.print_exc()
+        return ""
+    path = out / "error.log"
+    path.write_text(traceback.format_exc())
+    return f"\n       details in {path}"

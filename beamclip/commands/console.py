@@ -1,0 +1,74 @@
+"""What a person sees while a command runs: named stages, one progress line, a final table."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+NAME_WIDTH = 10
+LINE_WIDTH = 78
+SECONDS_BETWEEN_LINES = 15.0
+
+
+def stage(name: str, text: str, note: str = "") -> None:
+    """Print one stage: its name, what it is, and a short note at the right edge."""
+    left = f"{name:<{NAME_WIDTH}}{text}"
+    print(f"{left:<{LINE_WIDTH - len(note)}}  {note}".rstrip(), flush=True)
+
+
+def count(number: int, noun: str) -> str:
+    """`1 image`, `3,834 images`."""
+    plural = noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def clock(seconds: float) -> str:
+    """`0:08`, `12:31`, `1:02:09`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def percent(share: float) -> str:
+    """`14.1 %` of 0.141."""
+    return f"{100 * share:.1f} %"
+
+
+class ProgressLine:
+    """One line that is rewritten in place on a terminal, and printed now and then elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stdout
+        self.live = self.stream.isatty()
+        self.printed_at = 0.0
+        self.open = False
+
+    def show(self, text: str, *, last: bool = False) -> None:
+        """Show the newest text; `last` makes sure that it stays visible."""
+        if self.live:
+            self.stream.write(f"\r\x1b[2K{text}")
+            self.open = True
+        elif last or time.monotonic() - self.printed_at > SECONDS_BETWEEN_LINES:
+            self.stream.write(f"{text}\n")
+            self.printed_at = time.monotonic()
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Leave the line and go on below it."""
+        if self.open:
+            self.stream.write("\n")
+            self.stream.flush()
+        self.open = False
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in aligned columns, the first row as the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for index, row in enumerate(rows):
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+        if index == 0:
+            print("  ".join("-" * w for w in widths))

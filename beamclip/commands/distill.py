@@ -1,0 +1,245 @@
+"""Distil a CLIP teacher into a small student, from images alone."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import nn
+
+from beamclip.cluster import check_resources, ray_session
+from beamclip.commands.anchoring import captions_as_anchors, class_anchors, joined
+from beamclip.commands.console import count, percent, stage
+from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
+from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
+from beamclip.commands.train import Trained, check_batches, finish, show_skipped, total_steps, tracked, train
+from beamclip.config import DistillConfig
+from beamclip.data.shards import Columns, Shard, list_labelled, list_shards
+from beamclip.errors import InputError
+from beamclip.evaluation.report import plot_curves
+from beamclip.export import write_open_clip_dir
+from beamclip.models.clip import LoadedClip, load_clip
+from beamclip.models.student import build_student
+from beamclip.models.teacher import Teacher
+from beamclip.prompts.anchors import Anchors
+from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.summary import Summary
+from beamclip.training.checkpoint import State
+from beamclip.training.loop import autocast_dtype
+from beamclip.training.method import Distillation
+from beamclip.training.worker import Plan
+
+
+@dataclass(frozen=True)
+class DistillationBuilder:
+    """Builds the method on a worker; the teacher and the anchors travel through the object store."""
+
+    config: DistillConfig
+    teacher: Any
+    anchors: Any
+
+    def __call__(self, device: torch.device) -> nn.Module:
+        """The method, its teacher on `device` already."""
+        teacher_clip: LoadedClip = ray.get(self.teacher)
+        dtype = autocast_dtype(self.config.teacher_precision, device)
+        teacher = Teacher(teacher_clip, "fp32" if dtype is None else "bf16").to(device)
+        student = build_student(self.config.student, teacher_clip, self.config.seed)
+        return Distillation(
+            student,
+            teacher.encode_image,
+            ray.get(self.anchors),
+            csm=self.config.csm,
+            feature=self.config.feature,
+            augmentation=self.config.augmentation,
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the flags of a distillation name, loaded and checked."""
+
+    shards: list[Shard]
+    teacher: LoadedClip
+    student: LoadedClip
+    classes: list[ClassEntry]
+
+
+def load_inputs(config: DistillConfig) -> Inputs:
+    """Load everything that can be wrong before anything is started.
+
+    Raises:
+        InputError: for the first thing that cannot be used.
+    """
+    if config.data is None or config.teacher is None:
+        missing = "--data SHARDS" if config.data is None else "--teacher T"
+        raise InputError(f"{missing} is missing. Without any option at all, the quickstart runs instead.")
+    if config.classes is None and config.anchors != "captions":
+        raise InputError(
+            "--classes FILE is missing. The anchors are made of it; --anchors captions does without."
+        )
+    if config.csm.csm_weight == 0 and config.feature.feature_weight == 0:
+        raise InputError("--csm-weight and --feature-weight are both 0: nothing would be learned.")
+    for name in ("tau_teacher", "tau_student"):
+        if getattr(config.csm, name) <= 0:
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(config.csm, name)}: a temperature is above 0."
+            )
+    shards = list_shards(config.data)
+    check_batches(config, shards)
+    classes = load_classes(config.classes) if config.classes else []
+    if config.scoring.eval_data:
+        list_labelled(config.scoring.eval_data)
+    teacher = load_clip(config.teacher)
+    student = build_student(config.student, teacher, config.seed)
+    stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
+    return Inputs(shards, teacher, student, classes)
+
+
+def distill(config: DistillConfig) -> Summary:
+    """Run a distillation and leave its run directory.
+
+    Raises:
+        InputError: something that was given cannot be used.
+        TrainingError: the run could not be finished.
+    """
+    began = time.perf_counter()
+    run_dir = new_run_dir(config.out, "distill")
+    inputs = load_inputs(config)
+    with ray_session(), tracked(config, run_dir, "distill") as tracking:
+        check_resources(config.workers)
+        anchors, scored_anchors = _anchors(config, inputs, run_dir)
+        plan = _plan(config, inputs, anchors)
+        title = f"{config.student.student} <- {_teacher_name(inputs.teacher)}"
+        trained = train(plan, config.workers, run_dir, tracking, title)
+        restore_student(inputs.student, trained.state)
+        plot_curves(trained.history, run_dir / PLOTS / "curves.png")
+        metrics = _score(config, inputs, scored_anchors, run_dir)
+        card = _card(config, metrics)
+        write_open_clip_dir(inputs.student, run_dir / MODEL, card)
+        summary = finish(
+            "distill",
+            config,
+            run_dir,
+            tracking,
+            trained,
+            inputs.shards,
+            began=began,
+            metrics=metrics,
+            paths={"model": MODEL, "plots": PLOTS},
+            stages={"anchors": len(anchors.embeddings), "steps": trained.history[-1]["step"]},
+        )
+    show_distilled(summary, trained, inputs, run_dir)
+    return summary
+
+
+def _anchors(config: DistillConfig, inputs: Inputs, run_dir: Path) -> tuple[Anchors, Anchors | None]:
+    """The anchors to train on, and those of the classes, which scores are made with."""
+    cache = run_dir.parent / "anchors"
+    parts = []
+    if inputs.classes:
+        parts.append(class_anchors(inputs.classes, config.prompts, inputs.teacher, config.workers, cache))
+    of_classes = parts[0] if parts else None
+    if config.anchors != "classes":
+        drawn = captions_as_anchors(
+            inputs.shards, config.caption_anchors, config.seed, inputs.teacher, config.workers, cache
+        )
+        parts = [drawn] if config.anchors == "captions" else [*parts, drawn]
+    return joined(parts), of_classes
+
+
+def _plan(config: DistillConfig, inputs: Inputs, anchors: Anchors) -> Plan:
+    return Plan(
+        build_method=DistillationBuilder(config, ray.put(inputs.teacher), ray.put(anchors)),
+        shards=inputs.shards,
+        columns=Columns(),
+        image_size=max(inputs.teacher.image_size, inputs.student.image_size),
+        total_steps=total_steps(config, sum(shard.samples for shard in inputs.shards)),
+        seed=config.seed,
+        stream=config.stream,
+        augmentation=config.augmentation,
+        optim=config.optim,
+        cadence=config.cadence,
+        channel=None,
+    )
+
+
+def restore_student(student: LoadedClip, state: State) -> None:
+    """Put trained weights into a student: the average where one was kept, else the last ones."""
+    weights = trained_weights(state)
+    visual = {
+        key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")
+    }
+    student.model.visual.load_state_dict(visual)
+    student.model.eval()
+
+
+def trained_weights(state: State) -> dict[str, torch.Tensor]:
+    """The method's weights that a run ends with."""
+    if state["ema"] is None:
+        return dict(state["method"])
+    return {
+        key.removeprefix("module."): value for key, value in state["ema"].items() if key.startswith("module.")
+    }
+
+
+def _score(config: DistillConfig, inputs: Inputs, anchors: Anchors | None, run_dir: Path) -> dict[str, float]:
+    if config.scoring.eval_data is None or anchors is None:
+        return {}
+    scoring = config.scoring
+    data = ScoredData(config.scoring.eval_data, scoring.label_column, inputs.classes, scoring.scoring_batch)
+    of_teacher, _ = score_zeroshot(inputs.teacher, anchors, data, config.workers)
+    of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
+    draw_comparison(
+        inputs.teacher,
+        inputs.student,
+        anchors,
+        data,
+        tau_teacher=config.csm.tau_teacher,
+        tau_student=config.csm.tau_student,
+        plots=run_dir / PLOTS,
+    )
+    stage(
+        "scored", f"{count(len(encoded.labels), 'image')}, {count(len(inputs.classes), 'class')}", "zero-shot"
+    )
+    kept = (
+        of_student["zeroshot_top1"] / of_teacher["zeroshot_top1"] if of_teacher["zeroshot_top1"] else math.nan
+    )
+    return {
+        **of_student,
+        **{f"teacher_{name}": value for name, value in of_teacher.items()},
+        "retained_top1": kept,
+        "scored_images": float(len(encoded.labels)),
+        "scored_skipped": float(sum(encoded.skipped.values())),
+    }
+
+
+def _card(config: DistillConfig, metrics: dict[str, float]) -> dict[str, Any]:
+    return {
+        "teacher": config.teacher,
+        "student": config.student.student,
+        "data": config.data,
+        "metrics": metrics,
+    }
+
+
+def _teacher_name(teacher: LoadedClip) -> str:
+    vision = teacher.model_cfg["vision_cfg"]
+    if teacher.address.startswith("open_clip:"):
+        return teacher.address.removeprefix("open_clip:")
+    return str(vision.get("timm_model_name") or f"ViT of width {vision.get('width')}")
+
+
+def show_distilled(summary: Summary, trained: Trained, inputs: Inputs, run_dir: Path) -> None:
+    """The last lines on the terminal: scores, what was skipped, where everything lies."""
+    show_skipped(trained, summary.counts.attempted)
+    metrics = {name: value or 0.0 for name, value in summary.metrics.items()}
+    if "zeroshot_top1" in metrics:
+        print(
+            f"zero-shot top-1 {percent(metrics['zeroshot_top1'])}, top-5 {percent(metrics['zeroshot_top5'])}  "
+            f"(teacher {percent(metrics['teacher_zeroshot_top1'])}, {percent(metrics['teacher_zeroshot_top5'])}; "
+            f"chance {percent(1 / len(inputs.classes))})"
+        )
+    print(f"{run_dir}: model/  plots/  summary.json")

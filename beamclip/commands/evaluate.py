@@ -1,0 +1,133 @@
+"""Score a model on labelled images."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from beamclip.cluster import check_resources, ray_session
+from beamclip.commands.anchoring import class_anchors
+from beamclip.commands.console import count, percent, stage, table
+from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
+from beamclip.commands.scoring import SCORING_TEMPERATURE
+from beamclip.config import EvaluateConfig, parameters, write_config
+from beamclip.data.shards import list_labelled
+from beamclip.errors import InputError
+from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled
+from beamclip.evaluation.probe import ProbeResult, linear_probe
+from beamclip.evaluation.zeroshot import zeroshot_metrics
+from beamclip.models.clip import LoadedClip, load_clip
+from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.summary import Counts, Summary, write_summary
+from beamclip.tracking import Tracking
+
+
+def evaluate(config: EvaluateConfig) -> Summary:
+    """Run the tasks asked for and leave their figures.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    began = time.perf_counter()
+    _check(config)
+    assert config.model and config.data and config.classes
+    run_dir = new_run_dir(config.out, "evaluate")
+    classes = load_classes(config.classes)
+    clip = load_clip(config.model)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_config(config, run_dir / CONFIG_FILE)
+    with (
+        ray_session(),
+        Tracking.start(
+            config.tracking, run_dir=run_dir, params=parameters(config), tags={"command": "evaluate"}
+        ) as tracking,
+    ):
+        check_resources(config.workers)
+        encoding = time.perf_counter()
+        encoded = _encode(config, clip, classes, config.data)
+        seconds = time.perf_counter() - encoding
+        stage(
+            "images",
+            f"{count(len(encoded.labels), 'image')}, {count(len(classes), 'class')}",
+            f"{len(encoded.labels) / seconds:,.0f} img/s",
+        )
+        metrics, stages = _run_tasks(config, clip, classes, encoded, run_dir)
+        lost = sum(encoded.skipped.values())
+        summary = Summary(
+            command="evaluate",
+            status="finished",
+            wall_seconds=time.perf_counter() - began,
+            images=len(encoded.labels),
+            images_per_second=len(encoded.labels) / seconds,
+            metrics=metrics,
+            counts=Counts(len(encoded.labels) + lost, len(encoded.labels), skipped=encoded.skipped),
+            mlflow_run_id=tracking.run_id,
+            stages=stages,
+        )
+        write_summary(run_dir, summary)
+        tracking.log([{"step": 0, **metrics}])
+        tracking.artifact(run_dir / "summary.json")
+    for reason, number in sorted(encoded.skipped.items()):
+        stage("skipped", f"{number:,} {reason}")
+    table([["metric", "value"], *([name, percent(value)] for name, value in metrics.items())])
+    print(f"{run_dir}: summary.json")
+    return summary
+
+
+def _check(config: EvaluateConfig) -> None:
+    for flag, value in (("--model", config.model), ("--data", config.data), ("--classes", config.classes)):
+        if value is None:
+            raise InputError(f"{flag} is missing. --help lists all options.")
+    if not config.tasks:
+        raise InputError("--tasks is empty. Give zeroshot, probe or both.")
+    if "probe" in config.tasks and config.train_data is None:
+        raise InputError("--tasks probe needs --train-data: the labelled images that it is fitted on.")
+    for address in (config.data, config.train_data if "probe" in config.tasks else None):
+        if address is not None:
+            list_labelled(address)
+
+
+def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry], address: str) -> Encoded:
+    spec = EncodeSpec(
+        embeddings="zeroshot" in config.tasks,
+        features="probe" in config.tasks,
+        batch_size=config.scoring_batch,
+        precision=config.scoring_precision,
+    )
+    ids = [entry.id for entry in classes]
+    return encode_labelled(clip, address, ids, config.label_column, spec, config.workers)
+
+
+def _run_tasks(
+    config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry], encoded: Encoded, run_dir: Path
+) -> tuple[dict[str, float], dict[str, Any]]:
+    metrics: dict[str, float] = {}
+    stages: dict[str, Any] = {}
+    if "zeroshot" in config.tasks:
+        anchors = class_anchors(classes, config.prompts, clip, config.workers, run_dir.parent / "anchors")
+        metrics |= zeroshot_metrics(
+            encoded.embeddings, encoded.labels, anchors, len(classes), temperature=SCORING_TEMPERATURE
+        )
+    if "probe" in config.tasks:
+        assert config.train_data
+        train = _encode(config, clip, classes, config.train_data)
+        result = linear_probe(train.features, train.labels, encoded.features, encoded.labels)
+        metrics |= {"probe_top1": result.top1, "probe_top5": result.top5}
+        stages["probe"] = _probe_facts(result)
+        stage(
+            "probe",
+            f"fitted on {count(result.train_images, 'image')} of {count(result.classes, 'class')}",
+            f"C {result.inverse_regularisation:g}",
+        )
+        for note in result.notes:
+            stage("note", note)
+    return metrics, stages
+
+
+def _probe_facts(result: ProbeResult) -> dict[str, Any]:
+    return {
+        "inverse_regularisation": result.inverse_regularisation,
+        "train_images": result.train_images,
+        "test_images": result.test_images,
+        "classes": result.classes,
+        "notes": list(result.notes),
+    }

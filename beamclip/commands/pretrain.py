@@ -1,0 +1,150 @@
+"""Train an image and a text tower from captioned images: a teacher, if none is at hand."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import nn
+
+from beamclip.cluster import check_resources, ray_session
+from beamclip.commands.anchoring import class_anchors
+from beamclip.commands.console import count, percent, stage
+from beamclip.commands.distill import trained_weights
+from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
+from beamclip.commands.scoring import ScoredData, score_zeroshot
+from beamclip.commands.train import check_batches, finish, show_skipped, total_steps, tracked, train
+from beamclip.config import PretrainConfig
+from beamclip.data.shards import Columns, Shard, list_labelled, list_shards
+from beamclip.data.transforms import AugmentConfig
+from beamclip.errors import InputError
+from beamclip.evaluation.report import plot_curves
+from beamclip.export import write_open_clip_dir
+from beamclip.models.clip import LoadedClip, assemble, new_clip
+from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.summary import Summary
+from beamclip.training.checkpoint import State
+from beamclip.training.method import ImageTextPretraining
+from beamclip.training.worker import Plan
+
+
+@dataclass(frozen=True)
+class PretrainingBuilder:
+    """Builds the method on a worker; the fresh model travels through the object store."""
+
+    clip: Any
+    augmentation: AugmentConfig
+
+    def __call__(self, device: torch.device) -> nn.Module:
+        """The method, on the CPU."""
+        return ImageTextPretraining(ray.get(self.clip), augmentation=self.augmentation)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the flags of a pre-training name, loaded and checked."""
+
+    shards: list[Shard]
+    clip: LoadedClip
+    classes: list[ClassEntry]
+
+
+def load_inputs(config: PretrainConfig) -> Inputs:
+    """Load everything that can be wrong before anything is started.
+
+    Raises:
+        InputError: for the first thing that cannot be used.
+    """
+    if config.data is None:
+        raise InputError("--data SHARDS is missing: the folder that pipelines/ingest.py wrote.")
+    if config.scoring.eval_data and config.classes is None:
+        raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
+    shards = list_shards(config.data)
+    check_batches(config, shards)
+    classes = load_classes(config.classes) if config.classes else []
+    if config.scoring.eval_data:
+        list_labelled(config.scoring.eval_data)
+    clip = new_clip(config.model, config.seed)
+    stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
+    return Inputs(shards, clip, classes)
+
+
+def pretrain(config: PretrainConfig) -> Summary:
+    """Run a pre-training and leave its run directory.
+
+    Raises:
+        InputError: something that was given cannot be used.
+        TrainingError: the run could not be finished.
+    """
+    began = time.perf_counter()
+    run_dir = new_run_dir(config.out, "pretrain")
+    inputs = load_inputs(config)
+    with ray_session(), tracked(config, run_dir, "pretrain") as tracking:
+        check_resources(config.workers)
+        trained = train(
+            _plan(config, inputs), config.workers, run_dir, tracking, f"{config.model} by {config.objective}"
+        )
+        clip = restore_clip(inputs.clip, trained.state)
+        plot_curves(trained.history, run_dir / PLOTS / "curves.png")
+        metrics = _score(config, clip, inputs.classes, run_dir)
+        card = {"model": config.model, "objective": config.objective, "data": config.data, "metrics": metrics}
+        write_open_clip_dir(clip, run_dir / MODEL, card)
+        summary = finish(
+            "pretrain",
+            config,
+            run_dir,
+            tracking,
+            trained,
+            inputs.shards,
+            began=began,
+            metrics=metrics,
+            paths={"model": MODEL, "plots": PLOTS},
+            stages={"steps": trained.history[-1]["step"]},
+        )
+    show_skipped(trained, summary.counts.attempted)
+    if metrics:
+        top1, top5 = metrics["zeroshot_top1"], metrics["zeroshot_top5"]
+        print(
+            f"zero-shot top-1 {percent(top1)}, top-5 {percent(top5)}  (chance {percent(1 / len(inputs.classes))})"
+        )
+    print(f"{run_dir}: model/  plots/  summary.json")
+    return summary
+
+
+def _plan(config: PretrainConfig, inputs: Inputs) -> Plan:
+    return Plan(
+        build_method=PretrainingBuilder(ray.put(inputs.clip), config.augmentation),
+        shards=inputs.shards,
+        columns=Columns(caption=True),
+        image_size=inputs.clip.image_size,
+        total_steps=total_steps(config, sum(shard.samples for shard in inputs.shards)),
+        seed=config.seed,
+        stream=config.stream,
+        augmentation=config.augmentation,
+        optim=config.optim,
+        cadence=config.cadence,
+        channel=None,
+    )
+
+
+def restore_clip(clip: LoadedClip, state: State) -> LoadedClip:
+    """The trained model, under a fingerprint of its own: anchors of another state must not be taken for its."""
+    weights = trained_weights(state)
+    clip.model.load_state_dict({key.removeprefix("clip."): value for key, value in weights.items()})
+    clip.model.eval()
+    return assemble(clip.model, clip.tokenizer, clip.model_cfg, clip.preprocess_cfg, address=clip.address)
+
+
+def _score(
+    config: PretrainConfig, clip: LoadedClip, classes: list[ClassEntry], run_dir: Path
+) -> dict[str, float]:
+    if config.scoring.eval_data is None:
+        return {}
+    anchors = class_anchors(classes, config.prompts, clip, config.workers, run_dir.parent / "anchors")
+    scoring = config.scoring
+    data = ScoredData(config.scoring.eval_data, scoring.label_column, classes, scoring.scoring_batch)
+    metrics, encoded = score_zeroshot(clip, anchors, data, config.workers)
+    stage("scored", f"{count(len(encoded.labels), 'image')}, {count(len(classes), 'class')}", "zero-shot")
+    return {**metrics, "scored_images": float(len(encoded.labels))}

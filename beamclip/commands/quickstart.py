@@ -1,0 +1,132 @@
+"""The quickstart: the whole path on the embedded corpus, from a list of URLs to a scored student.
+
+Every stage lies in a folder that is named by a hash of all that decides its result, so a stage whose
+result is there is skipped, and one that was interrupted goes on.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from beamclip import __version__
+from beamclip.commands.console import percent, stage, table
+from beamclip.commands.distill import distill
+from beamclip.commands.ingest import ingest_urls
+from beamclip.commands.pretrain import pretrain
+from beamclip.config import DistillConfig, PretrainConfig, ScoringConfig, plain
+from beamclip.data.glyphs import GlyphConfig, write_corpus, write_url_list
+from beamclip.data.ingest import IngestConfig
+from beamclip.data.serve import serve_folder
+from beamclip.data.stream import StreamConfig
+from beamclip.models.student import StudentConfig
+from beamclip.prompts.anchors import PromptConfig
+from beamclip.prompts.classes import load_classes
+from beamclip.summary import SUMMARY_FILE, Summary, read_summary
+from beamclip.training.launch import has_checkpoint
+from beamclip.training.loop import CadenceConfig, OptimConfig
+
+RUNS = Path("runs")
+
+CORPUS = GlyphConfig(images=8000, test_images=1600)
+INGEST = IngestConfig(
+    url_column="url",
+    caption_column="caption",
+    keep_columns=("label", "style"),
+    resize_mode="no",
+    image_size=None,
+    encode_format="png",
+    shard_size=1000,
+    allow_private_hosts=True,
+)
+SCORING = ScoringConfig(label_column="label")
+PROMPTS = PromptConfig(templates=("name",))
+TEACHER = PretrainConfig(
+    model="tiny-resnet18",
+    stream=StreamConfig(batch_size=256),
+    optim=OptimConfig(epochs=12, lr=1e-3),
+    cadence=CadenceConfig(checkpoint_every=100),
+    prompts=PROMPTS,
+)
+STUDENT = DistillConfig(
+    student=StudentConfig(student="resnet10t"),
+    stream=StreamConfig(batch_size=128),
+    optim=OptimConfig(epochs=8, lr=2e-3),
+    cadence=CadenceConfig(checkpoint_every=200),
+    prompts=PROMPTS,
+)
+
+
+def quickstart(runs: Path = RUNS) -> Summary:
+    """Run, or finish, all stages below `runs` and print the scores."""
+    corpus = runs / f"quickstart-corpus-{_digest(asdict(CORPUS))}"
+    written = corpus.exists()
+    paths = write_corpus(CORPUS, corpus)
+    stage(
+        "corpus",
+        f"{CORPUS.images + CORPUS.test_images:,} drawings of {len(load_classes(paths.classes))} symbols",
+        "there already" if written else "drawn",
+    )
+    shards = {split: _shards(corpus, split, runs) for split in ("train", "test")}
+    scoring = replace(SCORING, eval_data=str(shards["test"]))
+    teacher = _run(
+        "teacher",
+        pretrain,
+        replace(TEACHER, data=str(shards["train"]), classes=paths.classes, scoring=scoring),
+        runs,
+    )
+    student = _run(
+        "student",
+        distill,
+        replace(
+            STUDENT, data=str(shards["train"]), teacher=str(teacher), classes=paths.classes, scoring=scoring
+        ),
+        runs,
+    )
+    return _show(read_summary(teacher), read_summary(student), student, len(load_classes(paths.classes)))
+
+
+def _digest(*content: Any) -> str:
+    """Names a stage's folder by everything that decides its result."""
+    text = json.dumps([__version__, *content], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _shards(corpus: Path, split: str, runs: Path) -> Path:
+    """Serve the corpus on loopback and ingest it, by the same path as anyone's URL list."""
+    out = runs / f"quickstart-{split}-{_digest(corpus.name, split, asdict(INGEST))}"
+    if (out / SUMMARY_FILE).exists():
+        summary = read_summary(out)
+        stage("shards", f"{split}: {summary.counts.succeeded:,} images", "there already")
+        return out
+    # Half an ingest names a server that is gone.
+    shutil.rmtree(out, ignore_errors=True)
+    with serve_folder(corpus) as address:
+        urls = write_url_list(corpus, split, address, runs / "quickstart-urls" / f"{split}.parquet")
+        ingest_urls(replace(INGEST, urls=urls, out=out))
+    return out
+
+
+def _run(name: str, command: Any, config: Any, runs: Path) -> Path:
+    """Run a training command once; its folder carries the hash of its options."""
+    run_dir = runs / f"quickstart-{name}-{_digest(plain(config))}"
+    if (run_dir / SUMMARY_FILE).exists() and read_summary(run_dir).status == "finished":
+        stage(name, str(run_dir), "there already")
+        return run_dir
+    command(replace(config, out=run_dir, resume=run_dir if has_checkpoint(run_dir) else None))
+    return run_dir
+
+
+def _show(teacher: Summary, student: Summary, run_dir: Path, classes: int) -> Summary:
+    rows = [["held-out style", "top-1", "top-5", "img/s", "seconds"]]
+    for name, summary in (("teacher, from captions", teacher), ("student, from images", student)):
+        top1, top5 = summary.metrics["zeroshot_top1"] or 0.0, summary.metrics["zeroshot_top5"] or 0.0
+        speed, seconds = f"{summary.images_per_second or 0:,.0f}", f"{summary.wall_seconds:.0f}"
+        rows.append([name, percent(top1), percent(top5), speed, seconds])
+    rows.append(["chance", percent(1 / classes), percent(5 / classes), "", ""])
+    print()
+    table(rows)
+    print(f"\nthe student's model, plots and summary: {run_dir}\nthe runs in MLflow: make ui")
+    return student

@@ -1,0 +1,88 @@
+"""Scores and pictures of a model on labelled images: what evaluate does, and distill and pretrain at their end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from beamclip.cluster import WorkersConfig
+from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled, sample_images
+from beamclip.evaluation.report import plot_predictions, plot_similarity
+from beamclip.evaluation.zeroshot import class_scores, zeroshot_metrics
+from beamclip.models.clip import LoadedClip
+from beamclip.models.teacher import Teacher
+from beamclip.prompts.anchors import Anchors
+from beamclip.prompts.classes import ClassEntry
+
+SCORING_TEMPERATURE = 0.01
+"""Of the soft maximum over a class's prompts, where each is an anchor of its own; CLIP's own scale of 100."""
+PICTURED = 12
+"""Images on the sheet of predictions."""
+COMPARED = 24
+"""Images and classes in the similarity matrices."""
+
+
+@dataclass(frozen=True)
+class ScoredData:
+    """The labelled data that models are scored on."""
+
+    address: str
+    label_column: str
+    classes: Sequence[ClassEntry]
+    batch_size: int
+
+    @property
+    def class_ids(self) -> list[str]:
+        """Ids in the order of the class list."""
+        return [entry.id for entry in self.classes]
+
+
+def score_zeroshot(
+    clip: LoadedClip, anchors: Anchors, data: ScoredData, workers: WorkersConfig
+) -> tuple[dict[str, float], Encoded]:
+    """Zero-shot accuracy over all classes of the list, and what it was computed from."""
+    spec = EncodeSpec(batch_size=data.batch_size)
+    encoded = encode_labelled(clip, data.address, data.class_ids, data.label_column, spec, workers)
+    metrics = zeroshot_metrics(
+        encoded.embeddings, encoded.labels, anchors, len(data.classes), temperature=SCORING_TEMPERATURE
+    )
+    return metrics, encoded
+
+
+def draw_comparison(
+    teacher: LoadedClip,
+    student: LoadedClip,
+    anchors: Anchors,
+    data: ScoredData,
+    *,
+    tau_teacher: float,
+    tau_student: float,
+    plots: Path,
+) -> list[Path]:
+    """The sheet of predictions and the similarity matrices of teacher and student, as PNG files."""
+    size = max(teacher.image_size, student.image_size)
+    images, labels = sample_images(data.address, data.class_ids, data.label_column, COMPARED, size)
+    if not labels:
+        return []
+    names = [entry.name for entry in data.classes]
+    scores = {
+        role: class_scores(Teacher(clip).encode_image(images), anchors, len(names), temperature=tau)
+        for role, clip, tau in (("teacher", teacher, tau_teacher), ("student", student, tau_student))
+    }
+    truths = [names[label] for label in labels]
+    shown = slice(0, None, max(1, len(labels) // PICTURED))
+    sheet = plot_predictions(
+        images[shown],
+        truths[shown],
+        scores["teacher"][shown] / tau_teacher,
+        scores["student"][shown] / tau_student,
+        names,
+        plots / "predictions.png",
+    )
+    matrices = plot_similarity(
+        scores["teacher"][:, labels],
+        scores["student"][:, labels],
+        truths,
+        truths,
+        plots / "similarity.png",
+    )
+    return [sheet, matrices]

@@ -1,0 +1,206 @@
+"""The part that distilling and pre-training share: run a plan, show it, record it."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from beamclip.cluster import WorkersConfig, check_resources
+from beamclip.commands.console import ProgressLine, clock, count, percent, stage
+from beamclip.commands.run_dir import (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    append_history,
+    open_run_dir,
+    read_history,
+    remember_tracked_run,
+    tracked_run_id,
+)
+from beamclip.config import DistillConfig, PretrainConfig, parameters, write_config
+from beamclip.data.shards import Shard
+from beamclip.errors import InputError
+from beamclip.summary import Counts, Summary, write_summary
+from beamclip.tracking import Tracking
+from beamclip.training.checkpoint import State
+from beamclip.training.launch import Outcome, fit
+from beamclip.training.worker import Plan
+
+TrainConfig = DistillConfig | PretrainConfig
+
+
+@dataclass
+class Progress:
+    """What is known of a run while it goes on."""
+
+    history: list[dict[str, float]]
+    began: float = field(default_factory=time.perf_counter)
+    first_step: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """The last step that was recorded."""
+        return int(self.history[-1]["step"]) if self.history else 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave."""
+
+    state: State
+    history: list[dict[str, float]]
+    images: int
+    """Images that passed through the method in this command."""
+    seconds: float
+    images_per_second: float | None
+    """Mean over the windows between records, checkpoints and start-up left out."""
+    skipped: dict[str, int]
+    interrupted: bool
+
+
+def total_steps(config: TrainConfig, samples: int) -> int:
+    """Optimiser steps of a run; the last epoch is completed."""
+    return config.optim.steps or math.ceil(config.optim.epochs * samples / config.stream.batch_size)
+
+
+def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
+    """Refuse batches that cannot be cut evenly or filled.
+
+    Raises:
+        InputError: with the numbers.
+    """
+    batch, parts = config.stream.batch_size, config.workers.num_workers * config.optim.accumulation
+    if batch < 1 or batch % parts:
+        raise InputError(
+            f"--batch-size {batch}: cannot be split evenly over {config.workers.num_workers} workers x "
+            f"{config.optim.accumulation} accumulated passes. Give a multiple of {parts}."
+        )
+    samples = sum(shard.samples for shard in shards)
+    if samples < batch:
+        raise InputError(
+            f"{config.data}: {count(samples, 'sample')} cannot fill a batch of {batch}. "
+            f"Give --batch-size {samples // parts * parts or parts} or less, or more data."
+        )
+
+
+@contextmanager
+def tracked(config: TrainConfig, run_dir: Path, command: str) -> Iterator[Tracking]:
+    """Open the folder of a run and its MLflow run; both are closed with the right status."""
+    open_run_dir(run_dir, resume=config.resume is not None)
+    write_config(config, run_dir / CONFIG_FILE)
+    tracking = Tracking.start(
+        config.tracking,
+        run_dir=run_dir,
+        params=parameters(config),
+        tags={"command": command},
+        run_id=tracked_run_id(run_dir),
+    )
+    with tracking:
+        remember_tracked_run(run_dir, tracking.run_id)
+        yield tracking
+
+
+def train(plan: Plan, workers: WorkersConfig, run_dir: Path, tracking: Tracking, title: str) -> Trained:
+    """Run a plan to its end on the cluster, with one progress line.
+
+    Raises:
+        TrainingError: it could not be finished.
+        InputError: the cluster is too small for it.
+    """
+    check_resources(workers)
+    where = f"{count(workers.num_workers, 'worker')} on {'GPU' if workers.use_gpu else 'CPU'}"
+    stage("training", f"{title}, {count(plan.total_steps, 'step')}, batch {plan.stream.batch_size}", where)
+    progress = Progress(read_history(run_dir))
+    progress.first_step = progress.step
+    line = ProgressLine()
+
+    def on_record(record: dict[str, Any]) -> None:
+        progress.skipped = record.get("skipped", progress.skipped)
+        # After a restart, the steps since the last checkpoint come a second time.
+        if "loss" not in record or record["step"] <= progress.step:
+            return
+        progress.history.append(record)
+        append_history(run_dir, record)
+        tracking.log([{key: value for key, value in record.items() if key != "pid"}])
+        line.show(_progress_text(progress, plan.total_steps), last=record["step"] == plan.total_steps)
+
+    outcome = fit(plan, workers, run_dir, on_record)
+    line.close()
+    return _trained(outcome, progress, plan.stream.batch_size)
+
+
+def _progress_text(progress: Progress, total: int) -> str:
+    record = progress.history[-1]
+    done = progress.step - progress.first_step
+    eta = (time.perf_counter() - progress.began) / done * (total - progress.step)
+    return (
+        f"step {progress.step}/{total}  loss {record['loss']:.3f}  {record['images_per_second']:,.0f} img/s  "
+        f"data {100 * record['data_wait_share']:.0f} %  eta {clock(eta)}"
+    )
+
+
+def _trained(outcome: Outcome, progress: Progress, batch_size: int) -> Trained:
+    fresh = [record for record in progress.history if record["step"] > progress.first_step]
+    seconds = sum(record["window_seconds"] for record in fresh)
+    images = sum(record["images_per_second"] * record["window_seconds"] for record in fresh)
+    return Trained(
+        state=outcome.state,
+        history=progress.history,
+        images=(progress.step - progress.first_step) * batch_size,
+        seconds=time.perf_counter() - progress.began,
+        images_per_second=images / seconds if seconds else None,
+        skipped=progress.skipped,
+        interrupted=outcome.interrupted,
+    )
+
+
+def finish(
+    command: str,
+    config: TrainConfig,
+    run_dir: Path,
+    tracking: Tracking,
+    trained: Trained,
+    shards: list[Shard],
+    *,
+    began: float,
+    metrics: dict[str, float],
+    paths: dict[str, str],
+    stages: dict[str, Any],
+) -> Summary:
+    """Write summary.json and leave every product in MLflow too."""
+    samples = sum(shard.samples for shard in shards)
+    lost = sum(trained.skipped.values())
+    losses = {key: value for key, value in trained.history[-1].items() if key.startswith("loss")}
+    summary = Summary(
+        command=command,
+        status="interrupted" if trained.interrupted else "finished",
+        wall_seconds=time.perf_counter() - began,
+        images=trained.images,
+        images_per_second=trained.images_per_second,
+        metrics={**losses, **metrics},
+        counts=Counts(attempted=samples, succeeded=samples - lost, skipped=trained.skipped),
+        mlflow_run_id=tracking.run_id,
+        paths={"metrics": HISTORY_FILE, **paths},
+        stages={"training_seconds": trained.seconds, **stages},
+    )
+    write_summary(run_dir, summary)
+    step = int(trained.history[-1]["step"])
+    skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
+    tracking.log([{"step": step, "skipped": float(lost), **skipped, **metrics}])
+    for path in (run_dir / "summary.json", run_dir / CONFIG_FILE):
+        tracking.artifact(path)
+    for folder in ("plots", "model"):
+        if (run_dir / folder).is_dir():
+            tracking.artifact(run_dir / folder, folder)
+    return summary
+
+
+def show_skipped(trained: Trained, attempted: int) -> None:
+    """One line on what could not be used, where there was any."""
+    if trained.skipped:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(trained.skipped.items()))
+        lost = sum(trained.skipped.values())
+        stage("skipped", f"{lost:,} of {count(attempted, 'sample')} ({percent(lost / attempted)}): {reasons}")

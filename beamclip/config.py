@@ -1,0 +1,218 @@
+"""The configuration of each command: frozen dataclasses, YAML in, YAML out.
+
+A section is defined beside what it configures and composed here. Field names are unique within a
+command, so a flag, a key of the YAML file and a parameter in MLflow share one name.
+"""
+
+import dataclasses
+import difflib
+import json
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+import yaml
+
+from beamclip.cluster import WorkersConfig
+from beamclip.data.stream import StreamConfig
+from beamclip.data.transforms import AugmentConfig
+from beamclip.errors import InputError
+from beamclip.losses.csm import CsmConfig
+from beamclip.losses.feature import FeatureConfig
+from beamclip.models.student import StudentConfig
+from beamclip.prompts.anchors import PromptConfig
+from beamclip.tracking import TrackingConfig
+from beamclip.training.loop import CadenceConfig, OptimConfig
+
+Config = TypeVar("Config")
+
+UNRECORDED = ("config", "resume")
+"""Fields that say where values come from; they are no values themselves."""
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """What a trained model is scored on when training ends."""
+
+    eval_data: str | None = None
+    """Labelled images: shards with a label column, or a folder of class folders. Nothing is scored without."""
+    label_column: str = "label"
+    """Field of a sample's JSON that holds the id of its class."""
+    scoring_batch: int = 256
+    """Images encoded at a time."""
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Transfer a CLIP teacher into a small student, from images alone."""
+
+    data: str | None = None
+    """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
+    teacher: str | None = None
+    """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pipelines/pretrain.py."""
+    classes: Path | None = None
+    """Class list (text, YAML or JSON): the anchors, and the labels that the student is scored on."""
+    anchors: Literal["classes", "captions", "both"] = "classes"
+    """Whether the text anchors are the classes' prompts, captions drawn from the shards, or both."""
+    caption_anchors: int = 4096
+    """Captions to draw where anchors come from captions."""
+    out: Path | None = None
+    """Folder of the run; by default a new one below runs/."""
+    config: Path | None = None
+    """YAML file with values for any of these options; flags come before it."""
+    resume: Path | None = None
+    """Run to go on with, under the options it was started with."""
+    seed: int = 0
+    """Decides initial weights, order, crops and augmentation."""
+    teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the teacher; auto is bf16 where the device computes it natively."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    csm: CsmConfig = field(default_factory=CsmConfig)
+    feature: FeatureConfig = field(default_factory=FeatureConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    cadence: CadenceConfig = field(default_factory=CadenceConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Train an image and a text tower from captioned images."""
+
+    data: str | None = None
+    """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
+    model: str = "tiny-resnet18"
+    """A named configuration, a name of open_clip, or a JSON file of open_clip's form."""
+    objective: Literal["clip"] = "clip"
+    """Loss of the image-text pairs: clip is InfoNCE over the global batch."""
+    classes: Path | None = None
+    """Class list (text, YAML or JSON) of the data that the model is scored on."""
+    out: Path | None = None
+    """Folder of the run; by default a new one below runs/."""
+    config: Path | None = None
+    """YAML file with values for any of these options; flags come before it."""
+    resume: Path | None = None
+    """Run to go on with, under the options it was started with."""
+    seed: int = 0
+    """Decides initial weights, order, crops and augmentation."""
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=20.0))
+    cadence: CadenceConfig = field(default_factory=CadenceConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a model on labelled images."""
+
+    model: str | None = None
+    """Required. A run, a local open_clip directory or checkpoint, or open_clip:NAME/TAG."""
+    data: str | None = None
+    """Required. Labelled images: shards with a label column, or a folder of class folders."""
+    classes: Path | None = None
+    """Required. Class list (text, YAML or JSON); its ids are the labels."""
+    tasks: tuple[Literal["zeroshot", "probe"], ...] = ("zeroshot",)
+    """zeroshot: nearest class prompt. probe: logistic regression on the backbone's features."""
+    train_data: str | None = None
+    """Labelled images that the probe is fitted on; needed for it."""
+    label_column: str = "label"
+    """Field of a sample's JSON that holds the id of its class."""
+    scoring_batch: int = 256
+    """Images encoded at a time."""
+    out: Path | None = None
+    """Folder of the results; by default a new one below runs/."""
+    config: Path | None = None
+    """YAML file with values for any of these options; flags come before it."""
+    scoring_precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the image tower."""
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def read_config(config_class: type[Config], path: Path) -> Config:
+    """The configuration in a YAML file; what the file leaves out has its default.
+
+    Raises:
+        InputError: the file is missing or no YAML mapping, a key is unknown, or a value has the wrong type.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Give an existing YAML file.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: no valid YAML ({' '.join(str(error).split())}).") from error
+    if content is not None and not isinstance(content, dict):
+        raise InputError(
+            f"{path}: holds a {type(content).__name__}. A mapping of options to values is needed."
+        )
+    return parse_config(config_class, content or {}, str(path))
+
+
+def parse_config(config_class: type[Config], content: dict[str, Any], source: str) -> Config:
+    """The configuration in nested mappings.
+
+    Args:
+        source: named in the messages.
+
+    Raises:
+        InputError: a key is unknown, or a value has the wrong type; the message gives the key's path.
+    """
+    _refuse_unknown(config_class, content, source, ())
+    try:
+        # Through JSON, whose strict mode takes lists for tuples and strings for paths, and nothing else for them.
+        return pydantic.TypeAdapter(config_class).validate_json(json.dumps(content, default=str), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{source}: {path}: {first['input']!r} does not fit. {first['msg']}.") from error
+
+
+def _refuse_unknown(config_class: Any, content: dict[str, Any], source: str, above: tuple[str, ...]) -> None:
+    types = typing.get_type_hints(config_class)
+    known = [item.name for item in fields(config_class)]
+    for key, value in content.items():
+        path = ".".join((*above, str(key)))
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+            raise InputError(f"{source}: {path}: no such option. {hint}")
+        if is_dataclass(types[key]) and isinstance(value, dict):
+            _refuse_unknown(types[key], value, source, (*above, key))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The configuration as nested mappings of YAML's own types."""
+    content = dataclasses.asdict(config)
+    return {key: _plain(value) for key, value in content.items() if key not in UNRECORDED}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_config(config: Any, path: Path) -> None:
+    """Write a configuration so that `--config` reads it back as it is."""
+    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+
+
+def parameters(config: Any) -> dict[str, Any]:
+    """Every option by its own name, sections dissolved, as MLflow records them."""
+    flat: dict[str, Any] = {}
+    for key, value in plain(config).items():
+        flat.update(value if isinstance(value, dict) else {key: value})
+    return flat

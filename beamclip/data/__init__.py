@@ -1,0 +1,1 @@
+"""Images and captions: ingest, shards, streaming, decoding and the embedded corpus."""

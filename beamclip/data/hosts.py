@@ -1,0 +1,111 @@
+"""Which web addresses a download may reach: public hosts over http or https.
+
+A URL list is written by strangers. Without a check it can make a cluster read the metadata service
+of its cloud, a database on the same network, or a file of the node. Two checks work together:
+
+- `url_refusal` looks at the text of a URL, before any name is resolved, and on every redirect.
+- `public_addresses` looks at the addresses a name resolves to and returns exactly those the caller
+  then connects to. A name that answers differently the second time (DNS rebinding) gains nothing,
+  and every other spelling of an address (decimal, octal, hexadecimal, percent-encoded) ends here too.
+
+"Private" stands for every address outside the public internet: private, loopback, link-local,
+shared (RFC 6598), multicast, reserved, documentation and unspecified ranges of IPv4 and IPv6.
+"""
+
+import ipaddress
+import socket
+from urllib.parse import SplitResult, unquote, urlsplit
+
+PRIVATE_ADDRESS = "refused: private address"
+MALFORMED_URL = "malformed URL"
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class RefusedURL(ValueError):
+    """A URL this process must not fetch; the message is the reason that the counts show.
+
+    Not an OSError on purpose: urllib would wrap one into a URLError and change the message.
+    """
+
+
+def is_public(address: str) -> bool:
+    """True when an IP address in its usual notation belongs to the public internet.
+
+    IPv6 addresses that carry an IPv4 address (mapped, 6to4, NAT64) are judged by the latter.
+
+    Raises:
+        ValueError: `address` is not an IP address.
+    """
+    ip = _unwrap(ipaddress.ip_address(address.partition("%")[0]))
+    # is_global alone calls most multicast ranges and some reserved ones public.
+    return ip.is_global and not (ip.is_private or ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+def url_refusal(url: str | None, *, allow_private: bool) -> str | None:
+    """The reason why a URL must not be fetched, from its text alone, or None.
+
+    `allow_private` permits addresses outside the public internet; schemes other than http and https,
+    and credentials in the URL, are refused all the same.
+    """
+    parts = _split(url)
+    if parts is None:
+        return MALFORMED_URL
+    if parts.scheme not in ("http", "https"):
+        return f"refused: scheme {parts.scheme[:20]}"
+    if not parts.hostname:
+        return MALFORMED_URL
+    if "@" in parts.netloc:
+        return "refused: credentials in the URL"
+    address = _literal_address(parts.hostname)
+    if address is not None and not allow_private and not is_public(address):
+        return PRIVATE_ADDRESS
+    return None
+
+
+def public_addresses(host: str, port: int) -> list[str]:
+    """The addresses of a host, in the resolver's order, all of them public.
+
+    Raises:
+        RefusedURL: at least one of them is not: a name that mixes both kinds is how rebinding looks.
+        OSError: the name does not resolve.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    if not all(is_public(address) for address in addresses):
+        raise RefusedURL(PRIVATE_ADDRESS)
+    return addresses
+
+
+def _split(url: str | None) -> SplitResult | None:
+    if not url:
+        return None
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - the property raises for a port that is no number
+    except ValueError:
+        return None
+    return parts if parts.scheme else None
+
+
+def _literal_address(host: str) -> str | None:
+    """The usual notation of a host that is an IP address in any spelling the C library accepts."""
+    host = unquote(host).rstrip(".")
+    try:
+        return str(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except (OSError, UnicodeError, ValueError):
+        return None
+
+
+def _unwrap(ip: IPAddress) -> IPAddress:
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip

@@ -1,0 +1,311 @@
+"""From a list of URLs to shards of images: guarded, resumable, and counted to the last row.
+
+The downloading, resizing and writing is img2dataset's (https://github.com/rom1504/img2dataset), one
+shard at a time; see `beamclip.data.shard_download` for what is used of it and why not all. Proxies of
+the environment are used with `allow_private_hosts` only. EXIF orientation is applied, transparency
+gets a white background, and every image is encoded anew as 8 bits.
+"""
+
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beamclip.data.ingest_folder import IngestFolder, Outcome, ShardPlan
+from beamclip.data.shard_download import DownloadSettings, ShardTask, write_rows
+from beamclip.data.shard_runners import LocalRunner, RayRunner, local_runner, ray_runner, run_shards
+from beamclip.data.url_list import hash_url_list, read_url_list
+from beamclip.errors import InputError
+
+_DATA_SUFFIX = {"webdataset": ".tar", "parquet": ".parquet"}
+# Rows without a second attempt, of which the summary on disk keeps the number: a later run may want one.
+_OPEN_ROWS = ("retryable", "refused_private")
+_QUALITY_RANGE = {"jpg": (0, 100), "webp": (1, 100), "png": (0, 9)}
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """What to download, and into which shape."""
+
+    urls: str | Path | None = None
+    """Required. List of URLs: .parquet, .csv, .tsv or .jsonl (the last three also compressed, as .csv.gz); a path or
+    an fsspec address."""
+    out: Path | None = None
+    """Required. Local or shared folder for the shards; a second run with the same settings resumes there."""
+    url_column: str = "url"
+    """Column of the list that holds the URLs."""
+    caption_column: str | None = "caption"
+    """Column of the list that holds the captions; None: shards without captions."""
+    keep_columns: tuple[str, ...] = ()
+    """Further columns (labels, ids) to keep in each sample's JSON record, separated by commas or spaces."""
+    config: Path | None = None
+    """YAML file with values for any of these options; flags come before it."""
+    format: Literal["webdataset", "parquet"] = "webdataset"
+    """Shards as webdataset tar files, or as parquet files with the image in a column."""
+    image_size: int | None = 256
+    """Pixels of the side that resize_mode speaks of; None only with resize_mode no."""
+    resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "keep_ratio"
+    """keep_ratio: shorter side to image_size; keep_ratio_largest: longer side; both leave smaller images as
+    they are. border (padded white) and center_crop give squares of exactly image_size. no: original size."""
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    """Encoding of the stored images."""
+    encode_quality: int | None = None
+    """jpg and webp: quality in per cent; png: compression, 0 to 9. None: 95, 90 and 6."""
+    shard_size: int = 1000
+    """Rows of the list in one shard."""
+    distributor: Literal["multiprocessing", "ray"] = "multiprocessing"
+    """Download with processes of this machine, or with tasks of a Ray cluster (out must be shared)."""
+    processes: int | None = None
+    """Shards downloaded at the same time; None: one for each CPU."""
+    threads: int = 32
+    """Downloads at the same time within a shard."""
+    timeout_s: float = 10.0
+    """Seconds to connect to a server, and seconds for its whole answer."""
+    download_retries: int = 0
+    """Immediate further attempts at an image; the second pass (retry_failed) is kinder to servers."""
+    allow_private_hosts: bool = False
+    """Also fetch from loopback, private and link-local addresses: only for lists you trust."""
+    retry_failed: bool = True
+    """After all shards, try once more what failed for a cause that may pass (timeouts, HTTP 5xx, ...), or
+    what was refused as private before allow_private_hosts was given."""
+
+
+@dataclass(frozen=True)
+class IngestCounts:
+    """How far an ingest is; `succeeded` and `failed` count rows of the list that have been tried."""
+
+    rows: int
+    succeeded: int
+    failed: int
+    shards_done: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What an ingest achieved, over all runs into one folder.
+
+    `attempted`, the rows of the list, is `succeeded` plus the sum of `failed` (by reason). `shards` are
+    complete; `resumed_shards` of them were so before this run. `retried` rows were tried in a second pass
+    and count by its result. `images_per_second` is what this run stored by its `wall_seconds`.
+    """
+
+    attempted: int
+    succeeded: int
+    failed: dict[str, int]
+    shards: int
+    resumed_shards: int
+    retried: int
+    images_per_second: float
+    wall_seconds: float
+
+
+OnProgress = Callable[[IngestCounts], None]
+
+
+def ingest(config: IngestConfig, on_progress: OnProgress | None = None) -> IngestSummary:
+    """Download a URL list into shards; resumes what an earlier run left, at once when nothing is left.
+
+    A URL that cannot be fetched or decoded is counted, never raised.
+
+    Args:
+        config: what to download.
+        on_progress: called after each shard.
+
+    Raises:
+        InputError: img2dataset is not installed, the list cannot be used, a setting is out of range, or
+            the folder was filled with other settings.
+        RuntimeError: the download processes cannot run.
+    """
+    started = time.monotonic()
+    _check(config)
+    urls, out = _required(config)
+    folder = IngestFolder(out.absolute(), _DATA_SUFFIX[config.format])
+    manifest = _manifest(config, urls)
+    with folder.lock():
+        folder.claim(manifest)
+        finished = _finished(folder, config)
+        if finished is not None:
+            return replace(finished, wall_seconds=time.monotonic() - started)
+        return _Ingest(config, urls, folder, on_progress).run(started)
+
+
+class _Ingest:
+    """One run: its list, its folder, and the plan that grows by the second pass."""
+
+    def __init__(
+        self, config: IngestConfig, urls: str | Path, folder: IngestFolder, on_progress: OnProgress | None
+    ) -> None:
+        columns = (config.url_column, config.caption_column, config.keep_columns)
+        self._table = read_url_list(urls, *columns)
+        self._config = config
+        self._folder = folder
+        self._on_progress = on_progress
+        self._plan = ShardPlan(self._table.num_rows, config.shard_size, folder.read_retries())
+        self._complete = folder.complete_shards(self._plan)
+
+    def run(self, started: float) -> IngestSummary:
+        self._folder.forget_summary()
+        resumed = len(self._complete)
+        stored = -self._succeeded()
+        with self._open_runner() as runner:
+            self._download(runner, self._plan.first_shards)
+            if self._config.retry_failed:
+                self._plan_retries()
+            self._download(runner, self._plan.retry_shards)
+        stored += self._succeeded()
+        wall = time.monotonic() - started
+        outcome = self._folder.read_outcome(self._plan)
+        summary = _summarise(self._plan, outcome, len(self._complete), resumed, stored / wall, wall)
+        if len(self._complete) == self._plan.retry_shards.stop:
+            open_rows = {name: len(getattr(outcome, name)) for name in _OPEN_ROWS}
+            self._folder.write_summary({**asdict(summary), **open_rows})
+        return summary
+
+    def _open_runner(self) -> AbstractContextManager[LocalRunner] | AbstractContextManager[RayRunner]:
+        settings = _download_settings(self._config, self._folder.out, tuple(self._table.column_names))
+        if self._config.distributor == "ray":
+            return ray_runner(settings, self._config.processes)
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return local_runner(settings, self._config.processes or cpus, self._folder.log)
+
+    def _download(self, runner: LocalRunner | RayRunner, shard_ids: range) -> None:
+        for shard_id, complete in run_shards(runner, self._tasks(shard_ids)):
+            stats = self._folder.read_stats(shard_id)
+            if complete and stats is not None:
+                self._complete[shard_id] = stats
+            else:
+                self._folder.drop(shard_id)
+            if self._on_progress is not None:
+                self._on_progress(self._counts())
+
+    def _tasks(self, shard_ids: range) -> Iterator[ShardTask]:
+        for shard_id in shard_ids:
+            if shard_id in self._complete:
+                continue
+            self._folder.drop(shard_id)
+            path = self._folder.rows / f"{shard_id}.arrow"
+            write_rows(self._rows(shard_id), path)
+            yield ShardTask(shard_id, str(path))
+
+    def _rows(self, shard_id: int) -> pa.Table:
+        """Rows of a shard. A first shard that is made anew must not fetch what a retry shard may hold."""
+        rows = self._plan.rows_of(shard_id)
+        table = self._table.take(pa.array(rows, pa.int64()))
+        if shard_id in self._plan.retry_shards or not self._plan.moved:
+            return table
+        moved = pa.array([row in self._plan.moved for row in rows])
+        column = table.column_names.index("url")
+        # An unknown scheme: refused without a look-up, and the record still shows the URL.
+        marked = pc.binary_join_element_wise("retried", table.column(column), ":")
+        return table.set_column(column, "url", pc.if_else(moved, marked, table.column(column)))
+
+    def _plan_retries(self) -> None:
+        outcome = self._folder.read_outcome(self._plan)
+        rows = outcome.retryable + (outcome.refused_private if self._config.allow_private_hosts else ())
+        if rows:
+            self._plan = self._plan.with_retries(sorted(rows))
+            self._folder.write_retries(self._plan)
+
+    def _succeeded(self) -> int:
+        return sum(stats["successes"] for stats in self._complete.values())
+
+    def _counts(self) -> IngestCounts:
+        first = self._plan.first_shards
+        tried = sum(stats["count"] for shard_id, stats in self._complete.items() if shard_id in first)
+        succeeded = self._succeeded()
+        return IngestCounts(
+            rows=self._plan.rows,
+            succeeded=succeeded,
+            failed=max(0, tried - succeeded),
+            shards_done=len(self._complete),
+            shards=self._plan.retry_shards.stop,
+        )
+
+
+def _finished(folder: IngestFolder, config: IngestConfig) -> IngestSummary | None:
+    record = folder.read_summary()
+    if record is None or not folder.has_all_shards(record["shards"]):
+        return None
+    retryable, refused_private = (record.pop(name) for name in _OPEN_ROWS)
+    if config.retry_failed and (retryable or (refused_private and config.allow_private_hosts)):
+        return None
+    return replace(IngestSummary(**record), resumed_shards=record["shards"], images_per_second=0.0)
+
+
+def _summarise(
+    plan: ShardPlan, outcome: Outcome, shards: int, resumed: int, images_per_second: float, wall: float
+) -> IngestSummary:
+    return IngestSummary(
+        attempted=plan.rows,
+        succeeded=outcome.succeeded,
+        failed=outcome.failed,
+        shards=shards,
+        resumed_shards=resumed,
+        retried=len(plan.moved),
+        images_per_second=images_per_second,
+        wall_seconds=wall,
+    )
+
+
+def _manifest(config: IngestConfig, urls: str | Path) -> dict[str, Any]:
+    """The settings that decide what the shards hold, as JSON values."""
+    content = ("url_column", "caption_column", "keep_columns", "format", "shard_size")
+    images = ("image_size", "resize_mode", "encode_format", "encode_quality")
+    settings = {name: getattr(config, name) for name in (*content, *images)}
+    settings["keep_columns"] = list(config.keep_columns)
+    return {"urls_sha256": hash_url_list(urls), **settings}
+
+
+def _download_settings(config: IngestConfig, out: Path, columns: tuple[str, ...]) -> DownloadSettings:
+    return DownloadSettings(
+        folder=str(out),
+        format=config.format,
+        columns=columns,
+        image_size=config.image_size,
+        resize_mode=config.resize_mode,
+        encode_format=config.encode_format,
+        encode_quality=config.encode_quality,
+        shard_size=config.shard_size,
+        threads=config.threads,
+        timeout_s=config.timeout_s,
+        retries=config.download_retries,
+        allow_private_hosts=config.allow_private_hosts,
+    )
+
+
+def _required(config: IngestConfig) -> tuple[str | Path, Path]:
+    if config.urls is None or config.out is None:
+        missing = "--urls FILE" if config.urls is None else "--out SHARDS"
+        raise InputError(f"{missing} is missing. --help lists all options.")
+    return config.urls, config.out
+
+
+def _check(config: IngestConfig) -> None:
+    if importlib.util.find_spec("img2dataset") is None:
+        raise InputError('img2dataset is not installed. Run: pip install "beamclip[ingest]"')
+    for name in ("shard_size", "threads", "timeout_s"):
+        if getattr(config, name) <= 0:
+            raise InputError(f"{name}: {getattr(config, name)} is not positive.")
+    if config.processes is not None and config.processes <= 0:
+        raise InputError(f"processes: {config.processes} is not positive. Leave it out for one a CPU.")
+    if config.download_retries < 0:
+        raise InputError(f"download_retries: {config.download_retries} is negative.")
+    _check_image_settings(config)
+
+
+def _check_image_settings(config: IngestConfig) -> None:
+    size, mode = config.image_size, config.resize_mode
+    if (size is None and mode != "no") or (size is not None and size <= 0):
+        raise InputError(f"image_size: {size} with resize_mode {mode}. Give pixels, for example 256.")
+    low, high = _QUALITY_RANGE[config.encode_format]
+    if config.encode_quality is not None and not low <= config.encode_quality <= high:
+        met = f"encode_quality: {config.encode_quality} with encode_format {config.encode_format}"
+        raise InputError(f"{met}. Give {low} to {high}.")

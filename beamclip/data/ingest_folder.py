@@ -1,0 +1,272 @@
+"""The folder an ingest fills: what was asked for, which shards are complete, what became of each URL.
+
+    out/00000.tar  00000.parquet  00000_stats.json     written by img2dataset, one set a shard
+    out/.ingest/manifest.json      the settings that decide what the shards hold
+    out/.ingest/retries.json       which rows were tried a second time, in which further shards
+    out/.ingest/summary.json       the final counts, once nothing is left to do
+    out/.ingest/log.txt            what img2dataset printed
+    out/.ingest/rows/              the rows of shards under way
+
+The shards' own folder stays free of other .json files: img2dataset takes each for statistics.
+"""
+
+import fcntl
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beamclip.data.hosts import MALFORMED_URL, PRIVATE_ADDRESS
+from beamclip.data.shard_download import row_of_key, shard_path
+from beamclip.errors import InputError
+
+SHARD_FAILED = "shard failed"
+UNDECODABLE = "undecodable image"
+DISALLOWED = "disallowed by X-Robots-Tag"
+
+# What a second attempt cannot change. 404 and 410 are answers, a 503 or a timeout is none.
+_FINAL = frozenset([MALFORMED_URL, UNDECODABLE, DISALLOWED, SHARD_FAILED, "HTTP 404", "HTTP 410"])
+
+# First match decides; the texts are those of urllib, http.client, ssl and socket.
+_REASONS = (
+    ("unknown url type", MALFORMED_URL),
+    ("timed out", "timed out"),
+    ("X-Robots-Tag", DISALLOWED),
+    ("IncompleteRead", "incomplete body"),
+    ("body too large", "body too large"),
+    ("[SSL", "TLS error"),
+    ("CERTIFICATE_VERIFY", "TLS error"),
+    ("[Errno -", "host not found"),
+    ("nodename nor servname", "host not found"),
+    ("control characters", MALFORMED_URL),
+    ("codec can't encode", MALFORMED_URL),
+    ("redirect error", "redirect loop"),
+    ("<urlopen error", "connection failed"),
+    ("[Errno", "connection failed"),
+    ("Remote end closed", "connection failed"),
+)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Which rows of the URL list belong to which shard.
+
+    The first shards hold the list in order, `shard_size` rows each. Each further shard holds rows that
+    failed there and are tried once more; such a row belongs to the further shard alone from then on.
+    """
+
+    rows: int
+    shard_size: int
+    retries: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def first_shards(self) -> range:
+        """Numbers of the shards that hold the list."""
+        return range(math.ceil(self.rows / self.shard_size))
+
+    @property
+    def retry_shards(self) -> range:
+        """Numbers of the shards that hold second attempts."""
+        first = self.first_shards.stop
+        return range(first, first + len(self.retries))
+
+    def rows_of(self, shard_id: int) -> Sequence[int]:
+        """Rows of the list that a shard holds, in the shard's order."""
+        if shard_id in self.retry_shards:
+            return self.retries[shard_id - self.retry_shards.start]
+        start = shard_id * self.shard_size
+        return range(start, min(start + self.shard_size, self.rows))
+
+    @cached_property
+    def moved(self) -> frozenset[int]:
+        """Rows that belong to a retry shard and no longer to the shard of their place in the list."""
+        return frozenset(row for rows in self.retries for row in rows)
+
+    def with_retries(self, rows: Sequence[int]) -> "ShardPlan":
+        """The plan with further shards for these rows."""
+        starts = range(0, len(rows), self.shard_size)
+        added = tuple(tuple(rows[start : start + self.shard_size]) for start in starts)
+        return ShardPlan(self.rows, self.shard_size, self.retries + added)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of each row of a list: `succeeded` plus the sum of `failed` is the number of rows.
+
+    `retryable` rows failed in their first attempt for a cause that may pass; `refused_private` rows were
+    refused for their address, which a later run may allow.
+    """
+
+    succeeded: int
+    failed: dict[str, int]
+    retryable: tuple[int, ...]
+    refused_private: tuple[int, ...]
+
+
+class IngestFolder:
+    """Reads and writes the layout described above, for one output folder."""
+
+    def __init__(self, out: Path, data_suffix: str) -> None:
+        self.out = out
+        self.state = out / ".ingest"
+        self.rows = self.state / "rows"
+        self.log = self.state / "log.txt"
+        self._suffixes = (data_suffix, ".parquet", "_stats.json")
+
+    def claim(self, manifest: dict[str, Any]) -> None:
+        """Make the folder this ingest's, or check that it is already.
+
+        Raises:
+            InputError: it holds something else, or was filled with other settings.
+        """
+        path = self.state / "manifest.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        changed = [name for name in manifest if before.get(name) != manifest[name]]
+        # Without a complete shard there is nothing that other settings could mix with.
+        if changed and any(self.out.glob("*_stats.json")):
+            raise InputError(f"{self.out}: {_describe_changes(changed, before, manifest)}")
+        self.rows.mkdir(parents=True, exist_ok=True)
+        if changed:
+            (self.state / "retries.json").unlink(missing_ok=True)
+            _write_json(path, manifest)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other ingests out of the folder.
+
+        Raises:
+            InputError: one is at work in it.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        with (self.state / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{self.out}: another ingest is writing here. Wait for it.") from None
+            yield
+
+    def read_retries(self) -> tuple[tuple[int, ...], ...]:
+        """The rows of each retry shard."""
+        path = self.state / "retries.json"
+        return tuple(tuple(rows) for rows in json.loads(path.read_text())) if path.exists() else ()
+
+    def write_retries(self, plan: ShardPlan) -> None:
+        """Remember which rows are tried again, before the first of them is."""
+        _write_json(self.state / "retries.json", plan.retries)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The summary of an ingest that left nothing to do, or None."""
+        path = self.state / "summary.json"
+        summary: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        return summary
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Remember the final counts."""
+        _write_json(self.state / "summary.json", summary)
+
+    def forget_summary(self) -> None:
+        """Something is left to do after all."""
+        (self.state / "summary.json").unlink(missing_ok=True)
+
+    def complete_shards(self, plan: ShardPlan) -> dict[int, dict[str, Any]]:
+        """Statistics of the shards that are complete: data, records and readable statistics are there."""
+        names = {entry.name for entry in os.scandir(self.out)}
+        return {
+            shard_id: stats
+            for shard_id in (*plan.first_shards, *plan.retry_shards)
+            if self._has_files(shard_id, names) and (stats := self.read_stats(shard_id)) is not None
+        }
+
+    def has_all_shards(self, count: int) -> bool:
+        """Whether the files of the shards 0 to count - 1 are there."""
+        names = {entry.name for entry in os.scandir(self.out)}
+        return all(self._has_files(shard_id, names) for shard_id in range(count))
+
+    def read_stats(self, shard_id: int) -> dict[str, Any] | None:
+        """img2dataset's statistics of a shard; None when it has none or a killed process left half of it."""
+        try:
+            stats: dict[str, Any] = json.loads(self._path(shard_id, "_stats.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return stats
+
+    def drop(self, shard_id: int) -> None:
+        """Remove what is left of a shard, statistics first, so that no reader takes it for complete."""
+        for suffix in reversed(self._suffixes):
+            self._path(shard_id, suffix).unlink(missing_ok=True)
+
+    def read_outcome(self, plan: ShardPlan) -> Outcome:
+        """Count what became of each row of the list, from the shards' records."""
+        complete = self.complete_shards(plan)
+        first, second = (
+            [failure for i in ids for failure in self._failures(plan, i, i in complete)]
+            for ids in (plan.first_shards, plan.retry_shards)
+        )
+        reasons = Counter(reason for _, reason in (*first, *second))
+        return Outcome(
+            succeeded=sum(stats["successes"] for stats in complete.values()),
+            failed=dict(reasons.most_common()),
+            retryable=tuple(sorted(row for row, reason in first if is_retryable(reason))),
+            refused_private=tuple(sorted(row for row, reason in first if reason == PRIVATE_ADDRESS)),
+        )
+
+    def _failures(self, plan: ShardPlan, shard_id: int, complete: bool) -> Iterator[tuple[int, str]]:
+        rows = plan.rows_of(shard_id)
+        moved = plan.moved if shard_id in plan.first_shards else frozenset()
+        if not complete:
+            yield from ((row, SHARD_FAILED) for row in rows if row not in moved)
+            return
+        columns = ["key", "status", "error_message"]
+        table = pq.read_table(self._path(shard_id, ".parquet"), columns=columns)
+        for record in table.filter(pc.field("status") != "success").to_pylist():
+            row = rows[row_of_key(record["key"], shard_id, plan.shard_size)]
+            if row not in moved:
+                yield row, failure_reason(record["status"], record["error_message"])
+
+    def _has_files(self, shard_id: int, names: set[str]) -> bool:
+        return all(self._path(shard_id, suffix).name in names for suffix in self._suffixes)
+
+    def _path(self, shard_id: int, suffix: str) -> Path:
+        path = shard_path(str(self.out), shard_id)
+        return path.with_name(path.name + suffix)
+
+
+def failure_reason(status: str, message: str | None) -> str:
+    """One of few reasons for an image that failed, from img2dataset's status and message."""
+    if status == "failed_to_resize":
+        return UNDECODABLE
+    message = message or ""
+    if message.startswith("refused: ") or message == MALFORMED_URL:
+        return message
+    if message.startswith("HTTP Error "):
+        return "HTTP " + message.removeprefix("HTTP Error ")[:3]
+    return next((reason for part, reason in _REASONS if part in message), "download failed")
+
+
+def is_retryable(reason: str) -> bool:
+    """Whether a second attempt may end otherwise."""
+    return reason not in _FINAL and not reason.startswith("refused: ")
+
+
+def _describe_changes(changed: Sequence[str], before: dict[str, Any], now: dict[str, Any]) -> str:
+    if not before:
+        return "holds shards of another program. Give an empty folder as out."
+    if "urls_sha256" in changed:
+        return "was filled from another URL list. Give that list again to resume, or another out."
+    changes = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
+    return f"was filled with other settings ({changes}). Use the same to resume, or give another out."
+
+
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1))
+    partial.replace(path)

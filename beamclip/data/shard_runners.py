@@ -1,0 +1,222 @@
+"""Where shards are downloaded: in processes of this machine, or in tasks of a Ray cluster.
+
+Both kinds of runner take tasks and report each as finished or failed; `run_shards` keeps as many in
+flight as asked for and tries a failed shard once more. A process that is killed, for one for want of
+memory, is a failed shard and not a hang.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from beamclip.cluster import ray_session
+from beamclip.data.child import start_module
+from beamclip.data.shard_download import DownloadSettings, ShardTask, download_shard
+
+_ENVIRONMENT = {
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # or each start asks the network for its latest version
+    "OPENCV_IO_MAX_IMAGE_PIXELS": str(2**28),
+    "OPENBLAS_NUM_THREADS": "1",  # threads before a fork are threads in doubt
+    "OMP_NUM_THREADS": "1",
+}
+
+
+class ShardRunner(Protocol):
+    """Downloads shards side by side."""
+
+    slots: int
+
+    def submit(self, task: ShardTask) -> None:
+        """Start one shard; there are never more than `slots` at a time."""
+
+    def next_finished(self) -> tuple[int, bool]:
+        """Wait for any started shard: its number, and whether its files are complete."""
+
+
+def run_shards(runner: ShardRunner, tasks: Iterable[ShardTask]) -> Iterator[tuple[int, bool]]:
+    """Download shards, a failed one twice; yields each one's number and whether it is complete.
+
+    `tasks` is read lazily, one task each time a slot is free.
+    """
+    source = iter(tasks)
+    again: deque[ShardTask] = deque()
+    started: dict[int, ShardTask] = {}
+    retried: set[int] = set()
+    while True:
+        while len(started) < runner.slots:
+            task = again.popleft() if again else next(source, None)
+            if task is None:
+                break
+            started[task.shard_id] = task
+            runner.submit(task)
+        if not started:
+            return
+        shard_id, complete = runner.next_finished()
+        task = started.pop(shard_id)
+        if not complete and shard_id not in retried:
+            retried.add(shard_id)
+            again.append(task)
+        else:
+            yield shard_id, complete
+
+
+@contextmanager
+def local_runner(settings: DownloadSettings, slots: int, log: Path) -> Iterator["LocalRunner"]:
+    """Processes of this machine, `slots` at a time; what they print goes to the file `log`.
+
+    On leaving, for whatever reason, all of them are ended.
+    """
+    ours, theirs = Pipe()
+    with log.open("ab") as output:
+        process = start_module(
+            __name__, str(theirs.fileno()), environment=_ENVIRONMENT,
+            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        )  # fmt: skip
+    theirs.close()
+    try:
+        yield LocalRunner(settings, slots, ours, log)
+    finally:
+        _end_group(process)
+        ours.close()
+
+
+class LocalRunner:
+    """One child that has img2dataset imported and forks a process for each shard.
+
+    A process a shard instead of a pool: the import is paid once, memory that leaks is given back, and a
+    killed process shows as such.
+    """
+
+    def __init__(self, settings: DownloadSettings, slots: int, connection: Connection, log: Path) -> None:
+        self.slots = slots
+        self._connection = connection
+        self._log = log
+        connection.send(settings)
+
+    def submit(self, task: ShardTask) -> None:
+        """Start one shard."""
+        self._connection.send(task)
+
+    def next_finished(self) -> tuple[int, bool]:
+        """Wait for any started shard.
+
+        Raises:
+            RuntimeError: the child is gone.
+        """
+        try:
+            shard_id, complete = self._connection.recv()
+        except (EOFError, OSError):
+            raise RuntimeError(f"the download process ended unexpectedly; see {self._log}") from None
+        return shard_id, complete
+
+
+@contextmanager
+def ray_runner(settings: DownloadSettings, slots: int | None) -> Iterator["RayRunner"]:
+    """Tasks of the Ray cluster that `beamclip.cluster.ray_session` joins or starts.
+
+    Args:
+        settings: its folder must be at the same path on all nodes.
+        slots: shards at a time; None: one for each CPU of the cluster.
+    """
+    with ray_session():
+        import ray
+
+        runner = RayRunner(settings, slots or max(1, int(ray.cluster_resources().get("CPU", 1))))
+        try:
+            yield runner
+        finally:
+            runner.cancel()
+
+
+class RayRunner:
+    """A task of one CPU for each shard.
+
+    img2dataset's own Ray distributor drops the status of its tasks, so that a lost shard goes unseen.
+    """
+
+    def __init__(self, settings: DownloadSettings, slots: int) -> None:
+        import ray
+
+        self.slots = slots
+        # Environment variables reach the task through runtime_env before img2dataset is imported.
+        remote = ray.remote(num_cpus=1, max_retries=0)(download_shard)
+        self._download = remote.options(runtime_env={"env_vars": _ENVIRONMENT})
+        self._settings = ray.put(settings)
+        self._running: dict[Any, int] = {}
+
+    def submit(self, task: ShardTask) -> None:
+        """Start one shard."""
+        self._running[self._download.remote(self._settings, task)] = task.shard_id
+
+    def next_finished(self) -> tuple[int, bool]:
+        """Wait for any started shard."""
+        import ray
+
+        (done,), _ = ray.wait(list(self._running), num_returns=1)
+        shard_id = self._running.pop(done)
+        try:
+            ray.get(done)
+        except ray.exceptions.RayError:
+            return shard_id, False
+        return shard_id, True
+
+    def cancel(self) -> None:
+        """End what still runs."""
+        import ray
+
+        for task in self._running:
+            ray.cancel(task, force=True)
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _serve_tasks(connection: Connection) -> None:
+    """Fork a process for each task that arrives, until the other side closes the connection or dies."""
+    settings = connection.recv()
+    running: dict[int, tuple[int, BaseProcess]] = {}
+    fork = get_context("fork")
+    while True:
+        for ready in wait([connection, *running]):
+            if isinstance(ready, int):
+                shard_id, process = running.pop(ready)
+                process.join()
+                connection.send((shard_id, process.exitcode == 0))
+                continue
+            try:
+                task = connection.recv()
+            except EOFError:
+                os.killpg(0, signal.SIGKILL)
+            process = fork.Process(target=_run_task, args=(connection, settings, task))
+            process.start()
+            running[process.sentinel] = task.shard_id, process
+
+
+def _run_task(connection: Connection, settings: DownloadSettings, task: ShardTask) -> None:
+    connection.close()
+    download_shard(settings, task)
+
+
+def _main(descriptor: int) -> None:
+    # img2dataset imports torch (through webdataset) and ray only to offer what is not used here. Without
+    # them this process starts in 2 s instead of 5 and needs a third of the memory.
+    sys.modules["torch"] = sys.modules["ray"] = None  # type: ignore[assignment]
+    import img2dataset  # noqa: F401 - imported before the forks, for all of them
+
+    _serve_tasks(Connection(descriptor))
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]))

@@ -1,0 +1,282 @@
+"""Shards that img2dataset wrote: which there are, how many samples they hold, how to read their rows.
+
+A shard counts as finished when its `<name>_stats.json` lies beside it; the file also holds the exact
+number of samples (`successes`). Every claimed sample leaves the reader exactly once: as a row, or as
+part of a row that names the problem and the number of samples it cost. Nothing is lost silently.
+"""
+
+import json
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beamclip.errors import InputError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+STATS_SUFFIX = "_stats.json"
+ROWS_PER_BLOCK = 256
+
+MISSING_IMAGE = "missing image"
+MISSING_CAPTION = "missing caption"
+MISSING_LABEL = "missing label"
+CORRUPT_IMAGE = "corrupt image"
+BROKEN_SHARD = "broken shard"
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image", pa.binary()),
+        ("caption", pa.string()),
+        ("label", pa.string()),
+        ("epoch", pa.int32()),
+        ("problem", pa.string()),
+        ("lost", pa.int64()),
+    ]
+)
+"""A row is a sample; or, where `problem` is set, `lost` samples that cannot be used, and why."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of samples, or one folder of a folder-per-class data set."""
+
+    path: str
+    """fsspec address of the file (or folder)."""
+    samples: int
+    """Samples it holds, from its statistics file (or the number of image files)."""
+    format: Literal["tar", "parquet", "folder"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a reader takes from a sample beside the pixels."""
+
+    caption: bool = False
+    """Whether a caption is needed; a sample without one is counted as skipped."""
+    label: str | None = None
+    """Field of the sample's JSON (or parquet column) that holds the label."""
+
+
+def list_shards(address: str) -> list[Shard]:
+    """Finished shards below an address, sorted by name.
+
+    Args:
+        address: folder of img2dataset output; a local path or any fsspec address (s3://, gs://, memory://).
+
+    Raises:
+        InputError: the folder is missing or holds no finished shard.
+    """
+    fs, root = fsspec.core.url_to_fs(str(address))
+    if not fs.isdir(root):
+        raise InputError(
+            f"{address}: no such folder. Give the folder that `pipelines/ingest.py --out` wrote."
+        )
+    files = {posixpath.basename(path): path for path in fs.ls(root, detail=False)}
+    stats = sorted(name for name in files if name.endswith(STATS_SUFFIX))
+    if not stats:
+        raise InputError(
+            f"{address}: no finished shard (no *{STATS_SUFFIX} among {len(files)} files). "
+            "Run pipelines/ingest.py, or give the folder that holds its shards."
+        )
+    with ThreadPoolExecutor(32) as pool:
+        contents = pool.map(fs.cat_file, [files[name] for name in stats])
+        found = [_shard(fs, files, name, text) for name, text in zip(stats, contents, strict=True)]
+    shards = [shard for shard in found if shard.samples > 0]
+    if not shards:
+        raise InputError(
+            f"{address}: all {len(stats)} shards are empty. See the summary of the ingest for the reasons."
+        )
+    return shards
+
+
+def _shard(fs: Any, files: dict[str, str], stats: str, text: bytes) -> Shard:
+    try:
+        samples = int(json.loads(text)["successes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{files[stats]}: no count of `successes` in it ({error!r}). Ingest this shard again."
+        ) from error
+    stem = stats.removesuffix(STATS_SUFFIX)
+    is_tar = f"{stem}.tar" in files or f"{stem}.parquet" not in files
+    name = f"{stem}.tar" if is_tar else f"{stem}.parquet"
+    path = files.get(name) or posixpath.join(posixpath.dirname(files[stats]), name)
+    return Shard(fs.unstrip_protocol(path), samples, "tar" if is_tar else "parquet")
+
+
+def list_labelled(address: str) -> list[Shard]:
+    """Shards of a labelled data set: finished shards, or a folder with one folder of images per class.
+
+    Raises:
+        InputError: it is neither.
+    """
+    fs, root = fsspec.core.url_to_fs(str(address))
+    if not fs.isdir(root):
+        raise InputError(
+            f"{address}: no such folder. Give shards with a label column, or a folder of class folders."
+        )
+    entries = fs.ls(root, detail=True)
+    if any(entry["name"].endswith(STATS_SUFFIX) for entry in entries):
+        return list_shards(address)
+    folders = sorted(entry["name"] for entry in entries if entry["type"] == "directory")
+    counted = [(folder, len(_image_files(fs, folder))) for folder in folders]
+    shards = [Shard(fs.unstrip_protocol(folder), count, "folder") for folder, count in counted if count]
+    if not shards:
+        raise InputError(f"{address}: neither finished shards nor class folders with images in it.")
+    return shards
+
+
+def _image_files(fs: Any, folder: str) -> list[str]:
+    return sorted(path for path in fs.ls(folder, detail=False) if _suffix(path) in IMAGE_SUFFIXES)
+
+
+def _suffix(path: str) -> str:
+    return posixpath.splitext(path)[1].lstrip(".").lower()
+
+
+def read_shard(
+    shard: Shard, columns: Columns, start: int = 0, stop: int | None = None, epoch: int = 0
+) -> Iterator[pa.Table]:
+    """Rows [start, stop) of a shard, as tables of ROW_SCHEMA with at most ROWS_PER_BLOCK rows.
+
+    A shard that breaks off gives all rows before the break, then one row with `problem` for the rest.
+    """
+    stop = shard.samples if stop is None else stop
+    rows: list[Row] = []
+    read = start
+    try:
+        for row in _READERS[shard.format](shard, columns, start, stop):
+            read += 1
+            rows.append(_checked(row, columns, epoch))
+            if len(rows) == ROWS_PER_BLOCK:
+                yield pa.Table.from_pylist(rows, ROW_SCHEMA)
+                rows = []
+    except (OSError, EOFError, tarfile.TarError, pa.ArrowException, KeyError) as error:
+        # An address that cannot be reached at all is an outage, not a broken file: let it stop the run.
+        if isinstance(error, (ConnectionError, TimeoutError, PermissionError)):
+            raise
+    if read < stop:
+        rows.append(_problem(shard.path, epoch, BROKEN_SHARD, stop - read))
+    if rows:
+        yield pa.Table.from_pylist(rows, ROW_SCHEMA)
+
+
+def _checked(row: Row, columns: Columns, epoch: int) -> Row:
+    if not row["image"]:
+        return _problem(row["key"], epoch, MISSING_IMAGE, 1)
+    if columns.caption and not (row["caption"] or "").strip():
+        return _problem(row["key"], epoch, MISSING_CAPTION, 1)
+    if columns.label and row["label"] is None:
+        return _problem(row["key"], epoch, MISSING_LABEL, 1)
+    return {**row, "epoch": epoch, "problem": None, "lost": 0}
+
+
+def _problem(key: str, epoch: int, problem: str, lost: int) -> Row:
+    return {"key": key, "epoch": epoch, "problem": problem, "lost": lost}
+
+
+def _read_tar(shard: Shard, columns: Columns, start: int, stop: int) -> Iterator[Row]:
+    wanted = (*IMAGE_SUFFIXES, *(["txt"] if columns.caption else []), *(["json"] if columns.label else []))
+    with fsspec.open(shard.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for index, (key, contents) in enumerate(_samples(tar, wanted, start)):
+            if index >= stop:
+                return
+            if index >= start:
+                yield _tar_row(key, contents, columns)
+
+
+def _samples(
+    tar: tarfile.TarFile, wanted: tuple[str, ...], start: int
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Groups neighbouring members by key, reading forwards only; contents before sample `start` stay unread."""
+    index, key, contents = 0, "", dict[str, bytes]()
+    for member in tar:
+        tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every header; a shard of 10,000 samples has 30,000
+        if not member.isfile():
+            continue
+        stem, _, suffix = posixpath.basename(member.name).partition(".")
+        if key and stem != key:
+            yield key, contents
+            index, contents = index + 1, {}
+        key, suffix = stem, suffix.lower()
+        if index >= start and suffix in wanted:
+            contents[suffix] = _content(tar, member)
+    if key:
+        yield key, contents
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    data = file.read() if file else b""
+    if len(data) < member.size:
+        raise EOFError(f"{member.name} is cut off")
+    return data
+
+
+def _tar_row(key: str, contents: dict[str, bytes], columns: Columns) -> Row:
+    return {
+        "key": key,
+        "image": next((contents[suffix] for suffix in IMAGE_SUFFIXES if suffix in contents), None),
+        "caption": contents["txt"].decode("utf-8", "replace") if "txt" in contents else None,
+        "label": _label(_json_fields(contents.get("json", b"")), columns),
+    }
+
+
+def _json_fields(text: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _label(fields: dict[str, Any], columns: Columns) -> str | None:
+    value = fields.get(columns.label) if columns.label else None
+    return None if value is None else str(value)
+
+
+def _read_parquet(shard: Shard, columns: Columns, start: int, stop: int) -> Iterator[Row]:
+    with fsspec.open(shard.path, "rb") as file:
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        image = next((name for name in IMAGE_SUFFIXES if name in names), None)
+        if image is None:
+            raise KeyError(f"{shard.path}: no image column")
+        wanted = [image, "key", "caption", "status", *([columns.label] if columns.label else [])]
+        index = 0
+        for batch in parquet.iter_batches(ROWS_PER_BLOCK, columns=[name for name in wanted if name in names]):
+            for row in batch.to_pylist():
+                # img2dataset keeps a row for every URL; only the successful ones count as samples.
+                if row.get("status", "success") != "success":
+                    continue
+                if start <= index < stop:
+                    yield {
+                        "key": str(row.get("key", index)),
+                        "image": row[image],
+                        "caption": row.get("caption") if columns.caption else None,
+                        "label": _label(row, columns),
+                    }
+                index += 1
+
+
+def _read_folder(shard: Shard, columns: Columns, start: int, stop: int) -> Iterator[Row]:
+    fs, root = fsspec.core.url_to_fs(shard.path)
+    label = posixpath.basename(root.rstrip("/"))
+    for path in _image_files(fs, root)[start:stop]:
+        yield {
+            "key": f"{label}/{posixpath.basename(path)}",
+            "image": fs.cat_file(path),
+            "caption": None,
+            "label": label,
+        }
+
+
+_READERS = {"tar": _read_tar, "parquet": _read_parquet, "folder": _read_folder}

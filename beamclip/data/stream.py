@@ -1,0 +1,303 @@
+"""Shards -> Ray Data -> shuffled uint8 batches, the same for the same (seed, rank, world size).
+
+Each rank streams its own part of every epoch: the shards in an order drawn from (seed, epoch), cut
+into `world_size` equal runs of rows. The parts cover an epoch exactly, a rank that loses samples to a
+damaged file simply moves on to its next epoch, and no rank ever waits for another: short or unequal
+batches cannot arise, and neither can a deadlock between the data barrier and the gradient's.
+
+Ray Data reads (tasks on any node with a free CPU); the rank shuffles encoded samples in a buffer and
+decodes them in threads, since decoded pixels are many times the bytes to move.
+"""
+
+import contextlib
+import logging
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, read_shard
+from beamclip.data.transforms import CROP_DRAWS, AugmentConfig, load_training_image, sample_uniforms
+from beamclip.errors import InputError
+
+ROWS_PER_EXECUTION = 50_000
+"""Small data sets run several epochs in one execution of Ray Data, whose start costs about 0.3 s."""
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How samples reach the training loop."""
+
+    batch_size: int = 256
+    """Images in a global batch, over all workers."""
+    shuffle_buffer: int = 4096
+    """Encoded samples that a worker holds to draw from at random."""
+    decode_threads: int = 2
+    """Threads that decode and crop, in each worker."""
+    prefetch_batches: int = 4
+    """Batches decoded ahead of the training loop, in each worker."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows [start, stop) of one shard, in one epoch."""
+
+    shard: Shard
+    start: int
+    stop: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a rank stands: `drawn` rows of `epoch` have left its shuffle buffer, bad ones included."""
+
+    epoch: int = 0
+    drawn: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Samples lost so far in the first pass over the data, by reason."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one rank; a plain container, so that nothing moves it to a device unasked."""
+
+    pixels: Tensor
+    """uint8 [B, 3, H, W]."""
+    draws: Tensor
+    """float32 [B, AUGMENT_DRAWS], the random numbers of the augmentation."""
+    captions: list[str]
+    keys: list[str]
+    position: Position
+    """Of the stream after this batch."""
+
+
+def epoch_segments(shards: list[Shard], seed: int, epoch: int, rank: int, world_size: int) -> list[Segment]:
+    """The part of an epoch that one rank reads: ranks are disjoint, cover every row, differ by one row at most."""
+    order = np.random.default_rng((seed, epoch)).permutation(len(shards))
+    shuffled = [shards[i] for i in order]
+    total = sum(shard.samples for shard in shuffled)
+    first, last = rank * total // world_size, (rank + 1) * total // world_size
+    ends = accumulate(shard.samples for shard in shuffled)
+    segments = []
+    for shard, end in zip(shuffled, ends, strict=True):
+        begin = end - shard.samples
+        start, stop = max(first, begin) - begin, min(last, end) - begin
+        if start < stop:
+            segments.append(Segment(shard, start, stop, epoch))
+    return segments
+
+
+def read_rows(segments: list[Segment], columns: Columns) -> Iterator[list[Row]]:
+    """Stream the rows of segments through Ray Data, in the order given.
+
+    Yields:
+        Lists of rows (see shards.ROW_SCHEMA).
+    """
+    for table in read_dataset(segments, columns).iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield table.to_pylist()
+
+
+def read_dataset(segments: list[Segment], columns: Columns) -> Any:
+    """A ray.data.Dataset of the rows of segments, one read task a segment, in the order given."""
+    import ray.data
+
+    # The executor logs every start and end at INFO to the terminal of whoever runs it.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    dataset = ray.data.read_datasource(_datasource(segments, columns), override_num_blocks=len(segments))
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    return dataset
+
+
+def _datasource(segments: list[Segment], columns: Columns) -> Any:
+    from ray.data import Datasource, ReadTask
+    from ray.data.block import BlockMetadata
+
+    class Segments(Datasource):
+        """Ray Data's view of the plan: it reads exactly these rows and decides nothing."""
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+            return [
+                ReadTask(_reader(segment, columns), BlockMetadata(None, None, None, None))
+                for segment in segments
+            ]
+
+    return Segments()
+
+
+def _reader(segment: Segment, columns: Columns) -> Callable[[], Iterable[pa.Table]]:
+    return lambda: read_shard(segment.shard, columns, segment.start, segment.stop, segment.epoch)
+
+
+def shuffled_rows(
+    shards: list[Shard],
+    columns: Columns,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    buffer: int,
+    start: Position,
+) -> Generator[Row, None, None]:
+    """Endless rows of one rank from a position on, epoch after epoch; every epoch's buffer is drained first.
+
+    Rows before the position are read again but never decoded.
+    """
+    rows_per_epoch = sum(shard.samples for shard in shards)
+    span = max(1, ROWS_PER_EXECUTION // rows_per_epoch)
+    epoch, skip = start.epoch, start.drawn
+    while True:
+        epochs = range(epoch, epoch + span)
+        segments = [s for e in epochs for s in epoch_segments(shards, seed, e, rank, world_size)]
+        rows = (row for rows in read_rows(segments, columns) for row in rows)
+        shuffled = _shuffle_epochs(rows, buffer, seed, rank)
+        yield from islice(shuffled, skip, None)
+        epoch, skip = epoch + span, 0
+
+
+def _shuffle_epochs(rows: Iterator[Row], buffer: int, seed: int, rank: int) -> Iterator[Row]:
+    held: list[Row] = []
+    generator = np.random.default_rng()
+    epoch = -1
+    for row in rows:
+        if row["epoch"] != epoch:
+            yield from _drain(held, generator)
+            held, epoch = [], row["epoch"]
+            generator = np.random.default_rng((seed, epoch, rank))
+        if len(held) < buffer:
+            held.append(row)
+            continue
+        index = int(generator.integers(buffer))
+        yield held[index]
+        held[index] = row
+    yield from _drain(held, generator)
+
+
+def _drain(held: list[Row], generator: np.random.Generator) -> Iterator[Row]:
+    generator.shuffle(held)
+    yield from held
+
+
+def training_batches(
+    rows: Generator[Row, None, None],
+    *,
+    batch_size: int,
+    image_size: int,
+    augment: AugmentConfig,
+    seed: int,
+    start: Position,
+    threads: int,
+) -> Generator[Batch, None, None]:
+    """Decode rows into full batches; damaged samples are counted and the next rows take their place.
+
+    Args:
+        batch_size: images in a batch of this rank.
+        image_size: height and width of the pixels.
+
+    Raises:
+        InputError: a whole epoch holds no usable image.
+    """
+    position = start
+    good: list[tuple[Row, NDArray[np.float32], NDArray[np.uint8]]] = []
+    last_good_epoch = start.epoch
+    # Closing the rows ends the execution of Ray Data behind them.
+    with contextlib.closing(rows), ThreadPoolExecutor(threads) as pool:
+        while True:
+            taken = list(islice(rows, batch_size - len(good)))
+            draws = [sample_uniforms(seed, row["epoch"], [row["key"]])[0] for row in taken]
+            images = pool.map(lambda row, u: _load(row, u, image_size, augment), taken, draws)
+            for row, draw, image in zip(taken, draws, images, strict=True):
+                position = _advance(position, row, image is None)
+                if image is not None:
+                    good.append((row, draw, image))
+                    last_good_epoch = row["epoch"]
+            if position.epoch > last_good_epoch + 1:
+                raise InputError(f"no usable image in a whole epoch of the data; skipped: {position.skipped}")
+            if len(good) == batch_size:
+                yield _collate(good, position)
+                good = []
+
+
+def _load(
+    row: Row, draws: NDArray[np.float32], size: int, augment: AugmentConfig
+) -> NDArray[np.uint8] | None:
+    if row["problem"]:
+        return None
+    try:
+        return load_training_image(row["image"], draws, size, augment)
+    except ValueError:
+        return None
+
+
+def _advance(position: Position, row: Row, lost: bool) -> Position:
+    drawn = position.drawn + 1 if row["epoch"] == position.epoch else 1
+    skipped = position.skipped
+    # Every epoch meets the same damage; the first pass counts it once.
+    if lost and row["epoch"] == 0:
+        skipped = dict(Counter(skipped) + Counter({row["problem"] or CORRUPT_IMAGE: row["lost"] or 1}))
+    return Position(row["epoch"], drawn, skipped)
+
+
+def _collate(good: list[tuple[Row, NDArray[np.float32], NDArray[np.uint8]]], position: Position) -> Batch:
+    rows, draws, images = zip(*good, strict=True)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return Batch(
+        # A copy into planes: the transposed view would be slow to convert on the device.
+        pixels=pixels.contiguous(),
+        draws=torch.from_numpy(np.stack(draws))[:, CROP_DRAWS:].contiguous(),
+        captions=[row["caption"] or "" for row in rows],
+        keys=[row["key"] for row in rows],
+        position=position,
+    )
+
+
+def prefetched(batches: Generator[Batch, None, None], depth: int) -> Generator[Batch, None, None]:
+    """Run an iterator in a background thread, `depth` items ahead. An error there is raised here."""
+    ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def fill() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+        except BaseException as error:  # handed over to the consuming thread, which raises it
+            put(error)
+        finally:
+            batches.close()
+
+    thread = threading.Thread(target=fill, name="beamclip-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        # A thread that outlives its Ray would start another one.
+        thread.join()

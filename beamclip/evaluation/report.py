@@ -1,0 +1,356 @@
+"""Pictures of a run, as PNG files: training curves, predictions, similarity matrices.
+
+Figures are made without pyplot, so that nothing global is left behind and no display is needed. The colours
+are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart.
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import font_manager, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from torch import Tensor
+
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+INK, MUTED, FAINT = "#1a1a1a", "#6b6b6b", "#dddddd"
+DPI = 120
+TOP = 3
+"""Predictions shown for each image and model."""
+LABELLED = 48
+"""Most names along one side of a matrix; beyond it every second, third, ... is written."""
+FAMILIES = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai")
+"""Fonts to draw a letter with, the first that has it; matplotlib ships the first, the others may be absent."""
+
+Floats = npt.NDArray[np.float64]
+
+
+class Panel(NamedTuple):
+    """One quantity over the steps."""
+
+    key: str
+    title: str
+    colour: str
+    from_zero: bool = False
+    percent: bool = False
+
+
+def plot_curves(history: list[dict[str, float]], out: Path) -> Path:
+    """Draw what training recorded, one small panel a quantity, over the steps.
+
+    Panels: the loss, each of its terms (`loss/...`, before weighting), learning rate, gradient norm, logit scale,
+    images per second, share of the time spent waiting for data. A quantity that no record holds gets no panel;
+    values that are not finite leave a gap. Long histories get a running mean over the pale recorded values.
+
+    Args:
+        history: records with `step` and any of the quantities; any order, may be empty.
+        out: PNG file; its folder is made.
+
+    Returns:
+        `out`.
+    """
+    panels = [panel for panel in _panels(history) if len(_series(history, panel.key)[0])]
+    with _styled():
+        columns = min(3, max(1, len(panels)))
+        rows = max(1, math.ceil(len(panels) / columns))
+        figure = Figure(figsize=(4.2 * columns, 2.5 * rows + 0.3), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        if not panels:
+            _blank(grid[0, 0], "nothing was recorded")
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            _draw_curve(axes, panel, *_series(history, panel.key))
+        for axes in grid.flat[max(1, len(panels)) :]:
+            axes.set_axis_off()
+        for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
+            axes.set_xlabel("step")
+        return _save(figure, out)
+
+
+def plot_predictions(
+    images: Tensor,
+    truths: Sequence[str],
+    teacher_scores: Tensor,
+    student_scores: Tensor,
+    names: Sequence[str],
+    out: Path,
+) -> Path:
+    """Draw a sheet of images, each with the three likeliest classes of the teacher and of the student.
+
+    Args:
+        images: [n, 3, H, W] uint8, RGB.
+        truths: n class names; a prediction is right where the names agree.
+        teacher_scores: [n, K] logits, that is similarities over the teacher's temperature.
+        student_scores: [n, K] logits of the student.
+        names: K class names.
+        out: PNG file; its folder is made.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: there is no image, or the counts do not agree.
+    """
+    wanted = (len(images), len(names))
+    if not len(truths) == len(images) > 0 or teacher_scores.shape != wanted or student_scores.shape != wanted:
+        raise ValueError(
+            f"plot_predictions: {len(images)} images, {len(truths)} truths and {len(names)} names need scores of "
+            f"{list(wanted)}; teacher's are {list(teacher_scores.shape)}, student's {list(student_scores.shape)}"
+        )
+    pixels = images.detach().cpu().permute(0, 2, 3, 1).numpy()
+    with _styled():
+        columns = min(2, len(images))
+        rows = math.ceil(len(images) / columns)
+        figure = Figure(figsize=(7.2 * columns, 1.75 * rows + 0.45))
+        body, foot = figure.subfigures(2, 1, height_ratios=(1.75 * rows, 0.45))
+        cards = body.subfigures(rows, columns, squeeze=False)
+        for i, card in zip(range(len(images)), cards.flat, strict=False):
+            models = [("teacher", teacher_scores[i]), ("student", student_scores[i])]
+            _draw_card(card, pixels[i], truths[i], models, names)
+        foot.text(
+            0.5,
+            0.5,
+            f"✓ and green: the true class.   Bars: softmax probability over {len(names):,} classes.",
+            color=MUTED,
+            ha="center",
+            va="center",
+        )
+        return _save(figure, out)
+
+
+def plot_similarity(
+    teacher: Tensor, student: Tensor, image_names: Sequence[str], anchor_names: Sequence[str], out: Path
+) -> Path:
+    """Draw the similarity of images and anchors: teacher, student on the same colours, and their difference.
+
+    Args:
+        teacher: [n, K] cosine similarities in the teacher's space.
+        student: [n, K] cosine similarities of the student's embeddings and the same anchors.
+        image_names: n names, of the images or of their classes.
+        anchor_names: K names; a cell whose two names agree is outlined.
+        out: PNG file; its folder is made.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: a matrix is empty, or the counts do not agree.
+    """
+    wanted = (len(image_names), len(anchor_names))
+    if teacher.shape != wanted or student.shape != wanted or 0 in wanted:
+        raise ValueError(
+            f"plot_similarity: {wanted[0]} images and {wanted[1]} anchors need matrices of {list(wanted)}; "
+            f"teacher's is {list(teacher.shape)}, student's {list(student.shape)}"
+        )
+    ours, theirs = _doubles(student), _doubles(teacher)
+    low, high = float(min(ours.min(), theirs.min())), float(max(ours.max(), theirs.max()))
+    widest = float(np.abs(ours - theirs).max()) or 1e-6
+    with _styled():
+        side = [min(max(0.19 * n, 2.4), 9.0) for n in wanted]
+        figure = Figure(figsize=(3 * side[1] + 3.4, side[0] + 2.6), layout="constrained")
+        left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
+        _draw_matrix(left, theirs, "teacher", cmap="viridis", vmin=low, vmax=high)
+        shared = _draw_matrix(middle, ours, "student", cmap="viridis", vmin=low, vmax=high)
+        change = _draw_matrix(
+            right, ours - theirs, "student − teacher", cmap="PuOr", vmin=-widest, vmax=widest
+        )
+        figure.colorbar(shared, ax=[left, middle], label="cosine similarity", pad=0.01, aspect=30)
+        figure.colorbar(change, ax=right, label="difference", pad=0.02, aspect=30)
+        _name_sides(left, image_names, anchor_names)
+        own = [(j, i) for i, a in enumerate(image_names) for j, b in enumerate(anchor_names) if a == b]
+        for axes, colour in ((left, "white"), (middle, "white"), (right, INK)):
+            _outline(axes, own, colour)
+        outlined = "; outlined: image and anchor of one name" if own else ""
+        figure.suptitle(f"Images × text anchors: {_correlation(theirs, ours)}{outlined}")
+        return _save(figure, out)
+
+
+def _panels(history: list[dict[str, float]]) -> list[Panel]:
+    terms = sorted({key for record in history for key in record if key.startswith("loss/")})
+    return [
+        Panel("loss", "Loss", BLUE),
+        *(Panel(term, f"Loss term: {term.removeprefix('loss/')}", BLUE) for term in terms),
+        Panel("lr", "Learning rate", INK, from_zero=True),
+        Panel("grad_norm", "Gradient norm", INK, from_zero=True),
+        Panel("logit_scale", "Logit scale", INK),
+        Panel("images_per_second", "Images per second", ORANGE, from_zero=True),
+        Panel("data_wait_share", "Time waiting for data", ORANGE, from_zero=True, percent=True),
+    ]
+
+
+def _series(history: list[dict[str, float]], key: str) -> tuple[Floats, Floats]:
+    """Steps and values of a quantity, by step; the later record of a step that was recorded twice."""
+    points = {record["step"]: record[key] for record in history if key in record and "step" in record}
+    steps = sorted(points)
+    return np.array(steps, dtype=float), np.array([points[step] for step in steps], dtype=float)
+
+
+def _draw_curve(axes: Axes, panel: Panel, steps: Floats, values: Floats) -> None:
+    values = np.where(np.isfinite(values), values, np.nan)
+    window = len(values) // 20
+    if window > 1:
+        axes.plot(steps, values, color=panel.colour, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _running_mean(values, window), color=panel.colour, linewidth=1.8)
+    else:
+        axes.plot(steps, values, color=panel.colour, linewidth=1.8, marker="o" if len(values) < 8 else "")
+    finite = values[np.isfinite(values)]
+    if panel.from_zero and len(finite) and finite.max() > 0:
+        axes.set_ylim(0, 1.08 * finite.max())
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    if panel.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_title(_shown(panel.title, 34), loc="left", fontweight="bold")
+    if len(finite):
+        last = f"{finite[-1]:.1%}" if panel.percent else f"{finite[-1]:.4g}"
+        axes.set_title(f"last {last}", loc="right", color=MUTED, fontsize=8)
+
+
+def _running_mean(values: Floats, window: int) -> Floats:
+    """Mean over a centred window, over what there is of it at the ends and beside gaps."""
+    present = np.isfinite(values)
+    ones = np.ones(window)
+    total = np.convolve(np.where(present, values, 0.0), ones, mode="same")
+    count = np.convolve(present.astype(float), ones, mode="same")
+    return np.where(present, total / np.maximum(count, 1.0), np.nan)
+
+
+def _draw_card(
+    card: SubFigure,
+    pixels: npt.NDArray[np.uint8],
+    truth: str,
+    models: list[tuple[str, Tensor]],
+    names: Sequence[str],
+) -> None:
+    """One image under its true name, and beside it the predictions of each model."""
+    picture = card.add_axes((0.02, 0.06, 0.22, 0.74))
+    picture.imshow(pixels, interpolation="nearest" if min(pixels.shape[:2]) < 96 else "antialiased")
+    picture.set_axis_off()
+    card.text(0.02, 0.86, _shown(truth, 70), fontweight="bold", fontsize=10, va="bottom")
+    for place, (model, scores) in enumerate(models):
+        axes = card.add_axes((0.27 + 0.37 * place, 0.06, 0.34, 0.62))
+        _draw_bars(axes, model, scores, truth, names)
+
+
+def _draw_bars(axes: Axes, model: str, scores: Tensor, truth: str, names: Sequence[str]) -> None:
+    order = scores.argsort(descending=True).tolist()
+    probability = scores.double().softmax(dim=0)
+    shown = order[:TOP]
+    rank = next((i for i, k in enumerate(order, start=1) if names[k] == truth), None)
+    axes.set(xlim=(0, 1), ylim=(TOP - 0.5, -0.5))
+    axes.set_axis_off()
+    axes.set_title(model, loc="left", fontsize=9, color=MUTED)
+    if rank is not None and rank > TOP:
+        axes.set_title(f"true class: rank {rank:,}", loc="right", fontsize=8, color=MUTED)
+    for row, k in enumerate(shown):
+        right = names[k] == truth
+        value = float(probability[k])
+        axes.barh(row, 1.0, height=0.84, color="#f3f3f3")
+        axes.barh(row, value, height=0.84, color=GREEN if right else "#9a9a9a", alpha=0.45)
+        mark, weight = ("✓ ", "bold") if right else ("", "normal")
+        colour = "#00573f" if right else INK
+        axes.text(
+            0.02, row, mark + _shown(names[k], 26), va="center", fontsize=8.5, color=colour, fontweight=weight
+        )
+        axes.text(0.985, row, f"{value:.0%}", va="center", ha="right", fontsize=8.5, color=colour)
+
+
+def _draw_matrix(axes: Axes, values: Floats, title: str, **colours: Any) -> Any:
+    axes.set_title(title, fontweight="bold")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return axes.imshow(values, aspect="auto", interpolation="nearest", **colours)
+
+
+def _name_sides(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Names along both sides; the matrices share their axes, so one of them is enough."""
+    every = math.ceil(len(columns) / LABELLED)
+    axes.set_xticks(range(0, len(columns), every))
+    every = math.ceil(len(rows) / LABELLED)
+    axes.set_yticks(range(0, len(rows), every))
+    axes.set_yticklabels([_shown(name, 24) for name in rows[::every]])
+    for each in axes.figure.axes[:3]:
+        each.set_xticklabels(
+            [_shown(name, 24) for name in columns[:: math.ceil(len(columns) / LABELLED)]], rotation=90
+        )
+        each.tick_params(length=0, labelsize=7.5)
+        each.set_xlabel("text anchor")
+    axes.set_ylabel("image")
+
+
+def _outline(axes: Axes, cells: Iterable[tuple[int, int]], colour: str) -> None:
+    for column, row in cells:
+        box = (column - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(box, 1, 1, fill=False, edgecolor=colour, linewidth=0.9))
+
+
+def _correlation(first: Floats, second: Floats) -> str:
+    if first.std() == 0 or second.std() == 0:
+        return "correlation undefined, a matrix is constant"
+    return f"correlation of teacher and student {np.corrcoef(first.ravel(), second.ravel())[0, 1]:.3f}"
+
+
+def _blank(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, transform=axes.transAxes)
+    axes.set_axis_off()
+
+
+def _shown(text: str, length: int) -> str:
+    """The text as the fonts can draw it: one line, shortened, a box for every letter that none of them has."""
+    _, drawable = _fonts()
+    joined = unicodedata.normalize("NFC", " ".join(text.split()))
+    # Joiners and variation selectors are invisible by themselves, a box in their place would be noise.
+    letters = [c for c in joined if ord(c) in drawable or unicodedata.category(c) not in ("Cf", "Mn")]
+    if len(letters) > length:
+        letters = [*"".join(letters[: length - 1]).rstrip(), "…"]
+    # An unpaired or paired dollar sign would start a formula.
+    return "".join(c if ord(c) in drawable else "□" for c in letters).replace("$", r"\$")
+
+
+@cache
+def _fonts() -> tuple[list[str], frozenset[int]]:
+    """The families that are installed, and the code points that at least one of them has."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    families = [family for family in FAMILIES if family in installed]
+    maps = [font_manager.get_font(font_manager.findfont(family)).get_charmap() for family in families]
+    return families, frozenset(code for charmap in maps for code in charmap)
+
+
+def _styled() -> AbstractContextManager[None]:
+    families, _ = _fonts()
+    settings = {
+        "font.family": families,
+        "font.size": 9,
+        "axes.edgecolor": MUTED,
+        "axes.grid": True,
+        "axes.labelcolor": MUTED,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlesize": 10,
+        "figure.titlesize": 11,
+        "grid.color": FAINT,
+        "grid.linewidth": 0.6,
+        "text.color": INK,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+    }
+    return style.context(["default", settings])
+
+
+def _save(figure: Figure, out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, format="png", dpi=DPI, facecolor="white")
+    return out
+
+
+def _doubles(values: Tensor) -> Floats:
+    return values.detach().cpu().double().numpy()

@@ -1,0 +1,157 @@
+"""Zero-shot classification: an image gets the class whose anchors lie nearest (CLIP, arXiv 2103.00020)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from beamclip.prompts.anchors import Anchors
+
+CHUNK_ELEMENTS = 2**24
+"""Similarities held at once, 64 MiB in float32: a chunk's rows follow from the number of anchors."""
+
+
+def class_scores(embeddings: Tensor, anchors: Anchors, num_classes: int, *, temperature: float) -> Tensor:
+    """Score every class for every image.
+
+    With one anchor a class (`reduce=mean`) a score is the cosine similarity; the temperature has no effect.
+    With several (`reduce=separate`) it is `temperature * logsumexp(similarity / temperature)` over the anchors
+    of the class: a soft maximum. Either way `scores / temperature` are logits.
+
+    Args:
+        embeddings: [N, D] image embeddings, unit length, any floating type; N may be 0.
+        anchors: M anchors of width D; every class of `range(num_classes)` owns at least one.
+        num_classes: K.
+        temperature: > 0; the smaller, the closer to a maximum.
+
+    Returns:
+        [N, K] float32 on the embeddings' device; larger is a better match.
+
+    Raises:
+        ValueError: the widths differ, a class has no anchor, an index is outside 0..K-1, or the temperature
+            is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"class_scores: temperature is {temperature}, it must be above 0")
+    counts = _anchors_per_class(embeddings, anchors, num_classes)
+    texts = anchors.embeddings.to(embeddings.device, torch.float32)
+    owners = anchors.class_index.to(embeddings.device)
+    rows = max(1, CHUNK_ELEMENTS // len(texts))
+    scores = embeddings.new_empty((len(embeddings), num_classes), dtype=torch.float32)
+    for start in range(0, len(embeddings), rows):
+        similarity = embeddings[start : start + rows].float() @ texts.T
+        chunk = scores[start : start + rows]
+        if int(counts.max()) == 1:
+            chunk[:, owners] = similarity
+        else:
+            chunk.copy_(_soft_maximum(similarity, owners, num_classes, temperature))
+    return scores
+
+
+def topk_accuracy(scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> dict[int, float]:
+    """Fraction of rows whose label is among the k highest scores, for each k.
+
+    Exact counts by `label_ranks`: ties are settled as in `argmax`, and a row that holds a NaN is a miss. With
+    k >= K every other row is a hit.
+
+    Args:
+        scores: [N, K], N >= 1.
+        labels: [N] integers in 0..K-1.
+        ks: the k values, each >= 1.
+
+    Returns:
+        {k: accuracy in 0..1}.
+
+    Raises:
+        ValueError: there are no rows, the lengths differ, a label is outside 0..K-1, or a k is below 1.
+    """
+    _check_labels(scores, labels)
+    if min(ks, default=1) < 1:
+        raise ValueError(f"topk_accuracy: ks is {tuple(ks)}, every k must be at least 1")
+    ranks = label_ranks(scores, labels)
+    return {k: int((ranks < k).sum()) / len(labels) for k in ks}
+
+
+def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes are ahead of each row's own: 0 where the label scores highest.
+
+    Of equal scores the lower class index is ahead, as in `argmax`.
+
+    Args:
+        scores: [N, K].
+        labels: [N] integers in 0..K-1.
+
+    Returns:
+        [N] int64; the largest int64 for a row that holds a NaN, which is no hit at any k.
+    """
+    labels = labels.to(scores.device, torch.long)[:, None]
+    own = scores.gather(1, labels)
+    earlier = torch.arange(scores.shape[1], device=scores.device) < labels
+    ahead = (scores > own) | ((scores == own) & earlier)
+    return ahead.sum(dim=1).masked_fill(scores.isnan().any(dim=1), torch.iinfo(torch.long).max)
+
+
+def zeroshot_metrics(
+    embeddings: Tensor, labels: Tensor, anchors: Anchors, num_classes: int, *, temperature: float
+) -> dict[str, float]:
+    """Top-1 and top-5 accuracy of zero-shot classification.
+
+    Args:
+        embeddings: [N, D] image embeddings, unit length, N >= 1.
+        labels: [N] class indices in 0..K-1.
+        anchors: the classes' text anchors.
+        num_classes: K; with K < 5 top-5 is 1.
+        temperature: see `class_scores`.
+
+    Returns:
+        `zeroshot_top1` and `zeroshot_top5`, fractions in 0..1.
+
+    Raises:
+        ValueError: as `class_scores` and `topk_accuracy`.
+    """
+    scores = class_scores(embeddings, anchors, num_classes, temperature=temperature)
+    accuracy = topk_accuracy(scores, labels, ks=(1, 5))
+    return {"zeroshot_top1": accuracy[1], "zeroshot_top5": accuracy[5]}
+
+
+def _soft_maximum(similarity: Tensor, owners: Tensor, num_classes: int, temperature: float) -> Tensor:
+    """[n, M] similarities to [n, K]: logsumexp over each class's anchors, in units of similarity."""
+    index = owners.expand_as(similarity)
+    empty = similarity.new_full((len(similarity), num_classes), -torch.inf)
+    largest = empty.scatter_reduce(1, index, similarity, "amax")
+    # The class's own maximum is taken out first: at a temperature of 0.01 exp(1 / 0.01) overflows float32.
+    terms = ((similarity - largest.gather(1, index)) / temperature).exp()
+    total = torch.zeros_like(largest).scatter_add(1, index, terms)
+    return largest + temperature * total.log()
+
+
+def _anchors_per_class(embeddings: Tensor, anchors: Anchors, num_classes: int) -> Tensor:
+    """[K] number of anchors of each class, once the shapes are known to fit."""
+    if embeddings.ndim != 2 or embeddings.shape[1] != anchors.embeddings.shape[1]:
+        raise ValueError(
+            f"class_scores: embeddings are {list(embeddings.shape)}, anchors "
+            f"{list(anchors.embeddings.shape)}; both must be rows of one width, from one model"
+        )
+    index = anchors.class_index
+    if len(index) == 0 or int(index.min()) < 0 or int(index.max()) >= num_classes:
+        raise ValueError(f"class_scores: the anchors' class_index does not lie in 0..{num_classes - 1}")
+    counts = torch.bincount(index, minlength=num_classes)
+    if int(counts.min()) == 0:
+        raise ValueError(
+            f"class_scores: class {int(counts.argmin())} of {num_classes} has no anchor; "
+            "build the anchors from the same class list"
+        )
+    return counts
+
+
+def _check_labels(scores: Tensor, labels: Tensor) -> None:
+    if scores.ndim != 2 or scores.shape[0] == 0 or labels.shape != scores.shape[:1]:
+        raise ValueError(
+            f"topk_accuracy: scores are {list(scores.shape)}, labels {list(labels.shape)}; "
+            "they must be [N, K] and [N] with at least one row"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= scores.shape[1]:
+        raise ValueError(
+            f"topk_accuracy: labels run from {int(labels.min())} to {int(labels.max())}, "
+            f"but there are {scores.shape[1]} classes; labels must index the same class list as the scores"
+        )

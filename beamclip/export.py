@@ -1,0 +1,163 @@
+"""Write a model where others can load it with no code of ours."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from open_clip.timm_model import TimmModel
+from open_clip.tokenizer import HFTokenizer
+from safetensors.torch import save_file
+from torch import nn
+
+from beamclip.errors import InputError
+from beamclip.models.clip import CONFIG_FILE, LoadedClip
+
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+def write_open_clip_dir(clip: LoadedClip, out: Path, card: Mapping[str, Any]) -> Path:
+    """Write an open_clip local directory: config, weights as safetensors, and a model card.
+
+    The directory appears whole or not at all, and replaces one that was written before.
+
+    Args:
+        card: what the README says of the model: teacher, student, data, licence (texts), metrics (name to
+            number); every key is optional, others are listed as they are.
+
+    Returns:
+        out.
+
+    Raises:
+        InputError: out is a file, or a directory that holds something other than a model.
+    """
+
+    def write(directory: Path) -> None:
+        config = {"model_cfg": clip.model_cfg, "preprocess_cfg": clip.preprocess_cfg}
+        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _save_weights(clip.model, directory / WEIGHTS_FILE)
+        # open_clip looks for such a tokenizer in the directory itself; CLIP's own is part of its package.
+        if isinstance(clip.tokenizer, HFTokenizer):
+            clip.tokenizer.save_pretrained(directory)
+        (directory / "README.md").write_text(_card_text(clip, card), encoding="utf-8")
+
+    return _write_whole(out, CONFIG_FILE, write)
+
+
+def write_timm_backbone(clip: LoadedClip, out: Path) -> Path:
+    """Write the image tower's backbone, without projection, for `timm.create_model("local-dir:OUT")`.
+
+    Raises:
+        InputError: the image tower is not a timm network, or out holds something other than a model.
+    """
+    tower = clip.model.visual
+    if not isinstance(tower, TimmModel):
+        raise InputError(
+            f"{clip.address}: its image tower is open_clip's own {type(tower).__name__}, not a timm network. "
+            "Export it in open_clip's format."
+        )
+    trunk = deepcopy(tower.trunk)
+    trunk.reset_classifier(0)
+    size = clip.image_size
+    config = {
+        "architecture": trunk.pretrained_cfg["architecture"],
+        "num_classes": 0,
+        "num_features": trunk.num_features,
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "fixed_input_size": False,
+            "interpolation": clip.preprocess_cfg["interpolation"],
+            "mean": clip.preprocess_cfg["mean"],
+            "std": clip.preprocess_cfg["std"],
+            "num_classes": 0,
+            "classifier": trunk.pretrained_cfg["classifier"],
+        },
+    }
+
+    def write(directory: Path) -> None:
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _save_weights(trunk, directory / "model.safetensors")
+
+    return _write_whole(out, "config.json", write)
+
+
+def _write_whole(out: Path, marker: str, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a directory beside `out`, then put it in out's place."""
+    # Replacing deletes: only what has the marker of a former export, or nothing in it, may go.
+    replaceable = not out.exists() or (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir())))
+    if not replaceable:
+        raise InputError(
+            f"{out}: exists and is no exported model (it has no {marker}). Name another directory."
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        staged = Path(scratch) / "new"
+        staged.mkdir()
+        write(staged)
+        if out.exists():
+            out.rename(Path(scratch) / "old")
+        staged.rename(out)
+    return out
+
+
+def _save_weights(model: nn.Module, file: Path) -> None:
+    # safetensors takes neither other memory formats nor views.
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, file, metadata={"format": "pt"})
+
+
+def _card_text(clip: LoadedClip, card: Mapping[str, Any]) -> str:
+    facts = {key: value for key, value in card.items() if key not in ("metrics", "licence")}
+    facts["image size"] = f"{clip.image_size} x {clip.image_size} pixels"
+    facts["embedding"] = f"{clip.embed_dim} numbers"
+    metrics: Mapping[str, float] = card.get("metrics", {})
+    licence = card.get("licence", _LICENCE_REMINDER)
+    return _CARD.format(
+        facts="\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        metrics=_metrics_table(metrics) if metrics else "None were measured.",
+        licence=licence,
+    )
+
+
+def _metrics_table(metrics: Mapping[str, float]) -> str:
+    rows = [f"| {name} | {value:.4g} |" for name, value in metrics.items()]
+    return "\n".join(["| metric | value |", "| --- | --- |", *rows])
+
+
+_LICENCE_REMINDER = (
+    "None is stated. The text tower is the teacher's and the student learned from it: the licences of the "
+    "teacher's weights and of the training images apply. Read both before you pass this model on."
+)
+
+_CARD = """\
+---
+library_name: open_clip
+tags: [clip, distillation, zero-shot-image-classification]
+---
+
+# A small CLIP model, made with beamclip
+
+{facts}
+
+## Load it
+
+```python
+import open_clip
+
+directory = "local-dir:/path/to/this/directory"
+model, _, preprocess = open_clip.create_model_and_transforms(directory)
+tokenizer = open_clip.get_tokenizer(directory)
+```
+
+## Metrics
+
+Fractions between 0 and 1, unless the name says otherwise.
+
+{metrics}
+
+## Licence
+
+{licence}
+"""

@@ -1,0 +1,87 @@
+"""CLIP's symmetric InfoNCE (https://arxiv.org/abs/2103.00020) over the batch of all workers.
+
+Convention for every loss that gathers: each rank returns the mean over its own rows, and gradients pass
+through the gather. DistributedDataParallel's average over ranks is then exactly the gradient of the mean over
+the global batch. All ranks must hold equally many rows; unequal batches are not detected, because that would
+cost one more collective a step.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Cross-entropy of finding each image's caption and each caption's image in the global batch.
+
+    Local rows are compared with gathered columns: B x (world_size * B) logits a rank and direction, float32
+    whatever autocast says.
+
+    Args:
+        image: [B, D] image embeddings of this rank, unit length.
+        text: [B, D] embeddings of their captions, in the same order, unit length.
+        logit_scale: scalar factor of the similarities itself, not its logarithm.
+
+    Returns:
+        Scalar, nats, mean over this rank's rows and both directions. With one process it equals open_clip's
+        ClipLoss.
+
+    Raises:
+        ValueError: image and text are not the same [B, D].
+    """
+    if image.ndim != 2 or image.shape != text.shape:
+        raise ValueError(
+            f"image is {list(image.shape)} and text is {list(text.shape)}: both must be the same [B, D]."
+        )
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    image, text = image.to(dtype), text.to(dtype)
+    labels = _rank() * len(image) + torch.arange(len(image), device=image.device)
+    with torch.autocast(image.device.type, enabled=False):
+        image_to_text = logit_scale * image @ gather_with_grad(text).T
+        text_to_image = logit_scale * text @ gather_with_grad(image).T
+        return (F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels)) / 2
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, [world_size * B, D]; x itself where there is one process.
+
+    The gradient of a row is the sum of what every rank asks of it, delivered to the rank that owns the row.
+    A collective: all ranks call it equally often, with one shape [B, D], on a device their backend serves
+    (gloo: CPU, nccl: GPU).
+    """
+    if _world_size() == 1:
+        return x
+    gathered: Tensor = _AllGather.apply(x)
+    return gathered
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _AllGather(torch.autograd.Function):
+    """All-gather of rows whose backward is the matching reduce-scatter."""
+
+    # Calls that take lists: torch 2.14 deprecates those on one tensor, earlier ones lack their successors.
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gathered = x.new_empty((_world_size() * len(x), x.shape[1]))
+        dist.all_gather(list(gathered.chunk(_world_size())), x.contiguous())
+        return gathered
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_gathered: Tensor) -> Tensor:
+        parts = list(grad_gathered.contiguous().chunk(_world_size()))
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts)
+        return own

@@ -1,0 +1,175 @@
+"""Cross-modal similarity matching (BeamCLIP, https://arxiv.org/abs/2301.02903), streamed over the anchors.
+
+More anchors than one chunk holds pass by in chunks, and the [B, K] similarities are never stored: each side
+keeps a running softmax (row maximum, normaliser, weighted sum of anchors) that is rescaled whenever a larger
+logit arrives. One such sweep yields the loss and its gradient, so the backward pass is a multiplication.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class CsmConfig:
+    """How the student's similarity distribution over the anchors is matched to the teacher's."""
+
+    tau_teacher: float = 0.02
+    """Softmax temperature of the teacher, > 0. Smaller is sharper: fewer anchors carry weight."""
+    tau_student: float = 0.05
+    """Softmax temperature of the student, > 0."""
+    csm_weight: float = 1.0
+    """Factor of this term in the total loss; 0 switches it off."""
+    anchor_chunk: int = 4096
+    """Anchors compared at a time, >= 1: memory is about 4 x batch x this many floats; no result changes."""
+
+
+def csm_loss(
+    student: Tensor,
+    teacher: Tensor,
+    anchors: Tensor,
+    *,
+    tau_student: float,
+    tau_teacher: float,
+    chunk_size: int | None = 4096,
+) -> Tensor:
+    """KL divergence between the teacher's and the student's similarity distributions over text anchors.
+
+    With p = softmax(embedding @ anchors.T / tau) this is KL(p_teacher || p_student), averaged over the batch;
+    its gradient with respect to the student is (p_student - p_teacher) @ anchors / (tau_student * B).
+    Computed in float32 (float64 for float64 students) whatever autocast says. Extra memory is of the order
+    B x chunk_size + B x D. First derivatives only.
+
+    Args:
+        student: [B, D] embeddings of the images by the student, unit length; gradients flow here only.
+        teacher: [B, D] embeddings of the same pixels by the teacher, unit length.
+        anchors: [K, D] text-prompt embeddings by the teacher's text tower, unit length.
+        tau_student, tau_teacher: softmax temperatures, > 0; smaller is sharper.
+        chunk_size: anchors compared at a time; None takes all K at once.
+
+    Returns:
+        Scalar, nats, mean over the batch; 0 when both distributions agree.
+
+    Raises:
+        ValueError: a temperature or the chunk size is not positive, or the shapes do not fit together.
+    """
+    _check(student, teacher, anchors, tau_student, tau_teacher, chunk_size)
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    with torch.autocast(student.device.type, enabled=False):
+        scaled_student = student.to(dtype) / tau_student
+        scaled_teacher = teacher.detach().to(dtype) / tau_teacher
+        # One chunk needs no running softmax: the plain formula has a matrix product less and is 1.3 x faster.
+        if chunk_size is None or len(anchors) <= chunk_size:
+            return _plain_kl(scaled_student, scaled_teacher, anchors.detach().to(dtype))
+        loss: Tensor = _StreamedKl.apply(scaled_student, scaled_teacher, anchors.detach(), chunk_size)
+        return loss
+
+
+def _plain_kl(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
+    """Mean KL over the batch; embeddings come divided by their temperatures."""
+    log_p_student = F.log_softmax(student @ anchors.T, dim=1)
+    log_p_teacher = F.log_softmax(teacher @ anchors.T, dim=1)
+    return F.kl_div(log_p_student, log_p_teacher, log_target=True, reduction="batchmean")
+
+
+def _check(
+    student: Tensor,
+    teacher: Tensor,
+    anchors: Tensor,
+    tau_student: float,
+    tau_teacher: float,
+    chunk_size: int | None,
+) -> None:
+    for name, tau in (("tau_student", tau_student), ("tau_teacher", tau_teacher)):
+        if not tau > 0:
+            raise ValueError(f"{name} is {tau}; a softmax temperature must be greater than 0.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; compare at least 1 anchor at a time.")
+    if student.ndim != 2 or student.shape != teacher.shape:
+        raise ValueError(
+            f"student is {list(student.shape)} and teacher is {list(teacher.shape)}: both must be the same "
+            "[B, D]. Project the student to the teacher's embedding width."
+        )
+    if anchors.ndim != 2 or len(anchors) == 0 or anchors.shape[1] != student.shape[1]:
+        raise ValueError(
+            f"anchors are {list(anchors.shape)}; embeddings of width {student.shape[1]} need "
+            f"[K, {student.shape[1]}] with K >= 1. Encode the anchors with the teacher's own text tower."
+        )
+
+
+@dataclass
+class _RunningSoftmax:
+    """Unnormalised softmax over the anchors seen so far, relative to the largest logit of each row."""
+
+    peak: Tensor  # [B, 1]
+    mass: Tensor  # [B, 1]
+    anchor_sum: Tensor | None  # [B, D], only where a gradient is wanted
+
+    @classmethod
+    def before_any_anchor(cls, like: Tensor, with_gradient: bool) -> _RunningSoftmax:
+        # A finite floor in place of -inf: differences of two floors must be 0, not nan.
+        peak = like.new_full((len(like), 1), torch.finfo(like.dtype).min / 2)
+        return cls(peak, torch.zeros_like(peak), torch.zeros_like(like) if with_gradient else None)
+
+    def shift(self, logits: Tensor) -> Tensor:
+        """Make `logits` [B, C] relative to the peak in place; returns old minus new peak, [B, 1], <= 0."""
+        peak = torch.maximum(self.peak, logits.amax(dim=1, keepdim=True))
+        drop = self.peak - peak
+        self.peak = peak
+        logits -= peak
+        return drop
+
+    def add(self, weights: Tensor, anchors: Tensor, decay: Tensor) -> None:
+        """Scale what is held by `decay` [B, 1], then add anchors [C, D] with their weights [B, C]."""
+        self.mass = self.mass * decay + weights.sum(dim=1, keepdim=True)
+        if self.anchor_sum is not None:
+            self.anchor_sum.mul_(decay).addmm_(weights, anchors)
+
+
+def _sweep(
+    student: Tensor, teacher: Tensor, anchors: Tensor, chunk_size: int, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """KL summed over the batch and its gradient [B, D]; embeddings come divided by their temperatures."""
+    p_student = _RunningSoftmax.before_any_anchor(student, with_gradient)
+    p_teacher = _RunningSoftmax.before_any_anchor(teacher, with_gradient)
+    # Teacher-weighted difference of peak-relative logits. Summing these small terms keeps the loss accurate
+    # near agreement; the algebraically equal product with the mean anchor loses five digits at tau 0.005.
+    gap = torch.zeros_like(p_teacher.mass)
+    for part in anchors.split(chunk_size):
+        chunk = part.to(student.dtype)
+        logits_student, logits_teacher = student @ chunk.T, teacher @ chunk.T
+        drop_student, drop_teacher = p_student.shift(logits_student), p_teacher.shift(logits_teacher)
+        decay_teacher = drop_teacher.exp()
+        gap = decay_teacher * (gap + p_teacher.mass * (drop_teacher - drop_student))
+        log_ratio = logits_teacher - logits_student
+        weights_teacher = logits_teacher.exp_()
+        gap += log_ratio.mul_(weights_teacher).sum(dim=1, keepdim=True)
+        p_teacher.add(weights_teacher, chunk, decay_teacher)
+        p_student.add(logits_student.exp_(), chunk, drop_student.exp())
+    kl = (gap / p_teacher.mass - p_teacher.mass.log() + p_student.mass.log()).sum()
+    if p_student.anchor_sum is None or p_teacher.anchor_sum is None:
+        return kl, None
+    return kl, p_student.anchor_sum / p_student.mass - p_teacher.anchor_sum / p_teacher.mass
+
+
+class _StreamedKl(torch.autograd.Function):
+    """`_plain_kl` in chunks; forward also computes the gradient, so that no [B, K] tensor is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, anchors: Tensor, chunk_size: int) -> Tensor:
+        kl, gradient = _sweep(student, teacher, anchors, chunk_size, ctx.needs_input_grad[0])
+        if gradient is not None:
+            ctx.save_for_backward(gradient / len(student))
+        return kl / len(student)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_loss, None, None, None

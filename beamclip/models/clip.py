@@ -1,0 +1,344 @@
+"""CLIP models by address: from open_clip's hub, a local directory, a checkpoint, a run, or newly made."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import open_clip
+import torch
+from open_clip import CLIP, CustomTextCLIP
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from torch import Tensor
+
+from beamclip.errors import InputError
+from beamclip.models.names import close_names, or_list
+from beamclip.models.pixels import Preprocessing, normalise_pixels
+from beamclip.models.weights import SUFFIXES, load_weights, weights_sha256
+
+__all__ = [
+    "ClipModel",
+    "LoadedClip",
+    "Preprocessing",
+    "Tokenizer",
+    "load_clip",
+    "new_clip",
+    "normalise_pixels",
+]
+
+ClipModel: TypeAlias = CLIP | CustomTextCLIP
+"""The first holds its text tower flat, the second under .text; their methods are the same."""
+
+Tokenizer = Callable[[list[str]], Tensor]
+"""n texts -> int64 [n, context_length]; longer texts are cut."""
+
+CONFIG_FILE = "open_clip_config.json"
+HUB_PREFIX = "open_clip:"
+_PREFERRED_WEIGHTS = tuple(
+    stem + suffix for stem in ("open_clip_model", "open_clip_pytorch_model") for suffix in SUFFIXES
+)
+_BPE_VOCABULARY = 49408
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """An open_clip model with all that is needed to use it, to name it, and to write it out again."""
+
+    model: ClipModel
+    tokenizer: Tokenizer
+
+    model_cfg: dict[str, Any]
+    """open_clip's description of the two towers; it asks for no pretrained parts."""
+
+    preprocess_cfg: dict[str, Any]
+    """open_clip's keys: size, mode, mean, std, interpolation, resize_mode, fill_color."""
+
+    fingerprint: str
+    """sha256 over weights and configs as they were when this object was made; training does not change it."""
+
+    address: str
+    """Where it came from, as the user wrote it."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, pixels."""
+        return self.preprocessing.size
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the embedding that both towers share."""
+        return int(self.model_cfg["embed_dim"])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Size, mean and std of the image tower's input.
+
+        Raises:
+            InputError: the tower's input is not square.
+        """
+        size = self.preprocess_cfg["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        if height != width:
+            raise InputError(
+                f"{self.address}: its input is {height} x {width} pixels; only square input is supported."
+            )
+        mean, std = self.preprocess_cfg["mean"], self.preprocess_cfg["std"]
+        return Preprocessing(int(height), tuple(mean), tuple(std))
+
+
+def load_clip(address: str) -> LoadedClip:
+    """Load a CLIP model, on the CPU, in float32 and eval mode.
+
+    Args:
+        address: `open_clip:NAME/TAG` (open_clip's registry: its local cache, else a download), a directory
+            with an open_clip_config.json and its weights, a weights file that lies beside such a config, or a
+            run (its model/ is taken).
+
+    Raises:
+        InputError: there is no such model, its files are broken, or its weights do not fit its config.
+    """
+    if address.startswith(HUB_PREFIX):
+        return _load_registered(address)
+    path = Path(address).expanduser()
+    if path.is_dir():
+        directory = _model_directory(path)
+        return _load_local(directory, _weights_in(directory), address)
+    if path.is_file():
+        return _load_local(path.parent, path, address)
+    raise InputError(_not_an_address(address))
+
+
+def new_clip(config: str | Path, seed: int) -> LoadedClip:
+    """A CLIP model with random weights, on the CPU, in eval mode.
+
+    Args:
+        config: one of our names (tiny-resnet18, ...), one of open_clip's, or a JSON file with embed_dim,
+            vision_cfg, text_cfg and, if wanted, "preprocess" with open_clip's preprocessing keys (mean, std).
+        seed: decides the weights; the global random state is neither read nor moved. Parts that the config
+            marks as pretrained are random too.
+
+    Raises:
+        InputError: no such config, or it describes no model.
+    """
+    model_cfg, preprocess = _find_config(config)
+    model = build_open_clip(model_cfg, where=str(config), seed=seed)
+    return assemble(model, _tokenizer_for(model_cfg, str(config)), model_cfg, preprocess, address=str(config))
+
+
+def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> ClipModel:
+    """The open_clip model of a config, with random weights, in eval mode.
+
+    Built without open_clip's factory, which warns that a model is "initialized randomly" even when weights
+    follow, and which cannot take a config that is in no registry.
+
+    Raises:
+        InputError: open_clip or timm refuse the config; `where` names it.
+    """
+    kwargs = deepcopy(model_cfg)
+    custom_text = kwargs.pop("custom_text", False)
+    try:
+        if "multimodal_cfg" in kwargs:
+            model_class = open_clip.CoCa
+        elif custom_text or "hf_model_name" in kwargs["text_cfg"]:
+            model_class = open_clip.CustomTextCLIP
+        else:
+            model_class = open_clip.CLIP
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return model_class(**kwargs).eval()
+    except Exception as error:
+        # What a bad config makes open_clip raise ranges from KeyError to ImportError.
+        cause = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{where}: open_clip cannot build this model ({cause}). Correct its config."
+        ) from error
+
+
+def assemble(
+    model: ClipModel,
+    tokenizer: Tokenizer,
+    model_cfg: dict[str, Any],
+    preprocess: dict[str, Any],
+    *,
+    address: str,
+) -> LoadedClip:
+    """A LoadedClip of its parts; preprocessing keys that are not given take open_clip's defaults.
+
+    The image size is the tower's own, whatever the preprocessing says, as in open_clip's factory.
+    """
+    preprocess_cfg = merge_preprocess_dict(asdict(PreprocessCfg()), preprocess)
+    preprocess_cfg["size"] = model.visual.image_size
+    # Tuples become lists, so that a model and its reloaded export agree.
+    preprocess_cfg = json.loads(json.dumps(preprocess_cfg))
+    open_clip.set_model_preprocess_cfg(model, preprocess_cfg)
+    fingerprint = weights_sha256(model, model_cfg, preprocess_cfg)
+    return LoadedClip(model, tokenizer, model_cfg, preprocess_cfg, fingerprint, address)
+
+
+def _load_registered(address: str) -> LoadedClip:
+    name, _, tag = address.removeprefix(HUB_PREFIX).partition("/")
+    registered = open_clip.get_model_config(name)
+    if registered is None:
+        close = close_names(name, open_clip.list_models())
+        hint = f"Did you mean {or_list(close)}?" if close else "open_clip.list_models() lists all names."
+        raise InputError(f"{address}: open_clip has no model named {name!r}. {hint}")
+    pretrained = open_clip.get_pretrained_cfg(name, tag)
+    if not pretrained:
+        raise InputError(_no_such_tag(address, name, tag))
+    model_cfg = _without_pretrained_parts(registered)
+    # The registry lists OpenAI's weights under names whose config says GELU; the weights want QuickGELU.
+    if pretrained.get("quick_gelu"):
+        model_cfg["quick_gelu"] = True
+    weights = _download(pretrained, address)
+    model = build_open_clip(model_cfg, where=address)
+    load_weights(model, weights, config=f"open_clip's {name}")
+    return assemble(model, _open_clip_tokenizer(name, address), model_cfg, pretrained, address=address)
+
+
+def _load_local(directory: Path, weights: Path, address: str) -> LoadedClip:
+    config_file = directory / CONFIG_FILE
+    if weights.suffix not in SUFFIXES:
+        raise InputError(f"{weights}: not a weights file; it must end with {or_list(SUFFIXES)}.")
+    if not config_file.is_file():
+        raise InputError(
+            f"{weights}: weights do not say which model they belong to. Put its {CONFIG_FILE} beside it."
+        )
+    config = _read_json(config_file)
+    if not isinstance(config.get("model_cfg"), dict):
+        raise InputError(f"{config_file}: has no model_cfg. It must hold model_cfg and preprocess_cfg.")
+    model_cfg = _without_pretrained_parts(config["model_cfg"])
+    model = build_open_clip(model_cfg, where=str(config_file))
+    load_weights(model, weights, config=str(config_file))
+    tokenizer = _open_clip_tokenizer(f"local-dir:{directory}", str(config_file))
+    return assemble(model, tokenizer, model_cfg, config.get("preprocess_cfg", {}), address=address)
+
+
+def _model_directory(path: Path) -> Path:
+    for directory in (path, path / "model"):
+        if (directory / CONFIG_FILE).is_file():
+            return directory
+    raise InputError(
+        f"{path}: neither a model directory nor a finished run: there is no {CONFIG_FILE}, here or in model/."
+    )
+
+
+def _weights_in(directory: Path) -> Path:
+    present = sorted(file for file in directory.iterdir() if file.suffix in SUFFIXES)
+    preferred = [directory / name for name in _PREFERRED_WEIGHTS if directory / name in present]
+    candidates = preferred[:1] or present
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise InputError(
+            f"{directory}: has no weights. Put {_PREFERRED_WEIGHTS[0]} beside its {CONFIG_FILE}."
+        )
+    raise InputError(
+        f"{directory}: holds {len(candidates)} weight files ({or_list(file.name for file in candidates)}). "
+        "Name the one you mean in full."
+    )
+
+
+def _find_config(config: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(model_cfg, preprocessing keys) of a name or a JSON file."""
+    folder = files("beamclip.models") / "configs"
+    ours = {file.name.removesuffix(".json"): file for file in folder.iterdir()}
+    if str(config) in ours:
+        found = json.loads(ours[str(config)].read_text())
+    elif Path(config).suffix == ".json":
+        found = _read_json(Path(config).expanduser())
+    else:
+        found = open_clip.get_model_config(str(config))
+    if found is None:
+        close = close_names(str(config), [*ours, *open_clip.list_models()])
+        hint = f"Did you mean {or_list(close)}? " if close else ""
+        raise InputError(
+            f"{config}: no model config of this name. {hint}"
+            f"Give {or_list(sorted(ours))}, an open_clip model name, or a JSON file."
+        )
+    absent = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in found]
+    if absent:
+        raise InputError(
+            f"{config}: has no {or_list(absent)}. A model config has embed_dim, vision_cfg and text_cfg."
+        )
+    preprocess = found.pop("preprocess", {})
+    return _without_pretrained_parts(found), preprocess
+
+
+def _without_pretrained_parts(model_cfg: dict[str, Any]) -> dict[str, Any]:
+    """A copy under which open_clip fetches nothing while it builds: the weights come from elsewhere."""
+    model_cfg = deepcopy(model_cfg)
+    if "timm_model_name" in model_cfg.get("vision_cfg", {}):
+        model_cfg["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in model_cfg.get("text_cfg", {}):
+        model_cfg["text_cfg"]["hf_model_pretrained"] = False
+    return model_cfg
+
+
+def _tokenizer_for(model_cfg: dict[str, Any], where: str) -> Tokenizer:
+    text_cfg = model_cfg["text_cfg"]
+    if where in open_clip.list_models():
+        return _open_clip_tokenizer(where, where)
+    if text_cfg.get("hf_tokenizer_name"):
+        raise InputError(
+            f"{where}: text_cfg.hf_tokenizer_name is {text_cfg['hf_tokenizer_name']!r}, but new models use "
+            "CLIP's own tokenizer. Leave it out."
+        )
+    if text_cfg.get("vocab_size", _BPE_VOCABULARY) < _BPE_VOCABULARY:
+        raise InputError(
+            f"{where}: text_cfg.vocab_size is {text_cfg['vocab_size']}, too few for CLIP's tokenizer. "
+            f"Make it {_BPE_VOCABULARY}."
+        )
+    context_length = text_cfg.get("context_length", open_clip.CLIPTextCfg.context_length)
+    return open_clip.SimpleTokenizer(context_length=context_length, **text_cfg.get("tokenizer_kwargs", {}))
+
+
+def _open_clip_tokenizer(name: str, where: str) -> Tokenizer:
+    try:
+        return open_clip.get_tokenizer(name)
+    except (ImportError, OSError, ValueError) as error:
+        raise InputError(
+            f"{where}: its tokenizer cannot be loaded ({error}). "
+            "Tokenizers other than CLIP's own need `pip install transformers` and their files."
+        ) from error
+
+
+def _download(pretrained: dict[str, Any], address: str) -> Path:
+    try:
+        return Path(open_clip.download_pretrained(pretrained))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{address}: the weights are not in the local cache and could not be downloaded ({error}). "
+            "Check the network, or give the path of a local open_clip directory."
+        ) from error
+
+
+def _no_such_tag(address: str, name: str, tag: str) -> str:
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not tags:
+        return f"{address}: open_clip has no weights for {name}. Take another model, or local files."
+    what = f"has no tag {tag!r}" if tag else "names no pretrained weights"
+    return f"{address}: {what}. Write {HUB_PREFIX}{name}/TAG, where TAG is {or_list(tags)}."
+
+
+def _not_an_address(address: str) -> str:
+    name = address.partition("/")[0]
+    hint = f" Did you mean {HUB_PREFIX}{address}?" if open_clip.get_model_config(name) else ""
+    return (
+        f"{address}: no such file or directory.{hint} A model is given as {HUB_PREFIX}NAME/TAG, a directory "
+        f"with {CONFIG_FILE}, a weights file beside one, or a run."
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file.") from error
+    except ValueError as error:
+        raise InputError(f"{file}: not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: must hold a JSON object, not a {type(content).__name__}.")
+    return content

@@ -1,0 +1,22 @@
+"""Suggestions for a name that was mistyped or given in part."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def close_names(word: str, names: Iterable[str], count: int = 4) -> list[str]:
+    """The names that the word most likely stands for, best first; empty if nothing is close.
+
+    Names that begin with the word come first, shortest first, then those that are spelled like it. Case
+    does not matter.
+    """
+    by_lower = {name.lower(): name for name in names}
+    begun = sorted((name for name in by_lower if name.startswith(word.lower())), key=lambda n: (len(n), n))
+    spelled = get_close_matches(word.lower(), by_lower, n=count)
+    return [by_lower[name] for name in dict.fromkeys(begun[:count] + spelled)][:count]
+
+
+def or_list(names: Iterable[str]) -> str:
+    """ "a, b or c", for messages."""
+    *rest, last = names
+    return f"{', '.join(rest)} or {last}" if rest else last

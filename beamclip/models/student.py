@@ -1,0 +1,219 @@
+"""Students: a timm backbone with a projection into the teacher's space, and the teacher's text tower.
+
+Everything that a student is fits into open_clip's own config, so that open_clip alone loads what is exported.
+That rules out a few backbones: see `build_student`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import timm
+import torch
+from open_clip.model import VisionTransformer
+from open_clip.timm_model import TimmModel
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from beamclip.errors import InputError
+from beamclip.models.clip import ClipModel, LoadedClip, assemble, build_open_clip
+from beamclip.models.names import close_names, or_list
+from beamclip.models.weights import first_line, load_backbone
+
+Head = Literal["linear", "mlp"]
+
+# open_clip's (timm_pool, timm_proj), in order of preference. "" leaves pooling to the network: a ViT keeps
+# its class token. Networks that end in a hidden layer of their own give more features than the num_features
+# by which open_clip sizes its projection; there alone the network's own classifier is the projection.
+_PROJECTIONS: dict[Head, tuple[tuple[str, str], ...]] = {
+    "linear": (("", "linear"), ("avg", "")),
+    "mlp": (("", "mlp"),),
+}
+_ANY_SIZE_AND_HEAD = ("resnet18", "convnext_atto", "efficientnet_b0", "xcit_nano_12_p16_224")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The network that learns from the teacher."""
+
+    student: str = "resnet18"
+    """A timm backbone, such as resnet10t, resnet18, convnext_atto, mobilenetv4_conv_small."""
+
+    student_head: Head = "linear"
+    """Projection from the backbone's features to the teacher's embedding: one layer, or two with a GELU."""
+
+    pretrained: bool = False
+    """Start from timm's pretrained weights; the student then takes their mean and std."""
+
+    student_image_size: int | None = None
+    """Side of the student's input, pixels; by default the teacher's, or the one size the backbone takes."""
+
+    init_checkpoint: Path | None = None
+    """Start the backbone from this file (self-supervised weights, say): .safetensors, or torch's format."""
+
+
+def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> LoadedClip:
+    """A student of the teacher, on the CPU; its text tower and logit scale are the teacher's.
+
+    Only the image tower (`model.visual`) requires gradients and is in train mode. The student's mean and std
+    are the teacher's, so that both see the same input, unless `pretrained` brings weights used to others.
+
+    Most of timm works. Refused are networks with a position grid of one size (ViT, DeiT, Swin, LeViT, ...) at
+    any other size, and networks that end in a hidden layer of their own (MobileNetV3 and V4, GhostNet, LCNet,
+    HGNetV2, VGG) with an mlp head: open_clip's config has no words for either.
+
+    Args:
+        seed: decides the weights that are not loaded from anywhere.
+
+    Raises:
+        InputError: no such backbone, it cannot be used this way, or its weights cannot be loaded.
+    """
+    _check(config, teacher)
+    vision_cfg = _vision_cfg(config, teacher)
+    model_cfg = {**teacher.model_cfg, "vision_cfg": vision_cfg}
+    model = build_open_clip(model_cfg, where=config.student, seed=seed)
+    preprocess = teacher.preprocess_cfg
+    if config.pretrained:
+        preprocess = {**preprocess, **_load_pretrained(model.visual.trunk, config.student)}
+    if config.init_checkpoint is not None:
+        load_backbone(model.visual.trunk, config.init_checkpoint, config.student)
+    _take_text_tower(model, teacher.model)
+    model.visual.train()
+    address = f"{config.student} <- {teacher.address}"
+    return assemble(model, teacher.tokenizer, model_cfg, preprocess, address=address)
+
+
+def backbone_features(model: ClipModel, images: Tensor) -> Tensor:
+    """The features that a linear probe reads: those before the projection into the shared space.
+
+    For open_clip's ResNets, and for towers that pool by attention, projection and pooling are one layer: the
+    embedding itself is returned, as CLIP's authors did in their probes.
+
+    Args:
+        images: [B, 3, H, W], normalised.
+
+    Returns:
+        [B, F] in the tower's dtype; with gradients unless the caller switches them off.
+    """
+    tower = model.visual
+    if isinstance(tower, TimmModel):
+        return _trunk_features(tower, images)
+    if isinstance(tower, VisionTransformer) and tower.proj is not None:
+        identity = torch.eye(tower.proj.shape[0], dtype=tower.proj.dtype, device=tower.proj.device)
+        output = functional_call(tower, {"proj": identity}, (images,))
+    else:
+        output = tower(images)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _trunk_features(tower: TimmModel, images: Tensor) -> Tensor:
+    trunk = tower.trunk
+    if len(tower.head) == 0:  # the backbone's own classifier is the projection
+        return trunk.forward_head(trunk.forward_features(images), pre_logits=True)
+    features = trunk(images)
+    return features if features.ndim == 2 else tower.head(features)
+
+
+def _check(config: StudentConfig, teacher: LoadedClip) -> None:
+    if not timm.is_model(config.student):
+        close = close_names(config.student, timm.list_models())
+        hint = f"Did you mean {or_list(close)}?" if close else "timm.list_models() lists all names."
+        raise InputError(f"student {config.student!r}: timm has no such model. {hint}")
+    if config.pretrained and config.init_checkpoint is not None:
+        raise InputError(
+            f"student {config.student}: pretrained and init_checkpoint ({config.init_checkpoint}) are both "
+            "given, and both set the backbone's first weights. Drop one."
+        )
+    if config.student_image_size is not None and config.student_image_size < 1:
+        raise InputError(f"student_image_size is {config.student_image_size}; it must be positive.")
+    if "multimodal_cfg" in teacher.model_cfg:
+        raise InputError(
+            f"{teacher.address}: a captioning model (CoCa); its text tower fits no student. Take a CLIP."
+        )
+
+
+def _vision_cfg(config: StudentConfig, teacher: LoadedClip) -> dict[str, Any]:
+    """open_clip's description of the image tower, found by trying: timm's networks do not announce what fits.
+
+    Raises:
+        InputError: open_clip has no way to build this one.
+    """
+    name, head = config.student, config.student_head
+    size = config.student_image_size or teacher.image_size
+    vision_cfg, cause = _try(name, head, size, teacher.embed_dim)
+    if vision_cfg:
+        return vision_cfg
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    native = int(pretrained_cfg.input_size[-1]) if pretrained_cfg else size
+    vision_cfg, _ = _try(name, head, native, teacher.embed_dim)
+    if vision_cfg and config.student_image_size is None:
+        return vision_cfg
+    others = f"such as {or_list(_ANY_SIZE_AND_HEAD)}"
+    if vision_cfg:
+        raise InputError(
+            f"student {name}: cannot take images of {size} x {size} pixels ({cause}), as open_clip builds it "
+            f"for {native} x {native}. Leave student_image_size out, or take another student, {others}."
+        )
+    if head == "mlp" and _try(name, "linear", native, teacher.embed_dim)[0]:
+        raise InputError(
+            f"student {name}: ends in a hidden layer of its own, which open_clip cannot follow by an mlp. "
+            f"Use student_head linear, or another student, {others}."
+        )
+    raise InputError(
+        f"student {name}: open_clip cannot use it as image tower ({cause}). Take another, {others}."
+    )
+
+
+def _try(name: str, head: Head, size: int, embed_dim: int) -> tuple[dict[str, Any], str]:
+    """A description under which the tower encodes an image, or none and the first reason why not."""
+    causes = []
+    for pool, proj in _PROJECTIONS[head]:
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                tower = TimmModel(name, embed_dim, image_size=size, pool=pool, proj=proj).eval()
+                shape = list(tower(torch.zeros(1, 3, size, size)).shape)
+        except Exception as error:
+            # What a network raises when it is used in a way it was not made for is anybody's choice.
+            causes.append(f"{type(error).__name__}: {error}")
+            continue
+        if shape == [1, embed_dim]:
+            return _timm_cfg(name, pool, proj, size), ""
+        causes.append(f"an embedding of shape {shape} instead of [1, {embed_dim}]")
+    return {}, causes[0]
+
+
+def _timm_cfg(name: str, pool: str, proj: str, size: int) -> dict[str, Any]:
+    return {
+        "timm_model_name": name,
+        "timm_model_pretrained": False,
+        "timm_pool": pool,
+        "timm_proj": proj,
+        "image_size": size,
+    }
+
+
+def _load_pretrained(trunk: nn.Module, name: str) -> dict[str, Any]:
+    """Fill the trunk with timm's weights; returns the mean and std that they are used to."""
+    try:
+        source = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:
+        # Hub, cache and file errors share no base class.
+        raise InputError(
+            f"student {name}: timm's pretrained weights are neither in the local cache nor to be had "
+            f"({first_line(error)}). Check the network, give a local file as init_checkpoint, or leave "
+            "pretrained out."
+        ) from error
+    unknown = trunk.load_state_dict(source.state_dict(), strict=False).unexpected_keys
+    assert not unknown, f"{name} with and without open_clip differ in {unknown}"
+    used_to = cast("dict[str, Any]", source.pretrained_cfg)
+    return {"mean": used_to["mean"], "std": used_to["std"]}
+
+
+def _take_text_tower(student: ClipModel, teacher: ClipModel) -> None:
+    """Copy all but the image tower from the teacher, and freeze it."""
+    theirs = {key: value for key, value in teacher.state_dict().items() if not key.startswith("visual.")}
+    result = student.load_state_dict(theirs, strict=False)
+    differing = result.unexpected_keys + [key for key in result.missing_keys if not key.startswith("visual.")]
+    assert not differing, f"text towers of one config differ in {differing}"
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name.startswith("visual."))

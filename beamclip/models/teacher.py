@@ -1,0 +1,77 @@
+"""The frozen teacher: images and texts to unit embeddings."""
+
+from copy import deepcopy
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beamclip.models.clip import ClipModel, LoadedClip, normalise_pixels
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Teacher(nn.Module):
+    """A copy of a CLIP model that never trains: no gradients, always in eval mode.
+
+    A method must hold it as a function (`teacher.encode_image`), not as a submodule: its weights would
+    otherwise travel in every checkpoint and through DDP's broadcasts.
+    """
+
+    def __init__(self, clip: LoadedClip, precision: Precision = "fp32") -> None:
+        """Args:
+        precision: of the image tower. bf16 casts a transformer as a whole (autocast would convert its weights
+            anew in each call, and is slower than float32 on a CPU) and runs a convolutional network under
+            autocast, which keeps its normalisation in float32. Texts are encoded in float32 either way:
+            they are few, and every anchor's error would stay for the whole training.
+        """
+        super().__init__()
+        self.clip: ClipModel = deepcopy(clip.model).requires_grad_(False)
+        self.tokenizer = clip.tokenizer
+        self.preprocessing = clip.preprocessing
+        self.fingerprint = clip.fingerprint
+        self._convolutional = _is_convolutional(self.clip.visual)
+        self._autocast = precision == "bf16" and self._convolutional
+        self._input_dtype = torch.float32
+        if precision == "bf16" and not self._convolutional:
+            self.clip.visual.to(torch.bfloat16)
+            self._input_dtype = torch.bfloat16
+        if self._convolutional:
+            self.clip.visual.to(memory_format=torch.channels_last)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode: batch statistics of the student's data must not reach the teacher."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, H] on the teacher's device -> float32 [B, D], unit length.
+
+        Raises:
+            ValueError: pixels are not uint8, not [B, 3, H, W], or not square.
+        """
+        images = normalise_pixels(
+            pixels, self.preprocessing, dtype=self._input_dtype, channels_last=self._convolutional
+        )
+        # Said in full: a student's autocast around this call must not change the teacher.
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._autocast):
+            embeddings = self.clip.encode_image(images)
+        return F.normalize(embeddings.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str], batch_size: int = 256) -> Tensor:
+        """n texts -> float32 [n, D] on the teacher's device, unit length; batch_size texts at a time."""
+        if not texts:
+            raise ValueError("no texts to encode")
+        device = self.clip.logit_scale.device
+        chunks = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+        with torch.autocast(device.type, enabled=False):
+            encoded = [self.clip.encode_text(self.tokenizer(chunk).to(device)).float() for chunk in chunks]
+        return F.normalize(torch.cat(encoded), dim=-1)
+
+
+def _is_convolutional(tower: nn.Module) -> bool:
+    """A transformer has one convolution, its patch embedding, or none."""
+    return sum(isinstance(module, nn.Conv2d) for module in tower.modules()) > 1

@@ -1,0 +1,215 @@
+"""Anchors: prompts embedded once by the teacher's text tower and kept on disk.
+
+After BeamCLIP (https://arxiv.org/abs/2301.02903): the prompts of a class are templates x name x contexts; its
+anchor is the unit mean of their unit embeddings, or each prompt stays an anchor of its own.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from beamclip.errors import InputError
+from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.contexts import ContextSource, contexts_of, require_contexts
+from beamclip.prompts.templates import fill, resolve_templates
+
+AnchorReduce = Literal["mean", "separate"]
+TextEncoder = Callable[[list[str]], Tensor]
+"""n texts -> [n, D] embeddings of any length, floating type and device."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How class names become text anchors."""
+
+    templates: tuple[str, ...] = ("photo",)
+    """Sets of templates (name, photo, ensemble, symbol) or literal templates with {} for the class."""
+    context_source: ContextSource = "none"
+    """Where contexts come from: the class list's `contexts` (file) or its `parents` (hierarchy)."""
+    num_contexts: int = 0
+    """Contexts a class, first ones first, one prompt each; 0 leaves the bare name."""
+    anchor_reduce: AnchorReduce = "mean"
+    """mean: one anchor a class, the unit mean of its prompts. separate: one anchor a prompt."""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Points in the teacher's embedding space that stand for classes or captions."""
+
+    embeddings: Tensor
+    """[M, D] float32, unit length, on the CPU."""
+    class_index: Tensor
+    """[M] int64: the class, or caption, each anchor belongs to."""
+
+
+def class_prompts(classes: Sequence[ClassEntry], config: PromptConfig) -> list[list[str]]:
+    """Prompts of each class, in the order of the classes: templates x contexts, or templates x bare name.
+
+    Raises:
+        InputError: a template cannot be used, or contexts are asked for and there are none.
+    """
+    templates = resolve_templates(config.templates)
+    if config.num_contexts < 0:
+        raise InputError(f"num_contexts is {config.num_contexts}; it must be 0 or more.")
+    if config.num_contexts > 0 and config.context_source == "none":
+        raise InputError(
+            f"num_contexts is {config.num_contexts}, but context_source is none. "
+            "Choose a context source, or set num_contexts to 0."
+        )
+    if config.num_contexts > 0:
+        require_contexts(classes, config.context_source)
+    return [[fill(template, slot) for template in templates for slot in _slots(c, config)] for c in classes]
+
+
+def _slots(entry: ClassEntry, config: PromptConfig) -> list[str]:
+    contexts = contexts_of(entry, config.context_source)[: config.num_contexts]
+    return [f"{entry.name}, {context}" for context in contexts] or [entry.name]
+
+
+def encode_anchors(
+    prompts: Sequence[Sequence[str]],
+    encode_text: TextEncoder,
+    reduce: AnchorReduce,
+    *,
+    cache_dir: Path | None,
+    encoder_fingerprint: str,
+    batch_size: int = 256,
+) -> Anchors:
+    """Embed the prompts of K classes, each distinct prompt once, and make anchors of them.
+
+    Args:
+        prompts: one list a class, none empty.
+        encode_text: called without gradients, with `batch_size` texts at most; not called on a cache hit.
+        reduce: `mean` gives M = K anchors, `separate` one for each prompt, classes in order.
+        cache_dir: where the embeddings of the distinct prompts are kept; None keeps nothing.
+        encoder_fingerprint: changes whenever the encoder's weights or its tokenizer do.
+        batch_size: prompts encoded at a time.
+
+    Raises:
+        ValueError: there is no class or a class has no prompt, or the encoder returns embeddings of a wrong
+            shape or that are not finite.
+    """
+    empty = [index for index, of_class in enumerate(prompts) if not of_class]
+    if not prompts or empty:
+        raise ValueError(f"no prompt for class {empty[0]}." if empty else "no classes to make anchors of.")
+    flat = [prompt for of_class in prompts for prompt in of_class]
+    row = {prompt: index for index, prompt in enumerate(dict.fromkeys(flat))}
+    units = _cached_units(list(row), encode_text, cache_dir, encoder_fingerprint, batch_size)
+    embeddings = units[[row[prompt] for prompt in flat]]
+    class_index = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(p) for p in prompts]))
+    if reduce == "separate":
+        return Anchors(embeddings, class_index)
+    sums = embeddings.new_zeros(len(prompts), embeddings.shape[1]).index_add_(0, class_index, embeddings)
+    return Anchors(F.normalize(sums, dim=1), torch.arange(len(prompts)))
+
+
+def caption_anchors(
+    captions: Sequence[str],
+    encode_text: TextEncoder,
+    *,
+    cache_dir: Path | None,
+    encoder_fingerprint: str,
+    batch_size: int = 256,
+) -> Anchors:
+    """One anchor a caption, in order: they need no classes. Arguments and errors: `encode_anchors`."""
+    return encode_anchors(
+        [[caption] for caption in captions],
+        encode_text,
+        "separate",
+        cache_dir=cache_dir,
+        encoder_fingerprint=encoder_fingerprint,
+        batch_size=batch_size,
+    )
+
+
+def truncated_prompts(
+    prompts: Sequence[Sequence[str]], tokenizer: Callable[..., Tensor], context_length: int
+) -> list[tuple[int, str]]:
+    """Prompts that the tokenizer would cut without a word, each with the index of its class.
+
+    Args:
+        prompts: one list a class.
+        tokenizer: open_clip's: `tokenizer(texts, context_length=n)` -> int64 [len(texts), n].
+        context_length: tokens the text tower reads.
+    """
+    flat = [(index, prompt) for index, of_class in enumerate(prompts) for prompt in of_class]
+    distinct = dict.fromkeys(prompt for _, prompt in flat)
+    long = [prompt for prompt in distinct if _may_be_cut(prompt, context_length)]
+    cut: set[str] = set()
+    for start in range(0, len(long), 1024):
+        texts = long[start : start + 1024]
+        # A whole prompt begins with the same tokens when there is more room; one that was cut ends too early.
+        # Unlike a look at the last token this needs no knowledge of the vocabulary.
+        given = tokenizer(texts, context_length=context_length)
+        roomy = tokenizer(texts, context_length=2 * context_length)[:, :context_length]
+        differs = (given != roomy).any(dim=1)
+        cut.update(texts[row] for row in differs.nonzero()[:, 0].tolist())
+    return [(index, prompt) for index, prompt in flat if prompt in cut]
+
+
+def _may_be_cut(prompt: str, context_length: int) -> bool:
+    # An ASCII character is one token at most, no tokenizer adds as many as 8 of its own. This spares nearly
+    # all the work: tokenizing 100,000 prompts takes ten seconds and more.
+    return not prompt.isascii() or len(prompt) + 8 > context_length
+
+
+def _cached_units(
+    prompts: list[str], encode_text: TextEncoder, cache_dir: Path | None, fingerprint: str, batch_size: int
+) -> Tensor:
+    if cache_dir is None:
+        return _encode_units(prompts, encode_text, batch_size)
+    # JSON keeps the borders between prompts: ["ab", "c"] and ["a", "bc"] are different keys.
+    key = hashlib.sha256(json.dumps([fingerprint, prompts]).encode()).hexdigest()
+    path = cache_dir / f"{key}.safetensors"
+    units = _read_units(path, len(prompts))
+    if units is None:
+        units = _encode_units(prompts, encode_text, batch_size)
+        _write_units(path, units)
+    return units
+
+
+def _encode_units(prompts: list[str], encode_text: TextEncoder, batch_size: int) -> Tensor:
+    """[P, D] float32 unit embeddings on the CPU."""
+    batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    with torch.no_grad():
+        parts = [encode_text(batch).float().cpu() for batch in batches]
+    for batch, part in zip(batches, parts, strict=True):
+        if part.ndim != 2 or len(part) != len(batch):
+            raise ValueError(
+                f"encode_text gave {list(part.shape)} for {len(batch)} texts, not [{len(batch)}, D]."
+            )
+        finite = part.isfinite().all(dim=1)
+        if not finite.all():
+            prompt = batch[int(finite.int().argmin())]
+            raise ValueError(f"encode_text gave a value that is not finite for {prompt!r}.")
+    return F.normalize(torch.cat(parts), dim=1)
+
+
+def _read_units(path: Path, count: int) -> Tensor | None:
+    """What is kept at `path`; None if there is nothing, or nothing usable."""
+    try:
+        units = load_file(path)["units"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return units if len(units) == count else None
+
+
+def _write_units(path: Path, units: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several workers may write at once: each to a file of its own, and the last to finish wins.
+    temporary = path.with_suffix(f".{uuid4().hex}.part")
+    try:
+        save_file({"units": units}, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,170 @@
+"""Class lists: text files with one name a line, or YAML and JSON lists of mappings.
+
+A class is keyed by its id, never by its name, because names repeat: ImageNet has a crane that flies and one
+that lifts.
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from beamclip.errors import InputError
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One class of a task."""
+
+    id: str
+    """Unique in its list."""
+    name: str
+    """What a prompt calls it; may repeat."""
+    contexts: tuple[str, ...] = ()
+    """Texts that tell it from others of its name, most helpful first."""
+    parents: tuple[str, ...] = ()
+    """Its ancestors in a label tree, nearest first."""
+    synset: str | None = None
+    """WordNet id, such as n02012849."""
+
+
+KEYS = tuple(field.name for field in fields(ClassEntry))
+_SUFFIXES = (".txt", ".yaml", ".yml", ".json")
+
+
+class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads every scalar but null as text: YAML would make the class `no` False and the id 0012 ten."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        start: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def load_classes(path: Path | str) -> list[ClassEntry]:
+    """Read a class list; the order of the file is the order of the class indices.
+
+    Args:
+        path: UTF-8. `.txt`: one name a line, blank lines skipped, id = name. `.yaml`, `.yml`, `.json`: a list
+            of mappings with `name` and optionally `id` (default: the name), `contexts`, `parents`, `synset`.
+
+    Raises:
+        InputError: the file cannot be read, is empty, has an unknown key, a missing name or a value of the
+            wrong type, or two classes share an id. The message names the file and the entry, counted from 1.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise InputError(f"{path}: a class list must end in {', '.join(_SUFFIXES)}; this ends in {suffix!r}.")
+    text = _read(path)
+    classes = _from_lines(text) if suffix == ".txt" else _from_items(_parse(path, text), path)
+    if not classes:
+        raise InputError(f"{path}: the list is empty. Give at least one class.")
+    _refuse_shared_ids(classes, path)
+    return list(classes.values())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8. Save the class list as UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the class list: {error.strerror}.") from error
+
+
+def _from_lines(text: str) -> dict[int, ClassEntry]:
+    """Line number -> class."""
+    lines = {number: line.strip() for number, line in enumerate(text.split("\n"), start=1)}
+    return {number: ClassEntry(id=name, name=name) for number, name in lines.items() if name}
+
+
+def _parse(path: Path, text: str) -> list[Any]:
+    try:
+        items = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, Loader=_TextLoader)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: line {error.lineno} is not valid JSON: {error.msg}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1} is" if mark else "this is"
+        reason = getattr(error, "problem", None) or str(error)
+        raise InputError(f"{path}: {where} not valid YAML: {reason}.") from error
+    if items is None:
+        return []
+    if not isinstance(items, list):
+        raise InputError(f"{path} holds a {_kind(items)}; write a list of mappings, each with a `name`.")
+    return items
+
+
+def _from_items(items: list[Any], path: Path) -> dict[int, ClassEntry]:
+    """Entry number -> class."""
+    return {number: _entry(item, f"{path}: entry {number}") for number, item in enumerate(items, start=1)}
+
+
+def _entry(item: Any, where: str) -> ClassEntry:
+    if not isinstance(item, dict):
+        raise InputError(f"{where} is the {_kind(item)} {item!r}; write a mapping, such as `name: {item}`.")
+    for key in item:
+        if key not in KEYS:
+            close = get_close_matches(str(key), KEYS, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(KEYS)}."
+            raise InputError(f"{where} has the unknown key {key!r}. {hint}")
+    given = {key: value for key, value in item.items() if value is not None}
+    name = _text(given.get("name", ""), "name", where)
+    if not name:
+        raise InputError(f"{where} has no name. Give it one: it is what the prompts call the class.")
+    contexts, parents = (_texts(given.get(key, []), key, where) for key in ("contexts", "parents"))
+    synset = _text(given.get("synset", ""), "synset", where) or None
+    return ClassEntry(_id(given.get("id", name), where) or name, name, contexts, parents, synset)
+
+
+def _id(value: Any, where: str) -> str:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_integer else _text(value, "id", where)
+
+
+def _text(value: Any, key: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {key} must be text, not the {_kind(value)} {value!r}.")
+    return value.strip()
+
+
+def _texts(value: Any, key: str, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise InputError(f"{where}: {key} must be a list of texts, not the {_kind(value)} {value!r}.")
+    texts = tuple(_text(text, f"each of {key}", where) for text in value)
+    if "" in texts:
+        raise InputError(f"{where}: {key} holds an empty text. Remove it.")
+    return texts
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", dict: "mapping", list: "list", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "value")
+
+
+def _refuse_shared_ids(classes: dict[int, ClassEntry], path: Path) -> None:
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for number, entry in classes.items():
+        numbers[entry.id].append(number)
+    shared = {id_: found for id_, found in numbers.items() if len(found) > 1}
+    if not shared:
+        return
+    id_, found = next(iter(shared.items()))
+    names = ", ".join(dict.fromkeys(f'"{classes[number].name}"' for number in found))
+    from_lines = path.suffix.lower() == ".txt"
+    places = f"{'lines' if from_lines else 'entries'} {_listed(found)}"
+    more = f" Further shared ids: {len(shared) - 1}." if len(shared) > 1 else ""
+    advice = "Write a YAML list that gives" if from_lines else "Give"
+    raise InputError(
+        f"{path}: {len(found)} classes share the id {id_} ({names}): {places}.{more} "
+        f"{advice} each class its own id; names may repeat."
+    )
+
+
+def _listed(numbers: list[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"

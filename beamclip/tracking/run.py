@@ -1,0 +1,198 @@
+"""The run as the driver sees it: records go into a queue, a thread takes them to the store."""
+
+import posixpath
+import queue
+import re
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from beamclip.tracking.link import Link
+from beamclip.tracking.store import Event, RunRecord, first_line, tracking_uri
+from beamclip.tracking.unsent import UnsentFile
+
+CLOSE_WITHIN_S = 60.0
+"""Seconds that `Tracking.close` goes on sending; what is left then is kept in the run directory."""
+MAX_PARAM_LENGTH = 6000
+"""Characters of a param's value that MLflow stores."""
+MAX_KEY_LENGTH = 250
+"""Characters of a name that MLflow stores."""
+
+EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """What a run is called in MLflow; MLFLOW_TRACKING_URI says where it is tracked."""
+
+    experiment: str = "beamclip"
+    """MLflow experiment; it is made when missing."""
+    run_name: str | None = None
+    """Name of the run in MLflow; by default that of the run directory."""
+    system_metrics: bool = True
+    """Log load of processor, memory, disk, network and GPU of the driver's machine every 10 seconds."""
+
+
+class Tracking:
+    """One MLflow run. Only `start` and `close` wait for the store, and not for long."""
+
+    def __init__(self, link: Link, system: "_SystemMetrics | None") -> None:
+        self._link = link
+        self._system = system
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="beamclip-tracking", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def start(
+        cls,
+        config: TrackingConfig,
+        *,
+        run_dir: Path,
+        params: Mapping[str, object],
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+    ) -> "Tracking":
+        """Begin a run, or go on in one.
+
+        Args:
+            config: what the run is called.
+            run_dir: the run's folder, made when missing; what cannot be sent is kept there.
+            params: settings by their names; a value is logged as text of at most 6,000 characters. One that
+                differs from what the run already has becomes a tag `resumed.NAME`.
+            tags: MLflow tags of a new run.
+            run_id: the run to go on in, whatever its status is.
+        """
+        uri = tracking_uri(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        name = config.run_name or run_dir.resolve().name
+        run = RunRecord(run_id, config.experiment, name, dict(tags or {}), start_ms=_now_ms())
+        link = Link(uri, UnsentFile(run_dir), run)
+        resumed = link.open() is not None and run_id is not None
+        tracking = cls(link, _system_metrics(link, uri, resumed=resumed) if config.system_metrics else None)
+        texts = {_valid_name(key): str(value)[:MAX_PARAM_LENGTH] for key, value in params.items()}
+        tracking._events.put({"kind": "params", "params": texts})
+        return tracking
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the MLflow run; None until the store was reached for the first time."""
+        return self._link.run.id
+
+    def log(self, records: Sequence[Mapping[str, float]]) -> None:
+        """Log figures; each record has its "step". In names, characters MLflow does not take become "_"."""
+        self._events.put(_metrics_event(records))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file, or what a folder holds, to the run's artifacts, there under `folder`."""
+        self._events.put({"kind": "artifact", "path": str(path.resolve()), "folder": folder})
+
+    def close(self, status: EndStatus = "FINISHED") -> None:
+        """End the run, and return when everything is sent or kept. Closing again does nothing."""
+        if not self._thread.is_alive():
+            return
+        self._link.give_up_at = time.monotonic() + CLOSE_WITHIN_S
+        self._events.put({"kind": "end", "status": status, "time_ms": _now_ms()})
+        self._events.put(None)
+        self._thread.join()
+
+    def __enter__(self) -> "Tracking":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close("FINISHED")
+        else:
+            self.close("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+    def _work(self) -> None:
+        more = True
+        while more:
+            events, more = self._take()
+            self._link.deliver(events)
+
+    def _take(self) -> tuple[list[Event], bool]:
+        """Whatever waits, and whether more may come; returns at the latest when system metrics are due."""
+        events: list[Event] = []
+        try:
+            event = self._events.get(timeout=self._system.due_in() if self._system else None)
+            while event is not None:
+                events.append(event)
+                event = self._events.get_nowait()
+            return events, False
+        except queue.Empty:
+            return events + self._sample(), True
+
+    def _sample(self) -> list[Event]:
+        if self._system is None or self._system.due_in() > 0:
+            return []
+        try:
+            return [_metrics_event([self._system.sample()])]
+        except Exception as error:
+            self._link.warn("system", f"no more system metrics: {first_line(error)}")
+            self._system = None
+            return []
+
+
+class _SystemMetrics:
+    """MLflow's system monitor, asked by our thread.
+
+    Its own thread would ask the server for the run every 10 seconds, and end when that fails once.
+    """
+
+    def __init__(self, run_id: str | None, uri: str, *, resumed: bool) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor = SystemMetricsMonitor(run_id or "", tracking_uri=uri, resume_logging=resumed)
+        self._monitor.mlflow_logger = self
+        self._due_at = time.monotonic() + self._monitor.sampling_interval
+        self._record: dict[str, float] = {}
+
+    def due_in(self) -> float:
+        """Seconds to the next sample, not negative."""
+        return max(0.0, self._due_at - time.monotonic())
+
+    def sample(self) -> dict[str, float]:
+        self._due_at = time.monotonic() + self._monitor.sampling_interval
+        self._monitor.collect_metrics()
+        self._monitor.publish_metrics(self._monitor.aggregate_metrics())
+        return self._record
+
+    def record_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Receives what the monitor would give to a logger of its own."""
+        self._record = {**metrics, "step": step}
+
+
+def _system_metrics(link: Link, uri: str, *, resumed: bool) -> _SystemMetrics | None:
+    try:
+        return _SystemMetrics(link.run.id, uri, resumed=resumed)
+    except Exception as error:
+        link.warn("system", f"no system metrics: {first_line(error)}")
+        return None
+
+
+def _metrics_event(records: Iterable[Mapping[str, float]]) -> Event:
+    now = _now_ms()
+    rows: list[tuple[str, float, int, int]] = []
+    for record in records:
+        step = int(record["step"])
+        rows += [
+            (_valid_name(key), float(value), step, now) for key, value in record.items() if key != "step"
+        ]
+    return {"kind": "metrics", "metrics": rows}
+
+
+def _valid_name(name: str) -> str:
+    """`name` with what MLflow refuses replaced: other characters, and paths that are not plain."""
+    plain = posixpath.normpath(re.sub(r"[^\w./ :-]", "_", name)[:MAX_KEY_LENGTH]).lstrip("/")
+    return plain.replace("..", "_") if plain not in ("", ".") else "_"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,174 @@
+"""What is asked of MLflow, and nothing about when. MLflow is imported with the first store."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+T = TypeVar("T")
+
+Event = dict[str, Any]
+"""One thing to tell the store, in JSON types: its "kind", and what that kind needs.
+
+metrics: "metrics", at most `MAX_METRICS` rows of (key, value, step, ms since 1970).
+params: "params", a mapping of texts. artifact: "path", "folder". end: "status", "time_ms".
+"""
+
+MAX_METRICS = 1000
+"""Metrics that MLflow takes in one request."""
+MAX_PARAMS = 100
+"""Params or tags that MLflow takes in one request."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a store must know to make a run, or to find it by its id."""
+
+    id: str | None
+    experiment: str
+    name: str
+    tags: dict[str, str]
+    start_ms: int
+
+
+class Refused(Exception):
+    """The store answered, and will never take what it was given."""
+
+
+def tracking_uri(run_dir: Path) -> str:
+    """Where the run in `run_dir` is tracked: MLFLOW_TRACKING_URI, else a SQLite file beside the run."""
+    beside = (run_dir.resolve().parent / "mlflow.db").as_posix()
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside}"
+
+
+class Store:
+    """An MLflow store. Every method raises `Refused` for "never" and any other exception for "not now"."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._client = _connect(uri)
+
+    def open_run(self, run: RunRecord) -> str:
+        """Set `run` going, a new one when it has no id yet, and return its id."""
+        if run.id is not None:
+            with _sorted_errors(f"run {run.id}"):
+                self._client.update_run(run.id, status="RUNNING")
+            return run.id
+        experiment = self._experiment(run.experiment)
+        made = self._client.create_run(experiment, start_time=run.start_ms, tags=run.tags, run_name=run.name)
+        return str(made.info.run_id)
+
+    def send(self, run_id: str, event: Event) -> None:
+        with _sorted_errors(f"{event['kind']} of run {run_id}"):
+            if event["kind"] == "metrics":
+                self._send_metrics(run_id, event["metrics"])
+            elif event["kind"] == "params":
+                self._send_params(run_id, event["params"])
+            elif event["kind"] == "artifact":
+                self._send_artifact(run_id, Path(event["path"]), event["folder"])
+            elif event["kind"] == "end":
+                self._client.set_terminated(run_id, event["status"], event["time_ms"])
+
+    def _experiment(self, name: str) -> str:
+        with _first_use(self.uri):
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                try:
+                    return str(self._client.create_experiment(name, artifact_location=_artifacts(self.uri)))
+                except Exception:
+                    # Another run may have made it on the server a moment ago.
+                    found = self._client.get_experiment_by_name(name)
+                    if found is None:
+                        raise
+        return str(found.experiment_id)
+
+    def _send_metrics(self, run_id: str, rows: Sequence[tuple[str, float, int, int]]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(key, value, time_ms, step) for key, value, step, time_ms in rows]
+        self._client.log_batch(run_id, metrics=metrics, synchronous=True)
+
+    def _send_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        # MLflow refuses a second value for a param, and a resumed run may have one, say more epochs.
+        known = self._client.get_run(run_id).data.params
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        for part in parts(new, MAX_PARAMS):
+            self._client.log_batch(run_id, params=part, synchronous=True)
+        changed = [
+            RunTag(f"resumed.{key}", value) for key, value in params.items() if known.get(key, value) != value
+        ]
+        for tags in parts(changed, MAX_PARAMS):
+            self._client.log_batch(run_id, tags=tags, synchronous=True)
+
+    def _send_artifact(self, run_id: str, path: Path, folder: str | None) -> None:
+        if path.is_dir():
+            self._client.log_artifacts(run_id, str(path), folder)
+        elif path.exists():
+            self._client.log_artifact(run_id, str(path), folder)
+        else:
+            raise Refused(f"{path} is gone")
+
+
+def _connect(uri: str) -> "MlflowClient":
+    # Set before the import. With MLflow's own values each call to a server that is away blocks for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    from mlflow.tracking import MlflowClient
+
+    with _first_use(uri):
+        return MlflowClient(uri)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def _artifacts(uri: str) -> str | None:
+    # For a SQLite file MLflow would take the folder one happens to be in; a server has its own place.
+    database = _sqlite_file(uri)
+    return (database.parent / "mlartifacts").as_uri() if database else None
+
+
+def _first_use(uri: str) -> AbstractContextManager[object]:
+    """A lock while tables are made: of several processes that first use a SQLite file, all but one fail."""
+    database = _sqlite_file(uri)
+    if database is None:
+        return nullcontext()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(database.with_name(f".{database.name}.lock"))
+
+
+@contextmanager
+def _sorted_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            raise Refused(f"{what}: {first_line(error)}") from error
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut at 300 characters: MLflow quotes whole responses."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """`items` in pieces of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

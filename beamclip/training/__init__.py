@@ -1,0 +1,1 @@
+"""Training: the methods, the one loop that runs them, and the Ray Train workers around it."""

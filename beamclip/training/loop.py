@@ -1,0 +1,296 @@
+"""The one training loop: optimiser, schedule, precision, clipping, accumulation and cadence.
+
+It knows no loss, no Ray and no MLflow: a method turns batches into (loss, metrics), and what leaves
+the loop leaves it through the callbacks of `Hooks`.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from beamclip.data.stream import Batch
+
+State = dict[str, Any]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation of a run."""
+
+    epochs: float = 10.0
+    """Passes over the data; ignored where `steps` is given."""
+    steps: int | None = None
+    """Optimiser steps."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW (arXiv 1711.05101), for the global batch as it stands."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; none on biases, norms, embeddings and scalars."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises from 0 before its cosine fall to 0."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    accumulation: int = 1
+    """Forward and backward passes that make up one step; a global batch is split evenly over them."""
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is exported; 0 is off."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass; auto is bf16 where the device computes it natively."""
+
+
+@dataclass(frozen=True)
+class CadenceConfig:
+    """How often a run speaks and saves."""
+
+    log_every: int = 10
+    """Steps between two records of metrics."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints; there is always one at the end."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls; none of them may raise."""
+
+    log: Callable[[dict[str, float]], None]
+    """Every `log_every` steps, on every rank, with means over the ranks."""
+    save: Callable[[State, dict[str, float]], None]
+    """With the whole state and the last record; every rank, at the same steps."""
+    stopping: Callable[[], bool]
+    """Whether somebody asked the run to end; asked on rank 0 alone, every `log_every` steps."""
+
+
+def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+    """Linear warm-up, then a half cosine to 0; `step` counts from 0."""
+    rising = max(1, round(config.warmup * total))
+    if step < rising:
+        return config.lr * (step + 1) / rising
+    progress = (step - rising) / max(1, total - rising)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW, fused where torch has it for the device; matrices decay, vectors and embeddings do not."""
+    embeddings = {id(m.weight) for m in method.modules() if isinstance(m, nn.Embedding)}
+    decayed, free = list[Tensor](), list[Tensor]()
+    for name, parameter in method.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        positional = name.endswith(("positional_embedding", "class_embedding", "pos_embed", "cls_token"))
+        plain = parameter.ndim >= 2 and id(parameter) not in embeddings and not positional
+        (decayed if plain else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast, or None for plain float32."""
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else None
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+class Training:
+    """The state of a run between two steps, and what turns a batch into the next state."""
+
+    def __init__(
+        self, method: nn.Module, config: OptimConfig, *, total_steps: int, device: torch.device
+    ) -> None:
+        """Args: method: on the device already, wrapped in DDP where there are several ranks."""
+        self.method = method
+        self.config = config
+        self.total_steps = total_steps
+        self.device = device
+        self.step = 0
+        self.optimizer = build_optimizer(method, config)
+        self.dtype = autocast_dtype(config.precision, device)
+        self.ema = _averaged(self.bare, config.ema_decay) if config.ema_decay else None
+
+    @property
+    def bare(self) -> nn.Module:
+        """The method without DDP around it."""
+        wrapped = isinstance(self.method, DistributedDataParallel)
+        module: nn.Module = self.method.module if wrapped else self.method  # type: ignore[assignment]
+        return module
+
+    def state(self) -> State:
+        """Weights, average, optimiser and step: tensors, numbers and strings only."""
+        return {
+            "method": self.bare.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "torch_rng": torch.get_rng_state(),
+        }
+
+    def load(self, state: State) -> None:
+        """Continue from `state()`."""
+        self.bare.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.step = state["step"]
+
+    def advance(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+        """One optimiser step over micro-batches of equal size.
+
+        Returns:
+            The norm of the gradient before clipping, and the metrics' means over the micro-batches; no host
+            synchronisation takes place.
+        """
+        lr = learning_rate(self.step, self.total_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            for name, value in self._accumulate(batch, len(batches), last=index == len(batches) - 1).items():
+                sums[name] = sums.get(name, 0.0) + value / len(batches)
+        limit = self.config.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.method.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.bare)
+        self.step += 1
+        return norm, sums
+
+    def _accumulate(self, batch: Batch, parts: int, *, last: bool) -> dict[str, Tensor]:
+        wait = isinstance(self.method, DistributedDataParallel) and not last
+        with self.method.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+            with torch.autocast(
+                self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
+            ):
+                loss, metrics = self.method(batch_to_device(batch, self.device))
+            (loss / parts).backward()
+        return {"loss": loss.detach(), **metrics}
+
+
+def _averaged(module: nn.Module, decay: float) -> AveragedModel:
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def batch_to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device; unchanged on a CPU."""
+    if device.type == "cpu":
+        return batch
+    pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.draws))
+    return Batch(pixels, draws, batch.captions, batch.keys, batch.position)
+
+
+def run_loop(
+    training: Training, batches: Iterator[Batch], cadence: CadenceConfig, hooks: Hooks
+) -> dict[str, float]:
+    """Train until the last step, or until somebody asks to stop; saves at the end in either case.
+
+    Returns:
+        The last record.
+
+    Raises:
+        NonFiniteLossError: with the step; no checkpoint is taken after it.
+    """
+    record: dict[str, float] = {}
+    window = Window(training.device)
+    while training.step < training.total_steps:
+        micro = [window.timed(batches) for _ in range(training.config.accumulation)]
+        norm, metrics = training.advance(micro)
+        window.add({**metrics, "grad_norm": norm}, sum(len(batch.keys) for batch in micro))
+        done = training.step == training.total_steps
+        saving = done or training.step % cadence.checkpoint_every == 0
+        if not (saving or training.step % cadence.log_every == 0):
+            continue
+        record = window.close(training)
+        check_finite(record)
+        hooks.log(record)
+        stopping = not done and agreed(hooks.stopping, training.device)
+        if saving or stopping:
+            hooks.save({**training.state(), "position": micro[-1].position}, record)
+            window.restart()
+        if stopping:
+            break
+    return record
+
+
+def check_finite(record: dict[str, float]) -> None:
+    """Raises NonFiniteLossError where the loss or the gradient's norm is no finite number."""
+    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(record[name])]
+    if bad:
+        values = ", ".join(f"{name} {record[name]}" for name in bad)
+        raise NonFiniteLossError(
+            f"step {int(record['step'])}: {values}. Training stopped; the checkpoint before this step is good. "
+            "Lower --lr, lengthen --warmup, or set --precision fp32."
+        )
+
+
+def agreed(stopping: Callable[[], bool], device: torch.device) -> bool:
+    """Rank 0's answer, on every rank."""
+    if not dist.is_initialized():
+        return stopping()
+    flag = torch.tensor([dist.get_rank() == 0 and stopping()], dtype=torch.int32, device=device)
+    dist.broadcast(flag, 0)
+    return bool(flag.item())
+
+
+class Window:
+    """Sums since the last record, kept on the device until a record is made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything; what happened between two windows is not counted as training."""
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.images, self.waited = 0, 0, 0.0
+        self.began = time.perf_counter()
+
+    def timed(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the time it took counts as waiting for data."""
+        asked = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - asked
+        return batch
+
+    def add(self, metrics: dict[str, Tensor], images: int) -> None:
+        """Add the metrics of one step over so many images of this rank."""
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
+        self.steps += 1
+        self.images += images
+
+    def close(self, training: Training) -> dict[str, float]:
+        """The record of the window: means over steps and ranks, rates over all ranks."""
+        world_size = dist.get_world_size() if dist.is_initialized() else 1
+        means = torch.stack([*self.sums.values()]) / self.steps
+        if world_size > 1:
+            dist.all_reduce(means)
+            means /= world_size
+        values = means.tolist()
+        seconds = time.perf_counter() - self.began
+        record = {
+            "step": training.step,
+            **dict(zip(self.sums, values, strict=True)),
+            "lr": training.optimizer.param_groups[0]["lr"],
+            "images_per_second": world_size * self.images / seconds,
+            "data_wait_share": self.waited / seconds,
+            "window_seconds": seconds,
+        }
+        if training.device.type == "cuda":
+            record["gpu_memory_gib"] = torch.cuda.max_memory_allocated(training.device) / 2**30
+        self.restart()
+        return record

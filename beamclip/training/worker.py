@@ -1,0 +1,153 @@
+"""What each Ray Train worker runs: build the method, stream the rank's data, run the loop."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from beamclip.data.shards import Columns, Shard
+from beamclip.data.stream import Position, StreamConfig, prefetched, shuffled_rows, training_batches
+from beamclip.data.transforms import AugmentConfig
+from beamclip.training.checkpoint import State, position_of_rank, read_state, write_state
+from beamclip.training.loop import CadenceConfig, Hooks, NonFiniteLossError, OptimConfig, Training, run_loop
+
+FAILURE = "failure"
+"""Key of a record that ends a run: its text is for the user, and no restart would help."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a worker needs, of plain data and references that any node can resolve."""
+
+    build_method: Callable[[torch.device], nn.Module]
+    shards: list[Shard]
+    columns: Columns
+    image_size: int
+    """Height and width of the pixels that reach the method."""
+    total_steps: int
+    seed: int
+    stream: StreamConfig
+    augmentation: AugmentConfig
+    optim: OptimConfig
+    cadence: CadenceConfig
+    channel: Any
+    """Handle of a Channel."""
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Entry point of Ray Train; `config["plan"]` is a Plan, or a reference to one."""
+    plan: Plan = ray.get(config["plan"])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    _prepare_process(context.get_local_world_size(), plan.seed + rank)
+    device = ray.train.torch.get_device()
+    method = plan.build_method(device).to(device).to(memory_format=torch.channels_last)
+    method.train()
+    training = Training(
+        ray.train.torch.prepare_model(method), plan.optim, total_steps=plan.total_steps, device=device
+    )
+    position = _restore(training, rank, world_size)
+    batches = prefetched(_batches(plan, rank, world_size, position), plan.stream.prefetch_batches)
+    with contextlib.closing(batches):
+        try:
+            run_loop(training, batches, plan.cadence, _hooks(plan, rank, world_size))
+        except NonFiniteLossError as error:
+            # Every rank sees the same means, so every rank ends here; a restart would only repeat it.
+            if rank == 0:
+                ray.get(plan.channel.put.remote({FAILURE: str(error)}))
+
+
+def _prepare_process(workers_on_node: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    torch.set_float32_matmul_precision("high")
+    # Ray sets OMP_NUM_THREADS to the worker's share of a CPU, which may be one half.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers_on_node))
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _restore(training: Training, rank: int, world_size: int) -> Position:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return Position()
+    with checkpoint.as_directory() as folder:
+        state = read_state(Path(folder))
+    training.load(state)
+    return position_of_rank(state, rank, world_size)
+
+
+def _batches(plan: Plan, rank: int, world_size: int, start: Position) -> Any:
+    stream = plan.stream
+    rows = shuffled_rows(
+        plan.shards,
+        plan.columns,
+        seed=plan.seed,
+        rank=rank,
+        world_size=world_size,
+        buffer=stream.shuffle_buffer,
+        start=start,
+    )
+    return training_batches(
+        rows,
+        batch_size=stream.batch_size // world_size // plan.optim.accumulation,
+        image_size=plan.image_size,
+        augment=plan.augmentation,
+        seed=plan.seed,
+        start=start,
+        threads=stream.decode_threads,
+    )
+
+
+def _hooks(plan: Plan, rank: int, world_size: int) -> Hooks:
+    def log(record: dict[str, float]) -> None:
+        if rank == 0:
+            plan.channel.put.remote({**record, "pid": os.getpid()})
+
+    def save(state: State, record: dict[str, float]) -> None:
+        position: Position = state.pop("position")
+        positions = _gathered(position, world_size)
+        _report({**state, "positions": positions}, record, rank)
+        if rank == 0:
+            plan.channel.put.remote({"skipped": _summed(positions), "saved_step": state["step"]})
+
+    def stopping() -> bool:
+        return bool(ray.get(plan.channel.stop_requested.remote()))
+
+    return Hooks(log=log, save=save, stopping=stopping)
+
+
+def _gathered(position: Position, world_size: int) -> list[Position]:
+    positions: list[Any] = [position]
+    if world_size > 1:
+        positions = [None] * world_size
+        dist.all_gather_object(positions, replace(position))
+    return positions
+
+
+def _summed(positions: list[Position]) -> dict[str, int]:
+    reasons = {reason for position in positions for reason in position.skipped}
+    return {
+        reason: sum(position.skipped.get(reason, 0) for position in positions) for reason in sorted(reasons)
+    }
+
+
+def _report(state: State, record: dict[str, float], rank: int) -> None:
+    name = f"step={state['step']:08d}"
+    if rank != 0:
+        ray.train.report(record, checkpoint=None, checkpoint_dir_name=name)
+        return
+    with tempfile.TemporaryDirectory(prefix="beamclip-checkpoint-") as folder:
+        write_state(state, Path(folder))
+        ray.train.report(
+            record, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name
+        )

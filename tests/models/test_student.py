@@ -1,0 +1,291 @@
+"""Students: what they share with the teacher, which backbones work, and from which weights they start."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import open_clip
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from beamclip.errors import InputError
+from beamclip.export import write_open_clip_dir
+from beamclip.models.clip import LoadedClip, new_clip
+from beamclip.models.pixels import normalise_pixels
+from beamclip.models.student import StudentConfig, backbone_features, build_student
+
+TEXTS = ["a photo of a crane", "a drawing of a whale"]
+# Networks that end in a hidden layer of their own keep a classifier: it is the projection.
+OWN_CLASSIFIERS = {f"{name}.{part}" for name in ("classifier", "head.fc") for part in ("weight", "bias")}
+SMALL = StudentConfig(student="test_resnet")
+
+
+def images_for(clip: LoadedClip) -> torch.Tensor:
+    pixels = torch.randint(
+        0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return normalise_pixels(pixels, clip.preprocessing)
+
+
+@pytest.mark.parametrize(
+    "variant", [{}, {"quick_gelu": True}, {"custom_text": True}, {"init_logit_bias": -10.0}]
+)
+def test_the_text_tower_and_logit_scale_are_the_teachers(
+    tmp_path: Path, micro_config: dict[str, Any], variant: dict[str, Any]
+) -> None:
+    (tmp_path / "teacher.json").write_text(json.dumps({**micro_config, **variant}))
+    teacher = new_clip(tmp_path / "teacher.json", seed=0)
+    with torch.no_grad():
+        teacher.model.logit_scale.fill_(3.5)
+    student = build_student(SMALL, teacher, seed=1)
+    tokens = teacher.tokenizer(TEXTS)
+    with torch.no_grad():
+        torch.testing.assert_close(student.model.encode_text(tokens), teacher.model.encode_text(tokens))
+    assert student.model.logit_scale == 3.5
+    assert torch.equal(student.tokenizer(TEXTS), tokens)
+    for key, value in variant.items():
+        assert student.model_cfg[key] == value
+
+
+def test_only_the_image_tower_trains_and_the_teacher_is_untouched(micro_clip: LoadedClip) -> None:
+    before = {key: value.clone() for key, value in micro_clip.model.state_dict().items()}
+    student = build_student(SMALL, micro_clip, seed=0)
+    for name, parameter in student.model.named_parameters():
+        assert parameter.requires_grad == name.startswith("visual.")
+    assert student.model.visual.training
+    with torch.no_grad():
+        for parameter in student.model.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, before[key]) for key, value in micro_clip.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "features"),
+    [
+        ("resnet10t", 32, 512),
+        ("convnext_atto", 32, 320),
+        ("vit_tiny_patch16_224", 224, 192),  # one position grid: pixels are resized to it
+        ("mobilenetv4_conv_small", 32, 1280),  # ends in a hidden layer of its own
+    ],
+)
+def test_an_exported_student_of_each_family_is_the_same_in_plain_open_clip(
+    tmp_path: Path, micro_clip: LoadedClip, backbone: str, size: int, features: int
+) -> None:
+    student = build_student(StudentConfig(student=backbone), micro_clip, seed=0)
+    student.model.eval()
+    directory = write_open_clip_dir(student, tmp_path / "student", {})
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{directory}")
+    images = images_for(student)
+    with torch.no_grad():
+        expected = student.model.encode_image(images)
+        torch.testing.assert_close(model.eval().encode_image(images), expected, atol=1e-5, rtol=0)
+        assert backbone_features(student.model, images).shape == (2, features)
+    assert expected.shape == (2, micro_clip.embed_dim)
+    assert student.image_size == size
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_the_head_maps_backbone_features_to_the_embedding(micro_clip: LoadedClip, head: Any) -> None:
+    student = build_student(StudentConfig(student="test_resnet", student_head=head), micro_clip, seed=0)
+    model = student.model.eval()
+    images = images_for(student)
+    with torch.no_grad():
+        features = backbone_features(model, images)
+        assert torch.equal(model.visual.head(features), model.encode_image(images))
+    assert ("head.mlp.fc2.weight" in model.visual.state_dict()) == (head == "mlp")
+
+
+def test_the_classifier_is_the_head_of_networks_with_a_hidden_layer_of_their_own(
+    micro_clip: LoadedClip,
+) -> None:
+    student = build_student(StudentConfig(student="test_mambaout"), micro_clip, seed=0)
+    model = student.model.eval()
+    images = images_for(student)
+    with torch.no_grad():
+        features = backbone_features(model, images)
+        assert torch.equal(model.visual.trunk.get_classifier()(features), model.encode_image(images))
+
+
+def test_features_of_an_open_clip_transformer_are_those_before_its_projection(micro_clip: LoadedClip) -> None:
+    model = micro_clip.model
+    images = images_for(micro_clip)
+    with torch.no_grad():
+        features = backbone_features(model, images)
+        torch.testing.assert_close(features @ model.visual.proj, model.encode_image(images))
+    assert features.shape == (2, 64)
+
+
+def test_features_of_a_clip_resnet_are_its_embedding(tmp_path: Path, micro_config: dict[str, Any]) -> None:
+    micro_config["vision_cfg"] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}
+    (tmp_path / "rn.json").write_text(json.dumps(micro_config))
+    clip = new_clip(tmp_path / "rn.json", seed=0)
+    images = images_for(clip)
+    with torch.no_grad():
+        assert torch.equal(backbone_features(clip.model, images), clip.model.encode_image(images))
+
+
+def test_gradients_reach_the_backbone_through_its_features(micro_clip: LoadedClip) -> None:
+    student = build_student(SMALL, micro_clip, seed=0)
+    backbone_features(student.model, images_for(student)).sum().backward()
+    assert all(parameter.grad is not None for parameter in student.model.visual.trunk.parameters())
+
+
+def test_a_seed_decides_the_students_weights(micro_clip: LoadedClip) -> None:
+    torch.manual_seed(1)
+    first = build_student(SMALL, micro_clip, seed=7)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = build_student(SMALL, micro_clip, seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.fingerprint == second.fingerprint
+    assert build_student(SMALL, micro_clip, seed=8).fingerprint != first.fingerprint
+
+
+def test_image_size_mean_and_std_are_the_teachers_unless_asked_otherwise(
+    tmp_path: Path, micro_config: dict[str, Any]
+) -> None:
+    micro_config["preprocess"] = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    (tmp_path / "teacher.json").write_text(json.dumps(micro_config))
+    teacher = new_clip(tmp_path / "teacher.json", seed=0)
+    student = build_student(SMALL, teacher, seed=0)
+    assert student.preprocessing == teacher.preprocessing
+    larger = build_student(StudentConfig(student="test_resnet", student_image_size=64), teacher, seed=0)
+    assert larger.image_size == larger.model.visual.image_size[0] == 64
+    assert larger.preprocessing.mean == (0.1, 0.2, 0.3)
+
+
+def fill_hub_cache(root: Path, name: str, seed: int) -> dict[str, torch.Tensor]:
+    """Lay random weights where the hub's client keeps timm's download of this model."""
+    torch.manual_seed(seed)
+    state = timm.create_model(name).state_dict()
+    folder = root / f"models--{timm.get_pretrained_cfg(name).hf_hub_id.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(state, folder / "snapshots" / ("0" * 40) / "model.safetensors")
+    return state
+
+
+def go_offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "mobilenetv3_small_050"])
+def test_pretrained_brings_timms_weights_mean_and_std(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, micro_clip: LoadedClip, backbone: str
+) -> None:
+    go_offline(monkeypatch, tmp_path)
+    weights = fill_hub_cache(tmp_path, backbone, seed=3)
+    student = build_student(StudentConfig(student=backbone, pretrained=True), micro_clip, seed=0)
+    trunk = student.model.visual.trunk.state_dict()
+    loaded = {key for key in trunk if torch.equal(trunk[key], weights[key])}
+    assert set(trunk) - loaded <= OWN_CLASSIFIERS
+    assert student.preprocessing.mean == timm.get_pretrained_cfg(backbone).mean
+    assert student.model_cfg["vision_cfg"]["timm_model_pretrained"] is False
+
+
+def test_pretrained_weights_out_of_reach_say_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, micro_clip: LoadedClip
+) -> None:
+    go_offline(monkeypatch, tmp_path)
+    with pytest.raises(
+        InputError, match=r"student test_resnet: timm's pretrained weights .* init_checkpoint"
+    ):
+        build_student(StudentConfig(student="test_resnet", pretrained=True), micro_clip, seed=0)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.encoder_q.", "visual.trunk."])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_mambaout"])
+def test_a_backbone_starts_from_a_checkpoint_whatever_its_prefix_and_classifier(
+    tmp_path: Path, micro_clip: LoadedClip, backbone: str, prefix: str
+) -> None:
+    torch.manual_seed(3)
+    weights = timm.create_model(backbone, num_classes=10).state_dict()
+    file = tmp_path / "ssl.pt"
+    torch.save({"state_dict": {prefix + key: value for key, value in weights.items()}}, file)
+    config = StudentConfig(student=backbone, init_checkpoint=file)
+    student = build_student(config, micro_clip, seed=0)
+    trunk = student.model.visual.trunk.state_dict()
+    different = {key for key in trunk if not torch.equal(trunk[key], weights[key])}
+    assert different <= OWN_CLASSIFIERS
+    assert student.preprocessing == micro_clip.preprocessing
+
+
+def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path, micro_clip: LoadedClip) -> None:
+    file = tmp_path / "ssl.safetensors"
+    save_file(timm.create_model("test_convnext").state_dict(), file)
+    config = StudentConfig(student="test_resnet", init_checkpoint=file)
+    with pytest.raises(
+        InputError,
+        match=r"ssl\.safetensors: is not a checkpoint of test_resnet: .*\d+ of \d+ are not in the file",
+    ):
+        build_student(config, micro_clip, seed=0)
+
+
+def test_a_checkpoint_of_a_wider_backbone_is_refused_with_shapes(
+    tmp_path: Path, micro_clip: LoadedClip
+) -> None:
+    weights = timm.create_model("test_resnet").state_dict()
+    weights["conv1.0.weight"] = torch.zeros(48, 3, 3, 3)
+    torch.save(weights, tmp_path / "wide.pt")
+    config = StudentConfig(student="test_resnet", init_checkpoint=tmp_path / "wide.pt")
+    with pytest.raises(
+        InputError, match=r"1 of \d+ tensors differ in shape \(conv1\.0\.weight is \[48, 3, 3, 3\]"
+    ):
+        build_student(config, micro_clip, seed=0)
+
+
+def test_a_checkpoint_with_two_backbones_is_refused(tmp_path: Path, micro_clip: LoadedClip) -> None:
+    weights = timm.create_model("test_resnet").state_dict()
+    both = {f"{tower}.{key}": value for tower in ("encoder_q", "encoder_k") for key, value in weights.items()}
+    torch.save(both, tmp_path / "moco.pt")
+    config = StudentConfig(student="test_resnet", init_checkpoint=tmp_path / "moco.pt")
+    with pytest.raises(InputError, match=r"moco\.pt: holds 2 backbones, under 'encoder_q\.', 'encoder_k\.'"):
+        build_student(config, micro_clip, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "messages"),
+    [
+        (StudentConfig(student="vit_tiny"), ["timm has no such model", "vit_tiny_patch16_224"]),
+        (StudentConfig(student="resnet81"), ["student 'resnet81'", "Did you mean", "resnet18"]),
+        (StudentConfig(student="zzz"), ["student 'zzz'", "timm.list_models() lists all"]),
+        (
+            StudentConfig(student="test_vit_relpos", student_image_size=96),
+            [
+                "student test_vit_relpos: cannot take images of 96 x 96",
+                "builds it for 160 x 160",
+                "such as resnet18",
+            ],
+        ),
+        (
+            StudentConfig(student="test_mambaout", student_head="mlp"),
+            ["student test_mambaout", "hidden layer of its own", "student_head linear", "such as resnet18"],
+        ),
+        (StudentConfig(student_image_size=0), ["student_image_size is 0", "must be positive"]),
+        (
+            StudentConfig(pretrained=True, init_checkpoint=Path("ssl.pt")),
+            ["pretrained and init_checkpoint (ssl.pt) are both given", "Drop one"],
+        ),
+        (StudentConfig(init_checkpoint=Path("absent.pt")), ["absent.pt: no such file"]),
+    ],
+)
+def test_a_student_that_cannot_be_is_refused_with_what_to_do(
+    micro_clip: LoadedClip, config: StudentConfig, messages: list[str]
+) -> None:
+    with pytest.raises(InputError) as error:
+        build_student(config, micro_clip, seed=0)
+    for message in messages:
+        assert message in str(error.value)
+
+
+def test_the_suggested_backbones_work_at_any_size_and_with_any_head(micro_clip: LoadedClip) -> None:
+    from beamclip.models import student
+
+    for backbone in student._ANY_SIZE_AND_HEAD:
+        vision_cfg, cause = student._try(backbone, "mlp", 40, micro_clip.embed_dim)
+        assert vision_cfg, cause

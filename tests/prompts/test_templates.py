@@ -1,0 +1,51 @@
+"""Templates: sets, the user's own, and the article before the class."""
+
+import pytest
+
+from beamclip.errors import InputError
+from beamclip.prompts.templates import TEMPLATE_SETS, fill, resolve_templates
+
+
+@pytest.mark.parametrize(
+    ("template", "slot", "expected"),
+    [
+        ("{}", "owl", "owl"),
+        ("a photo of a {}.", "crane, a type of bird", "a photo of a crane, a type of bird."),
+        ("a photo of a {}.", "owl", "a photo of an owl."),
+        ("A {} on a tree", "Owl", "An Owl on a tree"),
+        ("a photo of the {}.", "owl", "a photo of the owl."),
+        ("extra {}", "owl", "extra owl"),
+        ("a {}", "{} sign", "a {} sign"),
+        ("a {}", "8 ball", "a 8 ball"),
+    ],
+)
+def test_a_class_fills_the_slot_and_an_article_bends_to_it(template: str, slot: str, expected: str) -> None:
+    assert fill(template, slot) == expected
+
+
+def test_sets_and_literal_templates_mix_in_order_without_repetition() -> None:
+    templates = resolve_templates(["name", "my {}", "ensemble", "photo", "my {}"])
+    assert templates == ("{}", "my {}", *TEMPLATE_SETS["ensemble"])
+    assert TEMPLATE_SETS["photo"][0] in templates
+
+
+@pytest.mark.parametrize("name", TEMPLATE_SETS)
+def test_every_template_of_every_set_holds_the_class_once(name: str) -> None:
+    templates = TEMPLATE_SETS[name]
+    assert len(set(templates)) == len(templates) > 0
+    assert all(template.count("{}") == 1 for template in templates)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["photos"], "'photos' names no set of templates and holds no {}. Did you mean 'photo'?"),
+        (["xyzzy"], "The sets are name, photo, ensemble, symbol."),
+        (["a {} and a {}"], "holds {} 2 times"),
+        ([], "none given"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(names: list[str], expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve_templates(names)
+    assert expected in str(caught.value)

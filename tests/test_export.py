@@ -1,0 +1,140 @@
+"""Exports: what others load, without beamclip."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from beamclip.errors import InputError
+from beamclip.export import write_open_clip_dir, write_timm_backbone
+from beamclip.models.clip import LoadedClip, load_clip, new_clip
+from beamclip.models.student import StudentConfig, backbone_features, build_student
+
+TEXTS = ["a photo of a crane", "a drawing of a whale"]
+
+FOREIGN_PROGRAM = """
+import sys
+sys.modules["beamclip"] = None  # importing it from here on is an ImportError
+import open_clip, torch
+directory, images, out = sys.argv[1:]
+model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
+tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
+model.eval()
+with torch.no_grad():
+    image = model.encode_image(torch.load(images))
+    text = model.encode_text(tokenizer(["a photo of a crane", "a drawing of a whale"]))
+normalise = preprocess.transforms[-1]
+torch.save({"image": image, "text": text, "mean": normalise.mean, "std": normalise.std}, out)
+"""
+
+
+@pytest.fixture(scope="module")
+def teacher() -> LoadedClip:
+    return new_clip("tiny-vit", seed=0)
+
+
+@pytest.fixture(scope="module")
+def student(teacher: LoadedClip) -> LoadedClip:
+    built = build_student(StudentConfig(student="test_resnet"), teacher, seed=0)
+    built.model.train()
+    with torch.no_grad():  # batch statistics that are not those of initialisation
+        built.model.encode_image(torch.randn(8, 3, 48, 48, generator=torch.Generator().manual_seed(0)))
+    built.model.eval()
+    return built
+
+
+def test_a_process_without_beamclip_gets_the_same_embeddings(tmp_path: Path, student: LoadedClip) -> None:
+    directory = write_open_clip_dir(student, tmp_path / "model", {})
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    torch.save(images, tmp_path / "images.pt")
+    (tmp_path / "elsewhere").mkdir()
+    subprocess.run(
+        [sys.executable, "-I", "-c", FOREIGN_PROGRAM, directory, tmp_path / "images.pt", tmp_path / "out.pt"],
+        cwd=tmp_path / "elsewhere",
+        check=True,
+        capture_output=True,
+    )
+    result = torch.load(tmp_path / "out.pt")
+    with torch.no_grad():
+        image = student.model.encode_image(images)
+        text = student.model.encode_text(student.tokenizer(TEXTS))
+    torch.testing.assert_close(result["image"], image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result["text"], text, atol=1e-5, rtol=0)
+    assert result["mean"] == list(student.preprocessing.mean)
+    assert result["std"] == list(student.preprocessing.std)
+
+
+def test_a_reloaded_export_is_the_model_that_was_written(tmp_path: Path, teacher: LoadedClip) -> None:
+    loaded = load_clip(str(write_open_clip_dir(teacher, tmp_path / "model", {})))
+    assert loaded.fingerprint == teacher.fingerprint
+    assert loaded.model_cfg == teacher.model_cfg
+    assert loaded.preprocess_cfg == teacher.preprocess_cfg
+
+
+def test_weights_in_channels_last_are_written_as_they_are(tmp_path: Path, teacher: LoadedClip) -> None:
+    built = build_student(StudentConfig(student="test_resnet"), teacher, seed=0)
+    built.model.to(memory_format=torch.channels_last)
+    loaded = load_clip(str(write_open_clip_dir(built, tmp_path / "model", {})))
+    assert loaded.fingerprint == built.fingerprint
+
+
+def test_the_card_says_what_it_was_told_and_how_to_load(tmp_path: Path, teacher: LoadedClip) -> None:
+    card = {"teacher": "runs/teacher", "data": "3,834 emoji", "metrics": {"zeroshot_top1": 0.14159}}
+    text = (write_open_clip_dir(teacher, tmp_path / "model", card) / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: open_clip\n")
+    for part in ("- teacher: runs/teacher", "- data: 3,834 emoji", "| zeroshot_top1 | 0.1416 |", "48 x 48"):
+        assert part in text
+    assert "open_clip.create_model_and_transforms(directory)" in text
+    assert "the licences of the teacher's weights and of the training images apply" in text
+    stated = write_open_clip_dir(teacher, tmp_path / "stated", {"licence": "CC BY 4.0"}) / "README.md"
+    assert "CC BY 4.0" in stated.read_text()
+
+
+def test_a_second_export_replaces_the_first_and_leaves_nothing_else(
+    tmp_path: Path, teacher: LoadedClip, student: LoadedClip
+) -> None:
+    write_open_clip_dir(teacher, tmp_path / "model", {})
+    write_open_clip_dir(student, tmp_path / "model", {})
+    assert load_clip(str(tmp_path / "model")).model_cfg == student.model_cfg
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_export_that_fails_leaves_the_former_one_whole(tmp_path: Path, teacher: LoadedClip) -> None:
+    write_open_clip_dir(teacher, tmp_path / "model", {})
+    with pytest.raises(ValueError, match="format code"):
+        write_open_clip_dir(teacher, tmp_path / "model", {"metrics": {"zeroshot_top1": "high"}})
+    assert load_clip(str(tmp_path / "model")).fingerprint == teacher.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path, teacher: LoadedClip) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    for out in (tmp_path / "thesis", tmp_path / "thesis" / "chapter1.tex"):
+        with pytest.raises(InputError, match=r"exists and is no exported model .* Name another directory"):
+            write_open_clip_dir(teacher, out, {})
+    assert (tmp_path / "thesis" / "chapter1.tex").exists()
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_mambaout"])
+def test_timm_loads_the_backbone_and_gives_its_features(
+    tmp_path: Path, teacher: LoadedClip, backbone: str
+) -> None:
+    built = build_student(StudentConfig(student=backbone), teacher, seed=0)
+    built.model.eval()
+    directory = write_timm_backbone(built, tmp_path / "backbone")
+    network = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), backbone_features(built.model, images))
+    settings = timm.data.resolve_data_config(model=network)
+    assert tuple(settings["input_size"]) == (3, 48, 48)
+    assert tuple(settings["mean"]) == built.preprocessing.mean
+
+
+def test_an_image_tower_that_is_not_timms_has_no_timm_export(tmp_path: Path, teacher: LoadedClip) -> None:
+    with pytest.raises(InputError, match="open_clip's own VisionTransformer, not a timm network"):
+        write_timm_backbone(teacher, tmp_path / "backbone")
