@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from beamclip.errors import InputError
 
+log = logging.getLogger(__name__)
+
 _ENVIRONMENT = {
     # The controller takes one report per health check; the default of 2 s throttles every checkpoint.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -48,7 +50,7 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS", "local")
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
@@ -71,6 +73,9 @@ def set_ray_environment() -> None:
 def check_resources(config: WorkersConfig) -> None:
     """Refuse a run that could not start, or whose workers would leave no CPU to read data with.
 
+    A cluster that was joined may grow by its autoscaler: there, only what starves at its present size and
+    would start none the less is refused, and what does not fit yet is told.
+
     Raises:
         InputError: with the sums.
     """
@@ -79,12 +84,18 @@ def check_resources(config: WorkersConfig) -> None:
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), int(total.get("GPU", 0))
     wanted = config.num_workers * config.cpus_per_worker
-    if config.use_gpu and gpus < config.num_workers:
+    lacking_gpus = config.use_gpu and gpus < config.num_workers
+    if "RAY_ADDRESS" in os.environ and (lacking_gpus or wanted > cpus):
+        log.warning("the cluster has %g CPUs and %d GPUs; waiting for its autoscaler to add more", cpus, gpus)
+        return
+    if lacking_gpus:
         raise InputError(
-            f"--use-gpu with --num-workers {config.num_workers}: the cluster has {gpus} GPUs. Use fewer workers, or no --use-gpu."
+            f"--use-gpu with --num-workers {config.num_workers}: there are {gpus} GPUs. "
+            "Use fewer workers, or leave --use-gpu out."
         )
     if wanted + 1 > cpus:
+        left = max(0.0, cpus - wanted)
         raise InputError(
-            f"{config.num_workers} workers x {config.cpus_per_worker:g} CPU leave {max(0.0, cpus - wanted):g} of the cluster's {cpus:g} "
-            "CPUs to Ray Data, which needs 1: it would wait for ever. Lower --num-workers or --cpus-per-worker."
+            f"{config.num_workers} workers x {config.cpus_per_worker:g} CPU leave {left:g} of {cpus:g} CPUs "
+            "to Ray Data, which needs 1: it would wait for ever. Lower --num-workers or --cpus-per-worker."
         )

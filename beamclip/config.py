@@ -21,7 +21,7 @@ from beamclip.data.transforms import AugmentConfig
 from beamclip.errors import InputError
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
-from beamclip.models.student import StudentConfig
+from beamclip.models.config import StudentConfig
 from beamclip.prompts.anchors import PromptConfig
 from beamclip.tracking import TrackingConfig
 from beamclip.training.loop import CadenceConfig, OptimConfig
@@ -37,7 +37,7 @@ class ScoringConfig:
     """What a trained model is scored on when training ends."""
 
     eval_data: str | None = None
-    """Labelled images: shards with a label column, or a folder of class folders. Nothing is scored without."""
+    """Labelled images to score on: shards with a label column, or a folder of class folders."""
     label_column: str = "label"
     """Field of a sample's JSON that holds the id of its class."""
     scoring_batch: int = 256
@@ -51,7 +51,7 @@ class DistillConfig:
     data: str | None = None
     """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
     teacher: str | None = None
-    """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pipelines/pretrain.py."""
+    """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pretrain.py."""
     classes: Path | None = None
     """Class list (text, YAML or JSON): the anchors, and the labels that the student is scored on."""
     anchors: Literal["classes", "captions", "both"] = "classes"
@@ -170,7 +170,7 @@ def parse_config(config_class: type[Config], content: dict[str, Any], source: st
     """
     _refuse_unknown(config_class, content, source, ())
     try:
-        # Through JSON, whose strict mode takes lists for tuples and strings for paths, and nothing else for them.
+        # Through JSON, whose strict mode takes lists for tuples and strings for paths, and nothing else.
         return pydantic.TypeAdapter(config_class).validate_json(json.dumps(content, default=str), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]

@@ -6,11 +6,20 @@ python pipelines/distill.py --data SHARDS --teacher T --student resnet18 --class
 import sys
 
 from beamclip.commands.command_line import run_command
-from beamclip.commands.distill import distill
-from beamclip.commands.quickstart import quickstart
 from beamclip.config import DistillConfig
 
-if __name__ == "__main__":
+
+def run(config: DistillConfig) -> None:
+    # Imported when the options are known to be right: torch, Ray and timm take seconds.
     if len(sys.argv) == 1:
-        sys.exit(run_command(DistillConfig, lambda config: quickstart(), __doc__))
-    sys.exit(run_command(DistillConfig, distill, __doc__))
+        from beamclip.commands.quickstart import quickstart
+
+        quickstart()
+    else:
+        from beamclip.commands.distill import distill
+
+        distill(config)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(DistillConfig, run, __doc__))

@@ -26,7 +26,7 @@ from beamclip.prompts.classes import ClassEntry
 def class_anchors(
     classes: list[ClassEntry], config: PromptConfig, clip: LoadedClip, workers: WorkersConfig, cache_dir: Path
 ) -> Anchors:
-    """Anchors of a class list, encoded once for each (text tower, prompts); prompts that are cut are named."""
+    """Anchors of a class list, encoded once for each (text tower, prompts); cut prompts are named."""
     prompts = class_prompts(classes, config)
     _warn_of_cuts(prompts, classes, clip)
     missing = _EncodeOnce(clip, workers)

@@ -237,9 +237,10 @@ def show_distilled(summary: Summary, trained: Trained, inputs: Inputs, run_dir: 
     show_skipped(trained, summary.counts.attempted)
     metrics = {name: value or 0.0 for name, value in summary.metrics.items()}
     if "zeroshot_top1" in metrics:
+        names = ("zeroshot_top1", "zeroshot_top5", "teacher_zeroshot_top1", "teacher_zeroshot_top5")
+        top1, top5, teacher_top1, teacher_top5 = (percent(metrics[name]) for name in names)
+        chance = percent(1 / len(inputs.classes))
         print(
-            f"zero-shot top-1 {percent(metrics['zeroshot_top1'])}, top-5 {percent(metrics['zeroshot_top5'])}  "
-            f"(teacher {percent(metrics['teacher_zeroshot_top1'])}, {percent(metrics['teacher_zeroshot_top5'])}; "
-            f"chance {percent(1 / len(inputs.classes))})"
+            f"zero-shot top-1 {top1}, top-5 {top5}  (teacher {teacher_top1}, {teacher_top5}; chance {chance})"
         )
     print(f"{run_dir}: model/  plots/  summary.json")

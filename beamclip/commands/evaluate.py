@@ -28,11 +28,10 @@ def evaluate(config: EvaluateConfig) -> Summary:
         InputError: something that was given cannot be used.
     """
     began = time.perf_counter()
-    _check(config)
-    assert config.model and config.data and config.classes
+    model, address, class_list = _required(config)
     run_dir = new_run_dir(config.out, "evaluate")
-    classes = load_classes(config.classes)
-    clip = load_clip(config.model)
+    classes = load_classes(class_list)
+    clip = load_clip(model)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(config, run_dir / CONFIG_FILE)
     with (
@@ -43,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     ):
         check_resources(config.workers)
         encoding = time.perf_counter()
-        encoded = _encode(config, clip, classes, config.data)
+        encoded = _encode(config, clip, classes, address)
         seconds = time.perf_counter() - encoding
         stage(
             "images",
@@ -73,10 +72,12 @@ def evaluate(config: EvaluateConfig) -> Summary:
     return summary
 
 
-def _check(config: EvaluateConfig) -> None:
-    for flag, value in (("--model", config.model), ("--data", config.data), ("--classes", config.classes)):
-        if value is None:
-            raise InputError(f"{flag} is missing. --help lists all options.")
+def _required(config: EvaluateConfig) -> tuple[str, str, Path]:
+    """Model, data and class list, once all that can be checked early is."""
+    if config.model is None or config.data is None or config.classes is None:
+        given = {"--model": config.model, "--data": config.data, "--classes": config.classes}
+        missing = [flag for flag, value in given.items() if value is None]
+        raise InputError(f"{', '.join(missing)} missing. --help lists all options.")
     if not config.tasks:
         raise InputError("--tasks is empty. Give zeroshot, probe or both.")
     if "probe" in config.tasks and config.train_data is None:
@@ -84,6 +85,7 @@ def _check(config: EvaluateConfig) -> None:
     for address in (config.data, config.train_data if "probe" in config.tasks else None):
         if address is not None:
             list_labelled(address)
+    return config.model, config.data, config.classes
 
 
 def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry], address: str) -> Encoded:
@@ -108,7 +110,7 @@ def _run_tasks(
             encoded.embeddings, encoded.labels, anchors, len(classes), temperature=SCORING_TEMPERATURE
         )
     if "probe" in config.tasks:
-        assert config.train_data
+        assert config.train_data is not None, "_required() refuses a probe without it"
         train = _encode(config, clip, classes, config.train_data)
         result = linear_probe(train.features, train.labels, encoded.features, encoded.labels)
         metrics |= {"probe_top1": result.top1, "probe_top5": result.top5}

@@ -34,7 +34,7 @@ def ingest_urls(config: IngestConfig) -> Summary:
     resumed = f", {result.resumed_shards} of them from before" if result.resumed_shards else ""
     stage(
         "ingest",
-        f"{result.succeeded:,} of {count(result.attempted, 'URL')} in {count(result.shards, 'shard')}{resumed}",
+        f"{result.succeeded:,} of {result.attempted:,} URLs in {count(result.shards, 'shard')}{resumed}",
         f"{result.images_per_second:,.0f} img/s",
     )
     for reason, number in sorted(result.failed.items(), key=lambda item: -item[1]):

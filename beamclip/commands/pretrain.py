@@ -106,9 +106,8 @@ def pretrain(config: PretrainConfig) -> Summary:
     show_skipped(trained, summary.counts.attempted)
     if metrics:
         top1, top5 = metrics["zeroshot_top1"], metrics["zeroshot_top5"]
-        print(
-            f"zero-shot top-1 {percent(top1)}, top-5 {percent(top5)}  (chance {percent(1 / len(inputs.classes))})"
-        )
+        chance = percent(1 / len(inputs.classes))
+        print(f"zero-shot top-1 {percent(top1)}, top-5 {percent(top5)}  (chance {chance})")
     print(f"{run_dir}: model/  plots/  summary.json")
     return summary
 
@@ -130,7 +129,7 @@ def _plan(config: PretrainConfig, inputs: Inputs) -> Plan:
 
 
 def restore_clip(clip: LoadedClip, state: State) -> LoadedClip:
-    """The trained model, under a fingerprint of its own: anchors of another state must not be taken for its."""
+    """The trained model, under a new fingerprint: anchors of another state must not be taken for its."""
     weights = trained_weights(state)
     clip.model.load_state_dict({key.removeprefix("clip."): value for key, value in weights.items()})
     clip.model.eval()

@@ -21,7 +21,7 @@ from beamclip.data.glyphs import GlyphConfig, write_corpus, write_url_list
 from beamclip.data.ingest import IngestConfig
 from beamclip.data.serve import serve_folder
 from beamclip.data.stream import StreamConfig
-from beamclip.models.student import StudentConfig
+from beamclip.models.config import StudentConfig
 from beamclip.prompts.anchors import PromptConfig
 from beamclip.prompts.classes import load_classes
 from beamclip.summary import SUMMARY_FILE, Summary, read_summary
@@ -46,14 +46,14 @@ PROMPTS = PromptConfig(templates=("name",))
 TEACHER = PretrainConfig(
     model="tiny-resnet18",
     stream=StreamConfig(batch_size=256),
-    optim=OptimConfig(epochs=12, lr=1e-3),
+    optim=OptimConfig(epochs=5, lr=1e-3),
     cadence=CadenceConfig(checkpoint_every=100),
     prompts=PROMPTS,
 )
 STUDENT = DistillConfig(
     student=StudentConfig(student="resnet10t"),
     stream=StreamConfig(batch_size=128),
-    optim=OptimConfig(epochs=8, lr=2e-3),
+    optim=OptimConfig(epochs=5, lr=2e-3),
     cadence=CadenceConfig(checkpoint_every=200),
     prompts=PROMPTS,
 )

@@ -1,4 +1,4 @@
-"""Scores and pictures of a model on labelled images: what evaluate does, and distill and pretrain at their end."""
+"""Scores and pictures of a model on labelled images, at the end of a training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -35,8 +35,8 @@ class IngestConfig:
     """What to download, and into which shape."""
 
     urls: str | Path | None = None
-    """Required. List of URLs: .parquet, .csv, .tsv or .jsonl (the last three also compressed, as .csv.gz); a path or
-    an fsspec address."""
+    """Required. List of URLs: .parquet, .csv, .tsv or .jsonl (the last three also .gz); a path or an
+    fsspec address."""
     out: Path | None = None
     """Required. Local or shared folder for the shards; a second run with the same settings resumes there."""
     url_column: str = "url"

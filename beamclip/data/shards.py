@@ -5,12 +5,14 @@ number of samples (`successes`). Every claimed sample leaves the reader exactly 
 part of a row that names the problem and the number of samples it cost. Nothing is lost silently.
 """
 
+import contextlib
 import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import fsspec
@@ -75,11 +77,7 @@ def list_shards(address: str) -> list[Shard]:
     Raises:
         InputError: the folder is missing or holds no finished shard.
     """
-    fs, root = fsspec.core.url_to_fs(str(address))
-    if not fs.isdir(root):
-        raise InputError(
-            f"{address}: no such folder. Give the folder that `pipelines/ingest.py --out` wrote."
-        )
+    fs, root = _open_folder(address, "Give the folder that `pipelines/ingest.py --out` wrote.")
     files = {posixpath.basename(path): path for path in fs.ls(root, detail=False)}
     stats = sorted(name for name in files if name.endswith(STATS_SUFFIX))
     if not stats:
@@ -96,6 +94,16 @@ def list_shards(address: str) -> list[Shard]:
             f"{address}: all {len(stats)} shards are empty. See the summary of the ingest for the reasons."
         )
     return shards
+
+
+def _open_folder(address: str, advice: str) -> tuple[Any, str]:
+    try:
+        fs, root = fsspec.core.url_to_fs(str(address))
+    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
+        raise InputError(f"{address}: cannot be opened: {error}. {advice}") from error
+    if not fs.isdir(root):
+        raise InputError(f"{address}: no such folder. {advice}")
+    return fs, root
 
 
 def _shard(fs: Any, files: dict[str, str], stats: str, text: bytes) -> Shard:
@@ -118,11 +126,7 @@ def list_labelled(address: str) -> list[Shard]:
     Raises:
         InputError: it is neither.
     """
-    fs, root = fsspec.core.url_to_fs(str(address))
-    if not fs.isdir(root):
-        raise InputError(
-            f"{address}: no such folder. Give shards with a label column, or a folder of class folders."
-        )
+    fs, root = _open_folder(address, "Give shards with a label column, or a folder of class folders.")
     entries = fs.ls(root, detail=True)
     if any(entry["name"].endswith(STATS_SUFFIX) for entry in entries):
         return list_shards(address)
@@ -170,6 +174,8 @@ def read_shard(
 
 
 def _checked(row: Row, columns: Columns, epoch: int) -> Row:
+    # Names of members need not be UTF-8; what a table cannot hold would end the whole run.
+    row["key"] = row["key"].encode("utf-8", "backslashreplace").decode()
     if not row["image"]:
         return _problem(row["key"], epoch, MISSING_IMAGE, 1)
     if columns.caption and not (row["caption"] or "").strip():
@@ -186,31 +192,56 @@ def _problem(key: str, epoch: int, problem: str, lost: int) -> Row:
 def _read_tar(shard: Shard, columns: Columns, start: int, stop: int) -> Iterator[Row]:
     wanted = (*IMAGE_SUFFIXES, *(["txt"] if columns.caption else []), *(["json"] if columns.label else []))
     with fsspec.open(shard.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for index, (key, contents) in enumerate(_samples(tar, wanted, start)):
-            if index >= stop:
-                return
-            if index >= start:
-                yield _tar_row(key, contents, columns)
+        samples = _samples(tar, wanted, start)
+        for key, contents in islice(samples, start, stop):
+            yield _tar_row(key, contents, columns)
 
 
 def _samples(
     tar: tarfile.TarFile, wanted: tuple[str, ...], start: int
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Groups neighbouring members by key, reading forwards only; contents before sample `start` stay unread."""
+    """Group neighbouring members by key, reading forwards only.
+
+    Yields:
+        Key and wanted contents of each sample; before sample `start` the contents stay unread.
+    """
     index, key, contents = 0, "", dict[str, bytes]()
-    for member in tar:
-        tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every header; a shard of 10,000 samples has 30,000
-        if not member.isfile():
-            continue
-        stem, _, suffix = posixpath.basename(member.name).partition(".")
+    for member in _members(tar):
+        folder, name = posixpath.split(member.name)
+        name, _, suffix = name.partition(".")
+        stem, suffix = posixpath.join(folder, name), suffix.lower()
         if key and stem != key:
             yield key, contents
             index, contents = index + 1, {}
-        key, suffix = stem, suffix.lower()
+        key = stem
         if index >= start and suffix in wanted:
             contents[suffix] = _content(tar, member)
-    if key:
+    if key and (_is_whole(contents, wanted) or _has_end_mark(tar)):
         yield key, contents
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Regular files up to the end of the tar, or to where it breaks off."""
+    with contextlib.suppress(tarfile.TarError):
+        for member in tar:
+            # tarfile remembers every header; a shard of 10,000 samples has 30,000
+            tar.members = []  # type: ignore[attr-defined]
+            if member.isfile():
+                yield member
+
+
+def _is_whole(contents: dict[str, bytes], wanted: tuple[str, ...]) -> bool:
+    """Whether a sample at a break has all that was asked for: an image, and each of the other members."""
+    others = [suffix for suffix in wanted if suffix not in IMAGE_SUFFIXES]
+    has_image = any(suffix in contents for suffix in IMAGE_SUFFIXES)
+    return has_image and all(suffix in contents for suffix in others)
+
+
+def _has_end_mark(tar: tarfile.TarFile) -> bool:
+    """Whether the members ended as a tar does; tarfile takes a header that is cut off for the end as well."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    return tar.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -257,7 +288,9 @@ def _read_parquet(shard: Shard, columns: Columns, start: int, stop: int) -> Iter
                 # img2dataset keeps a row for every URL; only the successful ones count as samples.
                 if row.get("status", "success") != "success":
                     continue
-                if start <= index < stop:
+                if index == stop:
+                    return
+                if index >= start:
                     yield {
                         "key": str(row.get("key", index)),
                         "image": row[image],

@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate, chain, groupby, islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,13 @@ from beamclip.errors import InputError
 
 ROWS_PER_EXECUTION = 50_000
 """Small data sets run several epochs in one execution of Ray Data, whose start costs about 0.3 s."""
+
+ROWS_PER_TASK = 256
+"""Small segments share a read task up to here: a task costs Ray some milliseconds, whatever it reads."""
+
+HOPELESS_EPOCHS = 10
+"""Epochs without a usable image after which a rank gives up. One is not enough: where a shard is missing,
+its rows are now and then all that a rank has in an epoch."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,10 @@ class Batch:
 
 
 def epoch_segments(shards: list[Shard], seed: int, epoch: int, rank: int, world_size: int) -> list[Segment]:
-    """The part of an epoch that one rank reads: ranks are disjoint, cover every row, differ by one row at most."""
+    """The part of an epoch that one rank reads.
+
+    Ranks are disjoint, cover every row and differ by one row at most.
+    """
     order = np.random.default_rng((seed, epoch)).permutation(len(shards))
     shuffled = [shards[i] for i in order]
     total = sum(shard.samples for shard in shuffled)
@@ -109,18 +120,32 @@ def read_rows(segments: list[Segment], columns: Columns) -> Iterator[list[Row]]:
 
 
 def read_dataset(segments: list[Segment], columns: Columns) -> Any:
-    """A ray.data.Dataset of the rows of segments, one read task a segment, in the order given."""
+    """A ray.data.Dataset of the rows of segments, in the order given."""
     import ray.data
 
     # The executor logs every start and end at INFO to the terminal of whoever runs it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.read_datasource(_datasource(segments, columns), override_num_blocks=len(segments))
+    runs = _runs(segments)
+    dataset = ray.data.read_datasource(_datasource(runs, columns), override_num_blocks=len(runs))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     return dataset
 
 
-def _datasource(segments: list[Segment], columns: Columns) -> Any:
+def _runs(segments: list[Segment]) -> list[list[Segment]]:
+    """Neighbours together, one run a read task."""
+    runs: list[list[Segment]] = [[]]
+    rows = 0
+    for segment in segments:
+        if rows >= ROWS_PER_TASK:
+            runs.append([])
+            rows = 0
+        runs[-1].append(segment)
+        rows += segment.stop - segment.start
+    return runs
+
+
+def _datasource(runs: list[list[Segment]], columns: Columns) -> Any:
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
 
@@ -131,16 +156,15 @@ def _datasource(segments: list[Segment], columns: Columns) -> Any:
             return None
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-            return [
-                ReadTask(_reader(segment, columns), BlockMetadata(None, None, None, None))
-                for segment in segments
-            ]
+            return [ReadTask(_reader(run, columns), BlockMetadata(None, None, None, None)) for run in runs]
 
     return Segments()
 
 
-def _reader(segment: Segment, columns: Columns) -> Callable[[], Iterable[pa.Table]]:
-    return lambda: read_shard(segment.shard, columns, segment.start, segment.stop, segment.epoch)
+def _reader(run: list[Segment], columns: Columns) -> Callable[[], Iterable[pa.Table]]:
+    return lambda: chain.from_iterable(
+        read_shard(segment.shard, columns, segment.start, segment.stop, segment.epoch) for segment in run
+    )
 
 
 def shuffled_rows(
@@ -156,8 +180,15 @@ def shuffled_rows(
     """Endless rows of one rank from a position on, epoch after epoch; every epoch's buffer is drained first.
 
     Rows before the position are read again but never decoded.
+
+    Raises:
+        InputError: there are fewer samples than ranks, so that one would wait for its first row for ever.
     """
     rows_per_epoch = sum(shard.samples for shard in shards)
+    if rows_per_epoch < world_size:
+        raise InputError(
+            f"the data hold {rows_per_epoch} samples, too few for {world_size} workers. Lower --num-workers."
+        )
     span = max(1, ROWS_PER_EXECUTION // rows_per_epoch)
     epoch, skip = start.epoch, start.drawn
     while True:
@@ -177,7 +208,8 @@ def _shuffle_epochs(rows: Iterator[Row], buffer: int, seed: int, rank: int) -> I
         if row["epoch"] != epoch:
             yield from _drain(held, generator)
             held, epoch = [], row["epoch"]
-            generator = np.random.default_rng((seed, epoch, rank))
+            # From 1 on: NumPy takes (seed, epoch, 0) for (seed, epoch), which orders the shards.
+            generator = np.random.default_rng((seed, epoch, rank + 1))
         if len(held) < buffer:
             held.append(row)
             continue
@@ -209,7 +241,7 @@ def training_batches(
         image_size: height and width of the pixels.
 
     Raises:
-        InputError: a whole epoch holds no usable image.
+        InputError: HOPELESS_EPOCHS in a row hold no usable image.
     """
     position = start
     good: list[tuple[Row, NDArray[np.float32], NDArray[np.uint8]]] = []
@@ -218,18 +250,27 @@ def training_batches(
     with contextlib.closing(rows), ThreadPoolExecutor(threads) as pool:
         while True:
             taken = list(islice(rows, batch_size - len(good)))
-            draws = [sample_uniforms(seed, row["epoch"], [row["key"]])[0] for row in taken]
+            draws = _uniforms(taken, seed)
             images = pool.map(lambda row, u: _load(row, u, image_size, augment), taken, draws)
             for row, draw, image in zip(taken, draws, images, strict=True):
                 position = _advance(position, row, image is None)
                 if image is not None:
                     good.append((row, draw, image))
                     last_good_epoch = row["epoch"]
-            if position.epoch > last_good_epoch + 1:
-                raise InputError(f"no usable image in a whole epoch of the data; skipped: {position.skipped}")
+            if position.epoch > last_good_epoch + HOPELESS_EPOCHS:
+                raise InputError(
+                    f"no usable image in {HOPELESS_EPOCHS} passes over the data; "
+                    f"skipped in the first: {position.skipped}. See the summary of the ingest."
+                )
             if len(good) == batch_size:
                 yield _collate(good, position)
                 good = []
+
+
+def _uniforms(rows: list[Row], seed: int) -> list[NDArray[np.float32]]:
+    """The random numbers of each row, drawn at once for neighbours of one epoch."""
+    epochs = groupby(rows, key=itemgetter("epoch"))
+    return [u for epoch, part in epochs for u in sample_uniforms(seed, epoch, [row["key"] for row in part])]
 
 
 def _load(

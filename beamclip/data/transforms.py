@@ -8,6 +8,7 @@ The first four numbers of a sample place its crop, where the image is decoded; t
 batched augmentation on the training device.
 """
 
+import contextlib
 import io
 import math
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class AugmentConfig:
     crop_scale_min: float = 0.6
     """Smallest share of the image's area that a random crop keeps, 0..1; 1 keeps the whole image."""
     crop_ratio: float = 4 / 3
-    """Largest aspect ratio of a random crop; its inverse is the smallest."""
+    """Largest aspect ratio of a random crop, its inverse the smallest; passed where a crop would not fit."""
     flip: float = 0.0
     """Probability of a horizontal mirror image; leave it at 0 where left and right carry meaning."""
     rotate: float = 10.0
@@ -76,11 +77,12 @@ def decode_image(encoded: bytes) -> Image.Image:
         ValueError: the bytes are no complete image of a format that Pillow knows.
     """
     try:
-        opened = Image.open(io.BytesIO(encoded))
-        opened.load()
-        image: Image.Image = ImageOps.exif_transpose(opened)
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
     except Exception as error:  # Pillow raises a dozen types, from SyntaxError to DecompressionBombError
         raise ValueError(f"cannot decode the image: {error}") from error
+    with contextlib.suppress(Exception):  # damaged EXIF is no reason to lose an image whose pixels are whole
+        ImageOps.exif_transpose(image, in_place=True)
     return _on_white(image)
 
 
@@ -102,6 +104,9 @@ def random_crop_box(
 ) -> tuple[float, float, float, float]:
     """Random resized crop (Szegedy et al., arXiv 1409.4842): area, aspect ratio, then the place.
 
+    A crop too wide or too high for the image is as wide or as high as the image and keeps its area, not
+    its ratio; torchvision would draw again.
+
     Args:
         width, height: size of the image, pixels.
         draws: four numbers in [0, 1).
@@ -109,10 +114,11 @@ def random_crop_box(
     Returns:
         (left, upper, right, lower), pixels, within the image.
     """
-    area = width * height * (config.crop_scale_min + (1.0 - config.crop_scale_min) * draws[0])
+    area = max(1.0, width * height * (config.crop_scale_min + (1.0 - config.crop_scale_min) * draws[0]))
     ratio = math.exp((2.0 * draws[1] - 1.0) * math.log(config.crop_ratio))
-    crop_width = min(math.sqrt(area * ratio), width)
     crop_height = min(math.sqrt(area / ratio), height)
+    crop_width = min(area / crop_height, width)
+    crop_height = min(area / crop_width, height)
     left = (width - crop_width) * draws[2]
     upper = (height - crop_height) * draws[3]
     return (left, upper, left + crop_width, upper + crop_height)
@@ -134,11 +140,20 @@ def load_training_image(
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def load_evaluation_image(encoded: bytes, size: int, resize_mode: str = "shortest") -> NDArray[np.uint8]:
-    """Decode and bring to size as open_clip's own evaluation transform does.
+def load_evaluation_image(
+    encoded: bytes,
+    size: int,
+    *,
+    resize_mode: str = "shortest",
+    interpolation: str = "bicubic",
+    fill_color: int = 0,
+) -> NDArray[np.uint8]:
+    """Decode and bring to size as open_clip's own evaluation transform does, to the last bit.
 
     Args:
-        resize_mode: open_clip's names: `shortest` (then a centre crop), `longest` (then white margins), `squash`.
+        resize_mode: open_clip's names: `shortest` (then a centre crop), `longest` (then margins), `squash`.
+        interpolation: `bilinear`, else bicubic is taken, as open_clip does for `random`.
+        fill_color: of the margins, in each channel, 0..255.
 
     Returns:
         uint8 [size, size, 3].
@@ -147,16 +162,28 @@ def load_evaluation_image(encoded: bytes, size: int, resize_mode: str = "shortes
         ValueError: the image cannot be decoded.
     """
     image = decode_image(encoded)
-    if resize_mode == "squash":
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
-    side = min(image.size) if resize_mode == "shortest" else max(image.size)
-    # Truncation, not rounding: torchvision's Resize cuts the longer side this way.
-    width, height = (max(1, int(size * edge / side)) for edge in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, upper = round((width - size) / 2.0), round((height - size) / 2.0)
-    canvas = Image.new("RGB", (size, size), _WHITE)
-    canvas.paste(image, (-left, -upper))
+    target = _resized(image.width, image.height, size, resize_mode)
+    bilinear = interpolation == "bilinear"
+    image = image.resize(target, Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", (size, size), (fill_color,) * 3)
+    canvas.paste(image, (_centred(image.width, size), _centred(image.height, size)))
     return np.asarray(canvas)
+
+
+def _resized(width: int, height: int, size: int, resize_mode: str) -> tuple[int, int]:
+    if resize_mode == "squash":
+        return size, size
+    if resize_mode == "longest":
+        ratio = max(width, height) / size
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+    # Truncation, not rounding: torchvision's Resize cuts the longer side this way.
+    side = min(width, height)
+    return int(size * width / side), int(size * height / side)
+
+
+def _centred(edge: int, size: int) -> int:
+    """Where an edge begins on a canvas; an odd pixel goes where open_clip's crop and margin put it."""
+    return -round((edge - size) / 2.0) if edge > size else (size - edge) // 2
 
 
 def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:

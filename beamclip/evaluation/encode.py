@@ -81,7 +81,11 @@ class Encoder:
             return None
         try:
             return load_evaluation_image(
-                row["image"], self.preprocessing.size, self.preprocess["resize_mode"]
+                row["image"],
+                self.preprocessing.size,
+                resize_mode=self.preprocess["resize_mode"],
+                interpolation=self.preprocess["interpolation"],
+                fill_color=self.preprocess["fill_color"],
             )
         except ValueError:
             return None
@@ -143,8 +147,9 @@ def encode_labelled(
     }
     if len(tensors["labels"]) == 0:
         raise InputError(
-            f"{address}: no image to score; skipped: {dict(skipped)}. The labels (column {label_column!r}) must be ids of the "
-            f"class list. Met: {', '.join(sorted(seen)[:3]) or 'none'}; the list has {', '.join(list(class_ids)[:3])}, ..."
+            f"{address}: no image to score; skipped: {dict(skipped)}. "
+            f"The labels (column {label_column!r}) must be ids of the class list. "
+            f"Met: {', '.join(sorted(seen)[:3]) or 'none'}; the list has {', '.join(class_ids[:3])}, ..."
         )
     return Encoded(tensors["embeddings"], tensors["features"], tensors["labels"], dict(skipped))
 

@@ -19,7 +19,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from beamclip.evaluation.zeroshot import label_ranks
@@ -31,8 +31,8 @@ HELD_OUT_SHARE = 0.2
 SWEEP_CLASSES = 500
 """Classes that the choice of C looks at, drawn at random: its cost grows with the square of their number."""
 SERIAL_BELOW = 10**10
-"""Images x features x classes under which a fit keeps to one thread. On cores that others use too, the threads
-of BLAS wait for one another: 500 images, classes and features took 13 times as long with two threads as with one.
+"""Images x features x classes under which a fit keeps to one thread. On cores that others use too, the
+threads of BLAS wait for one another: two took 13 times as long as one, for 500 images of 500 classes.
 """
 
 Floats = npt.NDArray[np.float32]
@@ -73,8 +73,8 @@ def linear_probe(
     """Fit a linear classifier on the training features and score it on the test features.
 
     C is the smallest of `inverse_regularisations` that comes within one standard error of the best on the
-    held-out images of at most 500 classes. Only classes with two training images or more have one to hold out;
-    with fewer than two such classes the middle value is taken, with a note. A single value is taken as it is.
+    held-out images of at most 500 classes. Only classes with two training images or more have one to hold
+    out; below two such classes the middle value is taken, with a note. A single value is taken as it is.
     Meant for up to some 10^5 images in memory: an iteration costs images x features x classes.
 
     Args:
@@ -175,8 +175,8 @@ def _held_out(index: Integers, random: np.random.Generator) -> Mask:
 
 
 def _classifier(num_classes: int, max_iterations: int) -> LogisticRegression:
-    # scikit-learn stops once no entry of the mean loss's gradient exceeds tol. Those entries start near
-    # 1 / classes, so its default of 1e-4 would end a probe of thousands of classes after a step or two.
+    # scikit-learn stops once no entry of the mean loss's gradient exceeds tol. Those entries start near a
+    # class's mean feature / classes, so its default of 1e-4 can end a probe of thousands of classes at once.
     # Warm starts: along a rising C each solution is a good start for the next.
     tol = 1e-3 / num_classes
     return LogisticRegression(solver="lbfgs", tol=tol, max_iter=max_iterations, warm_start=True)
@@ -208,9 +208,10 @@ def _unseen_note(labels: Integers, classes: Integers) -> list[str]:
     unseen = ~np.isin(labels, classes)
     if not unseen.any():
         return []
+    number = len(np.unique(labels[unseen]))
     return [
-        f"{len(np.unique(labels[unseen]))} test classes ({unseen.sum():,} of {len(labels):,} images) "
-        "have no training image and count as misses"
+        f"{number} test {'class' if number == 1 else 'classes'} ({unseen.sum():,} of {len(labels):,} images) "
+        "had no training image; these images count as misses"
     ]
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
@@ -29,7 +30,7 @@ TOP = 3
 LABELLED = 48
 """Most names along one side of a matrix; beyond it every second, third, ... is written."""
 FAMILIES = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai")
-"""Fonts to draw a letter with, the first that has it; matplotlib ships the first, the others may be absent."""
+"""Fonts to draw with: for each letter the first that has it. The first comes with matplotlib."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,14 +43,15 @@ class Panel(NamedTuple):
     colour: str
     from_zero: bool = False
     percent: bool = False
+    noisy: bool = True
 
 
 def plot_curves(history: list[dict[str, float]], out: Path) -> Path:
     """Draw what training recorded, one small panel a quantity, over the steps.
 
-    Panels: the loss, each of its terms (`loss/...`, before weighting), learning rate, gradient norm, logit scale,
-    images per second, share of the time spent waiting for data. A quantity that no record holds gets no panel;
-    values that are not finite leave a gap. Long histories get a running mean over the pale recorded values.
+    Panels: the loss, each of its terms (`loss/...`, before weighting), learning rate, gradient norm, logit
+    scale, images per second, share of the time spent waiting for data. A quantity that no record holds gets
+    no panel; values that are not finite leave a gap. From forty values on a running mean goes over the curve.
 
     Args:
         history: records with `step` and any of the quantities; any order, may be empty.
@@ -62,7 +64,8 @@ def plot_curves(history: list[dict[str, float]], out: Path) -> Path:
     with _styled():
         columns = min(3, max(1, len(panels)))
         rows = max(1, math.ceil(len(panels) / columns))
-        figure = Figure(figsize=(4.2 * columns, 2.5 * rows + 0.3), layout="constrained")
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.3), layout=layout)
         grid = figure.subplots(rows, columns, squeeze=False)
         if not panels:
             _blank(grid[0, 0], "nothing was recorded")
@@ -102,15 +105,17 @@ def plot_predictions(
     wanted = (len(images), len(names))
     if not len(truths) == len(images) > 0 or teacher_scores.shape != wanted or student_scores.shape != wanted:
         raise ValueError(
-            f"plot_predictions: {len(images)} images, {len(truths)} truths and {len(names)} names need scores of "
-            f"{list(wanted)}; teacher's are {list(teacher_scores.shape)}, student's {list(student_scores.shape)}"
+            f"plot_predictions: {len(images)} images, {len(truths)} truths and {len(names)} names need "
+            f"scores of {list(wanted)}, 1 image or more; teacher's are {list(teacher_scores.shape)}, "
+            f"student's {list(student_scores.shape)}"
         )
     pixels = images.detach().cpu().permute(0, 2, 3, 1).numpy()
     with _styled():
         columns = min(2, len(images))
         rows = math.ceil(len(images) / columns)
         figure = Figure(figsize=(7.2 * columns, 1.75 * rows + 0.45))
-        body, foot = figure.subfigures(2, 1, height_ratios=(1.75 * rows, 0.45))
+        heights = (1.75 * rows, 0.45)
+        (body,), (foot,) = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
         cards = body.subfigures(rows, columns, squeeze=False)
         for i, card in zip(range(len(images)), cards.flat, strict=False):
             models = [("teacher", teacher_scores[i]), ("student", student_scores[i])]
@@ -151,20 +156,21 @@ def plot_similarity(
             f"teacher's is {list(teacher.shape)}, student's {list(student.shape)}"
         )
     ours, theirs = _doubles(student), _doubles(teacher)
-    low, high = float(min(ours.min(), theirs.min())), float(max(ours.max(), theirs.max()))
-    widest = float(np.abs(ours - theirs).max()) or 1e-6
+    low, high = min(ours.min(), theirs.min()), max(ours.max(), theirs.max())
+    # One colour for all values needs a scale too, and each matrix would stretch an empty one in its own way.
+    scale = {"cmap": "viridis", "vmin": low, "vmax": high if high > low else low + 0.01}
+    widest = np.abs(ours - theirs).max() or 0.01
     with _styled():
-        side = [min(max(0.19 * n, 2.4), 9.0) for n in wanted]
+        side = [min(max(0.19 * n, 2.4), 6.0) for n in wanted]
         figure = Figure(figsize=(3 * side[1] + 3.4, side[0] + 2.6), layout="constrained")
         left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
-        _draw_matrix(left, theirs, "teacher", cmap="viridis", vmin=low, vmax=high)
-        shared = _draw_matrix(middle, ours, "student", cmap="viridis", vmin=low, vmax=high)
-        change = _draw_matrix(
-            right, ours - theirs, "student − teacher", cmap="PuOr", vmin=-widest, vmax=widest
-        )
+        _draw_matrix(left, theirs, "teacher", **scale)
+        shared = _draw_matrix(middle, ours, "student", **scale)
+        opposed = {"cmap": "PuOr", "vmin": -widest, "vmax": widest}
+        change = _draw_matrix(right, ours - theirs, "student − teacher", **opposed)
         figure.colorbar(shared, ax=[left, middle], label="cosine similarity", pad=0.01, aspect=30)
         figure.colorbar(change, ax=right, label="difference", pad=0.02, aspect=30)
-        _name_sides(left, image_names, anchor_names)
+        _name_sides((left, middle, right), image_names, anchor_names)
         own = [(j, i) for i, a in enumerate(image_names) for j, b in enumerate(anchor_names) if a == b]
         for axes, colour in ((left, "white"), (middle, "white"), (right, INK)):
             _outline(axes, own, colour)
@@ -178,7 +184,7 @@ def _panels(history: list[dict[str, float]]) -> list[Panel]:
     return [
         Panel("loss", "Loss", BLUE),
         *(Panel(term, f"Loss term: {term.removeprefix('loss/')}", BLUE) for term in terms),
-        Panel("lr", "Learning rate", INK, from_zero=True),
+        Panel("lr", "Learning rate", INK, from_zero=True, noisy=False),
         Panel("grad_norm", "Gradient norm", INK, from_zero=True),
         Panel("logit_scale", "Logit scale", INK),
         Panel("images_per_second", "Images per second", ORANGE, from_zero=True),
@@ -195,33 +201,29 @@ def _series(history: list[dict[str, float]], key: str) -> tuple[Floats, Floats]:
 
 def _draw_curve(axes: Axes, panel: Panel, steps: Floats, values: Floats) -> None:
     values = np.where(np.isfinite(values), values, np.nan)
-    window = len(values) // 20
-    if window > 1:
+    reach = len(values) // 40 if panel.noisy else 0
+    if reach:
         axes.plot(steps, values, color=panel.colour, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, _running_mean(values, window), color=panel.colour, linewidth=1.8)
+        axes.plot(steps[reach:-reach], _running_mean(values, reach), color=panel.colour, linewidth=1.8)
     else:
         axes.plot(steps, values, color=panel.colour, linewidth=1.8, marker="o" if len(values) < 8 else "")
     finite = values[np.isfinite(values)]
     if panel.from_zero and len(finite) and finite.max() > 0:
         axes.set_ylim(0, 1.08 * finite.max())
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    if panel.percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0) if panel.percent else "{x:g}")
     axes.set_title(_shown(panel.title, 34), loc="left", fontweight="bold")
     if len(finite):
-        last = f"{finite[-1]:.1%}" if panel.percent else f"{finite[-1]:.4g}"
-        axes.set_title(f"last {last}", loc="right", color=MUTED, fontsize=8)
+        notation = ".1%" if panel.percent else ".3g" if abs(finite[-1]) < 1000 else ",.0f"
+        axes.set_title(f"last {finite[-1]:{notation}}", loc="right", color=MUTED, fontsize=8)
 
 
-def _running_mean(values: Floats, window: int) -> Floats:
-    """Mean over a centred window, over what there is of it at the ends and beside gaps."""
-    present = np.isfinite(values)
-    ones = np.ones(window)
-    total = np.convolve(np.where(present, values, 0.0), ones, mode="same")
-    count = np.convolve(present.astype(float), ones, mode="same")
-    return np.where(present, total / np.maximum(count, 1.0), np.nan)
+def _running_mean(values: Floats, reach: int) -> Floats:
+    """[n - 2 reach] means over `reach` neighbours on either side, gaps left out of the mean."""
+    windows = np.lib.stride_tricks.sliding_window_view(values, 2 * reach + 1)
+    return np.ma.masked_invalid(windows).mean(axis=1).filled(np.nan)
 
 
 def _draw_card(
@@ -256,12 +258,11 @@ def _draw_bars(axes: Axes, model: str, scores: Tensor, truth: str, names: Sequen
         value = float(probability[k])
         axes.barh(row, 1.0, height=0.84, color="#f3f3f3")
         axes.barh(row, value, height=0.84, color=GREEN if right else "#9a9a9a", alpha=0.45)
-        mark, weight = ("✓ ", "bold") if right else ("", "normal")
-        colour = "#00573f" if right else INK
-        axes.text(
-            0.02, row, mark + _shown(names[k], 26), va="center", fontsize=8.5, color=colour, fontweight=weight
-        )
-        axes.text(0.985, row, f"{value:.0%}", va="center", ha="right", fontsize=8.5, color=colour)
+        mark, weight, colour = ("✓ ", "bold", "#00573f") if right else ("", "normal", INK)
+        label = mark + _shown(names[k], 26)
+        axes.text(0.02, row, label, va="center", fontsize=8.5, color=colour, fontweight=weight)
+        percent = f"{value:.0%}" if value >= 0.005 else "< 1%"
+        axes.text(0.985, row, percent, va="center", ha="right", fontsize=8.5, color=colour)
 
 
 def _draw_matrix(axes: Axes, values: Floats, title: str, **colours: Any) -> Any:
@@ -271,20 +272,17 @@ def _draw_matrix(axes: Axes, values: Floats, title: str, **colours: Any) -> Any:
     return axes.imshow(values, aspect="auto", interpolation="nearest", **colours)
 
 
-def _name_sides(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Names along both sides; the matrices share their axes, so one of them is enough."""
-    every = math.ceil(len(columns) / LABELLED)
-    axes.set_xticks(range(0, len(columns), every))
-    every = math.ceil(len(rows) / LABELLED)
-    axes.set_yticks(range(0, len(rows), every))
-    axes.set_yticklabels([_shown(name, 24) for name in rows[::every]])
-    for each in axes.figure.axes[:3]:
-        each.set_xticklabels(
-            [_shown(name, 24) for name in columns[:: math.ceil(len(columns) / LABELLED)]], rotation=90
-        )
-        each.tick_params(length=0, labelsize=7.5)
-        each.set_xlabel("text anchor")
-    axes.set_ylabel("image")
+def _name_sides(row: Sequence[Axes], image_names: Sequence[str], anchor_names: Sequence[str]) -> None:
+    """Names below each matrix and at the left of the first; they share their axes, so ticks are set once."""
+    across, down = (math.ceil(len(names) / LABELLED) for names in (anchor_names, image_names))
+    row[0].set_xticks(range(0, len(anchor_names), across))
+    row[0].set_yticks(range(0, len(image_names), down))
+    row[0].set_yticklabels([_shown(name, 24) for name in image_names[::down]])
+    row[0].set_ylabel("image")
+    for axes in row:
+        axes.set_xticklabels([_shown(name, 24) for name in anchor_names[::across]], rotation=90)
+        axes.tick_params(length=0, labelsize=7.5)
+        axes.set_xlabel("text anchor")
 
 
 def _outline(axes: Axes, cells: Iterable[tuple[int, int]], colour: str) -> None:
@@ -296,7 +294,9 @@ def _outline(axes: Axes, cells: Iterable[tuple[int, int]], colour: str) -> None:
 def _correlation(first: Floats, second: Floats) -> str:
     if first.std() == 0 or second.std() == 0:
         return "correlation undefined, a matrix is constant"
-    return f"correlation of teacher and student {np.corrcoef(first.ravel(), second.ravel())[0, 1]:.3f}"
+    return (
+        f"Pearson correlation of teacher and student {np.corrcoef(first.ravel(), second.ravel())[0, 1]:.3f}"
+    )
 
 
 def _blank(axes: Axes, text: str) -> None:
@@ -305,7 +305,7 @@ def _blank(axes: Axes, text: str) -> None:
 
 
 def _shown(text: str, length: int) -> str:
-    """The text as the fonts can draw it: one line, shortened, a box for every letter that none of them has."""
+    """The text as the fonts can draw it: one line, shortened, a box for a letter that none of them has."""
     _, drawable = _fonts()
     joined = unicodedata.normalize("NFC", " ".join(text.split()))
     # Joiners and variation selectors are invisible by themselves, a box in their place would be noise.

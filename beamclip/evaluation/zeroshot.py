@@ -15,8 +15,8 @@ def class_scores(embeddings: Tensor, anchors: Anchors, num_classes: int, *, temp
     """Score every class for every image.
 
     With one anchor a class (`reduce=mean`) a score is the cosine similarity; the temperature has no effect.
-    With several (`reduce=separate`) it is `temperature * logsumexp(similarity / temperature)` over the anchors
-    of the class: a soft maximum. Either way `scores / temperature` are logits.
+    With several (`reduce=separate`) it is `temperature * logsumexp(similarity / temperature)` over a class's
+    anchors: a soft maximum. Either way `scores / temperature` are logits.
 
     Args:
         embeddings: [N, D] image embeddings, unit length, any floating type; N may be 0.

@@ -4,9 +4,7 @@ Everything that a student is fits into open_clip's own config, so that open_clip
 That rules out a few backbones: see `build_student`.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -17,10 +15,9 @@ from torch.func import functional_call
 
 from beamclip.errors import InputError
 from beamclip.models.clip import ClipModel, LoadedClip, assemble, build_open_clip
+from beamclip.models.config import Head, StudentConfig
 from beamclip.models.names import close_names, or_list
 from beamclip.models.weights import first_line, load_backbone
-
-Head = Literal["linear", "mlp"]
 
 # open_clip's (timm_pool, timm_proj), in order of preference. "" leaves pooling to the network: a ViT keeps
 # its class token. Networks that end in a hidden layer of their own give more features than the num_features
@@ -30,26 +27,6 @@ _PROJECTIONS: dict[Head, tuple[tuple[str, str], ...]] = {
     "mlp": (("", "mlp"),),
 }
 _ANY_SIZE_AND_HEAD = ("resnet18", "convnext_atto", "efficientnet_b0", "xcit_nano_12_p16_224")
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """The network that learns from the teacher."""
-
-    student: str = "resnet18"
-    """A timm backbone, such as resnet10t, resnet18, convnext_atto, mobilenetv4_conv_small."""
-
-    student_head: Head = "linear"
-    """Projection from the backbone's features to the teacher's embedding: one layer, or two with a GELU."""
-
-    pretrained: bool = False
-    """Start from timm's pretrained weights; the student then takes their mean and std."""
-
-    student_image_size: int | None = None
-    """Side of the student's input, pixels; by default the teacher's, or the one size the backbone takes."""
-
-    init_checkpoint: Path | None = None
-    """Start the backbone from this file (self-supervised weights, say): .safetensors, or torch's format."""
 
 
 def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> LoadedClip:

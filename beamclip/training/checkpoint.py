@@ -34,8 +34,10 @@ def position_of_rank(state: State, rank: int, world_size: int) -> Position:
     positions: list[Position] = state["positions"]
     if len(positions) == world_size:
         return positions[rank]
+    epoch = min(position.epoch for position in positions)
     skipped: dict[str, int] = {}
-    for position in positions if rank == 0 else []:
+    # The first epoch counts what it loses; where it starts anew, so does the count.
+    for position in positions if rank == 0 and epoch > 0 else []:
         for reason, count in position.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + count
-    return Position(min(position.epoch for position in positions), 0, skipped)
+    return Position(epoch, 0, skipped)

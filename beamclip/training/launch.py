@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import ray.train.torch
 from beamclip.cluster import WorkersConfig
 from beamclip.training.channel import Channel, Record
 from beamclip.training.checkpoint import State, read_state
-from beamclip.training.worker import FAILURE, Plan, train_worker
+from beamclip.training.worker import HopelessError, Plan, in_one_line, train_worker
 
 CHECKPOINTS = "checkpoints"
 POLL_SECONDS = 0.2
@@ -38,6 +38,19 @@ class Outcome:
     """Whether somebody asked it to stop."""
 
 
+class EndWhenHopeless(ray.train.UserCallback):
+    """Ends a run whose workers need not be restarted.
+
+    Ray Train restarts its workers whatever it was that they raised; only an error in a callback ends a run.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise the first worker's HopelessError, if there is one."""
+        for _, error in sorted(worker_exceptions.items()):
+            if isinstance(error, HopelessError):
+                raise error
+
+
 def fit(plan: Plan, workers: WorkersConfig, run_dir: Path, on_record: Callable[[Record], None]) -> Outcome:
     """Train, or go on training where the checkpoints below `run_dir` end.
 
@@ -46,7 +59,7 @@ def fit(plan: Plan, workers: WorkersConfig, run_dir: Path, on_record: Callable[[
         on_record: called in this thread for every record of rank 0, in order.
 
     Raises:
-        TrainingError: the workers failed more often than allowed, or the loss was not finite.
+        TrainingError: the workers were lost more often than allowed, or met an error that would come again.
     """
     channel = Channel.remote()  # type: ignore[attr-defined]
     trainer = ray.train.torch.TorchTrainer(
@@ -64,41 +77,55 @@ def fit(plan: Plan, workers: WorkersConfig, run_dir: Path, on_record: Callable[[
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="loss", checkpoint_score_order="min"
             ),
+            callbacks=[EndWhenHopeless()],  # type: ignore[list-item]
             logging_config=ray.train.LoggingConfig("ERROR"),  # type: ignore[call-arg]
         ),
     )
-    failures: list[str] = []
-
-    def deliver() -> None:
-        for record in ray.get(channel.take.remote()):
-            if FAILURE in record:
-                failures.append(record[FAILURE])
-            else:
-                on_record(record)
-
-    with ThreadPoolExecutor(1) as pool, interrupts() as interrupted:
-        # Ray's own answer to Ctrl-C aborts without a checkpoint; outside the main thread it stays out of the way.
-        future = pool.submit(trainer.fit)
-        _watch(future, channel, interrupted, deliver)
-        deliver()
+    with interrupts() as interrupted:
+        future = _in_background(trainer.fit)
+        try:
+            _watch(future, channel, interrupted, on_record)
+        except BaseException:
+            # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
+            channel.request_stop.remote()
+            raise
         result = _result(future)
-    if failures:
-        raise TrainingError(failures[0])
     if result.checkpoint is None:
         raise TrainingError("training ended without a checkpoint")
     with result.checkpoint.as_directory() as folder:
         return Outcome(read_state(Path(folder)), interrupted.is_set())
 
 
+def _in_background(body: Callable[[], Any]) -> "Future[Any]":
+    """Run in a thread: Ray's own answer to Ctrl-C, which aborts without a checkpoint, needs the main one.
+
+    A daemon, since an executor's thread would hold up a process that is on its way out until training ends.
+    """
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(body())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="beamclip-fit", daemon=True).start()
+    return future
+
+
 def _watch(
-    future: "Future[Any]", channel: Any, interrupted: threading.Event, deliver: Callable[[], None]
+    future: "Future[Any]", channel: Any, interrupted: threading.Event, on_record: Callable[[Record], None]
 ) -> None:
     asked = False
-    while not future.done():
+    while True:
+        ended = future.done()
         if interrupted.is_set() and not asked:
             ray.get(channel.request_stop.remote())
             asked = True
-        deliver()
+        for record in ray.get(channel.take.remote()):
+            on_record(record)
+        if ended:
+            return
         time.sleep(POLL_SECONDS)
 
 
@@ -110,13 +137,19 @@ def _result(future: "Future[Any]") -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    """The first worker's own error, in one line; Ray's message is a page of nested tracebacks."""
-    worker_failures = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(worker_failures.items()):
-        lines = [line for line in str(failure).strip().splitlines() if line.strip()]
-        if lines:
-            return f"worker {rank}: {lines[-1].strip()}"
-    return str(error).strip().splitlines()[0]
+    """What was wrong, in one line; Ray's own message is a page of nested tracebacks."""
+    failures = sorted(getattr(error, "worker_failures", {}).items())
+    # The peers of a lost worker fail as well, by errors of the connection to it.
+    for rank, failure in failures:
+        if isinstance(getattr(failure, "health_check_failure", failure), ray.exceptions.RayActorError):
+            return (
+                f"worker {rank}: its process or its node was lost, and --max-failures allows no more "
+                "restarts. Most often memory ran out; lower --batch-size, or look into Ray's logs."
+            )
+    for rank, failure in failures:
+        return f"worker {rank}: {in_one_line(failure)}"
+    failure = getattr(error, "controller_failure", error)
+    return str(failure).splitlines()[0] if isinstance(failure, HopelessError) else in_one_line(failure)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class OptimConfig:
     accumulation: int = 1
     """Forward and backward passes that make up one step; a global batch is split evenly over them."""
     ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then what is exported; 0 is off."""
+    """Decay per step of an exponential moving average of the weights, which is then exported; 0 is off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the device computes it natively."""
 
@@ -67,7 +68,8 @@ class Hooks:
     log: Callable[[dict[str, float]], None]
     """Every `log_every` steps, on every rank, with means over the ranks."""
     save: Callable[[State, dict[str, float]], None]
-    """With the whole state and the last record; every rank, at the same steps."""
+    """With the whole state, whose tensors training goes on to change, and the last record; every rank, at the
+    same steps."""
     stopping: Callable[[], bool]
     """Whether somebody asked the run to end; asked on rank 0 alone, every `log_every` steps."""
 
@@ -88,7 +90,7 @@ def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
-        positional = name.endswith(("positional_embedding", "class_embedding", "pos_embed", "cls_token"))
+        positional = name.endswith(("positional_embedding", "class_embedding", "pos_embed", "_token"))
         plain = parameter.ndim >= 2 and id(parameter) not in embeddings and not positional
         (decayed if plain else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
@@ -110,13 +112,24 @@ class Training:
     """The state of a run between two steps, and what turns a batch into the next state."""
 
     def __init__(
-        self, method: nn.Module, config: OptimConfig, *, total_steps: int, device: torch.device
+        self,
+        method: nn.Module,
+        config: OptimConfig,
+        *,
+        total_steps: int,
+        device: torch.device,
+        seed: int,
+        rank: int = 0,
     ) -> None:
-        """Args: method: on the device already, wrapped in DDP where there are several ranks."""
+        """Args:
+        method: on the device already, wrapped in DDP where there are several ranks.
+        seed, rank: decide, with the step, what dropout leaves out.
+        """
         self.method = method
         self.config = config
         self.total_steps = total_steps
         self.device = device
+        self.seed = (seed, rank)
         self.step = 0
         self.optimizer = build_optimizer(method, config)
         self.dtype = autocast_dtype(config.precision, device)
@@ -136,7 +149,6 @@ class Training:
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "torch_rng": torch.get_rng_state(),
         }
 
     def load(self, state: State) -> None:
@@ -157,6 +169,8 @@ class Training:
         lr = learning_rate(self.step, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # Each step has its own numbers: after a restart, dropout drops what it would have dropped.
+        torch.manual_seed(int(np.random.SeedSequence((*self.seed, self.step)).generate_state(1)[0]))
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
             for name, value in self._accumulate(batch, len(batches), last=index == len(batches) - 1).items():
@@ -232,7 +246,7 @@ def check_finite(record: dict[str, float]) -> None:
     if bad:
         values = ", ".join(f"{name} {record[name]}" for name in bad)
         raise NonFiniteLossError(
-            f"step {int(record['step'])}: {values}. Training stopped; the checkpoint before this step is good. "
+            f"step {int(record['step'])}: {values}. Training stopped; the checkpoint before it is good. "
             "Lower --lr, lengthen --warmup, or set --precision fp32."
         )
 

@@ -40,14 +40,15 @@ class Distillation(nn.Module):
         augmentation: AugmentConfig,
     ) -> None:
         """Args:
-        embed: the frozen teacher, uint8 [B, 3, H, W] -> unit float32 [B, D]; a function, so that it is no submodule.
+        embed: the frozen teacher, uint8 [B, 3, H, W] -> unit float32 [B, D]; no submodule, but a function.
         """
         super().__init__()
         self.visual = student.model.visual
         self.anchors: Tensor
         self.register_buffer("anchors", anchors.embeddings, persistent=False)
         self.student = student.preprocessing
-        self.embed = embed
+        # A deep copy, such as the moving average of the weights, takes a bound method's object along.
+        self.embed = lambda pixels: embed(pixels)
         self.csm = csm
         self.feature = feature
         self.augmentation = augmentation

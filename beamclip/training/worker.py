@@ -1,9 +1,11 @@
 """What each Ray Train worker runs: build the method, stream the rank's data, run the loop."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +24,27 @@ from beamclip.data.transforms import AugmentConfig
 from beamclip.training.checkpoint import State, position_of_rank, read_state, write_state
 from beamclip.training.loop import CadenceConfig, Hooks, NonFiniteLossError, OptimConfig, Training, run_loop
 
-FAILURE = "failure"
-"""Key of a record that ends a run: its text is for the user, and no restart would help."""
+_REPEATABLE = (
+    NonFiniteLossError,
+    torch.OutOfMemoryError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    ValueError,
+)
+"""What new workers would run into again. A lost peer, node or store shows as one of the other errors."""
+
+
+class HopelessError(RuntimeError):
+    """A failure that a restart would only repeat: one line for the user, then the worker's traceback."""
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +67,41 @@ class Plan:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Entry point of Ray Train; `config["plan"]` is a Plan, or a reference to one."""
-    plan: Plan = ray.get(config["plan"])
+    """Entry point of Ray Train; `config["plan"]` is a reference to a Plan.
+
+    Raises:
+        HopelessError: the run cannot be finished, however often its workers are restarted.
+    """
+    try:
+        _train(ray.get(config["plan"]))
+    except _REPEATABLE as error:
+        # Plain text: an exception of another package may not survive the way to the controller.
+        raise HopelessError(f"{in_one_line(error)}\n\n{traceback.format_exc()}") from None
+
+
+def in_one_line(error: BaseException) -> str:
+    """The error's text, after its type where it is not one of ours."""
+    cause = getattr(error, "cause", None) or error  # the error in a task of Ray's, without its traceback
+    text = " ".join(str(cause).split())
+    return text if type(cause).__module__.startswith("beamclip") else f"{type(cause).__name__}: {text}"
+
+
+def _train(plan: Plan) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    _prepare_process(context.get_local_world_size(), plan.seed + rank)
+    _prepare_process(context.get_local_world_size(), plan.seed)
     device = ray.train.torch.get_device()
     method = plan.build_method(device).to(device).to(memory_format=torch.channels_last)
     method.train()
+    # Rank 0's buffers are the ones that are saved; sending them to the others each step would change nothing.
+    wrapped = ray.train.torch.prepare_model(method, parallel_strategy_kwargs={"broadcast_buffers": False})
     training = Training(
-        ray.train.torch.prepare_model(method), plan.optim, total_steps=plan.total_steps, device=device
+        wrapped, plan.optim, total_steps=plan.total_steps, device=device, seed=plan.seed, rank=rank
     )
     position = _restore(training, rank, world_size)
     batches = prefetched(_batches(plan, rank, world_size, position), plan.stream.prefetch_batches)
     with contextlib.closing(batches):
-        try:
-            run_loop(training, batches, plan.cadence, _hooks(plan, rank, world_size))
-        except NonFiniteLossError as error:
-            # Every rank sees the same means, so every rank ends here; a restart would only repeat it.
-            if rank == 0:
-                ray.get(plan.channel.put.remote({FAILURE: str(error)}))
+        run_loop(training, batches, plan.cadence, _hooks(plan, rank, world_size))
 
 
 def _prepare_process(workers_on_node: int, seed: int) -> None:
@@ -74,6 +110,19 @@ def _prepare_process(workers_on_node: int, seed: int) -> None:
     # Ray sets OMP_NUM_THREADS to the worker's share of a CPU, which may be one half.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers_on_node))
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse large blocks instead of handing them back to the kernel.
+
+    Every step of a training on the CPU frees and takes the same hundreds of MiB; the page faults of taking
+    them anew cost more than a tenth of its time. A no-op where the C library is another one.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _restore(training: Training, rank: int, world_size: int) -> Position:

@@ -1,0 +1,27 @@
+"""What a student is, apart from the code that builds one: reading a configuration must not import timm."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Head = Literal["linear", "mlp"]
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The network that learns from the teacher."""
+
+    student: str = "resnet18"
+    """A timm backbone, such as resnet10t, resnet18, convnext_atto, mobilenetv4_conv_small."""
+
+    student_head: Head = "linear"
+    """Projection from the backbone's features to the teacher's embedding: one layer, or two with a GELU."""
+
+    pretrained: bool = False
+    """Start from timm's pretrained weights; the student then takes their mean and std."""
+
+    student_image_size: int | None = None
+    """Side of the student's input, pixels; by default the teacher's, or the one size the backbone takes."""
+
+    init_checkpoint: Path | None = None
+    """Start the backbone from this file (self-supervised weights, say): .safetensors, or torch's format."""

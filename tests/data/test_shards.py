@@ -1,0 +1,406 @@
+"""Every sample that a shard claims leaves the reader once: as it is, or counted under a reason."""
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+
+from beamclip.data.shards import (
+    BROKEN_SHARD,
+    MISSING_CAPTION,
+    MISSING_IMAGE,
+    MISSING_LABEL,
+    ROW_SCHEMA,
+    ROWS_PER_BLOCK,
+    Columns,
+    Row,
+    Shard,
+    list_labelled,
+    list_shards,
+    read_shard,
+)
+from beamclip.errors import InputError
+
+ALL = Columns(caption=True, label="label")
+
+Make = Callable[..., list[dict[str, Any]]]
+Write = Callable[..., Path]
+
+
+def read(folder: Path | str, columns: Columns = ALL, cuts: Sequence[int] = ()) -> list[Row]:
+    """All rows below a folder, each shard read in the pieces that ranks would read."""
+    rows = []
+    for shard in list_shards(str(folder)):
+        bounds = [0, *cuts, shard.samples]
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            if start < stop:
+                rows += [row for table in read_shard(shard, columns, start, stop) for row in table.to_pylist()]
+    return rows
+
+
+def keys(rows: Sequence[Row]) -> list[str]:
+    return [row["key"] for row in rows if row["problem"] is None]
+
+
+def losses(rows: Sequence[Row]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for row in rows:
+        if row["problem"] is not None:
+            found[row["problem"]] += row["lost"]
+    return found
+
+
+def test_finished_shards_are_listed_by_name_with_the_counts_of_their_statistics(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    for shard, count in ((2, 3), (0, 5), (1, 4)):
+        write_tar(tmp_path, shard, make_samples(shard, count))
+    write_tar(tmp_path, 3, [])
+    (tmp_path / "00004.tar").write_bytes(b"still being written")
+    found = list_shards(str(tmp_path))
+    assert [Path(shard.path).name for shard in found] == ["00000.tar", "00001.tar", "00002.tar"]
+    assert [shard.samples for shard in found] == [5, 4, 3]
+    assert {shard.format for shard in found} == {"tar"}
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere: no such folder\. Give the folder that `pipelines/ingest"):
+        list_shards(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="nowhere: no such folder. Give shards with a label column"):
+        list_labelled(str(tmp_path / "nowhere"))
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(InputError, match="nope://bucket/shards: cannot be opened: Protocol not known: nope"):
+        list_shards("nope://bucket/shards")
+
+
+def test_a_folder_without_statistics_holds_no_finished_shard(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no finished shard \(no \*_stats\.json among 1 files\)"):
+        list_shards(str(tmp_path))
+
+
+def test_shards_that_are_all_empty_are_refused(tmp_path: Path, write_tar: Write) -> None:
+    write_tar(tmp_path, 0, [])
+    write_tar(tmp_path, 1, [])
+    with pytest.raises(InputError, match="all 2 shards are empty"):
+        list_shards(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"successes": null}', '{"successes": "many"}'])
+def test_statistics_without_a_count_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "00007_stats.json").write_text(content)
+    with pytest.raises(InputError, match=r"00007_stats\.json: no count of `successes` in it"):
+        list_shards(str(tmp_path))
+
+
+def test_class_folders_are_listed_with_their_images(tmp_path: Path) -> None:
+    for name, files in {"dog": ["b.PNG", "a.jpg", "notes.txt"], "cat": ["c.webp"], "none": ["x.md"]}.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_bytes(file.encode())
+    shards = list_labelled(str(tmp_path))
+    assert [(Path(shard.path).name, shard.samples) for shard in shards] == [("cat", 1), ("dog", 2)]
+    rows = [row for shard in shards for table in read_shard(shard, ALL_BUT_CAPTION) for row in table.to_pylist()]
+    assert [(row["key"], row["label"], row["image"]) for row in rows] == [
+        ("cat/c.webp", "cat", b"c.webp"),
+        ("dog/a.jpg", "dog", b"a.jpg"),
+        ("dog/b.PNG", "dog", b"b.PNG"),
+    ]
+
+
+ALL_BUT_CAPTION = Columns(label="label")
+
+
+def test_a_folder_with_neither_shards_nor_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="neither finished shards nor class folders"):
+        list_labelled(str(tmp_path))
+
+
+def test_labelled_shards_are_found_like_any(tmp_path: Path, make_samples: Make, write_tar: Write) -> None:
+    write_tar(tmp_path, 0, make_samples(0, 2))
+    assert list_labelled(str(tmp_path)) == list_shards(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_a_tar_gives_key_bytes_caption_and_label_of_each_sample(
+    tmp_path: Path, make_samples: Make, write_tar: Write, kind: str
+) -> None:
+    samples = make_samples(3, 5, kind)
+    write_tar(tmp_path, 3, samples)
+    for row, sample in zip(read(tmp_path), samples, strict=True):
+        assert (row["key"], row["image"]) == (sample["key"], sample[kind])
+        assert row["caption"] == f"caption {sample['key']}"
+        assert row["label"] == json.loads(sample["json"])["label"]
+        assert row["problem"] is None
+        assert row["lost"] == 0
+
+
+def test_what_was_not_asked_for_is_not_read(tmp_path: Path, make_samples: Make, write_tar: Write) -> None:
+    write_tar(tmp_path, 0, make_samples(0, 3))
+    rows = read(tmp_path, Columns())
+    assert {(row["caption"], row["label"]) for row in rows} == {(None, None)}
+
+
+def test_rows_come_in_blocks_that_carry_the_epoch(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    sample = make_samples(0, 1)[0]
+    count = 2 * ROWS_PER_BLOCK + 3
+    write_tar(tmp_path, 0, [{**sample, "key": f"{i:06d}"} for i in range(count)])
+    tables = list(read_shard(list_shards(str(tmp_path))[0], ALL, epoch=7))
+    assert [table.num_rows for table in tables] == [ROWS_PER_BLOCK, ROWS_PER_BLOCK, 3]
+    assert {table.schema for table in tables} == {ROW_SCHEMA}
+    assert {epoch for table in tables for epoch in table.column("epoch").to_pylist()} == {7}
+
+
+@pytest.mark.parametrize("format", ["tar", "parquet"])
+def test_pieces_of_a_shard_make_the_whole(
+    tmp_path: Path, make_samples: Make, write_tar: Write, write_parquet: Write, format: str
+) -> None:
+    samples = make_samples(0, 9, "jpg")
+    write_tar(tmp_path, 0, samples) if format == "tar" else write_parquet(tmp_path, 0, samples)
+    whole = read(tmp_path)
+    assert keys(whole) == [sample["key"] for sample in samples]
+    for cut in range(10):
+        assert read(tmp_path, cuts=[cut]) == whole
+    assert read(tmp_path, cuts=[2, 2, 5, 8]) == whole
+
+
+def test_samples_without_image_caption_or_label_are_counted_apart_and_the_others_delivered(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    samples = make_samples(0, 12)
+    del samples[1]["png"]
+    samples[2]["png"] = b""
+    del samples[3]["txt"]
+    samples[4]["txt"] = b" \n"
+    del samples[6]["json"]
+    samples[7]["json"] = b"{broken"
+    samples[8]["json"] = b'{"label": null}'
+    samples[9]["json"] = b'["label"]'
+    write_tar(tmp_path, 0, samples)
+    rows = read(tmp_path)
+    assert losses(rows) == {MISSING_IMAGE: 2, MISSING_CAPTION: 2, MISSING_LABEL: 4}
+    assert keys(rows) == [samples[i]["key"] for i in (0, 5, 10, 11)]
+    for cut in range(13):
+        assert losses(read(tmp_path, cuts=[cut])) == losses(rows)
+
+
+def test_labels_are_text_whatever_json_type_they_have(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    samples = make_samples(0, 3)
+    for sample, value in zip(samples, (7, "7", 0), strict=True):
+        sample["json"] = json.dumps({"label": value}).encode()
+    write_tar(tmp_path, 0, samples)
+    assert [row["label"] for row in read(tmp_path)] == ["7", "7", "0"]
+
+
+def test_damaged_utf8_in_a_caption_costs_no_sample(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    samples = make_samples(0, 1)
+    samples[0]["txt"] = b"caf\xe9"
+    write_tar(tmp_path, 0, samples)
+    assert [row["caption"] for row in read(tmp_path)] == ["caf�"]
+
+
+def test_names_that_are_not_utf8_stay_apart(tmp_path: Path, make_samples: Make, write_tar: Write) -> None:
+    samples = make_samples(0, 3)
+    for sample, name in zip(samples, ("caf\udce9", "caf\udce8", "café"), strict=True):
+        sample["key"] = name
+    write_tar(tmp_path, 0, samples)
+    found = keys(read(tmp_path))
+    assert len(set(found)) == 3
+    assert found[2] == "café"
+
+
+def test_equal_names_in_different_folders_of_a_tar_are_different_samples(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    samples = make_samples(0, 3)
+    for sample, key in zip(samples, ("cat/1", "dog/1", "./2"), strict=True):
+        sample["key"] = key
+    write_tar(tmp_path, 0, [{k: v for k, v in sample.items() if k in ("key", "png")} for sample in samples])
+    assert keys(read(tmp_path, Columns())) == ["cat/1", "dog/1", "./2"]
+
+
+def whole_samples(tar: Path, size: int, suffixes: Sequence[str]) -> int:
+    """Samples whose members with these suffixes all end within the first `size` bytes."""
+    with tarfile.open(tar) as opened:
+        ends = [(m.name.split(".")[0], m.offset_data + m.size) for m in opened if m.name.endswith(suffixes)]
+    return len({key for key, _ in ends} - {key for key, end in ends if end > size})
+
+
+@pytest.mark.parametrize(
+    ("columns", "suffixes"),
+    [(ALL, (".json", ".png", ".txt")), (Columns(caption=True), (".png", ".txt")), (Columns(), (".png",))],
+)
+def test_a_tar_cut_anywhere_gives_its_whole_samples_and_counts_the_rest(
+    tmp_path: Path, make_samples: Make, write_tar: Write, columns: Columns, suffixes: tuple[str, ...]
+) -> None:
+    tar = write_tar(tmp_path, 0, make_samples(0, 4))
+    content = tar.read_bytes()
+    with tarfile.open(tar) as opened:
+        end = max(member.offset_data + member.size for member in opened)
+    for size in range(0, end + 1024, 37):
+        tar.write_bytes(content)
+        whole = whole_samples(tar, size, suffixes)
+        tar.write_bytes(content[:size])
+        rows = read(tmp_path, columns)
+        assert len(keys(rows)) == whole, size
+        assert losses(rows) == ({BROKEN_SHARD: 4 - whole} if whole < 4 else {}), size
+
+
+def cut_in_data(tar: Path) -> int:
+    """Cut inside the image of the seventh sample; the whole ones before it."""
+    with tarfile.open(tar) as opened:
+        member = [m for m in opened if m.name.endswith(".png")][6]
+    tar.write_bytes(tar.read_bytes()[: member.offset_data + member.size // 2])
+    return 6
+
+
+def cut_in_header(tar: Path) -> int:
+    """Cut inside the header of the fourth sample's caption."""
+    with tarfile.open(tar) as opened:
+        member = [m for m in opened if m.name.endswith(".txt")][3]
+    tar.write_bytes(tar.read_bytes()[: member.offset + 100])
+    return 3
+
+
+def scratch_header(tar: Path) -> int:
+    """Overwrite the header of the third sample."""
+    with tarfile.open(tar) as opened:
+        member = [m for m in opened if m.name.endswith(".json")][2]
+    content = bytearray(tar.read_bytes())
+    content[member.offset : member.offset + 512] = b"\xff" * 512
+    tar.write_bytes(content)
+    return 2
+
+
+def empty(tar: Path) -> int:
+    tar.write_bytes(b"")
+    return 0
+
+
+def remove(tar: Path) -> int:
+    tar.unlink()
+    return 0
+
+
+def remove_with_sidecar(tar: Path) -> int:
+    tar.with_suffix(".parquet").unlink()
+    return remove(tar)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_in_data, cut_in_header, scratch_header, empty, remove, remove_with_sidecar]
+)
+def test_a_damaged_tar_is_counted_exactly_however_it_is_split_over_ranks(
+    tmp_path: Path, make_samples: Make, write_tar: Write, damage: Callable[[Path], int]
+) -> None:
+    samples = make_samples(0, 10)
+    whole = damage(write_tar(tmp_path, 0, samples))
+    write_tar(tmp_path, 1, make_samples(1, 5))
+    wanted = [sample["key"] for sample in samples[:whole]] + [f"00001{i:04d}" for i in range(5)]
+    for cut in range(11):
+        rows = read_split(tmp_path, cut)
+        assert keys(rows) == wanted, cut
+        assert losses(rows) == {BROKEN_SHARD: 10 - whole}, cut
+
+
+def read_split(folder: Path, cut: int) -> list[Row]:
+    """The first shard in two pieces, the second whole."""
+    first, second = list_shards(str(folder))
+    pieces = [(first, 0, cut), (first, cut, 10), (second, 0, 5)]
+    tables = [table for shard, start, stop in pieces for table in read_shard(shard, ALL, start, stop)]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def test_statistics_that_claim_too_much_cost_the_difference(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    write_tar(tmp_path, 0, make_samples(0, 4), claimed=6)
+    rows = read(tmp_path)
+    assert len(keys(rows)) == 4
+    assert losses(rows) == {BROKEN_SHARD: 2}
+
+
+def test_parquet_shards_give_their_successful_rows(
+    tmp_path: Path, make_samples: Make, write_parquet: Write
+) -> None:
+    samples = make_samples(0, 11, "jpg")
+    del samples[2]["txt"], samples[5]["jpg"]
+    write_parquet(tmp_path, 0, samples, failed=(0, 4, 10))
+    assert list_shards(str(tmp_path))[0].format == "parquet"
+    for cut in range(9):
+        rows = read(tmp_path, cuts=[cut])
+        assert keys(rows) == [samples[i]["key"] for i in (1, 3, 6, 7, 8, 9)]
+        assert losses(rows) == {MISSING_CAPTION: 1, MISSING_IMAGE: 1}
+    row = rows[0]
+    assert (row["image"], row["caption"], row["label"]) == (samples[1]["jpg"], "caption 000000001", "class1")
+
+
+def test_a_parquet_shard_without_the_label_column_lacks_every_label(
+    tmp_path: Path, make_samples: Make, write_parquet: Write
+) -> None:
+    write_parquet(tmp_path, 0, make_samples(0, 3, "jpg"))
+    assert losses(read(tmp_path, Columns(label="synset"))) == {MISSING_LABEL: 3}
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_broken_parquet_shard_costs_all_its_samples(
+    tmp_path: Path, make_samples: Make, write_parquet: Write, kept: int
+) -> None:
+    path = write_parquet(tmp_path, 0, make_samples(0, 7, "jpg"))
+    path.write_bytes(path.read_bytes()[:kept])
+    for cut in (0, 3):
+        rows = read(tmp_path, cuts=[cut])
+        assert keys(rows) == []
+        assert losses(rows) == {BROKEN_SHARD: 7}
+
+
+def test_shards_are_read_from_any_fsspec_address(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    write_tar(tmp_path, 0, make_samples(0, 3))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path), "/shards-of-a-test", recursive=True)
+    try:
+        assert read("memory://shards-of-a-test") == read(tmp_path) == read(f"file://{tmp_path}")
+        assert list_shards("memory://shards-of-a-test") == [
+            Shard("memory:///shards-of-a-test/00000.tar", 3, "tar")
+        ]
+    finally:
+        memory.rm("/shards-of-a-test", recursive=True)
+
+
+def test_a_lost_connection_is_no_broken_shard(
+    tmp_path: Path, make_samples: Make, write_tar: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path, 0, make_samples(0, 3))
+    shard = list_shards(str(tmp_path))[0]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionResetError("storage is away")
+
+    monkeypatch.setattr(fsspec, "open", refuse)
+    with pytest.raises(ConnectionResetError, match="storage is away"):
+        list(read_shard(shard, ALL))
+
+
+def test_the_sidecar_of_a_tar_is_no_shard_of_its_own(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    tar = write_tar(tmp_path, 0, make_samples(0, 2))
+    assert pq.read_table(tar.with_suffix(".parquet")).num_rows == 2
+    assert [shard.format for shard in list_shards(str(tmp_path))] == ["tar"]

@@ -1,0 +1,95 @@
+"""One worker of a data-parallel training step; run as a program by test_method.py.
+
+    python data_parallel_worker.py RANK WORLD_SIZE CONFIG FOLDER
+
+Workers meet over a file in FOLDER. Rank 0 leaves there the gradients that its optimiser sees.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beamclip.data.stream import Batch, Position
+from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig
+from beamclip.losses.csm import CsmConfig
+from beamclip.losses.feature import FeatureConfig
+from beamclip.models.clip import new_clip
+from beamclip.models.teacher import Teacher
+from beamclip.prompts.anchors import Anchors
+from beamclip.training.loop import OptimConfig, Training
+from beamclip.training.method import Distillation, ImageTextPretraining
+
+SAMPLES = 8
+ANCHORS = 6
+MILD = AugmentConfig(flip=0.5, grey=0.2)
+EXACT = OptimConfig(clip_norm=0.0, precision="fp32")
+
+
+def distillation(config: str) -> Distillation:
+    """A ViT that learns from another one of its kind."""
+    embeddings = torch.randn(ANCHORS, 16, generator=torch.Generator().manual_seed(2))
+    return Distillation(
+        new_clip(config, seed=1),
+        Teacher(new_clip(config, seed=0)).encode_image,
+        Anchors(F.normalize(embeddings, dim=1), torch.arange(ANCHORS)),
+        csm=CsmConfig(tau_teacher=0.1, tau_student=0.2),
+        feature=FeatureConfig(feature_weight=0.5),
+        augmentation=MILD,
+    )
+
+
+def pretraining(config: str) -> ImageTextPretraining:
+    """Two towers of random weights."""
+    return ImageTextPretraining(new_clip(config, seed=1), augmentation=MILD)
+
+
+METHODS = {"distillation": distillation, "pretraining": pretraining}
+
+
+def batch_of(start: int, stop: int) -> Batch:
+    """Samples [start, stop) of one fixed batch."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (SAMPLES, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    draws = torch.rand(SAMPLES, AUGMENT_DRAWS, generator=generator)
+    keys = [f"{i:04d}" for i in range(start, stop)]
+    captions = [f"a photo of thing number {i}" for i in range(start, stop)]
+    return Batch(pixels[start:stop], draws[start:stop], captions, keys, Position())
+
+
+def gradients_of_step(method: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
+    """The gradients with which the optimiser goes into one step over micro-batches."""
+    training = Training(method, EXACT, total_steps=10, device=torch.device("cpu"), seed=0)
+    seen: dict[str, Tensor] = {}
+
+    def look(*_: object) -> None:
+        named = training.bare.named_parameters()
+        seen.update({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    training.optimizer.register_step_pre_hook(look)
+    training.advance(batches)
+    return seen
+
+
+def main(rank: int, world_size: int, config: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
+    share = SAMPLES // world_size
+    first, middle, last = rank * share, rank * share + share // 2, (rank + 1) * share
+    one, two = [batch_of(first, last)], [batch_of(first, middle), batch_of(middle, last)]
+    gradients = {
+        name: gradients_of_step(nn.parallel.DistributedDataParallel(build(config)), one)
+        for name, build in METHODS.items()
+    }
+    wrapped = nn.parallel.DistributedDataParallel(distillation(config))
+    gradients["accumulated distillation"] = gradients_of_step(wrapped, two)
+    if rank == 0:
+        torch.save(gradients, folder / "gradients.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

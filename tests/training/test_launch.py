@@ -1,0 +1,401 @@
+"""Ray Train for real: runs that are left alone, stopped, killed, resumed, and runs that cannot be finished."""
+
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import ray.cloudpickle
+import ray.train
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from beamclip.cluster import WorkersConfig
+from beamclip.data.shards import Columns, Shard
+from beamclip.data.stream import Position, StreamConfig, shuffled_rows, training_batches
+from beamclip.data.transforms import AugmentConfig
+from beamclip.losses.csm import CsmConfig
+from beamclip.losses.feature import FeatureConfig
+from beamclip.models.clip import new_clip
+from beamclip.models.teacher import Teacher
+from beamclip.prompts.anchors import Anchors
+from beamclip.training.checkpoint import read_state
+from beamclip.training.launch import Outcome, TrainingError, _cause, fit, has_checkpoint
+from beamclip.training.loop import CadenceConfig, Hooks, OptimConfig, Training, run_loop
+from beamclip.training.method import Distillation, ImageTextPretraining
+from beamclip.training.worker import Plan
+
+# Workers cannot import a test module.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+STEPS = 12
+ONE, TWO = WorkersConfig(num_workers=1), WorkersConfig(num_workers=2)
+
+Fault = Callable[[nn.Module, int], None]
+"""Called before each forward pass with the method and the number of the pass, from 1."""
+
+
+@dataclass(frozen=True)
+class DistillationBuilder:
+    """Builds a ViT that learns from another one; each call leaves a line in `started`."""
+
+    config: Path
+    started: Path
+    fault: Fault | None = None
+
+    def __call__(self, device: torch.device) -> nn.Module:
+        with self.started.open("a") as file:
+            file.write("started\n")
+        embeddings = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
+        method = Distillation(
+            new_clip(self.config, seed=1),
+            Teacher(new_clip(self.config, seed=0)).to(device).encode_image,
+            Anchors(F.normalize(embeddings, dim=1), torch.arange(8)),
+            csm=CsmConfig(tau_teacher=0.1, tau_student=0.1),
+            feature=FeatureConfig(feature_weight=1.0),
+            augmentation=AugmentConfig(),
+        )
+        passes = iter(range(1, 1000))
+        if self.fault is not None:
+            method.register_forward_pre_hook(lambda *_: self.fault(method, next(passes)))
+        return method
+
+
+@dataclass(frozen=True)
+class PretrainingBuilder:
+    """Builds two towers."""
+
+    config: Path
+
+    def __call__(self, device: torch.device) -> nn.Module:
+        return ImageTextPretraining(new_clip(self.config, seed=1), augmentation=AugmentConfig())
+
+
+@dataclass
+class Run:
+    """A run, and what came of it."""
+
+    folder: Path
+    plan: Plan
+    workers: WorkersConfig = ONE
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def go(self, on_record: Callable[[dict[str, Any]], None] = lambda record: None) -> Outcome:
+        def listen(record: dict[str, Any]) -> None:
+            self.records.append(record)
+            on_record(record)
+
+        return fit(self.plan, self.workers, self.folder, listen)
+
+    @property
+    def losses(self) -> dict[int, float]:
+        return {record["step"]: record["loss"] for record in self.records if "loss" in record}
+
+    @property
+    def checkpoints(self) -> set[str]:
+        return {path.name for path in (self.folder / "checkpoints").glob("step=*")}
+
+    @property
+    def starts(self) -> int:
+        return len((self.folder.parent / "started").read_text().splitlines())
+
+
+NewRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def new_run(
+    ray_cluster: None, shards: list[Shard], tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> NewRun:
+    """Makes runs of one plan, each in a folder of its own."""
+
+    def make(fault: Fault | None = None, workers: WorkersConfig = ONE) -> Run:
+        folder = tmp_path_factory.mktemp("runs")
+        plan = Plan(
+            build_method=DistillationBuilder(tiny_config, folder / "started", fault),
+            shards=shards,
+            columns=Columns(),
+            image_size=32,
+            total_steps=STEPS,
+            seed=0,
+            stream=StreamConfig(batch_size=12, shuffle_buffer=16),
+            augmentation=AugmentConfig(),
+            optim=OptimConfig(lr=1e-3, ema_decay=0.9),
+            cadence=CadenceConfig(log_every=1, checkpoint_every=4),
+            channel=None,
+        )
+        return Run(folder / "run", plan, workers)
+
+    return make
+
+
+def assert_same_state(got: dict[str, Any], want: dict[str, Any]) -> None:
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run and its outcome."""
+
+    run: Run
+    outcome: Outcome
+
+
+@pytest.fixture(scope="module")
+def undisturbed(new_run: NewRun) -> Finished:
+    run = new_run()
+    return Finished(run, run.go())
+
+
+def test_rank_0_sends_a_record_of_every_step_in_order(undisturbed: Finished) -> None:
+    records = [record for record in undisturbed.run.records if "loss" in record]
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    assert all(math.isfinite(record["loss"]) and record["images_per_second"] > 0 for record in records)
+    assert {record["pid"] for record in records}.isdisjoint({os.getpid()})
+    saved = [record["saved_step"] for record in undisturbed.run.records if "saved_step" in record]
+    assert saved == [4, 8, 12]
+
+
+def test_training_through_ray_learns(undisturbed: Finished) -> None:
+    losses = undisturbed.run.losses
+    assert losses[STEPS] < 0.5 * losses[1]
+
+
+def test_a_run_ends_with_the_state_of_its_last_step(undisturbed: Finished) -> None:
+    state = undisturbed.outcome.state
+    assert state["step"] == STEPS
+    assert not undisturbed.outcome.interrupted
+    # 12 steps of 12 images are two passes over 60 samples and 24 of the third.
+    assert state["positions"] == [Position(epoch=2, drawn=24)]
+
+
+def test_a_checkpoint_holds_the_student_its_average_and_no_teacher(
+    undisturbed: Finished, tiny_config: Path
+) -> None:
+    state = undisturbed.outcome.state
+    names = {f"visual.{name}" for name in new_clip(tiny_config, seed=1).model.visual.state_dict()}
+    assert set(state["method"]) == names
+    assert set(state["ema"]) == {f"module.{name}" for name in names} | {"n_averaged"}
+    assert len(state["optimizer"]["state"]) == len(names)
+
+
+def test_what_ray_writes_lies_in_the_folder_of_the_checkpoints(undisturbed: Finished) -> None:
+    folder = undisturbed.run.folder
+    assert [path.name for path in folder.iterdir()] == ["checkpoints"]
+    assert has_checkpoint(folder)
+    others = {path.name for path in (folder / "checkpoints").iterdir()} - undisturbed.run.checkpoints
+    assert others == {".validate_storage_marker", "checkpoint_manager_snapshot.json"}
+
+
+@pytest.fixture(scope="module")
+def stopped(new_run: NewRun) -> Finished:
+    """A run in which Ctrl-C is pressed once the first step is done."""
+    run = new_run(fault=lambda method, number: time.sleep(0.5))
+    presses = iter([signal.SIGINT])
+
+    def press(record: dict[str, Any]) -> None:
+        for key in presses:
+            os.kill(os.getpid(), key)
+
+    return Finished(run, run.go(press))
+
+
+def test_ctrl_c_ends_a_run_with_a_checkpoint(stopped: Finished) -> None:
+    assert stopped.outcome.interrupted
+    step = stopped.outcome.state["step"]
+    assert 1 <= step < STEPS
+    assert f"step={step:08d}" in stopped.run.checkpoints
+    assert max(stopped.run.losses) == step
+
+
+def test_ctrl_c_is_answered_as_before_once_a_run_has_ended(stopped: Finished) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.0)
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
+    stopped: Finished, undisturbed: Finished
+) -> None:
+    resumed = Run(stopped.run.folder, undisturbed.run.plan)
+    outcome = resumed.go()
+    assert min(resumed.losses) == stopped.outcome.state["step"] + 1
+    assert {**stopped.run.losses, **resumed.losses} == undisturbed.run.losses
+    assert not outcome.interrupted
+    assert_same_state(outcome.state, undisturbed.outcome.state)
+
+
+def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
+    new_run: NewRun, undisturbed: Finished
+) -> None:
+    run = new_run(fault=lambda method, number: time.sleep(0.2))
+    snapshot = run.folder / "checkpoints" / "checkpoint_manager_snapshot.json"
+    victims = list[int]()
+
+    def kill(record: dict[str, Any]) -> None:
+        if record.get("saved_step") != 4 or victims:
+            return
+        wait_until(lambda: snapshot.exists() and "step=00000004" in snapshot.read_text())
+        victims.append(run.records[-2]["pid"])
+        os.kill(victims[0], signal.SIGKILL)
+
+    outcome = run.go(kill)
+    workers = {record["pid"] for record in run.records if "pid" in record}
+    assert len(workers) == run.starts == 2
+    assert victims[0] in workers
+    steps = [record["step"] for record in run.records if "loss" in record]
+    assert steps.count(4) == 1
+    assert run.losses == undisturbed.run.losses
+    assert_same_state(outcome.state, undisturbed.outcome.state)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_finished_run_that_is_resumed_does_nothing(undisturbed: Finished, tmp_path: Path) -> None:
+    again = Run(shutil.copytree(undisturbed.run.folder, tmp_path / "run"), undisturbed.run.plan)
+    outcome = again.go()
+    assert again.losses == {}
+    assert_same_state(outcome.state, undisturbed.outcome.state)
+
+
+@pytest.fixture(scope="module")
+def extended(undisturbed: Finished, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The finished run of one worker, resumed by two for four more steps that are far too large."""
+    folder = shutil.copytree(undisturbed.run.folder, tmp_path_factory.mktemp("extended") / "run")
+    plan = replace(undisturbed.run.plan, total_steps=STEPS + 4, optim=OptimConfig(lr=1.0, ema_decay=0.9))
+    run = Run(folder, plan, TWO)
+    return Finished(run, run.go())
+
+
+def test_two_workers_go_on_with_the_run_of_one(extended: Finished) -> None:
+    assert list(extended.run.losses) == list(range(STEPS + 1, STEPS + 5))
+    state = extended.outcome.state
+    assert state["step"] == STEPS + 4
+    # Both began the third pass anew: 4 steps of 6 images each.
+    assert state["positions"] == [Position(epoch=2, drawn=24), Position(epoch=2, drawn=24)]
+
+
+def test_the_best_and_the_last_checkpoint_are_kept_and_no_other(
+    extended: Finished, undisturbed: Finished
+) -> None:
+    best = min((4, 8, 12), key=lambda step: undisturbed.run.losses[step])
+    assert undisturbed.run.checkpoints == {f"step={step:08d}" for step in {best, STEPS}}
+    assert extended.run.losses[STEPS + 4] > undisturbed.run.losses[best]
+    assert extended.run.checkpoints == {f"step={step:08d}" for step in (best, STEPS + 4)}
+
+
+def break_weights(method: nn.Module, number: int) -> None:
+    if number == 6:
+        next(method.parameters()).data.fill_(math.nan)
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_quietly_without_restarts_and_keeps_its_checkpoint(
+    new_run: NewRun, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(fault=break_weights)
+    with pytest.raises(TrainingError, match=r"^step 6: loss nan.*--lr") as raised:
+        run.go()
+    assert "\n" not in str(raised.value)
+    assert run.starts == 1
+    assert max(run.losses) == 5
+    assert run.checkpoints == {"step=00000004"}
+    state = read_state(run.folder / "checkpoints" / "step=00000004")
+    assert all(torch.isfinite(weight).all() for weight in state["method"].values())
+    assert capfd.readouterr() == ("", "")
+
+
+def lose_a_key_on_rank_1(method: nn.Module, number: int) -> None:
+    if number == 2 and ray.train.get_context().get_world_rank() == 1:
+        raise KeyError("what was never there")
+
+
+def test_a_mistake_in_the_code_of_one_worker_ends_a_run_without_restarts(new_run: NewRun) -> None:
+    run = new_run(fault=lose_a_key_on_rank_1, workers=TWO)
+    with pytest.raises(TrainingError) as raised:
+        run.go()
+    assert str(raised.value) == "KeyError: 'what was never there'"
+    assert "lose_a_key_on_rank_1" in str(raised.value.__cause__)
+    assert run.starts == 2
+    assert list(run.losses) == [1]
+
+
+def curve_in_this_process(plan: Plan) -> list[float]:
+    method = plan.build_method(torch.device("cpu"))
+    training = Training(method, plan.optim, total_steps=plan.total_steps, device=torch.device("cpu"), seed=0)
+    start = Position()
+    rows = shuffled_rows(
+        plan.shards,
+        plan.columns,
+        seed=plan.seed,
+        rank=0,
+        world_size=1,
+        buffer=plan.stream.shuffle_buffer,
+        start=start,
+    )
+    batches = training_batches(
+        rows,
+        batch_size=plan.stream.batch_size,
+        image_size=plan.image_size,
+        augment=plan.augmentation,
+        seed=plan.seed,
+        start=start,
+        threads=1,
+    )
+    losses = list[float]()
+    hooks = Hooks(
+        log=lambda record: losses.append(record["loss"]), save=lambda *_: None, stopping=lambda: False
+    )
+    run_loop(training, batches, plan.cadence, hooks)
+    batches.close()
+    return losses
+
+
+def test_two_workers_learn_as_one_does_at_the_same_global_batch(new_run: NewRun, tiny_config: Path) -> None:
+    run = new_run(workers=TWO)
+    run.plan = replace(
+        run.plan,
+        build_method=PretrainingBuilder(tiny_config),
+        columns=Columns(caption=True),
+        cadence=CadenceConfig(log_every=1),
+    )
+    run.go()
+    two = np.array(list(run.losses.values())).reshape(3, -1).mean(axis=1)
+    curves = [curve_in_this_process(replace(run.plan, seed=seed)) for seed in range(3)]
+    one = np.array(curves).reshape(3, 3, -1).mean(axis=2)
+    print(two, one)
+    spread = one.max(axis=0) - one.min(axis=0)
+    assert (np.abs(two - one.mean(axis=0)) <= spread).all()
+
+
+def test_the_error_of_a_lost_worker_comes_before_those_of_its_peers() -> None:
+    failures = {0: RuntimeError("Connection closed by peer"), 1: ray.exceptions.RayActorError()}
+    message = _cause(ray.train.WorkerGroupError("a page of text", failures))
+    assert message.startswith("worker 1: ")
+    assert "--max-failures" in message
+    assert "\n" not in message
+
+
+def test_an_error_that_restarts_did_not_help_names_its_worker_and_its_type() -> None:
+    error = ray.train.WorkerGroupError("a page of text", {2: OSError("no space\nleft on device")})
+    assert _cause(error) == "worker 2: OSError: no space left on device"
+
+
+def test_an_error_of_the_controller_is_one_line() -> None:
+    assert (
+        _cause(ray.train.ControllerError(ImportError("No module\nfound"))) == "ImportError: No module found"
+    )

@@ -1,0 +1,382 @@
+"""The loop against closed forms, torch's own schedulers and sums by hand; no Ray anywhere."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from beamclip.data.stream import Batch, Position
+from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig
+from beamclip.losses.csm import CsmConfig
+from beamclip.losses.feature import FeatureConfig
+from beamclip.models.clip import new_clip
+from beamclip.models.config import StudentConfig
+from beamclip.models.student import build_student
+from beamclip.models.teacher import Teacher
+from beamclip.prompts.anchors import Anchors
+from beamclip.training.checkpoint import read_state, write_state
+from beamclip.training.loop import (
+    CadenceConfig,
+    Hooks,
+    NonFiniteLossError,
+    OptimConfig,
+    Training,
+    autocast_dtype,
+    build_optimizer,
+    learning_rate,
+    run_loop,
+)
+from beamclip.training.method import Distillation, ImageTextPretraining
+
+CPU = torch.device("cpu")
+FP32 = OptimConfig(precision="fp32")
+
+
+class Brightness(nn.Module):
+    """A regression whose loss and gradient can be had by hand: (w . mean colour - 1)^2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 1, bias=False)
+        nn.init.constant_(self.linear.weight, 0.5)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.linear(mean_colours(batch)) - 1.0).square().mean()
+        return loss, {"twice": 2.0 * loss.detach()}
+
+
+def mean_colours(batch: Batch) -> Tensor:
+    return batch.pixels.float().mean(dim=(2, 3)) / 255.0
+
+
+def photos(seed: int, count: int = 4, size: int = 32) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
+    keys = [f"{seed}/{i}" for i in range(count)]
+    return Batch(pixels, draws, [f"photo {key}" for key in keys], keys, Position(seed, count))
+
+
+def endless(start: int = 0) -> Iterator[Batch]:
+    while True:
+        yield photos(start)
+        start += 1
+
+
+def train(method: nn.Module, config: OptimConfig = FP32, total_steps: int = 10) -> Training:
+    return Training(method, config, total_steps=total_steps, device=CPU, seed=0)
+
+
+def distill(config: Path) -> Distillation:
+    embeddings = torch.randn(6, 16, generator=torch.Generator().manual_seed(2))
+    return Distillation(
+        new_clip(config, seed=1),
+        Teacher(new_clip(config, seed=0)).encode_image,
+        Anchors(F.normalize(embeddings, dim=1), torch.arange(6)),
+        csm=CsmConfig(),
+        feature=FeatureConfig(feature_weight=1.0),
+        augmentation=AugmentConfig(),
+    )
+
+
+@dataclass
+class Log:
+    """Hooks that remember what they were told."""
+
+    stop_at: float = math.inf
+    records: list[dict[str, float]] = field(default_factory=list)
+    saved: list[dict[str, Any]] = field(default_factory=list)
+
+    def hooks(self) -> Hooks:
+        return Hooks(
+            log=self.records.append,
+            save=lambda state, record: self.saved.append(deepcopy(state)),
+            stopping=lambda: self.records[-1]["step"] >= self.stop_at,
+        )
+
+    def steps(self) -> list[float]:
+        return [record["step"] for record in self.records]
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(20, 0.25), (7, 0.3), (10, 0.0), (10, 1.0)])
+def test_learning_rate_is_a_linear_warm_up_and_then_a_half_cosine(total: int, warmup: float) -> None:
+    config = replace(FP32, lr=0.4, warmup=warmup)
+    rising = max(1, round(warmup * total))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
+    rise = LinearLR(optimizer, start_factor=1 / rising, total_iters=rising - 1)
+    fall = CosineAnnealingLR(optimizer, T_max=max(1, total - rising))
+    reference = SequentialLR(optimizer, [rise, fall], milestones=[rising])
+    want = []
+    for _ in range(total):
+        want.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+    assert [learning_rate(step, total, config) for step in range(total)] == pytest.approx(want)
+
+
+def test_learning_rate_starts_above_zero_peaks_after_warm_up_and_ends_at_zero() -> None:
+    config = replace(FP32, lr=0.4, warmup=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.04)
+    assert max(rates) == rates[9] == pytest.approx(0.4)
+    assert rates[55] == pytest.approx(0.2)
+    assert rates[100] == pytest.approx(0.0)
+
+
+def test_each_step_is_taken_with_its_learning_rate() -> None:
+    training = train(Brightness(), replace(FP32, lr=0.1, warmup=0.5), total_steps=4)
+    taken = []
+    training.optimizer.register_step_pre_hook(
+        lambda *_: taken.append(training.optimizer.param_groups[0]["lr"])
+    )
+    for step in range(4):
+        training.advance([photos(step)])
+    assert taken == pytest.approx([0.05, 0.1, 0.1, 0.05])
+
+
+def decayed_names(method: nn.Module) -> set[str]:
+    optimizer = build_optimizer(method, replace(FP32, weight_decay=0.2))
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    groups = {
+        group["weight_decay"]: {names.pop(id(p)) for p in group["params"]} for group in optimizer.param_groups
+    }
+    assert set(groups) == {0.2, 0.0}
+    assert all(not method.get_parameter(name).requires_grad for name in names.values())
+    return groups[0.2]
+
+
+def test_of_a_clip_only_matrices_and_convolutions_decay(tiny_config: Path) -> None:
+    method = ImageTextPretraining(new_clip(tiny_config, seed=0), augmentation=AugmentConfig())
+    block = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    want = {"clip.visual.conv1.weight", "clip.visual.proj", "clip.text_projection"}
+    want |= {f"clip.visual.transformer.resblocks.{i}.{name}" for i in range(2) for name in block}
+    want |= {f"clip.transformer.resblocks.0.{name}" for name in block}
+    assert decayed_names(method) == want
+
+
+def test_of_a_resnet_student_no_norm_and_no_bias_decays(tiny_config: Path) -> None:
+    teacher = new_clip(tiny_config, seed=0)
+    student = build_student(StudentConfig(student="resnet10t"), teacher, seed=0).model.visual
+    layers = dict(student.named_modules())
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in layers.values())
+    matrices = {f"{name}.weight" for name, m in layers.items() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    assert decayed_names(student) == matrices
+
+
+def test_of_a_timm_vit_positions_and_tokens_do_not_decay() -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, reg_tokens=2, no_embed_class=True, depth=1)
+    assert {"pos_embed", "cls_token", "reg_token"}.isdisjoint(decayed_names(vit))
+    assert "blocks.0.attn.qkv.weight" in decayed_names(vit)
+
+
+def test_frozen_parameters_are_not_optimised() -> None:
+    method = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    method[0].requires_grad_(False)
+    assert decayed_names(method) == {"1.weight"}
+
+
+def test_decay_takes_lr_times_weight_decay_of_a_weight_that_has_no_gradient() -> None:
+    class Still(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            return 0.0 * (self.linear.weight.sum() + self.linear.bias.sum()), {}
+
+    method = Still()
+    weight, bias = method.linear.weight.detach().clone(), method.linear.bias.detach().clone()
+    train(method, replace(FP32, lr=0.1, weight_decay=0.5, warmup=0.0)).advance([photos(0)])
+    torch.testing.assert_close(method.linear.weight.detach(), weight * (1 - 0.1 * 0.5))
+    torch.testing.assert_close(method.linear.bias.detach(), bias)
+
+
+@pytest.mark.parametrize(("clip_norm", "share"), [(0.25, 0.25), (0.0, 1.0), (1e6, 1.0)])
+def test_gradient_is_clipped_to_its_largest_norm(clip_norm: float, share: float) -> None:
+    method, batch = Brightness(), photos(0)
+    colours = mean_colours(batch)
+    gradient = (2.0 * (colours.sum(dim=1, keepdim=True) * 0.5 - 1.0) * colours).mean(dim=0)
+    training = train(method, replace(FP32, clip_norm=clip_norm * gradient.norm().item()))
+    seen = []
+    training.optimizer.register_step_pre_hook(lambda *_: seen.append(method.linear.weight.grad.clone()))
+    norm, _ = training.advance([batch])
+    torch.testing.assert_close(norm, gradient.norm())
+    torch.testing.assert_close(seen[0][0], gradient * share, rtol=1e-5, atol=1e-6)
+
+
+def test_metrics_of_a_step_are_means_over_its_micro_batches() -> None:
+    batches = [photos(0), photos(1)]
+    losses = torch.stack([Brightness()(batch)[0].detach() for batch in batches])
+    _, metrics = train(Brightness()).advance(batches)
+    torch.testing.assert_close(metrics, {"loss": losses.mean(), "twice": 2.0 * losses.mean()})
+
+
+def test_average_of_the_weights_follows_its_recurrence() -> None:
+    method = Brightness()
+    training = train(method, replace(FP32, lr=0.1, ema_decay=0.75))
+    want = None
+    for step in range(4):
+        training.advance([photos(step)])
+        weight = method.linear.weight.detach().clone()
+        want = weight if want is None else 0.75 * want + 0.25 * weight
+    torch.testing.assert_close(training.state()["ema"]["module.linear.weight"], want)
+    assert not torch.allclose(want, method.linear.weight)
+
+
+def test_average_covers_batch_statistics() -> None:
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3, momentum=1.0)
+
+        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            return self.norm(mean_colours(batch)).square().mean(), {}
+
+    training = train(Normalised(), replace(FP32, ema_decay=0.75))
+    means = [mean_colours(photos(step)).mean(dim=0) for step in range(2)]
+    for step in range(2):
+        training.advance([photos(step)])
+    got = training.state()["ema"]["module.norm.running_mean"]
+    torch.testing.assert_close(got, 0.75 * means[0] + 0.25 * means[1])
+
+
+def test_without_an_average_the_state_has_none() -> None:
+    assert train(Brightness()).state()["ema"] is None
+
+
+def test_bf16_comes_close_to_fp32_and_keeps_weights_in_fp32(tiny_config: Path) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        training = train(distill(tiny_config), OptimConfig(precision=precision))  # type: ignore[arg-type]
+        losses[precision] = training.advance([photos(0, count=16)])[1]["loss"].item()
+        assert {parameter.dtype for parameter in training.method.parameters()} == {torch.float32}
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def test_precision_names_the_dtype_of_autocast() -> None:
+    assert autocast_dtype("fp32", CPU) is None
+    assert autocast_dtype("bf16", CPU) is torch.bfloat16
+    assert autocast_dtype("auto", CPU) in (None, torch.bfloat16)
+
+
+def test_four_steps_equal_two_and_two_with_a_saved_state_between(tiny_config: Path, tmp_path: Path) -> None:
+    dropping = json.loads(tiny_config.read_text())
+    dropping["vision_cfg"]["patch_dropout"] = 0.5
+    (tmp_path / "dropping.json").write_text(json.dumps(dropping))
+
+    def start() -> Training:
+        method = distill(tmp_path / "dropping.json")
+        method.train()
+        return train(method, OptimConfig(precision="fp32", ema_decay=0.9), total_steps=4)
+
+    def losses(training: Training, steps: range) -> list[float]:
+        return [training.advance([photos(step)])[1]["loss"].item() for step in steps]
+
+    whole = start()
+    want = losses(whole, range(4))
+    first = start()
+    got = losses(first, range(2))
+    write_state({**first.state(), "positions": []}, tmp_path)
+    second = start()
+    second.load(read_state(tmp_path))
+    torch.rand(7)  # whatever else draws random numbers must not matter
+    got += losses(second, range(2, 4))
+    assert got == want
+    assert second.step == 4
+    torch.testing.assert_close(second.state(), whole.state(), rtol=0, atol=0)
+
+
+def test_loop_logs_and_saves_at_its_steps_and_always_at_the_end() -> None:
+    log = Log()
+    last = run_loop(
+        train(Brightness()), endless(), CadenceConfig(log_every=3, checkpoint_every=4), log.hooks()
+    )
+    assert log.steps() == [3, 4, 6, 8, 9, 10]
+    assert [state["step"] for state in log.saved] == [4, 8, 10]
+    assert [state["position"] for state in log.saved] == [Position(step - 1, 4) for step in (4, 8, 10)]
+    assert last is log.records[-1]
+
+
+def test_a_record_holds_means_over_the_steps_since_the_last_one() -> None:
+    log = Log()
+    frozen = replace(FP32, lr=0.0)
+    run_loop(train(Brightness(), frozen, 5), endless(), CadenceConfig(log_every=2), log.hooks())
+    losses = [Brightness()(photos(step))[0].item() for step in range(5)]
+    want = [sum(losses[:2]) / 2, sum(losses[2:4]) / 2, losses[4]]
+    assert [record["loss"] for record in log.records] == pytest.approx(want)
+    assert [record["twice"] for record in log.records] == pytest.approx([2 * value for value in want])
+    assert all(record["grad_norm"] > 0 for record in log.records)
+
+
+def test_rates_of_a_record_add_up_to_its_images() -> None:
+    log = Log()
+    config = replace(FP32, accumulation=3)
+    run_loop(train(Brightness(), config, 4), endless(), CadenceConfig(log_every=2), log.hooks())
+    for record in log.records:
+        assert record["images_per_second"] * record["window_seconds"] == pytest.approx(2 * 3 * 4)
+        assert 0 < record["data_wait_share"] < 1
+
+
+def test_a_step_takes_as_many_batches_as_it_accumulates() -> None:
+    log = Log()
+    batches = endless()
+    run_loop(train(Brightness(), replace(FP32, accumulation=3), 2), batches, CadenceConfig(), log.hooks())
+    assert log.saved[-1]["position"] == Position(5, 4)
+    assert next(batches).position == Position(6, 4)
+
+
+def test_a_loop_that_is_asked_to_stop_saves_and_ends() -> None:
+    log = Log(stop_at=4)
+    run_loop(train(Brightness()), endless(), CadenceConfig(log_every=2, checkpoint_every=3), log.hooks())
+    assert log.steps() == [2, 3, 4]
+    assert [state["step"] for state in log.saved] == [3, 4]
+
+
+def test_a_finished_run_takes_no_further_step() -> None:
+    training, log = train(Brightness(), total_steps=3), Log()
+    run_loop(training, endless(), CadenceConfig(), log.hooks())
+    resumed = train(Brightness(), total_steps=3)
+    resumed.load(training.state())
+    assert run_loop(resumed, iter([]), CadenceConfig(), log.hooks()) == {}
+    assert len(log.saved) == 1
+
+
+def infinite_loss(loss: Tensor) -> Tensor:
+    return loss * math.inf
+
+
+def finite_loss_without_a_finite_gradient(loss: Tensor) -> Tensor:
+    return loss + (loss - loss).sqrt()
+
+
+@pytest.mark.parametrize("fault", [infinite_loss, finite_loss_without_a_finite_gradient])
+def test_loss_that_is_not_finite_ends_the_loop_before_the_next_checkpoint(
+    fault: Callable[[Tensor], Tensor],
+) -> None:
+    class Faulty(Brightness):
+        calls = 0
+
+        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            self.calls += 1
+            loss, metrics = super().forward(batch)
+            return (fault(loss) if self.calls == 5 else loss), metrics
+
+    log = Log()
+    cadence = CadenceConfig(log_every=3, checkpoint_every=4)
+    with pytest.raises(NonFiniteLossError, match=r"^step 6: .*(inf|nan)") as raised:
+        run_loop(train(Faulty()), endless(), cadence, log.hooks())
+    assert "--lr" in str(raised.value)
+    assert log.steps() == [3, 4]
+    assert [state["step"] for state in log.saved] == [4]
+    assert torch.isfinite(log.saved[0]["method"]["linear.weight"]).all()

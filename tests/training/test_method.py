@@ -1,0 +1,224 @@
+"""The methods against their losses, over one and two workers, and what they must leave alone."""
+
+import copy
+import math
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss
+from torch import Tensor
+
+import beamclip
+from beamclip.data.stream import Batch, Position
+from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig, augment
+from beamclip.losses.csm import CsmConfig
+from beamclip.losses.feature import FeatureConfig
+from beamclip.models.clip import LoadedClip, new_clip, normalise_pixels
+from beamclip.models.config import StudentConfig
+from beamclip.models.student import build_student
+from beamclip.models.teacher import Teacher
+from beamclip.prompts.anchors import Anchors
+from beamclip.training.loop import OptimConfig, Training
+from beamclip.training.method import Distillation, ImageTextPretraining
+
+WORKER = Path(__file__).with_name("data_parallel_worker.py")
+SOURCES = Path(beamclip.__file__).parents[1]
+PLAIN = AugmentConfig(rotate=0.0, translate=0.0, zoom=0.0, jitter=0.0)
+
+
+def photos(count: int, size: int = 32) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
+    keys = [f"{i:04d}" for i in range(count)]
+    return Batch(pixels, draws, [f"a photo of thing number {key}" for key in keys], keys, Position())
+
+
+def random_anchors(count: int, width: int) -> Anchors:
+    embeddings = torch.randn(count, width, generator=torch.Generator().manual_seed(2))
+    return Anchors(F.normalize(embeddings, dim=1), torch.arange(count))
+
+
+def distill(
+    student: LoadedClip, embed: Callable[[Tensor], Tensor], augmentation: AugmentConfig = PLAIN
+) -> Distillation:
+    return Distillation(
+        student,
+        embed,
+        random_anchors(6, student.embed_dim),
+        csm=CsmConfig(tau_teacher=0.1, tau_student=0.2, csm_weight=3.0),
+        feature=FeatureConfig(feature_weight=0.5),
+        augmentation=augmentation,
+    )
+
+
+def test_distillation_is_the_weighted_sum_of_divergence_and_cosine_distance(tiny_config: Path) -> None:
+    student, teacher = new_clip(tiny_config, seed=1), new_clip(tiny_config, seed=0)
+    batch = photos(5)
+    loss, metrics = distill(student, Teacher(teacher).encode_image)(batch)
+    with torch.no_grad():
+        s, t = (
+            F.normalize(clip.model.encode_image(normalise_pixels(batch.pixels, clip.preprocessing)), dim=1)
+            for clip in (student, teacher)
+        )
+    anchors = random_anchors(6, 16).embeddings
+    p_teacher, p_student = (t @ anchors.T / 0.1).softmax(dim=1), (s @ anchors.T / 0.2).softmax(dim=1)
+    divergence = (p_teacher * (p_teacher / p_student).log()).sum(dim=1).mean()
+    cosine = F.cosine_similarity(s, t).mean()
+    torch.testing.assert_close(loss, 3.0 * divergence + 0.5 * (1 - cosine))
+    want = {"loss/csm": divergence, "loss/feature": 1 - cosine, "teacher_cosine": cosine}
+    torch.testing.assert_close(metrics, want)
+
+
+def test_a_student_that_is_its_teacher_has_cosine_one_and_no_feature_loss(tiny_config: Path) -> None:
+    clip = new_clip(tiny_config, seed=0)
+    _, metrics = distill(clip, Teacher(clip).encode_image)(photos(4))
+    assert metrics["teacher_cosine"].item() == pytest.approx(1.0, abs=1e-6)
+    assert metrics["loss/feature"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_teacher_and_student_see_the_same_augmented_pixels(tiny_config: Path) -> None:
+    seen = dict[str, Tensor]()
+    clip = new_clip(tiny_config, seed=0)
+
+    def embed(pixels: Tensor) -> Tensor:
+        seen["teacher"] = pixels
+        return F.normalize(torch.ones(len(pixels), 16), dim=1)
+
+    strong = AugmentConfig(flip=0.5, rotate=30.0)
+    method = distill(clip, embed, strong)
+    method.visual.register_forward_pre_hook(lambda module, args: seen.update(student=args[0]))
+    batch = photos(4)
+    method(batch)
+    torch.testing.assert_close(seen["teacher"], augment(batch.pixels, batch.draws, strong))
+    assert not torch.equal(seen["teacher"], batch.pixels)
+    torch.testing.assert_close(seen["student"], normalise_pixels(seen["teacher"], clip.preprocessing))
+
+
+def test_state_of_a_distillation_holds_the_student_tower_and_nothing_else(tiny_config: Path) -> None:
+    student, teacher = new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0))
+    state = distill(student, teacher.encode_image).state_dict()
+    want = {f"visual.{name}": value for name, value in student.model.visual.state_dict().items()}
+    torch.testing.assert_close(dict(state), want)
+
+
+def test_deep_copies_of_a_distillation_share_its_teacher(tiny_config: Path) -> None:
+    copies = list[Any]()
+
+    class Counting(Teacher):
+        def __deepcopy__(self, memo: dict[int, Any]) -> "Counting":
+            copies.append(self)
+            return self
+
+    method = distill(new_clip(tiny_config, seed=1), Counting(new_clip(tiny_config, seed=0)).encode_image)
+    batch = photos(2)
+    torch.testing.assert_close(copy.deepcopy(method)(batch)[0], method(batch)[0])
+    assert copies == []
+
+
+def test_training_leaves_weights_and_batch_statistics_of_the_teacher_alone() -> None:
+    clip = new_clip("tiny-resnet10t", seed=0)
+    teacher = Teacher(clip)
+    before = copy.deepcopy(teacher.state_dict())
+    assert any(name.endswith("running_mean") for name in before)
+    student = build_student(StudentConfig(student="resnet10t"), clip, seed=1)
+    student_before = copy.deepcopy(student.model.visual.state_dict())
+    method = distill(student, teacher.encode_image)
+    method.train()
+    training = Training(method, OptimConfig(), total_steps=2, device=torch.device("cpu"), seed=0)
+    for _ in range(2):
+        training.advance([photos(4, clip.image_size)])
+    torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    after = student.model.visual.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, student_before[name])}
+    assert {name for name in after if name.endswith(("running_mean", "conv1.weight"))} <= changed
+
+
+def test_pretraining_has_the_loss_of_open_clip(tiny_config: Path) -> None:
+    clip = new_clip(tiny_config, seed=1)
+    batch = photos(5)
+    loss, metrics = ImageTextPretraining(clip, augmentation=PLAIN)(batch)
+    image, text, scale = clip.model(
+        normalise_pixels(batch.pixels, clip.preprocessing), clip.tokenizer(batch.captions)
+    )
+    torch.testing.assert_close(loss, ClipLoss()(image, text, scale))
+    torch.testing.assert_close(metrics, {"loss/clip": loss.detach(), "logit_scale": scale.detach()})
+
+
+@pytest.mark.parametrize(("logarithm", "scale"), [(9.0, 100.0), (-1.0, 1.0), (2.0, math.exp(2.0))])
+def test_pretraining_keeps_its_scale_between_1_and_100(
+    tiny_config: Path, logarithm: float, scale: float
+) -> None:
+    clip = new_clip(tiny_config, seed=1)
+    clip.model.logit_scale.data.fill_(logarithm)
+    _, metrics = ImageTextPretraining(clip, augmentation=PLAIN)(photos(2))
+    assert metrics["logit_scale"].item() == pytest.approx(scale, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def gradients_of_two_workers(
+    tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Tensor]]:
+    """What two processes leave that each take one step on their half of one batch."""
+    folder = tmp_path_factory.mktemp("two-workers")
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), "2", str(tiny_config), str(folder)], env=environment
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    gradients: dict[str, dict[str, Tensor]] = torch.load(folder / "gradients.pt")
+    return gradients
+
+
+def step_on_the_whole_batch(name: str, config: Path) -> dict[str, Tensor]:
+    program = runpy.run_path(str(WORKER))
+    whole = program["batch_of"](0, program["SAMPLES"])
+    gradients: dict[str, Tensor] = program["gradients_of_step"](
+        program["METHODS"][name](str(config)), [whole]
+    )
+    return gradients
+
+
+@pytest.mark.parametrize(
+    ("of_two", "of_one"),
+    [
+        ("distillation", "distillation"),
+        ("pretraining", "pretraining"),
+        ("accumulated distillation", "distillation"),
+    ],
+)
+def test_two_workers_on_halves_have_the_gradient_of_one_on_the_whole_batch(
+    of_two: str,
+    of_one: str,
+    tiny_config: Path,
+    gradients_of_two_workers: dict[str, dict[str, Tensor]],
+) -> None:
+    want = step_on_the_whole_batch(of_one, tiny_config)
+    assert max(gradient.abs().max() for gradient in want.values()) > 1e-2
+    torch.testing.assert_close(gradients_of_two_workers[of_two], want, rtol=1e-4, atol=1e-5)
+
+
+def test_two_accumulated_halves_have_the_gradient_of_the_whole_batch(tiny_config: Path) -> None:
+    program = runpy.run_path(str(WORKER))
+    middle, end = program["SAMPLES"] // 2, program["SAMPLES"]
+    halves = [program["batch_of"](0, middle), program["batch_of"](middle, end)]
+    got = program["gradients_of_step"](program["distillation"](str(tiny_config)), halves)
+    torch.testing.assert_close(
+        got, step_on_the_whole_batch("distillation", tiny_config), rtol=1e-5, atol=1e-6
+    )
