@@ -101,8 +101,8 @@ def run_command(
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(": ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
         return 130
     except Exception as error:
         print(f"error: {_summary(error)}{_keep_traceback(out)}", file=sys.stderr)

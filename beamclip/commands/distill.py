@@ -113,7 +113,7 @@ def distill(config: DistillConfig) -> Summary:
         anchors, scored_anchors = _anchors(config, inputs, run_dir)
         plan = _plan(config, inputs, anchors)
         title = f"{config.student.student} <- {_teacher_name(inputs.teacher)}"
-        trained = train(plan, config.workers, run_dir, tracking, title)
+        trained = train("distill", plan, config.workers, run_dir, tracking, title)
         restore_student(inputs.student, trained.state)
         plot_curves(trained.history, run_dir / PLOTS / "curves.png")
         metrics = _score(config, inputs, scored_anchors, run_dir)

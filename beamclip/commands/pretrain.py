@@ -84,7 +84,12 @@ def pretrain(config: PretrainConfig) -> Summary:
     with ray_session(), tracked(config, run_dir, "pretrain") as tracking:
         check_resources(config.workers)
         trained = train(
-            _plan(config, inputs), config.workers, run_dir, tracking, f"{config.model} by {config.objective}"
+            "pretrain",
+            _plan(config, inputs),
+            config.workers,
+            run_dir,
+            tracking,
+            f"{config.model} by {config.objective}",
         )
         clip = restore_clip(inputs.clip, trained.state)
         plot_curves(trained.history, run_dir / PLOTS / "curves.png")

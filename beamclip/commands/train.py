@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from beamclip.cluster import WorkersConfig, check_resources
 from beamclip.commands.console import ProgressLine, clock, count, percent, stage
@@ -58,7 +58,6 @@ class Trained:
     images_per_second: float | None
     """Mean over the windows between records, checkpoints and start-up left out."""
     skipped: dict[str, int]
-    interrupted: bool
 
 
 def total_steps(config: TrainConfig, samples: int) -> int:
@@ -103,11 +102,14 @@ def tracked(config: TrainConfig, run_dir: Path, command: str) -> Iterator[Tracki
         yield tracking
 
 
-def train(plan: Plan, workers: WorkersConfig, run_dir: Path, tracking: Tracking, title: str) -> Trained:
+def train(
+    command: str, plan: Plan, workers: WorkersConfig, run_dir: Path, tracking: Tracking, title: str
+) -> Trained:
     """Run a plan to its end on the cluster, with one progress line.
 
     Raises:
         TrainingError: it could not be finished.
+        KeyboardInterrupt: somebody pressed Ctrl-C; there is a checkpoint.
         InputError: the cluster is too small for it.
     """
     check_resources(workers)
@@ -129,7 +131,28 @@ def train(plan: Plan, workers: WorkersConfig, run_dir: Path, tracking: Tracking,
 
     outcome = fit(plan, workers, run_dir, on_record)
     line.close()
-    return _trained(outcome, progress, plan.stream.batch_size)
+    trained = _trained(outcome, progress, plan.stream.batch_size)
+    if outcome.interrupted:
+        _leave_interrupted(command, run_dir, tracking, trained, progress.step)
+    return trained
+
+
+def _leave_interrupted(
+    command: str, run_dir: Path, tracking: Tracking, trained: Trained, step: int
+) -> NoReturn:
+    """Note what there is, and go the way that Ctrl-C goes everywhere; no scores, no model."""
+    summary = Summary(
+        command=command,
+        status="interrupted",
+        wall_seconds=trained.seconds,
+        images=trained.images,
+        images_per_second=trained.images_per_second,
+        counts=Counts(skipped=trained.skipped),
+        mlflow_run_id=tracking.run_id,
+        paths={"metrics": HISTORY_FILE},
+    )
+    write_summary(run_dir, summary)
+    raise KeyboardInterrupt(f"a checkpoint of step {step} is kept; go on with --resume {run_dir}")
 
 
 def _progress_text(progress: Progress, total: int) -> str:
@@ -153,7 +176,6 @@ def _trained(outcome: Outcome, progress: Progress, batch_size: int) -> Trained:
         seconds=time.perf_counter() - progress.began,
         images_per_second=images / seconds if seconds else None,
         skipped=progress.skipped,
-        interrupted=outcome.interrupted,
     )
 
 
@@ -176,7 +198,7 @@ def finish(
     losses = {key: value for key, value in trained.history[-1].items() if key.startswith("loss")}
     summary = Summary(
         command=command,
-        status="interrupted" if trained.interrupted else "finished",
+        status="finished",
         wall_seconds=time.perf_counter() - began,
         images=trained.images,
         images_per_second=trained.images_per_second,

@@ -87,7 +87,7 @@ def decode_image(encoded: bytes) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
         grey = np.asarray(image, dtype=np.float64) / 257.0

@@ -8,7 +8,15 @@ import pytest
 import yaml
 
 from beamclip.commands.command_line import parse
-from beamclip.config import DistillConfig, EvaluateConfig, PretrainConfig, parameters, plain, read_config, write_config
+from beamclip.config import (
+    DistillConfig,
+    EvaluateConfig,
+    PretrainConfig,
+    parameters,
+    plain,
+    read_config,
+    write_config,
+)
 from beamclip.data.ingest import IngestConfig
 from beamclip.errors import InputError
 
@@ -28,7 +36,9 @@ def test_a_flag_wins_over_yaml_and_yaml_over_the_default(tmp_path):
     assert config.stream.batch_size == DistillConfig().stream.batch_size
 
 
-@pytest.mark.parametrize("config", [DistillConfig(seed=7, data="s3://b/x"), PretrainConfig(out=Path("runs/a"))])
+@pytest.mark.parametrize(
+    "config", [DistillConfig(seed=7, data="s3://b/x"), PretrainConfig(out=Path("runs/a"))]
+)
 def test_a_written_config_reads_back_as_it_was(config, tmp_path):
     write_config(config, tmp_path / "config.yaml")
     assert read_config(type(config), tmp_path / "config.yaml") == config
@@ -100,7 +110,10 @@ def test_help_names_every_option(pipeline):
     ("flags", "message"),
     [
         (["--studnet", "resnet18"], "Unrecognized options: --studnet, resnet18. Did you mean --student?"),
-        (["--tau-teacher", "warm"], "Error parsing --tau-teacher: could not convert string to float: 'warm'."),
+        (
+            ["--tau-teacher", "warm"],
+            "Error parsing --tau-teacher: could not convert string to float: 'warm'.",
+        ),
         (["--seed", "1"], "--data SHARDS is missing."),
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--resume", "nowhere"], "nowhere/config.yaml: cannot be read"),

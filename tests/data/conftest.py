@@ -17,7 +17,7 @@ Sample = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def make_samples() -> Callable[..., list[Sample]]:
-    """make_samples(shard, count, kind="png"): samples whose one colour, key, caption and label tell them apart."""
+    """make_samples(shard, count, kind="png"): samples that differ in colour, key, caption and label."""
 
     def make(shard: int, count: int, kind: str = "png") -> list[Sample]:
         samples = []
@@ -51,7 +51,8 @@ def write_tar() -> Callable[..., Path]:
                     member = tarfile.TarInfo(f"{sample['key']}.{suffix}")
                     member.size = len(sample[suffix])
                     tar.addfile(member, io.BytesIO(sample[suffix]))
-        sidecar = {"key": [s["key"] for s in samples], "status": ["success"] * len(samples)}
+        names = [sample["key"].encode("utf-8", "replace").decode() for sample in samples]
+        sidecar = {"key": names, "status": ["success"] * len(samples)}
         pq.write_table(pa.table(sidecar), folder / f"{shard:05d}.parquet")
         write_stats(folder, shard, len(samples) if claimed is None else claimed)
         return path

@@ -1,0 +1,96 @@
+"""A small corpus that went through the real ingest, and a teacher trained on it, shared by the session."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from beamclip.cluster import WorkersConfig
+from beamclip.commands.ingest import ingest_urls
+from beamclip.commands.pretrain import pretrain
+from beamclip.config import PretrainConfig, ScoringConfig
+from beamclip.data.glyphs import GlyphConfig, write_corpus, write_url_list
+from beamclip.data.ingest import IngestConfig
+from beamclip.data.serve import serve_folder
+from beamclip.data.stream import StreamConfig
+from beamclip.summary import Summary
+from beamclip.training.loop import CadenceConfig, OptimConfig
+
+MODEL = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+IMAGES, TEST_IMAGES = 200, 60
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Shards of both splits, and the class list."""
+
+    train: Path
+    test: Path
+    classes: Path
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory, monkeypatch_session) -> Path:
+    """A folder for runs, whose MLflow store is its own."""
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="session")
+def monkeypatch_session():
+    """The environment without a tracking server of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield patch
+
+
+@pytest.fixture(scope="session")
+def corpus(workspace) -> Corpus:
+    """Drawn, served on loopback and ingested."""
+    config = GlyphConfig(images=IMAGES, test_images=TEST_IMAGES, image_size=32)
+    paths = write_corpus(config, workspace / "corpus")
+    with serve_folder(paths.root) as address:
+        for split in ("train", "test"):
+            urls = write_url_list(paths.root, split, address, workspace / f"{split}.parquet")
+            ingest_urls(
+                IngestConfig(
+                    urls=urls,
+                    out=workspace / split,
+                    keep_columns=("label,style",),
+                    resize_mode="no",
+                    image_size=None,
+                    encode_format="png",
+                    shard_size=50,
+                    allow_private_hosts=True,
+                )
+            )
+    return Corpus(workspace / "train", workspace / "test", paths.classes)
+
+
+@pytest.fixture(scope="session")
+def model_file(workspace) -> Path:
+    """A model small enough to train in a test."""
+    path = workspace / "model.json"
+    path.write_text(json.dumps(MODEL))
+    return path
+
+
+@pytest.fixture(scope="session")
+def teacher(ray_cluster, corpus, model_file, workspace) -> tuple[Path, Summary]:
+    """The run directory and summary of a short pre-training."""
+    config = PretrainConfig(
+        data=str(corpus.train),
+        model=str(model_file),
+        classes=corpus.classes,
+        out=workspace / "teacher",
+        stream=StreamConfig(batch_size=32),
+        optim=OptimConfig(steps=20),
+        cadence=CadenceConfig(log_every=5, checkpoint_every=10),
+        scoring=ScoringConfig(eval_data=str(corpus.test)),
+        workers=WorkersConfig(max_failures=0),
+    )
+    return workspace / "teacher", pretrain(config)
