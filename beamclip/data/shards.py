@@ -207,9 +207,9 @@ def _samples(
     """
     index, key, contents = 0, "", dict[str, bytes]()
     for member in _members(tar):
-        folder, name = posixpath.split(member.name)
-        name, _, suffix = name.partition(".")
-        stem, suffix = posixpath.join(folder, name), suffix.lower()
+        folder_end = member.name.rfind("/") + 1
+        name, _, suffix = member.name[folder_end:].partition(".")
+        stem, suffix = member.name[:folder_end] + name, suffix.lower()
         if key and stem != key:
             yield key, contents
             index, contents = index + 1, {}

@@ -208,7 +208,8 @@ def sample_images(
 
 def _spread(shards: list[Shard], count: int) -> list[tuple[Shard, int]]:
     total = sum(shard.samples for shard in shards)
-    wanted = [total * (2 * i + 1) // (2 * count) for i in range(min(count, total))]
+    count = min(count, total)
+    wanted = [total * (2 * i + 1) // (2 * count) for i in range(count)]
     chosen, first = [], 0
     for shard in shards:
         chosen += [(shard, place - first) for place in wanted if first <= place < first + shard.samples]

@@ -10,7 +10,6 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from beamclip.data.shards import (
@@ -301,14 +300,12 @@ def remove(tar: Path) -> int:
     return 0
 
 
-def remove_with_sidecar(tar: Path) -> int:
+def remove_all(tar: Path) -> int:
     tar.with_suffix(".parquet").unlink()
     return remove(tar)
 
 
-@pytest.mark.parametrize(
-    "damage", [cut_in_data, cut_in_header, scratch_header, empty, remove, remove_with_sidecar]
-)
+@pytest.mark.parametrize("damage", [cut_in_data, cut_in_header, scratch_header, empty, remove, remove_all])
 def test_a_damaged_tar_is_counted_exactly_however_it_is_split_over_ranks(
     tmp_path: Path, make_samples: Make, write_tar: Write, damage: Callable[[Path], int]
 ) -> None:
@@ -399,11 +396,3 @@ def test_a_lost_connection_is_no_broken_shard(
     monkeypatch.setattr(fsspec, "open", refuse)
     with pytest.raises(ConnectionResetError, match="storage is away"):
         list(read_shard(shard, ALL))
-
-
-def test_the_sidecar_of_a_tar_is_no_shard_of_its_own(
-    tmp_path: Path, make_samples: Make, write_tar: Write
-) -> None:
-    tar = write_tar(tmp_path, 0, make_samples(0, 2))
-    assert pq.read_table(tar.with_suffix(".parquet")).num_rows == 2
-    assert [shard.format for shard in list_shards(str(tmp_path))] == ["tar"]

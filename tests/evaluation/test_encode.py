@@ -1,0 +1,249 @@
+"""Labelled images to embeddings, features and labels: all of them, once, whoever computes."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+from beamclip.cluster import WorkersConfig
+from beamclip.data import stream
+from beamclip.data.shards import (
+    BROKEN_SHARD,
+    CORRUPT_IMAGE,
+    MISSING_IMAGE,
+    MISSING_LABEL,
+    ROW_SCHEMA,
+    Columns,
+    Shard,
+    list_labelled,
+    read_shard,
+)
+from beamclip.errors import InputError
+from beamclip.evaluation.encode import (
+    UNKNOWN_LABEL,
+    Encoded,
+    Encoder,
+    EncodeSpec,
+    encode_labelled,
+    sample_images,
+)
+from beamclip.models.clip import LoadedClip, new_clip
+
+CLASSES = ["ant", "bee", "cat"]
+HERE = WorkersConfig(num_workers=1)
+BOTH = EncodeSpec(embeddings=True, features=True, batch_size=4)
+
+MICRO: dict[str, Any] = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 1},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> LoadedClip:
+    config = tmp_path_factory.mktemp("configs") / "micro.json"
+    config.write_text(json.dumps(MICRO))
+    return new_clip(config, seed=0)
+
+
+def picture(index: int, width: int = 45, height: int = 36) -> Image.Image:
+    pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def write_shard(
+    folder: Path, shard: int, samples: list[tuple[bytes | None, str | None]], claimed: int
+) -> Path:
+    """A tar of (image, label) pairs as img2dataset lays it out."""
+    path = folder / f"{shard:05d}.tar"
+    with tarfile.open(path, "w") as tar:
+        for i, (image, label) in enumerate(samples):
+            fields = json.dumps({} if label is None else {"kind": label}).encode()
+            for suffix, content in (("json", fields), ("png", image)):
+                if content is not None:
+                    member = tarfile.TarInfo(f"{shard:05d}{i:04d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    (folder / f"{shard:05d}_stats.json").write_text(json.dumps({"successes": claimed}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of 9 and 5 samples; sample i of all shows picture(i) and is of class i % 3."""
+    folder = tmp_path_factory.mktemp("clean")
+    pairs = [(png(picture(i)), CLASSES[i % 3]) for i in range(14)]
+    write_shard(folder, 0, pairs[:9], 9)
+    write_shard(folder, 1, pairs[9:], 5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 20 samples nine are usable, picture(0) to picture(8); the rest is counted in DAMAGE."""
+    folder = tmp_path_factory.mktemp("damaged")
+    good = [(png(picture(i)), CLASSES[i % 3]) for i in range(9)]
+    image = good[0][0]
+    bad = [(image[:90], "ant"), (image, "dog"), (b"<html>", "bee"), (None, "ant"), (image, None)]
+    write_shard(folder, 0, [*good[:5], *bad, *good[5:8]], 13)
+    write_shard(folder, 1, [(image, "eel")] * 3, 3)
+    broken = write_shard(folder, 2, [good[8], good[0], good[1], good[2]], 4)
+    with tarfile.open(broken) as tar:
+        images = [member for member in tar if member.name.endswith(".png")]
+    broken.write_bytes(broken.read_bytes()[: images[1].offset_data + 50])
+    return folder
+
+
+DAMAGE = {CORRUPT_IMAGE: 2, UNKNOWN_LABEL: 4, MISSING_IMAGE: 1, MISSING_LABEL: 1, BROKEN_SHARD: 3}
+
+
+def encode(clip: LoadedClip, folder: Path, spec: EncodeSpec = BOTH, workers: WorkersConfig = HERE) -> Encoded:
+    return encode_labelled(clip, str(folder), CLASSES, "kind", spec, workers)
+
+
+def in_a_fixed_order(encoded: Encoded) -> torch.Tensor:
+    """Label, embedding and features of each image, sorted."""
+    columns = [encoded.labels[:, None].float(), encoded.embeddings, encoded.features]
+    table = torch.cat(columns, dim=1)
+    return table[np.lexsort(table.numpy().round(3).T[::-1])]
+
+
+def test_every_image_is_encoded_as_open_clip_itself_would(
+    ray_cluster: None, clip: LoadedClip, clean: Path
+) -> None:
+    encoded = encode(clip, clean)
+    preprocess = image_transform_v2(PreprocessCfg(**clip.preprocess_cfg), is_train=False)
+    images = torch.stack([preprocess(picture(i)) for i in range(14)])
+    with torch.inference_mode():
+        wanted = clip.model.eval().encode_image(images, normalize=True)
+    torch.testing.assert_close(encoded.embeddings, wanted, atol=1e-5, rtol=0.0)
+    assert encoded.labels.tolist() == [i % 3 for i in range(14)]
+    assert encoded.skipped == {}
+    assert (encoded.embeddings.dtype, encoded.features.dtype) == (torch.float32, torch.float32)
+    assert len(encoded.features) == 14
+
+
+def test_embeddings_have_unit_length(ray_cluster: None, clip: LoadedClip, clean: Path) -> None:
+    norms = encode(clip, clean).embeddings.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(14))
+
+
+def test_only_what_was_asked_for_is_computed(ray_cluster: None, clip: LoadedClip, clean: Path) -> None:
+    both = encode(clip, clean)
+    embeddings = encode(clip, clean, EncodeSpec(embeddings=True, features=False))
+    features = encode(clip, clean, EncodeSpec(embeddings=False, features=True))
+    assert embeddings.features.shape == features.embeddings.shape == (0, 0)
+    torch.testing.assert_close(embeddings.embeddings, both.embeddings)
+    torch.testing.assert_close(features.features, both.features)
+
+
+def test_lost_and_foreign_samples_are_counted_by_reason_and_the_others_encoded(
+    ray_cluster: None, clip: LoadedClip, clean: Path, damaged: Path
+) -> None:
+    wanted = encode(clip, clean)
+    for batch_size in (1, 4, 100):
+        encoded = encode(clip, damaged, EncodeSpec(batch_size=batch_size))
+        assert encoded.skipped == DAMAGE
+        assert len(encoded.labels) + sum(encoded.skipped.values()) == 20
+        assert encoded.labels.tolist() == [i % 3 for i in range(9)]
+        torch.testing.assert_close(encoded.embeddings, wanted.embeddings[:9], atol=1e-5, rtol=0.0)
+
+
+def test_two_actors_give_what_one_process_gives(
+    ray_cluster: None, clip: LoadedClip, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "ROWS_PER_TASK", 1)  # a read task a shard, so that both actors have work
+    alone = encode(clip, damaged)
+    shared = encode(clip, damaged, workers=WorkersConfig(num_workers=2, cpus_per_worker=0.5))
+    assert shared.skipped == alone.skipped == DAMAGE
+    torch.testing.assert_close(in_a_fixed_order(shared), in_a_fixed_order(alone), atol=1e-5, rtol=0.0)
+
+
+def test_a_folder_of_class_folders_is_encoded_by_folder_name(
+    ray_cluster: None, clip: LoadedClip, clean: Path, tmp_path: Path
+) -> None:
+    for i in range(14):
+        (tmp_path / CLASSES[i % 3]).mkdir(exist_ok=True)
+        picture(i).save(tmp_path / CLASSES[i % 3] / f"{i}.png")
+    (tmp_path / "dog").mkdir()
+    picture(0).save(tmp_path / "dog" / "0.png")
+    (tmp_path / "cat" / "broken.jpg").write_bytes(b"")
+    (tmp_path / "cat" / "torn.png").write_bytes(png(picture(1))[:100])
+    encoded = encode(clip, tmp_path)
+    assert encoded.skipped == {UNKNOWN_LABEL: 1, MISSING_IMAGE: 1, CORRUPT_IMAGE: 1}
+    wanted = in_a_fixed_order(encode(clip, clean))
+    torch.testing.assert_close(in_a_fixed_order(encoded), wanted, atol=1e-5, rtol=0.0)
+
+
+def test_labels_that_fit_no_class_are_shown_with_what_the_list_has(
+    ray_cluster: None, clip: LoadedClip, clean: Path
+) -> None:
+    with pytest.raises(InputError) as error:
+        encode_labelled(clip, str(clean), ["n01", "n02"], "kind", BOTH, HERE)
+    assert str(error.value) == (
+        f"{clean}: no image to score; skipped: {{'label not in the class list': 14}}. "
+        "The labels (column 'kind') must be ids of the class list. "
+        "Met: ant, bee, cat; the list has n01, n02, ..."
+    )
+
+
+def test_a_wrong_label_column_is_shown_as_missing_labels(
+    ray_cluster: None, clip: LoadedClip, clean: Path
+) -> None:
+    with pytest.raises(
+        InputError, match=r"skipped: \{'missing label': 14\}\..*\(column 'colour'\).*Met: none"
+    ):
+        encode_labelled(clip, str(clean), CLASSES, "colour", BOTH, HERE)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+def test_an_encoder_prepares_images_as_the_models_config_says(clip: LoadedClip, resize_mode: str) -> None:
+    overlay = {"resize_mode": resize_mode, "interpolation": "bilinear", "fill_color": 40}
+    config = {**clip.preprocess_cfg, **overlay}
+    other = LoadedClip(clip.model, clip.tokenizer, clip.model_cfg, config, clip.fingerprint, clip.address)
+    encoder = Encoder(other, EncodeSpec(), "cpu")
+    row = {"key": "0", "image": png(picture(0)), "label": "ant", "epoch": 0, "lost": 0}
+    found = encoder(one_row(row))["embeddings"]
+    preprocess = image_transform_v2(PreprocessCfg(**config), is_train=False)
+    with torch.inference_mode():
+        wanted = clip.model.eval().encode_image(preprocess(picture(0))[None], normalize=True)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+
+
+def one_row(row: dict[str, Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([row], ROW_SCHEMA)
+
+
+def test_pictures_are_taken_at_even_distances(clean: Path) -> None:
+    pixels, labels = sample_images(str(clean), CLASSES, "kind", count=4, size=16)
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (4, 3, 16, 16))
+    # Of 14 samples: the middles of four equal parts.
+    assert labels == [i % 3 for i in (1, 5, 8, 12)]
+
+
+def test_more_pictures_than_there_are_give_all_usable_ones(damaged: Path) -> None:
+    pixels, labels = sample_images(str(damaged), CLASSES, "kind", count=100, size=16)
+    assert labels == [i % 3 for i in range(9)]
+    assert len({tuple(image.flatten().tolist()) for image in pixels}) == 9
+
+
+def test_labels_of_a_shard_are_those_of_its_samples(clean: Path) -> None:
+    shard: Shard = list_labelled(str(clean))[1]
+    labels = [row["label"] for t in read_shard(shard, Columns(label="kind")) for row in t.to_pylist()]
+    assert labels == [CLASSES[i % 3] for i in range(9, 14)]

@@ -1,0 +1,62 @@
+"""What is said to somebody who asks for more workers than there is room for."""
+
+import logging
+
+import pytest
+import ray
+
+from beamclip.cluster import WorkersConfig, check_resources, ray_session
+from beamclip.errors import InputError
+
+
+@pytest.fixture
+def cpus(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> float:
+    """CPUs of a Ray that nobody joined from elsewhere."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return float(ray.cluster_resources()["CPU"])
+
+
+def starving(cpus: float) -> WorkersConfig:
+    """Workers that fit, but take every CPU."""
+    return WorkersConfig(num_workers=1, cpus_per_worker=cpus)
+
+
+def test_workers_that_leave_no_cpu_to_ray_data_are_refused_with_the_sum(cpus: float) -> None:
+    want = f"^1 workers x {cpus:g} CPU leave 0 of {cpus:g} CPUs to Ray Data, .*--cpus-per-worker"
+    with pytest.raises(InputError, match=want):
+        check_resources(starving(cpus))
+
+
+def test_workers_that_leave_one_cpu_are_accepted(cpus: float) -> None:
+    exact = WorkersConfig(num_workers=1, cpus_per_worker=cpus - 1)
+    assert check_resources(exact) is None  # type: ignore[func-returns-value]
+
+
+def test_more_workers_than_gpus_are_refused_with_both_numbers(cpus: float) -> None:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    greedy = WorkersConfig(num_workers=gpus + 1, use_gpu=True, cpus_per_worker=0.0)
+    with pytest.raises(InputError, match=f"^--use-gpu with --num-workers {gpus + 1}: there are {gpus} GPUs"):
+        check_resources(greedy)
+
+
+def test_a_cluster_that_was_joined_may_grow_and_is_waited_for(
+    cpus: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with caplog.at_level(logging.WARNING, "beamclip"):
+        check_resources(WorkersConfig(num_workers=2, cpus_per_worker=cpus))
+    assert f"the cluster has {cpus:g} CPUs" in caplog.text
+
+
+def test_a_cluster_that_was_joined_does_not_grow_for_workers_that_fit_and_starve(
+    cpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(InputError, match="Ray Data"):
+        check_resources(starving(cpus))
+
+
+def test_a_ray_that_was_up_before_stays_up(ray_cluster: None) -> None:
+    with ray_session():
+        assert ray.is_initialized()
+    assert ray.is_initialized()
