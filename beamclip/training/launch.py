@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from beamclip.cluster import WorkersConfig
 from beamclip.training.channel import Channel, Record
@@ -61,7 +62,9 @@ def fit(plan: Plan, workers: WorkersConfig, run_dir: Path, on_record: Callable[[
     Raises:
         TrainingError: the workers were lost more often than allowed, or met an error that would come again.
     """
-    channel = Channel.remote()  # type: ignore[attr-defined]
+    # On this node: another one may be lost, and the run with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    channel = Channel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"plan": ray.put(replace(plan, channel=channel))},

@@ -81,7 +81,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def in_one_line(error: BaseException) -> str:
     """The error's text, after its type where it is not one of ours."""
-    cause = getattr(error, "cause", None) or error  # the error in a task of Ray's, without its traceback
+    # Ray's wrapper around an error in a task prints the task's traceback.
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
     text = " ".join(str(cause).split())
     return text if type(cause).__module__.startswith("beamclip") else f"{type(cause).__name__}: {text}"
 
@@ -167,7 +168,8 @@ def _hooks(plan: Plan, rank: int, world_size: int) -> Hooks:
         positions = _gathered(position, world_size)
         _report({**state, "positions": positions}, record, rank)
         if rank == 0:
-            plan.channel.put.remote({"skipped": _summed(positions), "saved_step": state["step"]})
+            # Waits: what is still on its way when the last step's worker ends would be lost.
+            ray.get(plan.channel.put.remote({"skipped": _summed(positions), "saved_step": state["step"]}))
 
     def stopping() -> bool:
         return bool(ray.get(plan.channel.stop_requested.remote()))
