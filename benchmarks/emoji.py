@@ -58,7 +58,7 @@ def main() -> None:
         rows.append(row(name, read_summary(out / name)))
     table(rows)
     metrics = read_summary(student).metrics
-    print(f"the student keeps {percent(metrics['retained_top1'] or 0.0)} of its teacher's top-1")
+    print(f"the student keeps {percent(metrics.get('retained_top1') or 0.0)} of its teacher's top-1")
 
 
 TEACHER = ("--model", "tiny-resnet18", "--epochs", 24, "--batch-size", 256, "--lr", 1e-3)

@@ -1,6 +1,5 @@
 """Distil a CLIP teacher into a small student, from images alone."""
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,13 +203,12 @@ def _score(config: DistillConfig, inputs: Inputs, anchors: Anchors | None, run_d
     stage(
         "scored", f"{count(len(encoded.labels), 'image')}, {count(len(inputs.classes), 'class')}", "zero-shot"
     )
-    kept = (
-        of_student["zeroshot_top1"] / of_teacher["zeroshot_top1"] if of_teacher["zeroshot_top1"] else math.nan
-    )
+    reference = of_teacher["zeroshot_top1"]
+    kept = {"retained_top1": of_student["zeroshot_top1"] / reference} if reference else {}
     return {
         **of_student,
         **{f"teacher_{name}": value for name, value in of_teacher.items()},
-        "retained_top1": kept,
+        **kept,
         "scored_images": float(len(encoded.labels)),
         "scored_skipped": float(sum(encoded.skipped.values())),
     }
