@@ -34,10 +34,11 @@ from beamclip.training.worker import Plan
 
 @dataclass(frozen=True)
 class DistillationBuilder:
-    """Builds the method on a worker; the teacher and the anchors travel through the object store."""
+    """Builds the method on a worker; models and anchors travel through the object store."""
 
     config: DistillConfig
     teacher: Any
+    student: Any
     anchors: Any
 
     def __call__(self, device: torch.device) -> nn.Module:
@@ -45,9 +46,8 @@ class DistillationBuilder:
         teacher_clip: LoadedClip = ray.get(self.teacher)
         dtype = autocast_dtype(self.config.teacher_precision, device)
         teacher = Teacher(teacher_clip, "fp32" if dtype is None else "bf16").to(device)
-        student = build_student(self.config.student, teacher_clip, self.config.seed)
         return Distillation(
-            student,
+            ray.get(self.student),
             teacher.encode_image,
             ray.get(self.anchors),
             csm=self.config.csm,
@@ -151,7 +151,9 @@ def _anchors(config: DistillConfig, inputs: Inputs, run_dir: Path) -> tuple[Anch
 
 def _plan(config: DistillConfig, inputs: Inputs, anchors: Anchors) -> Plan:
     return Plan(
-        build_method=DistillationBuilder(config, ray.put(inputs.teacher), ray.put(anchors)),
+        build_method=DistillationBuilder(
+            config, ray.put(inputs.teacher), ray.put(inputs.student), ray.put(anchors)
+        ),
         shards=inputs.shards,
         columns=Columns(),
         image_size=max(inputs.teacher.image_size, inputs.student.image_size),

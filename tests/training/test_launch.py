@@ -1,18 +1,16 @@
 """Ray Train for real: runs left alone, stopped, killed and resumed, and runs that cannot be finished."""
 
-import contextlib
 import math
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 import ray.cloudpickle
@@ -23,7 +21,7 @@ from torch import nn
 
 from beamclip.cluster import WorkersConfig
 from beamclip.data.shards import Columns, Shard
-from beamclip.data.stream import Batch, Position, StreamConfig, shuffled_rows, training_batches
+from beamclip.data.stream import Position, StreamConfig
 from beamclip.data.transforms import AugmentConfig
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
@@ -32,8 +30,8 @@ from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.checkpoint import read_state
 from beamclip.training.launch import Outcome, TrainingError, _cause, fit, has_checkpoint, interrupts
-from beamclip.training.loop import CadenceConfig, OptimConfig, Training
-from beamclip.training.method import Distillation, ImageTextPretraining
+from beamclip.training.loop import CadenceConfig, OptimConfig
+from beamclip.training.method import Distillation
 from beamclip.training.worker import Plan
 
 # Workers cannot import a test module.
@@ -70,16 +68,6 @@ class DistillationBuilder:
         if self.fault is not None:
             method.register_forward_pre_hook(lambda *_: self.fault(method, next(passes)))
         return method
-
-
-@dataclass(frozen=True)
-class PretrainingBuilder:
-    """Builds two towers."""
-
-    config: Path
-
-    def __call__(self, device: torch.device) -> nn.Module:
-        return ImageTextPretraining(new_clip(self.config, seed=1), augmentation=AugmentConfig())
 
 
 @dataclass
@@ -340,92 +328,6 @@ def test_a_mistake_in_the_code_of_one_worker_ends_a_run_without_restarts(new_run
     assert "lose_a_key_on_rank_1" in str(raised.value.__cause__)
     assert run.starts == 2
     assert list(run.losses) == [1]
-
-
-def global_batches(plan: Plan, world_size: int) -> Iterator[Batch]:
-    """What the ranks get together, step for step; Ray Data runs, Ray Train does not."""
-    start = Position()
-    shares = [
-        training_batches(
-            shuffled_rows(
-                plan.shards,
-                plan.columns,
-                seed=plan.seed,
-                rank=rank,
-                world_size=world_size,
-                buffer=plan.stream.shuffle_buffer,
-                start=start,
-            ),
-            batch_size=plan.stream.batch_size // world_size,
-            image_size=plan.image_size,
-            augment=plan.augmentation,
-            seed=plan.seed,
-            start=start,
-            threads=1,
-        )
-        for rank in range(world_size)
-    ]
-    with contextlib.ExitStack() as stack:
-        for share in shares:
-            stack.enter_context(contextlib.closing(share))
-        for parts in zip(*shares, strict=True):
-            pixels, draws = torch.cat([p.pixels for p in parts]), torch.cat([p.draws for p in parts])
-            captions = [caption for part in parts for caption in part.captions]
-            keys = [key for part in parts for key in part.keys]
-            yield Batch(pixels, draws, captions, keys, parts[0].position)
-
-
-def curve_of_one(plan: Plan, seed: int, world_size: int) -> list[float]:
-    """Losses of one process that takes the batches of a whole world."""
-    method = plan.build_method(torch.device("cpu"))
-    training = Training(method, plan.optim, total_steps=STEPS, device=torch.device("cpu"), seed=seed)
-    with contextlib.closing(global_batches(replace(plan, seed=seed), world_size)) as batches:
-        return [training.advance([next(batches)])[1]["loss"].item() for _ in range(STEPS)]
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Losses, step for step."""
-
-    two: list[float]
-    """Of two workers from scratch, seed 0."""
-    joined: list[float]
-    """Of one process that takes the batches of these two."""
-    one: list[list[float]]
-    """Of one process on batches of its own, for three seeds."""
-
-
-@pytest.fixture(scope="module")
-def curves(new_run: NewRun, tiny_config: Path) -> Curves:
-    run = new_run(workers=TWO)
-    run.plan = replace(
-        run.plan,
-        build_method=PretrainingBuilder(tiny_config),
-        columns=Columns(caption=True),
-        optim=OptimConfig(precision="fp32"),
-        cadence=CadenceConfig(log_every=1),
-    )
-    # In a process that Ray ends: an execution of Ray Data that is cut short may trip over the end of its Ray.
-    alone = ray.remote(num_cpus=0)(
-        lambda plan: (curve_of_one(plan, 0, world_size=2), [curve_of_one(plan, seed, 1) for seed in range(3)])
-    )
-    references = alone.remote(run.plan)
-    run.go()
-    joined, one = ray.get(references)
-    return Curves(list(run.losses.values()), joined, one)
-
-
-def test_two_workers_have_the_losses_of_one_that_takes_their_batches_together(curves: Curves) -> None:
-    assert curves.two == pytest.approx(curves.joined, rel=1e-3)
-
-
-def test_two_workers_learn_as_one_does_at_the_same_global_batch(curves: Curves) -> None:
-    settled = slice(STEPS // 3, None)
-    one = [np.mean(curve[settled]) for curve in curves.one]
-    two = np.mean(curves.two[settled])
-    spread = max(one) - min(one)
-    assert min(one) - spread <= two <= max(one) + spread
-    assert two < 0.6 * curves.two[0]
 
 
 def test_the_error_of_a_lost_worker_comes_before_those_of_its_peers() -> None:
