@@ -52,9 +52,6 @@ _CAPTIONS = (
     "{family}: {name}, {ink} on {ground}",
 )
 
-# Colours alone tell most pairs of a batch apart: captions that leave them out make a model learn the shape.
-_NAME_ALONE = 0.7
-
 # Luma levels, of 255: enough for thin strokes to be seen at 48 pixels.
 _MIN_CONTRAST = 90
 _MAX_TILT = 12.0
@@ -83,8 +80,6 @@ def draw_pair(symbol: Symbol, rng: random.Random) -> tuple[Scene, str]:
 
 
 def _caption(symbol: Symbol, scene: Scene, ink: str, ground: str, rng: random.Random) -> str:
-    if rng.random() < _NAME_ALONE:
-        return with_article(symbol.name, symbol.name)
     size = "small " if scene.extent < _SMALL else "large " if scene.extent > _LARGE else ""
     adjectives = f"{size if rng.random() < 0.6 else ''}{ink}"
     return rng.choice(_CAPTIONS).format(
