@@ -45,6 +45,16 @@ class Progress:
         """The last step that was recorded."""
         return int(self.history[-1]["step"]) if self.history else 0
 
+    @property
+    def fresh(self) -> list[dict[str, float]]:
+        """The records of this command, those of an earlier start left out."""
+        return [record for record in self.history if record["step"] > self.first_step]
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds between the records of this command; start-up and checkpoints do not count."""
+        return sum(record["window_seconds"] for record in self.fresh)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -157,8 +167,8 @@ def _leave_interrupted(
 
 def _progress_text(progress: Progress, total: int) -> str:
     record = progress.history[-1]
-    done = progress.step - progress.first_step
-    eta = (time.perf_counter() - progress.began) / done * (total - progress.step)
+    # Training time alone: the seconds until the first batch would make the first estimates far too long.
+    eta = progress.training_seconds / (progress.step - progress.first_step) * (total - progress.step)
     return (
         f"step {progress.step}/{total}  loss {record['loss']:.3f}  {record['images_per_second']:,.0f} img/s  "
         f"data {100 * record['data_wait_share']:.0f} %  eta {clock(eta)}"
@@ -166,9 +176,8 @@ def _progress_text(progress: Progress, total: int) -> str:
 
 
 def _trained(outcome: Outcome, progress: Progress, batch_size: int) -> Trained:
-    fresh = [record for record in progress.history if record["step"] > progress.first_step]
-    seconds = sum(record["window_seconds"] for record in fresh)
-    images = sum(record["images_per_second"] * record["window_seconds"] for record in fresh)
+    seconds = progress.training_seconds
+    images = sum(record["images_per_second"] * record["window_seconds"] for record in progress.fresh)
     return Trained(
         state=outcome.state,
         history=progress.history,
