@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from beamclip.errors import InputError
 
@@ -34,6 +35,9 @@ class WorkersConfig:
     """One GPU for each worker."""
     cpus_per_worker: float = 0.5
     """CPUs that Ray sets aside for a worker; what is left over reads the data."""
+    threads_per_worker: int | None = None
+    """Threads that torch computes with in a worker on the CPU; by default the processors of its node, split
+    among the workers there. Small models and batches are faster with fewer: the rest read the data."""
     max_failures: int = 3
     """Times that the workers are restarted from the last checkpoint after one of them was lost."""
 
@@ -51,8 +55,13 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
+    # A Ray that lives as long as the command has no use for either, and each takes seconds to start.
+    local: dict[str, Any] = {}
+    if address == "local":
+        local["include_dashboard"] = False
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except ConnectionError as error:
         raise InputError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).splitlines()[0]}). "

@@ -7,7 +7,6 @@ from typing import Any
 
 import ray
 import torch
-from torch import nn
 
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.anchoring import captions_as_anchors, class_anchors, joined
@@ -22,38 +21,12 @@ from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.student import build_student
-from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.summary import Summary
+from beamclip.training.builders import DistillationBuilder
 from beamclip.training.checkpoint import State
-from beamclip.training.loop import autocast_dtype
-from beamclip.training.method import Distillation
 from beamclip.training.worker import Plan
-
-
-@dataclass(frozen=True)
-class DistillationBuilder:
-    """Builds the method on a worker; models and anchors travel through the object store."""
-
-    config: DistillConfig
-    teacher: Any
-    student: Any
-    anchors: Any
-
-    def __call__(self, device: torch.device) -> nn.Module:
-        """The method, its teacher on `device` already."""
-        teacher_clip: LoadedClip = ray.get(self.teacher)
-        dtype = autocast_dtype(self.config.teacher_precision, device)
-        teacher = Teacher(teacher_clip, "fp32" if dtype is None else "bf16").to(device)
-        return Distillation(
-            ray.get(self.student),
-            teacher.encode_image,
-            ray.get(self.anchors),
-            csm=self.config.csm,
-            feature=self.config.feature,
-            augmentation=self.config.augmentation,
-        )
 
 
 @dataclass(frozen=True)
@@ -152,13 +125,20 @@ def _anchors(config: DistillConfig, inputs: Inputs, run_dir: Path) -> tuple[Anch
 def _plan(config: DistillConfig, inputs: Inputs, anchors: Anchors) -> Plan:
     return Plan(
         build_method=DistillationBuilder(
-            config, ray.put(inputs.teacher), ray.put(inputs.student), ray.put(anchors)
+            ray.put(inputs.teacher),
+            ray.put(inputs.student),
+            ray.put(anchors),
+            config.teacher_precision,
+            config.csm,
+            config.feature,
+            config.augmentation,
         ),
         shards=inputs.shards,
         columns=Columns(),
         image_size=max(inputs.teacher.image_size, inputs.student.image_size),
         total_steps=total_steps(config, sum(shard.samples for shard in inputs.shards)),
         seed=config.seed,
+        threads=config.workers.threads_per_worker,
         stream=config.stream,
         augmentation=config.augmentation,
         optim=config.optim,

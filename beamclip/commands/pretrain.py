@@ -3,11 +3,8 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
-import torch
-from torch import nn
 
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.anchoring import class_anchors
@@ -18,28 +15,15 @@ from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.train import check_batches, finish, show_skipped, total_steps, tracked, train
 from beamclip.config import PretrainConfig
 from beamclip.data.shards import Columns, Shard, list_labelled, list_shards
-from beamclip.data.transforms import AugmentConfig
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.summary import Summary
+from beamclip.training.builders import PretrainingBuilder
 from beamclip.training.checkpoint import State
-from beamclip.training.method import ImageTextPretraining
 from beamclip.training.worker import Plan
-
-
-@dataclass(frozen=True)
-class PretrainingBuilder:
-    """Builds the method on a worker; the fresh model travels through the object store."""
-
-    clip: Any
-    augmentation: AugmentConfig
-
-    def __call__(self, device: torch.device) -> nn.Module:
-        """The method, on the CPU."""
-        return ImageTextPretraining(ray.get(self.clip), augmentation=self.augmentation)
 
 
 @dataclass(frozen=True)
@@ -125,6 +109,7 @@ def _plan(config: PretrainConfig, inputs: Inputs) -> Plan:
         image_size=inputs.clip.image_size,
         total_steps=total_steps(config, sum(shard.samples for shard in inputs.shards)),
         seed=config.seed,
+        threads=config.workers.threads_per_worker,
         stream=config.stream,
         augmentation=config.augmentation,
         optim=config.optim,

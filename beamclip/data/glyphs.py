@@ -41,7 +41,7 @@ from beamclip.errors import InputError
 
 Split = Literal["train", "test", "novel"]
 
-VERSION = 1
+VERSION = 2
 """Goes up whenever the same seed no longer gives the same corpus."""
 
 _FOLDER_SIZE = 1000

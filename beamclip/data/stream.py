@@ -10,32 +10,27 @@ decodes them in threads, since decoded pixels are many times the bytes to move.
 """
 
 import contextlib
-import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, groupby, islice
+from itertools import groupby, islice
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, read_shard
+from beamclip.data.rows import epoch_segments, read_rows
+from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard
 from beamclip.data.transforms import CROP_DRAWS, AugmentConfig, load_training_image, sample_uniforms
 from beamclip.errors import InputError
 
 ROWS_PER_EXECUTION = 50_000
 """Small data sets run several epochs in one execution of Ray Data, whose start costs about 0.3 s."""
-
-ROWS_PER_TASK = 256
-"""Small segments share a read task up to here: a task costs Ray some milliseconds, whatever it reads."""
 
 HOPELESS_EPOCHS = 10
 """Epochs without a usable image after which a rank gives up. One is not enough: where a shard is missing,
@@ -54,16 +49,6 @@ class StreamConfig:
     """Threads that decode and crop, in each worker."""
     prefetch_batches: int = 4
     """Batches decoded ahead of the training loop, in each worker."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows [start, stop) of one shard, in one epoch."""
-
-    shard: Shard
-    start: int
-    stop: int
-    epoch: int
 
 
 @dataclass(frozen=True)
@@ -88,83 +73,6 @@ class Batch:
     keys: list[str]
     position: Position
     """Of the stream after this batch."""
-
-
-def epoch_segments(shards: list[Shard], seed: int, epoch: int, rank: int, world_size: int) -> list[Segment]:
-    """The part of an epoch that one rank reads.
-
-    Ranks are disjoint, cover every row and differ by one row at most.
-    """
-    order = np.random.default_rng((seed, epoch)).permutation(len(shards))
-    shuffled = [shards[i] for i in order]
-    total = sum(shard.samples for shard in shuffled)
-    first, last = rank * total // world_size, (rank + 1) * total // world_size
-    ends = accumulate(shard.samples for shard in shuffled)
-    segments = []
-    for shard, end in zip(shuffled, ends, strict=True):
-        begin = end - shard.samples
-        start, stop = max(first, begin) - begin, min(last, end) - begin
-        if start < stop:
-            segments.append(Segment(shard, start, stop, epoch))
-    return segments
-
-
-def read_rows(segments: list[Segment], columns: Columns) -> Iterator[list[Row]]:
-    """Stream the rows of segments through Ray Data, in the order given.
-
-    Yields:
-        Lists of rows (see shards.ROW_SCHEMA).
-    """
-    for table in read_dataset(segments, columns).iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield table.to_pylist()
-
-
-def read_dataset(segments: list[Segment], columns: Columns) -> Any:
-    """A ray.data.Dataset of the rows of segments, in the order given."""
-    import ray.data
-
-    # The executor logs every start and end at INFO to the terminal of whoever runs it.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    runs = _runs(segments)
-    dataset = ray.data.read_datasource(_datasource(runs, columns), override_num_blocks=len(runs))
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.enable_progress_bars = False
-    return dataset
-
-
-def _runs(segments: list[Segment]) -> list[list[Segment]]:
-    """Neighbours together, one run a read task."""
-    runs: list[list[Segment]] = [[]]
-    rows = 0
-    for segment in segments:
-        if rows >= ROWS_PER_TASK:
-            runs.append([])
-            rows = 0
-        runs[-1].append(segment)
-        rows += segment.stop - segment.start
-    return runs
-
-
-def _datasource(runs: list[list[Segment]], columns: Columns) -> Any:
-    from ray.data import Datasource, ReadTask
-    from ray.data.block import BlockMetadata
-
-    class Segments(Datasource):
-        """Ray Data's view of the plan: it reads exactly these rows and decides nothing."""
-
-        def estimate_inmemory_data_size(self) -> int | None:
-            return None
-
-        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-            return [ReadTask(_reader(run, columns), BlockMetadata(None, None, None, None)) for run in runs]
-
-    return Segments()
-
-
-def _reader(run: list[Segment], columns: Columns) -> Callable[[], Iterable[pa.Table]]:
-    return lambda: chain.from_iterable(
-        read_shard(segment.shard, columns, segment.start, segment.stop, segment.epoch) for segment in run
-    )
 
 
 def shuffled_rows(
@@ -306,8 +214,12 @@ def _collate(good: list[tuple[Row, NDArray[np.float32], NDArray[np.uint8]]], pos
     )
 
 
-def prefetched(batches: Generator[Batch, None, None], depth: int) -> Generator[Batch, None, None]:
-    """Run an iterator in a background thread, `depth` items ahead. An error there is raised here."""
+@contextlib.contextmanager
+def prefetched(batches: Generator[Batch, None, None], depth: int) -> Iterator[Iterator[Batch]]:
+    """Run an iterator in a background thread, `depth` items ahead, from the moment this is entered.
+
+    An error of the iterator is raised by the one that is handed out. Leaving closes both.
+    """
     ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
     stopped = threading.Event()
 
@@ -333,12 +245,16 @@ def prefetched(batches: Generator[Batch, None, None], depth: int) -> Generator[B
     thread = threading.Thread(target=fill, name="beamclip-prefetch", daemon=True)
     thread.start()
     try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        yield _taken(ready)
     finally:
         stopped.set()
         # A thread that outlives its Ray would start another one.
         thread.join()
+
+
+def _taken(ready: "queue.Queue[Batch | BaseException]") -> Iterator[Batch]:
+    while True:
+        item = ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        yield item

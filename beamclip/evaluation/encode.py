@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
+from beamclip.data.rows import Segment, read_dataset
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, list_labelled, read_shard
-from beamclip.data.stream import Segment, read_dataset
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip, normalise_pixels

@@ -1,6 +1,5 @@
 """What each Ray Train worker runs: build the method, stream the rank's data, run the loop."""
 
-import contextlib
 import ctypes
 import logging
 import os
@@ -58,6 +57,8 @@ class Plan:
     """Height and width of the pixels that reach the method."""
     total_steps: int
     seed: int
+    threads: int | None
+    """Of torch, in each worker; None: the node's processors, split among its workers."""
     stream: StreamConfig
     augmentation: AugmentConfig
     optim: OptimConfig
@@ -90,26 +91,38 @@ def in_one_line(error: BaseException) -> str:
 def _train(plan: Plan) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    _prepare_process(context.get_local_world_size(), plan.seed)
+    workers_on_node = context.get_local_world_size()
+    _prepare_process(plan.threads or max(1, (os.cpu_count() or 1) // workers_on_node), plan.seed)
+    state = _checkpoint()
+    position = position_of_rank(state, rank, world_size) if state else Position()
+    # Before the model: the first rows come in while it is built.
+    stream = _batches(plan, rank, world_size, position)
+    with prefetched(stream, plan.stream.prefetch_batches) as batches:
+        training = _training(plan, rank)
+        if state:
+            training.load(state)
+        run_loop(training, batches, plan.cadence, _hooks(plan, rank, world_size))
+
+
+def _training(plan: Plan, rank: int) -> Training:
     device = ray.train.torch.get_device()
     method = plan.build_method(device).to(device).to(memory_format=torch.channels_last)
     method.train()
     # Rank 0's buffers are the ones that are saved; sending them to the others each step would change nothing.
     wrapped = ray.train.torch.prepare_model(method, parallel_strategy_kwargs={"broadcast_buffers": False})
-    training = Training(
+    return Training(
         wrapped, plan.optim, total_steps=plan.total_steps, device=device, seed=plan.seed, rank=rank
     )
-    position = _restore(training, rank, world_size)
-    batches = prefetched(_batches(plan, rank, world_size, position), plan.stream.prefetch_batches)
-    with contextlib.closing(batches):
-        run_loop(training, batches, plan.cadence, _hooks(plan, rank, world_size))
 
 
-def _prepare_process(workers_on_node: int, seed: int) -> None:
+def _prepare_process(threads: int, seed: int) -> None:
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     # Ray sets OMP_NUM_THREADS to the worker's share of a CPU, which may be one half.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers_on_node))
+    torch.set_num_threads(threads)
+    # Moments of weights that seldom get a gradient, such as rare tokens', fade into denormal numbers, with
+    # which a CPU is many times slower. Set before there are threads, which take it over from this one.
+    torch.set_flush_denormal(True)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     _keep_freed_memory()
 
@@ -126,14 +139,12 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _restore(training: Training, rank: int, world_size: int) -> Position:
+def _checkpoint() -> State | None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return Position()
+        return None
     with checkpoint.as_directory() as folder:
-        state = read_state(Path(folder))
-    training.load(state)
-    return position_of_rank(state, rank, world_size)
+        return read_state(Path(folder))
 
 
 def _batches(plan: Plan, rank: int, world_size: int, start: Position) -> Any:

@@ -86,3 +86,11 @@ def write_parquet() -> Callable[..., Path]:
 def write_stats(folder: Path, shard: int, successes: int) -> None:
     content = {"count": successes, "successes": successes, "failed_to_download": 0, "status_dict": {}}
     (folder / f"{shard:05d}_stats.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_samples: Callable[..., list[Sample]], write_tar: Callable[..., Path]) -> Path:
+    """Three shards of 9, 4 and 10 samples."""
+    for shard, count in enumerate((9, 4, 10)):
+        write_tar(tmp_path, shard, make_samples(shard, count))
+    return tmp_path

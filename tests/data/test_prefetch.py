@@ -20,9 +20,8 @@ def numbered(items: Iterable[int], closed: threading.Event) -> Generator[Any, No
 
 def test_prefetching_keeps_the_order_and_closes_its_source() -> None:
     closed = threading.Event()
-    batches = prefetched(numbered(count(), closed), 3)
-    assert list(islice(batches, 50)) == list(range(50))
-    batches.close()
+    with prefetched(numbered(count(), closed), 3) as batches:
+        assert list(islice(batches, 50)) == list(range(50))
     assert closed.is_set()
     assert not [thread for thread in threading.enumerate() if thread.name == "beamclip-prefetch"]
 
@@ -33,7 +32,18 @@ def test_an_error_behind_the_prefetching_is_raised_after_the_batches_before_it()
         yield 2
         raise InputError("no usable image")
 
-    batches = prefetched(failing(), 4)
-    assert [next(batches), next(batches)] == [1, 2]
-    with pytest.raises(InputError, match="no usable image"):
-        next(batches)
+    with prefetched(failing(), 4) as batches:
+        assert [next(batches), next(batches)] == [1, 2]
+        with pytest.raises(InputError, match="no usable image"):
+            next(batches)
+
+
+def test_prefetching_begins_before_the_first_batch_is_asked_for() -> None:
+    begun = threading.Event()
+
+    def noting() -> Generator[Any, None, None]:
+        begun.set()
+        yield from count()
+
+    with prefetched(noting(), 1):
+        assert begun.wait(timeout=10)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from beamclip.data import stream
+from beamclip.data.rows import epoch_segments
 from beamclip.data.shards import (
     BROKEN_SHARD,
     CORRUPT_IMAGE,
@@ -20,7 +21,6 @@ from beamclip.data.shards import (
     MISSING_IMAGE,
     Columns,
     Row,
-    Shard,
     list_shards,
     read_shard,
 )
@@ -28,10 +28,7 @@ from beamclip.data.stream import (
     HOPELESS_EPOCHS,
     Batch,
     Position,
-    epoch_segments,
     prefetched,
-    read_dataset,
-    read_rows,
     shuffled_rows,
     training_batches,
 )
@@ -49,14 +46,6 @@ SEED = 3
 def many_executions(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new execution of Ray Data every other epoch or so, as large data have it."""
     monkeypatch.setattr(stream, "ROWS_PER_EXECUTION", 60)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, make_samples: Make, write_tar: Write) -> Path:
-    """Three shards of 9, 4 and 10 samples."""
-    for shard, count in enumerate((9, 4, 10)):
-        write_tar(tmp_path, shard, make_samples(shard, count))
-    return tmp_path
 
 
 @pytest.fixture
@@ -135,53 +124,6 @@ def same(first: Batch, second: Batch) -> bool:
         and torch.equal(first.pixels, second.pixels)
         and torch.equal(first.draws, second.draws)
     )
-
-
-@pytest.mark.parametrize("world_size", range(1, 6))
-@pytest.mark.parametrize("count", range(1, 8))
-def test_the_parts_of_the_ranks_are_disjoint_and_cover_every_row(world_size: int, count: int) -> None:
-    generator = random.Random(count)
-    shards = [Shard(f"{i}.tar", generator.randint(1, 9), "tar") for i in range(count)]
-    total = sum(shard.samples for shard in shards)
-    for epoch in range(4):
-        read = []
-        for rank in range(world_size):
-            segments = epoch_segments(shards, SEED, epoch, rank, world_size)
-            assert all(s.epoch == epoch and 0 <= s.start < s.stop <= s.shard.samples for s in segments)
-            read.append([(s.shard.path, row) for s in segments for row in range(s.start, s.stop)])
-        assert sorted(row for part in read for row in part) == [
-            (shard.path, row) for shard in shards for row in range(shard.samples)
-        ]
-        assert {len(part) for part in read} <= {total // world_size, -(-total // world_size)}
-
-
-def test_the_order_of_the_shards_depends_on_seed_and_epoch() -> None:
-    shards = [Shard(f"{i}.tar", 3, "tar") for i in range(20)]
-
-    def order(seed: int, epoch: int) -> list[str]:
-        return [segment.shard.path for segment in epoch_segments(shards, seed, epoch, 0, 1)]
-
-    assert order(1, 1) == order(1, 1)
-    assert len({tuple(order(seed, epoch)) for seed in range(4) for epoch in range(4)}) == 16
-
-
-def test_rows_arrive_in_the_order_of_the_plan(ray_cluster: None, folder: Path) -> None:
-    shards = list_shards(str(folder))
-    segments = [s for epoch in range(3) for s in epoch_segments(shards, SEED, epoch, 1, 2)]
-    wanted = [
-        f"{int(Path(segment.shard.path).stem):05d}{row:04d}"
-        for segment in segments
-        for row in range(segment.start, segment.stop)
-    ]
-    assert [row["key"] for rows in read_rows(segments, CAPTIONED) for row in rows] == wanted
-
-
-def test_hundreds_of_small_segments_share_a_few_read_tasks(ray_cluster: None, folder: Path) -> None:
-    shards = list_shards(str(folder))
-    segments = [s for epoch in range(40) for s in epoch_segments(shards, SEED, epoch, 0, 1)]
-    dataset = read_dataset(segments, CAPTIONED).materialize()
-    assert dataset.count() == 40 * claimed(folder)
-    assert dataset.num_blocks() <= 40 * claimed(folder) / stream.ROWS_PER_TASK + 1
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -321,7 +263,7 @@ def test_data_without_a_usable_image_are_refused_by_the_whole_stream(
     for shard in range(2):
         write_tar(tmp_path, shard, make_samples(shard, 12)).unlink()
     with pytest.raises(InputError, match="no usable image"):
-        next(prefetched(batches_of(open_rows(tmp_path, 1, 2)), 2))
+        next(batches_of(open_rows(tmp_path, 1, 2)))
 
 
 def test_a_rank_outlives_epochs_whose_rows_are_all_in_a_missing_shard(
@@ -392,8 +334,7 @@ def test_crop_and_augmentation_take_their_own_shares_of_the_draws(noisy_folder: 
 
 def test_closing_the_batches_ends_the_execution_behind_them(many_executions: None, folder: Path) -> None:
     rows = open_rows(folder)
-    batches = prefetched(batches_of(rows), 2)
-    next(batches)
-    batches.close()
+    with prefetched(batches_of(rows), 2) as batches:
+        next(batches)
     with pytest.raises(StopIteration):
         next(rows)

@@ -118,6 +118,7 @@ def new_run(
             image_size=32,
             total_steps=STEPS,
             seed=0,
+            threads=None,
             stream=StreamConfig(batch_size=12, shuffle_buffer=16),
             augmentation=AugmentConfig(),
             optim=OptimConfig(lr=1e-3, ema_decay=0.9),

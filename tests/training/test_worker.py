@@ -98,6 +98,7 @@ def curves(
 ) -> Curves:
     plan = Plan(
         build_method=PretrainingBuilder(tiny_config),
+        threads=None,
         shards=shards,
         columns=Columns(caption=True),
         image_size=32,

@@ -1,0 +1,64 @@
+"""What builds a method on a worker, from models and anchors that travel through the object store.
+
+The libraries of the models are imported when a builder is called, not with this module: a worker starts to
+stream its data first, and their import takes as long as the first rows do.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+import torch
+from torch import nn
+
+from beamclip.data.transforms import AugmentConfig
+from beamclip.losses.csm import CsmConfig
+from beamclip.losses.feature import FeatureConfig
+
+
+@dataclass(frozen=True)
+class DistillationBuilder:
+    """Builds training.method.Distillation."""
+
+    teacher: Any
+    """Reference to a LoadedClip."""
+    student: Any
+    """Reference to a LoadedClip."""
+    anchors: Any
+    """Reference to Anchors."""
+    teacher_precision: Literal["auto", "fp32", "bf16"]
+    csm: CsmConfig
+    feature: FeatureConfig
+    augmentation: AugmentConfig
+
+    def __call__(self, device: torch.device) -> nn.Module:
+        """The method, its teacher on `device` already."""
+        from beamclip.models.teacher import Teacher
+        from beamclip.training.loop import autocast_dtype
+        from beamclip.training.method import Distillation
+
+        dtype = autocast_dtype(self.teacher_precision, device)
+        teacher = Teacher(ray.get(self.teacher), "fp32" if dtype is None else "bf16").to(device)
+        return Distillation(
+            ray.get(self.student),
+            teacher.encode_image,
+            ray.get(self.anchors),
+            csm=self.csm,
+            feature=self.feature,
+            augmentation=self.augmentation,
+        )
+
+
+@dataclass(frozen=True)
+class PretrainingBuilder:
+    """Builds training.method.ImageTextPretraining."""
+
+    clip: Any
+    """Reference to a LoadedClip, freshly made."""
+    augmentation: AugmentConfig
+
+    def __call__(self, device: torch.device) -> nn.Module:
+        """The method, on the CPU."""
+        from beamclip.training.method import ImageTextPretraining
+
+        return ImageTextPretraining(ray.get(self.clip), augmentation=self.augmentation)
