@@ -64,7 +64,7 @@ STUDENT = DistillConfig(
     student=StudentConfig(student="test_resnet"),
     stream=StreamConfig(batch_size=64),
     augmentation=AUGMENTATION,
-    optim=OptimConfig(epochs=6, lr=3e-3),
+    optim=OptimConfig(epochs=7, lr=3e-3),
     cadence=CadenceConfig(checkpoint_every=200),
     prompts=PROMPTS,
     workers=WORKERS,

@@ -253,14 +253,21 @@ def test_a_broken_config_is_named(tmp_path: Path, content: str, message: str) ->
         load_clip(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["tiny-resnet10t", "tiny-resnet18", "tiny-vit"])
-def test_our_named_configs_embed_images_and_texts_in_one_space(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("nano-resnet10t", 32), ("tiny-resnet10t", 48), ("tiny-resnet18", 48), ("tiny-vit", 48)],
+)
+def test_our_named_configs_embed_images_and_texts_in_one_space(name: str, size: int) -> None:
     clip = new_clip(name, seed=0)
     with torch.no_grad():
         image = clip.model.encode_image(torch.zeros(2, 3, clip.image_size, clip.image_size))
         text = clip.model.encode_text(clip.tokenizer(TEXTS))
     assert image.shape == text.shape == (2, clip.embed_dim)
-    assert clip.image_size == 48
+    assert clip.image_size == size
+
+
+def test_the_nano_config_starts_at_a_temperature_of_a_fifth() -> None:
+    assert new_clip("nano-resnet10t", seed=0).model.logit_scale.exp().item() == pytest.approx(5, rel=1e-3)
 
 
 def test_a_seed_decides_the_weights_and_leaves_the_global_random_state(micro_file: Path) -> None:
@@ -295,8 +302,8 @@ def test_a_config_file_may_set_the_preprocessing(tmp_path: Path, micro_config: d
 def test_an_unknown_config_name_is_answered_with_the_list() -> None:
     with pytest.raises(InputError) as error:
         new_clip("tiny-resnet", seed=0)
-    assert "Did you mean tiny-resnet18, tiny-resnet10t or" in str(error.value)
-    assert "tiny-resnet10t, tiny-resnet18 or tiny-vit" in str(error.value)
+    assert "Did you mean tiny-resnet18, tiny-resnet10t," in str(error.value)
+    assert "nano-resnet10t, tiny-resnet10t, tiny-resnet18 or tiny-vit" in str(error.value)
 
 
 def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
