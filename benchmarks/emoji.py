@@ -62,7 +62,7 @@ def main() -> None:
 
 
 TEACHER = ("--model", "tiny-resnet18", "--epochs", 24, "--batch-size", 256, "--lr", 1e-3)
-STUDENT = ("--student", "resnet10t", "--epochs", 16, "--batch-size", 128, "--lr", 2e-3)
+STUDENT = ("--student", "resnet10t", "--epochs", 20, "--batch-size", 64, "--lr", 2e-3)
 
 
 def write_classes(pairs: pd.DataFrame, path: Path) -> Path:
