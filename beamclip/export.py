@@ -10,7 +10,7 @@ from typing import Any
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from beamclip.errors import InputError
 from beamclip.models.clip import CONFIG_FILE, LoadedClip
@@ -103,8 +103,13 @@ def _write_whole(out: Path, marker: str, write: Callable[[Path], None]) -> Path:
 
 
 def _save_weights(model: nn.Module, file: Path) -> None:
-    # safetensors takes neither other memory formats nor views.
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # safetensors takes neither other memory formats nor views, nor one tensor under two names.
+    state: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for key, value in model.state_dict().items():
+        whole = value.detach().cpu().contiguous()
+        state[key] = whole.clone() if whole.data_ptr() in written else whole
+        written.add(whole.data_ptr())
     save_file(state, file, metadata={"format": "pt"})
 
 

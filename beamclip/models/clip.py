@@ -15,6 +15,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
 from beamclip.errors import InputError
+from beamclip.models.msclip import build_msclip
 from beamclip.models.names import close_names, or_list
 from beamclip.models.pixels import Preprocessing, normalise_pixels
 from beamclip.models.weights import SUFFIXES, load_weights, weights_sha256
@@ -111,7 +112,7 @@ def load_clip(address: str) -> LoadedClip:
     raise InputError(_not_an_address(address))
 
 
-def new_clip(config: str | Path, seed: int) -> LoadedClip:
+def new_clip(config: str | Path, seed: int, **replaced: Any) -> LoadedClip:
     """A CLIP model with random weights, on the CPU, in eval mode.
 
     Args:
@@ -119,11 +120,13 @@ def new_clip(config: str | Path, seed: int) -> LoadedClip:
             vision_cfg, text_cfg and, if wanted, "preprocess" with open_clip's preprocessing keys (mean, std).
         seed: decides the weights; the global random state is neither read nor moved. Parts that the config
             marks as pretrained are random too.
+        replaced: top-level values that take the place of the config's, such as init_logit_scale.
 
     Raises:
         InputError: no such config, or it describes no model.
     """
     model_cfg, preprocess = _find_config(config)
+    model_cfg = {**model_cfg, **replaced}
     model = build_open_clip(model_cfg, where=str(config), seed=seed)
     return assemble(model, _tokenizer_for(model_cfg, str(config)), model_cfg, preprocess, address=str(config))
 
@@ -140,7 +143,10 @@ def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> 
     kwargs = deepcopy(model_cfg)
     custom_text = kwargs.pop("custom_text", False)
     try:
-        if "multimodal_cfg" in kwargs:
+        model_class: Callable[..., ClipModel]
+        if "msclip" in kwargs:
+            model_class = build_msclip
+        elif "multimodal_cfg" in kwargs:
             model_class = open_clip.CoCa
         elif custom_text or "hf_model_name" in kwargs["text_cfg"]:
             model_class = open_clip.CustomTextCLIP
@@ -149,6 +155,8 @@ def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> 
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return model_class(**kwargs).eval()
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     except Exception as error:
         # What a bad config makes open_clip raise ranges from KeyError to ImportError.
         cause = f"{type(error).__name__}: {error}"

@@ -48,6 +48,9 @@ def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> Load
     _check(config, teacher)
     vision_cfg = _vision_cfg(config, teacher)
     model_cfg = {**teacher.model_cfg, "vision_cfg": vision_cfg}
+    if model_cfg.pop("msclip", None):
+        # Its text tower, apart from the images', is one of open_clip's.
+        model_cfg["custom_text"] = True
     model = build_open_clip(model_cfg, where=config.student, seed=seed)
     preprocess = teacher.preprocess_cfg
     if config.pretrained:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from beamclip.data.stream import Batch
+from beamclip.models.msclip import shared_parameters
 
 State = dict[str, Any]
 
@@ -39,6 +40,8 @@ class OptimConfig:
     """Peak learning rate of AdamW (arXiv 1711.05101), for the global batch as it stands."""
     weight_decay: float = 0.05
     """Decoupled weight decay; none on biases, norms, embeddings and scalars."""
+    shared_weight_decay: float = 0.2
+    """The same for the tensors that MS-CLIP's two towers share, which meet the loss from both sides."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises from 0 before its cosine fall to 0."""
     clip_norm: float = 1.0
@@ -84,17 +87,27 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
 
 
 def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW, fused where torch has it for the device; matrices decay, vectors and embeddings do not."""
+    """AdamW, fused where torch has it for the device; matrices decay, vectors and embeddings do not.
+
+    A tensor that several modules share is one parameter, in a group of its own kind.
+    """
+    shared = shared_parameters(method)
     embeddings = {id(m.weight) for m in method.modules() if isinstance(m, nn.Embedding)}
-    decayed, free = list[Tensor](), list[Tensor]()
+    decayed, tied, free = list[Tensor](), list[Tensor](), list[Tensor]()
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
         positional = name.endswith(("positional_embedding", "class_embedding", "pos_embed", "_token"))
         plain = parameter.ndim >= 2 and id(parameter) not in embeddings and not positional
-        (decayed if plain else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        decaying = tied if id(parameter) in shared else decayed
+        (decaying if plain else free).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": tied, "weight_decay": config.shared_weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    filled = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(filled, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -106,6 +119,14 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if native else None
     return torch.bfloat16 if precision == "bf16" else None
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A method in which something depends on the step."""
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """Called once a step, before its micro-batches; `step` counts from 0."""
 
 
 class Training:
@@ -171,6 +192,8 @@ class Training:
             group["lr"] = lr
         # Each step has its own numbers: after a restart, dropout drops what it would have dropped.
         torch.manual_seed(int(np.random.SeedSequence((*self.seed, self.step)).generate_state(1)[0]))
+        if isinstance(self.bare, Stepped):
+            self.bare.begin_step(self.step, self.total_steps)
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
             for name, value in self._accumulate(batch, len(batches), last=index == len(batches) - 1).items():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import beamclip
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip, load_clip, new_clip
 
@@ -253,6 +254,9 @@ def test_a_broken_config_is_named(tmp_path: Path, content: str, message: str) ->
         load_clip(str(tmp_path))
 
 
+CONFIGS = Path(beamclip.__file__).parent / "models" / "configs"
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [("nano-resnet10t", 32), ("tiny-resnet10t", 48), ("tiny-resnet18", 48), ("tiny-vit", 48)],
@@ -303,7 +307,8 @@ def test_an_unknown_config_name_is_answered_with_the_list() -> None:
     with pytest.raises(InputError) as error:
         new_clip("tiny-resnet", seed=0)
     assert "Did you mean tiny-resnet18, tiny-resnet10t," in str(error.value)
-    assert "nano-resnet10t, tiny-resnet10t, tiny-resnet18 or tiny-vit" in str(error.value)
+    listed = sorted(file.stem for file in CONFIGS.iterdir())
+    assert f"Give {', '.join(listed[:-1])} or {listed[-1]}, an open_clip model name" in str(error.value)
 
 
 def test_a_missing_config_file_is_named(tmp_path: Path) -> None:

@@ -145,14 +145,14 @@ def test_each_step_is_taken_with_its_learning_rate() -> None:
 
 
 def decayed_names(method: nn.Module) -> set[str]:
-    optimizer = build_optimizer(method, replace(FP32, weight_decay=0.2))
+    optimizer = build_optimizer(method, replace(FP32, weight_decay=0.1))
     names = {id(parameter): name for name, parameter in method.named_parameters()}
     groups = {
         group["weight_decay"]: {names.pop(id(p)) for p in group["params"]} for group in optimizer.param_groups
     }
-    assert set(groups) == {0.2, 0.0}
+    assert set(groups) == {0.1, 0.0}
     assert all(not method.get_parameter(name).requires_grad for name in names.values())
-    return groups[0.2]
+    return groups[0.1]
 
 
 def test_of_a_clip_only_matrices_and_convolutions_decay(tiny_config: Path) -> None:
@@ -162,6 +162,20 @@ def test_of_a_clip_only_matrices_and_convolutions_decay(tiny_config: Path) -> No
     want |= {f"clip.visual.transformer.resblocks.{i}.{name}" for i in range(2) for name in block}
     want |= {f"clip.transformer.resblocks.0.{name}" for name in block}
     assert decayed_names(method) == want
+
+
+def test_tensors_that_two_towers_share_decay_once_in_a_group_of_their_own() -> None:
+    model = new_clip("tiny-msclip-s", seed=0).model
+    optimizer = build_optimizer(model, replace(FP32, weight_decay=0.01, shared_weight_decay=0.3))
+    groups = {g["weight_decay"]: {id(p) for p in g["params"]} for g in optimizer.param_groups}
+    every = [id(p) for g in optimizer.param_groups for p in g["params"]]
+    assert len(every) == len(set(every)) == len(list(model.parameters()))
+    blocks = model.visual.transformer.resblocks
+    layers = [layer for block in blocks for layer in (block.attn, block.mlp)]
+    matrices = {id(p) for layer in layers for p in layer.parameters() if p.ndim == 2}
+    assert len(matrices) == 4 * len(blocks)
+    assert groups[0.3] == matrices
+    assert id(model.text.transformer.resblocks[0].attn.in_proj_weight) in groups[0.01]
 
 
 def test_of_a_resnet_student_no_norm_and_no_bias_decays(tiny_config: Path) -> None:

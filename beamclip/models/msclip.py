@@ -1,0 +1,273 @@
+"""MS-CLIP and MS-CLIP-S: one transformer for images and texts (https://arxiv.org/abs/2207.12661).
+
+MS-CLIP is an open_clip model of two transformers in which each pair of blocks has one attention and one
+feed-forward layer between them; embeddings, layer norms and projections stay each tower's own.
+
+MS-CLIP-S leaves the first block of each tower to itself, makes the image's a stem of convolutions, and feeds
+the features of a second, parallel stack of convolutions into the stream of image tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip import CustomTextCLIP
+from open_clip.transformer import LayerNorm, QuickGELU, Transformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from beamclip.errors import InputError
+
+STEM_REDUCTION = 16
+"""The first convolution of a stack has this part of the transformer's width; each of four more doubles it."""
+
+LATERAL_BLOCKS = (2, 4, 6, 8, 10)
+"""Blocks of a transformer of 12 before which the five stages of the parallel branch come in."""
+
+
+def build_msclip(
+    embed_dim: int, vision_cfg: dict[str, Any], text_cfg: dict[str, Any], msclip: dict[str, Any], **rest: Any
+) -> CustomTextCLIP:
+    """The model of a config whose key "msclip" holds {specialised: bool, lateral_blocks: [int, ...]}.
+
+    Args:
+        embed_dim, vision_cfg, text_cfg, rest: as open_clip's CustomTextCLIP takes them.
+        msclip: specialised makes it MS-CLIP-S; lateral_blocks are the blocks before which the stages of the
+            parallel branch come in, by default those of a transformer of 12.
+
+    Raises:
+        InputError: the towers differ in width, heads or layers, or the patch cannot be reached by halving.
+    """
+    _check_towers(vision_cfg, text_cfg, msclip)
+    model = CustomTextCLIP(embed_dim, vision_cfg, text_cfg, **rest)
+    first_shared = 0
+    if msclip.get("specialised", False):
+        first_shared = 1
+        model.visual = SpecialisedVision(
+            image_size=vision_cfg["image_size"],
+            patch_size=vision_cfg["patch_size"],
+            width=vision_cfg["width"],
+            layers=vision_cfg["layers"],
+            heads=text_cfg["heads"],
+            embed_dim=embed_dim,
+            lateral_blocks=msclip.get("lateral_blocks", LATERAL_BLOCKS),
+            quick_gelu=rest.get("quick_gelu", False),
+        )
+    of_text = list(model.text.transformer.resblocks)[first_shared:]
+    for image_block, text_block in zip(model.visual.transformer.resblocks, of_text, strict=True):
+        # The text's, since open_clip draws its weights as CLIP does and leaves the image's to torch.
+        image_block.attn, image_block.mlp = text_block.attn, text_block.mlp
+    return model
+
+
+def shared_parameters(module: nn.Module) -> set[int]:
+    """Identities of the parameters that two or more submodules hold."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for _, parameter in module.named_parameters(remove_duplicate=False):
+        (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
+
+
+def _check_towers(vision_cfg: dict[str, Any], text_cfg: dict[str, Any], msclip: dict[str, Any]) -> None:
+    for name in ("width", "layers"):
+        if vision_cfg.get(name) != text_cfg.get(name):
+            raise InputError(
+                f"msclip: vision_cfg.{name} is {vision_cfg.get(name)}, text_cfg.{name} is "
+                f"{text_cfg.get(name)}. One transformer serves both towers: give them the same."
+            )
+    heads = vision_cfg["width"] // vision_cfg.get("head_width", 64)
+    if heads != text_cfg["heads"]:
+        raise InputError(
+            f"msclip: vision_cfg makes {heads} heads (width / head_width), text_cfg has {text_cfg['heads']}. "
+            "One transformer serves both towers: give them the same."
+        )
+    unknown = sorted(set(msclip) - {"specialised", "lateral_blocks"})
+    if unknown:
+        raise InputError(f"msclip: unknown {', '.join(unknown)}. It takes specialised and lateral_blocks.")
+    if not msclip.get("specialised", False):
+        return
+    patch, size = vision_cfg["patch_size"], vision_cfg["image_size"]
+    if patch not in (2, 4, 8, 16, 32) or size % patch:
+        raise InputError(
+            f"msclip: image_size {size} with patch_size {patch}. The stem halves the image up to five times: "
+            "give a patch_size of 2, 4, 8, 16 or 32 that divides the image_size."
+        )
+    if vision_cfg["width"] % STEM_REDUCTION:
+        raise InputError(f"msclip: width {vision_cfg['width']} is no multiple of {STEM_REDUCTION}.")
+    blocks = list(msclip.get("lateral_blocks", LATERAL_BLOCKS))
+    if (
+        blocks != sorted(set(blocks))
+        or len(blocks) > 5
+        or not all(0 < b < vision_cfg["layers"] for b in blocks)
+    ):
+        raise InputError(
+            f"msclip: lateral_blocks {blocks}. Give up to five, rising, from 1 to {vision_cfg['layers'] - 1}."
+        )
+
+
+class SpecialisedVision(nn.Module):
+    """The image tower of MS-CLIP-S: stem, transformer without its first block, parallel branch."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        embed_dim: int,
+        lateral_blocks: Sequence[int],
+        quick_gelu: bool,
+    ) -> None:
+        """Args:
+        layers: of the transformer, the one that the stem stands for included.
+        """
+        super().__init__()
+        self.image_size = (image_size, image_size)
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (image_size // patch_size,) * 2
+        self.output_dim = embed_dim
+        self.lateral_blocks = tuple(lateral_blocks)
+        self.grad_checkpointing = False
+        strides = _strides(patch_size)
+        widths = [width // STEM_REDUCTION * 2**stage for stage in range(5)]
+        self.stem = nn.Sequential(
+            _entrance(widths[0], strides[0]),
+            *(
+                _StemBlock(before, after, stride)
+                for before, after, stride in zip(widths, widths[1:], strides[1:], strict=False)
+            ),
+            nn.Conv2d(width, width, 1, bias=False),
+        )
+        used = len(self.lateral_blocks)
+        stages = [_entrance(widths[0], strides[0])]
+        for before, after, stride in zip(widths, widths[1:], strides[1:], strict=False):
+            stages.append(_Bottleneck(before, after, stride))
+        self.branch = nn.ModuleList(stages[:used])
+        self.adapters = nn.ModuleList(
+            _Adapter(widths[stage], width, patch_size // math.prod(strides[: stage + 1]))
+            for stage in range(used)
+        )
+        scale = width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        tokens = self.grid_size[0] * self.grid_size[1] + 1
+        self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(
+            width, layers - 1, heads, act_layer=QuickGELU if quick_gelu else nn.GELU, norm_layer=LayerNorm
+        )
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+
+    def set_grad_checkpointing(self, enable: bool = True, impl: str = "inline") -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W], normalised; sides are multiples of the patch size -> embeddings [B, embed_dim]."""
+        patches = self.stem(images)
+        grid = (patches.shape[2], patches.shape[3])
+        first = self.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
+        tokens = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens = self.ln_pre(tokens + self._positions(grid).to(tokens.dtype))
+        stage, features = 0, images
+        for index, block in enumerate(self.transformer.resblocks, start=1):
+            if index in self.lateral_blocks:
+                features = self.branch[stage](features)
+                tokens = self.adapters[stage](tokens, features, grid)
+                stage += 1
+            run = partial(checkpoint, block, use_reentrant=False) if self._recomputing else block
+            tokens = run(tokens)
+        return self.ln_post(tokens[:, 0]) @ self.proj
+
+    @property
+    def _recomputing(self) -> bool:
+        return self.grad_checkpointing and self.training and torch.is_grad_enabled()
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Of the class token and a grid; another grid than the trained one is interpolated."""
+        if grid == self.grid_size:
+            return self.positional_embedding
+        first, rest = self.positional_embedding[:1], self.positional_embedding[1:]
+        planes = rest.T.reshape(1, -1, *self.grid_size)
+        resized = F.interpolate(planes, size=grid, mode="bicubic", antialias=True, align_corners=False)
+        return torch.cat([first, resized.flatten(2)[0].T])
+
+
+class _StemBlock(nn.Module):
+    """ReLU(BN(conv3x3) + BN(conv1x1))."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.main = _conv_norm(before, after, 3, stride)
+        self.shortcut = _conv_norm(before, after, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, before, H, W] -> [B, after, H / stride, W / stride]."""
+        return F.relu(self.main(x) + self.shortcut(x))
+
+
+class _Bottleneck(nn.Module):
+    """A residual bottleneck whose middle has half the width of its output."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        middle = after // 2
+        self.main = nn.Sequential(
+            _conv_norm(before, middle, 1, 1),
+            nn.ReLU(),
+            _conv_norm(middle, middle, 3, stride),
+            nn.ReLU(),
+            _conv_norm(middle, after, 1, 1),
+        )
+        self.shortcut = _conv_norm(before, after, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, before, H, W] -> [B, after, H / stride, W / stride]."""
+        return F.relu(self.main(x) + self.shortcut(x))
+
+
+class _Adapter(nn.Module):
+    """Brings a stage of the parallel branch into the stream of tokens, which it replaces."""
+
+    def __init__(self, channels: int, width: int, reduction: int) -> None:
+        """Args:
+        reduction: sides of the stage's features over sides of the grid of tokens.
+        """
+        super().__init__()
+        self.lateral = nn.Sequential(
+            nn.Conv2d(channels, channels, reduction, stride=reduction, groups=channels, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, width, 1, bias=False),
+        )
+        self.local = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.BatchNorm2d(width)
+        )
+        self.norm = LayerNorm(width)
+
+    def forward(self, tokens: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """tokens [B, 1 + h * w, width], features [B, channels, h * reduction, w * reduction] -> tokens."""
+        patches = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+        merged = self.local(patches) + self.lateral(features)
+        return self.norm(torch.cat([tokens[:, :1], merged.flatten(2).transpose(1, 2)], dim=1))
+
+
+def _strides(patch_size: int) -> list[int]:
+    """Of the five convolutions of a stack: halved until the patch is reached, then kept."""
+    halvings = int(math.log2(patch_size))
+    return [2] * halvings + [1] * (5 - halvings)
+
+
+def _entrance(width: int, stride: int) -> nn.Module:
+    return nn.Sequential(_conv_norm(3, width, 3, stride), nn.ReLU())
+
+
+def _conv_norm(before: int, after: int, kernel: int, stride: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(after)
+    )
