@@ -21,6 +21,7 @@ from beamclip.data.transforms import AugmentConfig
 from beamclip.errors import InputError
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
+from beamclip.losses.psd import PsdConfig
 from beamclip.models.config import StudentConfig
 from beamclip.prompts.anchors import PromptConfig
 from beamclip.tracking import TrackingConfig
@@ -89,8 +90,9 @@ class PretrainConfig:
     """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
     model: str = "tiny-resnet18"
     """A named configuration, a name of open_clip, or a JSON file of open_clip's form."""
-    objective: Literal["clip"] = "clip"
-    """Loss of the image-text pairs: clip is InfoNCE over the global batch."""
+    objective: Literal["clip", "siglip", "psd"] = "clip"
+    """Loss of the image-text pairs over the global batch: InfoNCE, SigLIP's pairwise sigmoid, or progressive
+    self-distillation, which the psd options are for."""
     classes: Path | None = None
     """Class list (text, YAML or JSON) of the data that the model is scored on."""
     out: Path | None = None
@@ -101,6 +103,7 @@ class PretrainConfig:
     """Run to go on with, under the options it was started with."""
     seed: int = 0
     """Decides initial weights, order, crops and augmentation."""
+    psd: PsdConfig = field(default_factory=PsdConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)

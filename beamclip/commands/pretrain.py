@@ -1,5 +1,6 @@
 """Train an image and a text tower from captioned images: a teacher, if none is at hand."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,16 @@ from beamclip.data.shards import Columns, Shard, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
+from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder
 from beamclip.training.checkpoint import State
 from beamclip.training.worker import Plan
+
+_START = {"siglip": {"init_logit_scale": math.log(INITIAL_SCALE), "init_logit_bias": INITIAL_BIAS}}
+"""What an objective asks of the model's config."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def load_inputs(config: PretrainConfig) -> Inputs:
     classes = load_classes(config.classes) if config.classes else []
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data)
-    clip = new_clip(config.model, config.seed)
+    clip = new_clip(config.model, config.seed, **_START.get(config.objective, {}))
     stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
     return Inputs(shards, clip, classes)
 
@@ -103,7 +108,9 @@ def pretrain(config: PretrainConfig) -> Summary:
 
 def _plan(config: PretrainConfig, inputs: Inputs) -> Plan:
     return Plan(
-        build_method=PretrainingBuilder(ray.put(inputs.clip), config.augmentation),
+        build_method=PretrainingBuilder(
+            ray.put(inputs.clip), config.augmentation, config.objective, config.psd, config.seed
+        ),
         shards=inputs.shards,
         columns=Columns(caption=True),
         image_size=inputs.clip.image_size,
@@ -121,7 +128,8 @@ def _plan(config: PretrainConfig, inputs: Inputs) -> Plan:
 def restore_clip(clip: LoadedClip, state: State) -> LoadedClip:
     """The trained model, under a new fingerprint: anchors of another state must not be taken for its."""
     weights = trained_weights(state)
-    clip.model.load_state_dict({key.removeprefix("clip."): value for key, value in weights.items()})
+    own = {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
+    clip.model.load_state_dict(own)
     clip.model.eval()
     return assemble(clip.model, clip.tokenizer, clip.model_cfg, clip.preprocess_cfg, address=clip.address)
 

@@ -39,7 +39,7 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
         )
     dtype = torch.promote_types(image.dtype, torch.float32)
     image, text = image.to(dtype), text.to(dtype)
-    labels = _rank() * len(image) + torch.arange(len(image), device=image.device)
+    labels = own_rows(len(image), image.device)
     with torch.autocast(image.device.type, enabled=False):
         image_to_text = logit_scale * image @ gather_with_grad(text).T
         text_to_image = logit_scale * text @ gather_with_grad(image).T
@@ -59,12 +59,23 @@ def gather_with_grad(x: Tensor) -> Tensor:
     return gathered
 
 
+def gather_values(x: Tensor) -> Tensor:
+    """Values of all ranks in rank order, [world_size * B]; no gradient passes. A collective, as above."""
+    if _world_size() == 1:
+        return x.detach()
+    gathered = x.new_empty(_world_size() * len(x))
+    dist.all_gather(list(gathered.chunk(_world_size())), x.detach().contiguous())
+    return gathered
+
+
+def own_rows(count: int, device: torch.device) -> Tensor:
+    """int64 [count]: where this rank's rows lie in the global batch."""
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return rank * count + torch.arange(count, device=device)
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 class _AllGather(torch.autograd.Function):

@@ -14,6 +14,7 @@ from torch import nn
 from beamclip.data.transforms import AugmentConfig
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
+from beamclip.losses.psd import PsdConfig
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,18 @@ class PretrainingBuilder:
     clip: Any
     """Reference to a LoadedClip, freshly made."""
     augmentation: AugmentConfig
+    objective: Literal["clip", "siglip", "psd"]
+    psd: PsdConfig
+    seed: int
 
     def __call__(self, device: torch.device) -> nn.Module:
         """The method, on the CPU."""
         from beamclip.training.method import ImageTextPretraining
 
-        return ImageTextPretraining(ray.get(self.clip), augmentation=self.augmentation)
+        return ImageTextPretraining(
+            ray.get(self.clip),
+            augmentation=self.augmentation,
+            objective=self.objective,
+            psd=self.psd,
+            seed=self.seed,
+        )

@@ -1,26 +1,35 @@
 """The methods: modules that turn a batch into (loss, metrics).
 
-A method registers only what it trains, so that its state dict, which every checkpoint holds, has no
-teacher in it.
+A method registers what it trains, and the moving average of it that it may learn from, so that its state
+dict, which every checkpoint holds, has no other teacher in it.
 """
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from beamclip.data.stream import Batch
 from beamclip.data.transforms import AugmentConfig, augment
 from beamclip.losses.contrastive import clip_loss
 from beamclip.losses.csm import CsmConfig, csm_loss
 from beamclip.losses.feature import FeatureConfig, feature_loss
+from beamclip.losses.psd import PsdConfig, psd_loss, psd_share
+from beamclip.losses.sigmoid import sigmoid_loss
 from beamclip.models.clip import LoadedClip, normalise_pixels
 from beamclip.prompts.anchors import Anchors
 
 Metrics = dict[str, Tensor]
 MAX_LOGIT_SCALE = 100.0
+
+Objective = Literal["clip", "siglip", "psd"]
+"""Losses of image-text pairs: InfoNCE (arXiv 2103.00020), pairwise sigmoid (2303.15343), progressive
+self-distillation (2204.04588)."""
 
 
 class Distillation(nn.Module):
@@ -78,23 +87,89 @@ class Distillation(nn.Module):
 
 
 class ImageTextPretraining(nn.Module):
-    """Contrastive training of an image and a text tower from captions (CLIP, arXiv 2103.00020)."""
+    """Contrastive training of an image and a text tower from captions."""
 
-    def __init__(self, clip: LoadedClip, *, augmentation: AugmentConfig) -> None:
+    def __init__(
+        self,
+        clip: LoadedClip,
+        *,
+        augmentation: AugmentConfig,
+        objective: Objective = "clip",
+        psd: PsdConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        clip: for objective siglip, of a config with an init_logit_bias.
+        psd: for objective psd; None takes the defaults.
+        seed: decides, with the step, which rows are self-distilled.
+        """
         super().__init__()
         self.clip = clip.model
         self.preprocessing = clip.preprocessing
         self.tokenizer = clip.tokenizer
         self.augmentation = augmentation
+        self.objective = objective
+        self.psd = psd or PsdConfig()
+        self.seed = seed
+        self.step, self.share = 0, 0.0
+        self.average: AveragedModel | None = None
+        if objective == "psd" and self.psd.psd_target == "ema":
+            average_fn = get_ema_multi_avg_fn(self.psd.psd_ema_decay)
+            self.average = AveragedModel(self.clip, multi_avg_fn=average_fn, use_buffers=True)
+            self.average.requires_grad_(False)
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """Bring what depends on the step up to date: the self-distilled share, and the moving average."""
+        self.step = step
+        self.share = psd_share(step / total_steps, self.psd)
+        if self.average is not None:
+            self.average.update_parameters(self.clip)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The loss over the global batch, as seen from this rank's rows, and its scale."""
+        """The loss over the global batch, as seen from this rank's rows, its scale and its parts."""
         with torch.no_grad():
             self.clip.logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
-        pixels = augment(batch.pixels, batch.draws, self.augmentation)
-        image = self.clip.encode_image(normalise_pixels(pixels, self.preprocessing))
-        text = self.clip.encode_text(self.tokenizer(batch.captions).to(pixels.device))
-        image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+        pixels = normalise_pixels(augment(batch.pixels, batch.draws, self.augmentation), self.preprocessing)
+        tokens = self.tokenizer(batch.captions).to(pixels.device)
+        image, text = _embed(self.clip, pixels, tokens)
         scale = self.clip.logit_scale.exp()
-        loss = clip_loss(image, text, scale)
-        return loss, {"loss/clip": loss.detach(), "logit_scale": scale.detach()}
+        parts: Metrics = {}
+        if self.objective == "clip":
+            loss = clip_loss(image, text, scale)
+        elif self.objective == "siglip":
+            loss = sigmoid_loss(image, text, scale, self.clip.logit_bias)
+            parts["logit_bias"] = self.clip.logit_bias.detach()
+        else:
+            loss, parts = self._self_distilled(image, text, scale, pixels, tokens)
+        return loss, {f"loss/{self.objective}": loss.detach(), "logit_scale": scale.detach(), **parts}
+
+    def _self_distilled(
+        self, image: Tensor, text: Tensor, scale: Tensor, pixels: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        teacher = None
+        if self.average is not None:
+            self.average.eval()
+            with torch.no_grad():
+                teacher = _embed(self.average.module, pixels, tokens)
+        return psd_loss(
+            image,
+            text,
+            scale,
+            share=self.share,
+            config=self.psd,
+            caption_ids=_caption_ids(tokens),
+            row_seed=int(np.random.SeedSequence((self.seed, self.step)).generate_state(1)[0]),
+            teacher=teacher,
+        )
+
+
+def _embed(clip: nn.Module, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    image, text = clip.encode_image(pixels), clip.encode_text(tokens)  # type: ignore[operator]
+    return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+
+
+def _caption_ids(tokens: Tensor) -> Tensor:
+    """int64 [B], equal for equal captions on every rank: a sum that wraps around, of odd random multiples."""
+    generator = torch.Generator().manual_seed(0)
+    factors = 2 * torch.randint(2**62, (tokens.shape[1],), generator=generator) + 1
+    return (tokens.long() * factors.to(tokens.device)).sum(dim=1)

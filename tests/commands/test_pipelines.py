@@ -21,10 +21,12 @@ from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.evaluate import evaluate
 from beamclip.commands.ingest import ingest_urls
-from beamclip.config import DistillConfig, EvaluateConfig, ScoringConfig, read_config
+from beamclip.commands.pretrain import pretrain
+from beamclip.config import DistillConfig, EvaluateConfig, PretrainConfig, ScoringConfig, read_config
 from beamclip.data.ingest import IngestConfig
 from beamclip.data.shards import list_shards
 from beamclip.data.stream import StreamConfig
+from beamclip.losses.psd import PsdConfig
 from beamclip.models.clip import load_clip
 from beamclip.models.config import StudentConfig
 from beamclip.summary import read_summary
@@ -149,6 +151,29 @@ def test_captions_of_the_shards_serve_as_anchors(teacher, corpus, workspace):
     summary = distill(replace(config, scoring=ScoringConfig(), optim=OptimConfig(steps=2)))
     assert summary.stages["anchors"] == 40
     assert summary.metrics["loss/csm"] > 0
+
+
+def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_model(
+    ray_cluster, corpus, model_file, workspace
+):
+    out = workspace / "psd"
+    config = PretrainConfig(
+        data=str(corpus.train),
+        model=str(model_file),
+        objective="psd",
+        psd=PsdConfig(psd_target="ema", psd_warmup=0.0),
+        out=out,
+        stream=StreamConfig(batch_size=32),
+        optim=OptimConfig(steps=8),
+        cadence=CadenceConfig(log_every=4),
+        workers=WorkersConfig(max_failures=0),
+    )
+    summary = pretrain(config)
+    run = MlflowClient(f"sqlite:///{workspace}/mlflow.db").get_run(summary.mlflow_run_id)
+    assert 0 < run.data.metrics["psd/share"] < 0.5
+    assert run.data.metrics["psd/entropy"] > 0
+    assert run.data.params["psd_target"] == "ema"
+    assert not any("average" in name for name in load_clip(str(out)).model.state_dict())
 
 
 def test_damaged_shards_are_counted_exactly_and_training_ends(teacher, corpus, workspace):

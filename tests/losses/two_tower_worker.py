@@ -1,11 +1,14 @@
-"""One worker of a data-parallel step on a tiny two-tower model; run as a program by test_contrastive.py.
+"""One worker of data-parallel steps on a tiny two-tower model; run as a program by test_data_parallel.py.
 
     python two_tower_worker.py RANK WORLD_SIZE FOLDER
 
-Workers meet over a file in FOLDER. Rank 0 leaves its gradients in FOLDER/gradients.pt, each rank its loss.
+Workers meet over a file in FOLDER and take one step from the same weights for each loss. Rank 0 leaves the
+gradients in FOLDER/LOSS.gradients.pt, each rank its value in FOLDER/LOSS.RANK.pt.
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beamclip.losses.contrastive import clip_loss
+from beamclip.losses.psd import PsdConfig, psd_loss
+from beamclip.losses.sigmoid import sigmoid_loss
 
 BATCH = 8
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class TwoTowers(nn.Module):
@@ -28,6 +34,22 @@ class TwoTowers(nn.Module):
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         image, text = F.normalize(self.image(pixels), dim=1), F.normalize(self.text(tokens), dim=1)
         return image, text, self.log_scale.exp()
+
+
+def psd(config: PsdConfig, image: Tensor, text: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
+    # Rows 1 and 6, on different workers, have one caption.
+    ids = torch.where(rows == 6, 1, rows)
+    return psd_loss(image, text, scale, share=0.5, config=config, caption_ids=ids, row_seed=0)[0]
+
+
+LOSSES: dict[str, Loss] = {
+    "clip": lambda image, text, scale, rows: clip_loss(image, text, scale),
+    "sigmoid": lambda image, text, scale, rows: sigmoid_loss(image, text, scale, torch.tensor(-5.0)),
+    "psd-swap": partial(psd, PsdConfig()),
+    "psd-self": partial(psd, PsdConfig(psd_target="self", psd_sharpness=2.0)),
+    "psd-sinkhorn": partial(psd, PsdConfig(psd_target="sinkhorn", psd_select="low_confidence")),
+}
+"""Of image and text embeddings, the scale, and the rows' places in the global batch."""
 
 
 def seeded_towers() -> TwoTowers:
@@ -43,13 +65,15 @@ def global_batch() -> tuple[Tensor, Tensor]:
 def main(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
-    towers = nn.parallel.DistributedDataParallel(seeded_towers())
-    pixels, tokens = (x.chunk(world_size)[rank] for x in global_batch())
-    loss = clip_loss(*towers(pixels, tokens))
-    loss.backward()
-    torch.save(loss.detach(), folder / f"loss-{rank}.pt")
-    if rank == 0:
-        torch.save({name: p.grad for name, p in towers.module.named_parameters()}, folder / "gradients.pt")
+    pixels, tokens, rows = (x.chunk(world_size)[rank] for x in (*global_batch(), torch.arange(BATCH)))
+    for name, loss_of in LOSSES.items():
+        towers = nn.parallel.DistributedDataParallel(seeded_towers())
+        loss = loss_of(*towers(pixels, tokens), rows)
+        loss.backward()
+        torch.save(loss.detach(), folder / f"{name}.{rank}.pt")
+        if rank == 0:
+            gradients = {key: p.grad for key, p in towers.module.named_parameters()}
+            torch.save(gradients, folder / f"{name}.gradients.pt")
     dist.destroy_process_group()
 
 

@@ -6,6 +6,7 @@ Workers meet over a file in FOLDER. Rank 0 leaves there the gradients that its o
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from beamclip.data.stream import Batch, Position
 from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
+from beamclip.losses.psd import PsdConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
@@ -47,7 +49,24 @@ def pretraining(config: str) -> ImageTextPretraining:
     return ImageTextPretraining(new_clip(config, seed=1), augmentation=MILD)
 
 
-METHODS = {"distillation": distillation, "pretraining": pretraining}
+def sigmoid_pretraining(config: str) -> ImageTextPretraining:
+    """The same under SigLIP's loss."""
+    clip = new_clip(config, seed=1, init_logit_scale=2.3, init_logit_bias=-10.0)
+    return ImageTextPretraining(clip, augmentation=MILD, objective="siglip")
+
+
+def self_distillation(target: str, config: str) -> ImageTextPretraining:
+    """The same, half of each batch under soft targets from the first step on."""
+    psd = PsdConfig(psd_target=target, psd_warmup=0.0, psd_schedule="constant", psd_sharpness=2.0)
+    return ImageTextPretraining(new_clip(config, seed=1), augmentation=MILD, objective="psd", psd=psd)
+
+
+METHODS = {
+    "distillation": distillation,
+    "pretraining": pretraining,
+    "siglip": sigmoid_pretraining,
+    **{f"psd {target}": partial(self_distillation, target) for target in ("swap", "ema")},
+}
 
 
 def batch_of(start: int, stop: int) -> Batch:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
 import beamclip
@@ -21,6 +21,7 @@ from beamclip.data.stream import Batch, Position
 from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig, augment
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
+from beamclip.losses.psd import PsdConfig
 from beamclip.models.clip import LoadedClip, new_clip, normalise_pixels
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
@@ -154,6 +155,63 @@ def test_pretraining_has_the_loss_of_open_clip(tiny_config: Path) -> None:
     torch.testing.assert_close(metrics, {"loss/clip": loss.detach(), "logit_scale": scale.detach()})
 
 
+def self_distilling(config: Path, **options: Any) -> ImageTextPretraining:
+    psd = PsdConfig(psd_warmup=0.5, psd_schedule="linear", **options)
+    return ImageTextPretraining(
+        new_clip(config, seed=1), augmentation=PLAIN, objective="psd", psd=psd, seed=5
+    )
+
+
+def test_the_self_distilled_share_grows_with_the_steps(tiny_config: Path) -> None:
+    method = self_distilling(tiny_config, psd_end=1.0)
+    shares, losses = [], []
+    for step in (0, 4, 5, 6, 8):
+        method.begin_step(step, 10)
+        loss, metrics = method(photos(10))
+        shares.append(metrics["psd/share"].item())
+        losses.append(loss.item())
+    assert shares == pytest.approx([0.0, 0.0, 0.0, 0.2, 0.6])
+    assert losses[0] == losses[1] == losses[2] > losses[3] > losses[4]
+
+
+def test_each_step_draws_other_rows_and_the_same_step_the_same(tiny_config: Path) -> None:
+    method = self_distilling(tiny_config, psd_start=0.5)
+
+    def loss_at(step: int) -> float:
+        method.begin_step(step, 1000)
+        return float(method(photos(10))[0].item())
+
+    assert loss_at(500) == loss_at(500)
+    assert len({loss_at(step) for step in range(500, 504)}) > 1
+
+
+def test_the_moving_average_follows_the_model_and_is_not_trained(tiny_config: Path) -> None:
+    method = self_distilling(tiny_config, psd_target="ema", psd_ema_decay=0.9)
+    training = Training(method, OptimConfig(lr=1e-2), total_steps=4, device=torch.device("cpu"), seed=0)
+    weights = method.clip.visual.conv1.weight
+    want = weights.detach().clone()
+    for _ in range(4):
+        want = 0.9 * want + 0.1 * weights.detach()
+        training.advance([photos(8)])
+    kept = method.state_dict()["average.module.visual.conv1.weight"]
+    torch.testing.assert_close(kept, want)
+    assert not torch.allclose(kept, weights, atol=1e-4)
+
+
+def test_siglip_is_the_loss_of_open_clip_on_the_embeddings_of_both_towers(tiny_config: Path) -> None:
+    clip = new_clip(tiny_config, seed=1, init_logit_scale=2.0, init_logit_bias=-10.0)
+    batch = photos(5)
+    loss, metrics = ImageTextPretraining(clip, augmentation=PLAIN, objective="siglip")(batch)
+    pixels = normalise_pixels(batch.pixels, clip.preprocessing)
+    image, text = (
+        clip.model.encode_image(pixels, True),
+        clip.model.encode_text(clip.tokenizer(batch.captions), True),
+    )
+    want = SigLipLoss()(image, text, torch.tensor(2.0).exp(), torch.tensor(-10.0))
+    torch.testing.assert_close(loss, want)
+    assert metrics["logit_bias"].item() == -10.0
+
+
 @pytest.mark.parametrize(("logarithm", "scale"), [(9.0, 100.0), (-1.0, 1.0), (2.0, math.exp(2.0))])
 def test_pretraining_keeps_its_scale_between_1_and_100(
     tiny_config: Path, logarithm: float, scale: float
@@ -200,6 +258,9 @@ def step_on_the_whole_batch(name: str, config: Path) -> dict[str, Tensor]:
     [
         ("distillation", "distillation"),
         ("pretraining", "pretraining"),
+        ("siglip", "siglip"),
+        ("psd swap", "psd swap"),
+        ("psd ema", "psd ema"),
         ("accumulated distillation", "distillation"),
     ],
 )

@@ -1,0 +1,218 @@
+"""Progressive self-distillation of image-text pairs (https://arxiv.org/abs/2204.04588).
+
+Captions from the web fit several images, and some fit none. A growing share of each global batch therefore
+learns from soft targets that the model itself produces, the rest from the pairs as they came.
+
+The gradient of a cross-entropy is p - q: a target made by the same network, from the same similarities, in
+the same direction and at the same temperature equals p and teaches nothing. Each kind of target differs in
+one of these (`PsdConfig.psd_target`).
+
+Every rank holds its rows of the [N, N] similarities and no more: what a target needs of the other rows is one
+number a column, which a gather of N numbers brings.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from beamclip.errors import InputError
+from beamclip.losses.contrastive import gather_values, gather_with_grad, own_rows
+
+SINKHORN_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class PsdConfig:
+    """What the self-distilled rows of a batch learn from, and how their share grows."""
+
+    psd_target: Literal["swap", "self", "sinkhorn", "ema"] = "swap"
+    """swap: the other direction's softmax, transposed. self: the same direction, sharpened. sinkhorn: the
+    balanced plan of both. ema: the similarities of a moving average of the model."""
+    psd_sharpness: float = 1.0
+    """Factor of the similarities that targets are made from, > 0; above 1 is sharper."""
+    psd_identity: float = 0.1
+    """Least weight of the pair itself in a target, 0..1."""
+    psd_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the self-distilled share goes from its start to its end."""
+    psd_start: float = 0.0
+    """Share of a batch that is self-distilled after the warm-up, 0..1."""
+    psd_end: float = 0.5
+    """Share at the last step, 0..1; with a constant schedule, from the warm-up on."""
+    psd_warmup: float = 0.1
+    """Share of the steps before the schedule begins, in which nothing is self-distilled, 0..1."""
+    psd_select: Literal["random", "low_confidence"] = "random"
+    """Which rows: drawn anew each step, or those that the model is least sure of."""
+    psd_ema_decay: float = 0.995
+    """What the moving average of target ema keeps of itself at each step, 0..1."""
+
+    def __post_init__(self) -> None:
+        if not self.psd_sharpness > 0:
+            raise InputError(f"psd_sharpness is {self.psd_sharpness}: give a factor above 0.")
+        for name in ("psd_identity", "psd_start", "psd_end", "psd_warmup", "psd_ema_decay"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"{name} is {getattr(self, name)}: give a share from 0 to 1.")
+
+
+def psd_share(progress: float, config: PsdConfig) -> float:
+    """The self-distilled share of the batch when `progress` (0..1) of all steps are done."""
+    if progress < config.psd_warmup:
+        return 0.0
+    if config.psd_schedule == "constant":
+        return config.psd_end
+    done = (progress - config.psd_warmup) / max(1.0 - config.psd_warmup, 1e-12)
+    if config.psd_schedule == "cosine":
+        done = (1.0 - math.cos(math.pi * done)) / 2.0
+    return config.psd_start + (config.psd_end - config.psd_start) * done
+
+
+def psd_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    *,
+    share: float,
+    config: PsdConfig,
+    caption_ids: Tensor,
+    row_seed: int,
+    teacher: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Contrastive loss in which a share of the global batch learns from the model's own soft alignments.
+
+    With N rows in the global batch, L = logit_scale * image @ text.T and U the self-distilled rows, the
+    target of row i is one-hot outside U and (1 - m) q_i + m identity_i inside, m the identity floor; q takes
+    no gradient. Captions that are equal share a target's mass evenly, outside U too. Computed in float32
+    whatever autocast says; memory beyond clip_loss is a few [B, N].
+
+    Args:
+        image: [B, D] image embeddings of this rank, unit length.
+        text: [B, D] embeddings of their captions, in the same order, unit length.
+        logit_scale: scalar factor of the similarities itself, not its logarithm.
+        share: of the rows to self-distil, 0..1; round(share * N) of the global batch.
+        caption_ids: int64 [B], equal for equal captions.
+        row_seed: decides which rows are drawn; the same on every rank, another each step.
+        teacher: image and text embeddings [B, D] of the moving average, for target ema alone.
+
+    Returns:
+        Scalar, nats, mean over this rank's rows and both directions, which with share 0 and captions that all
+        differ equals clip_loss; and metrics: psd/share, psd/entropy (nats, mean over the targets of U) and
+        psd/agreement (how often such a target's largest entry is the pair itself; 0 where U is empty).
+
+    Raises:
+        ValueError: shapes that do not fit, a share outside 0..1, or no teacher for target ema.
+    """
+    _check(image, text, caption_ids, share, config, teacher)
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    image, text = image.to(dtype), text.to(dtype)
+    with torch.autocast(image.device.type, enabled=False):
+        scale = logit_scale.to(dtype)
+        image_logits = scale * image @ gather_with_grad(text).T
+        text_logits = scale * text @ gather_with_grad(image).T
+        with torch.no_grad():
+            identity = _identity(caption_ids, dtype)
+            soft = _soft_targets(image_logits.detach(), text_logits.detach(), scale.detach(), config, teacher)
+            chosen = _chosen_rows(image_logits.detach(), text_logits.detach(), share, config, row_seed)
+            targets = [_mixed(q, identity, chosen, config.psd_identity) for q in soft]
+            metrics = _metrics(targets, chosen, share)
+        loss = (F.cross_entropy(image_logits, targets[0]) + F.cross_entropy(text_logits, targets[1])) / 2
+    return loss, metrics
+
+
+def _check(
+    image: Tensor,
+    text: Tensor,
+    caption_ids: Tensor,
+    share: float,
+    config: PsdConfig,
+    teacher: tuple[Tensor, Tensor] | None,
+) -> None:
+    if image.ndim != 2 or image.shape != text.shape or caption_ids.shape != image.shape[:1]:
+        raise ValueError(
+            f"image is {list(image.shape)}, text is {list(text.shape)}, caption_ids are "
+            f"{list(caption_ids.shape)}: they must be [B, D], the same [B, D] and [B]."
+        )
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share is {share}; it must be from 0 to 1.")
+    if (config.psd_target == "ema") != (teacher is not None):
+        raise ValueError("target ema, and no other, takes the embeddings of a moving average as teacher.")
+
+
+def _identity(caption_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, N]: each row's mass on the captions that equal its own; rows sum to 1."""
+    same = caption_ids[:, None] == gather_values(caption_ids)[None, :]
+    return same.to(dtype) / same.sum(dim=1, keepdim=True)
+
+
+def _soft_targets(
+    image_logits: Tensor,
+    text_logits: Tensor,
+    scale: Tensor,
+    config: PsdConfig,
+    teacher: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """The model's own alignments [B, N] of images with texts and of texts with images; rows sum to 1."""
+    if teacher is not None:
+        image, text = (part.to(image_logits.dtype) for part in teacher)
+        image_logits = scale * image @ gather_with_grad(text).T
+        text_logits = scale * text @ gather_with_grad(image).T
+    image_logits, text_logits = (config.psd_sharpness * part for part in (image_logits, text_logits))
+    if config.psd_target in ("self", "ema"):
+        return image_logits.softmax(dim=1), text_logits.softmax(dim=1)
+    # Half a round of Sinkhorn's algorithm, which makes each column sum to one, is the transposed softmax of
+    # the other direction: swap. More rounds go to the plan whose rows and columns both sum to one.
+    rounds = SINKHORN_ROUNDS if config.psd_target == "sinkhorn" else 1
+    return _balanced(image_logits, text_logits, rounds), _balanced(text_logits, image_logits, rounds)
+
+
+def _balanced(rows: Tensor, columns: Tensor, rounds: int) -> Tensor:
+    """Row-normalised exp(rows) after its columns were scaled to sum to one, `rounds` times alternating.
+
+    `columns` [B, N] are this rank's columns of the [N, N] matrix whose rows of this rank are `rows` [B, N].
+    """
+    row_offset = rows.new_zeros(rows.shape[1])
+    column_offset = row_offset
+    for turn in range(rounds):
+        if turn:
+            row_offset = -gather_values((rows + column_offset).logsumexp(dim=1))
+        column_offset = -gather_values((columns + row_offset).logsumexp(dim=1))
+    return (rows + column_offset).softmax(dim=1)
+
+
+def _chosen_rows(
+    image_logits: Tensor, text_logits: Tensor, share: float, config: PsdConfig, row_seed: int
+) -> Tensor:
+    """bool [B]: which of this rank's rows are self-distilled; all ranks choose in the global batch alike."""
+    local, total = image_logits.shape
+    count = round(share * total)
+    if config.psd_select == "random":
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(row_seed))
+        order = order.to(image_logits.device)
+    else:
+        own = own_rows(local, image_logits.device)[:, None]
+        sure = [part.log_softmax(dim=1).gather(1, own)[:, 0].exp() for part in (image_logits, text_logits)]
+        order = gather_values(sure[0] + sure[1]).argsort(stable=True)
+    chosen = torch.zeros(total, dtype=torch.bool, device=image_logits.device)
+    chosen[order[:count]] = True
+    return chosen[own_rows(local, image_logits.device)]
+
+
+def _mixed(soft: Tensor, identity: Tensor, chosen: Tensor, floor: float) -> Tensor:
+    """Targets [B, N]: soft ones with the identity's floor in the chosen rows, the identity in the others."""
+    return torch.where(chosen[:, None], torch.lerp(soft, identity, floor), identity)
+
+
+def _metrics(targets: list[Tensor], chosen: Tensor, share: float) -> dict[str, Tensor]:
+    own = own_rows(len(chosen), chosen.device)
+    count = chosen.sum().clamp(min=1)
+    entropy = sum((torch.special.entr(target).sum(dim=1) * chosen).sum() for target in targets)
+    agreement = sum(((target.argmax(dim=1) == own) & chosen).sum() for target in targets)
+    return {
+        "psd/share": torch.tensor(share, device=chosen.device),
+        "psd/entropy": torch.as_tensor(entropy) / (2 * count),
+        "psd/agreement": torch.as_tensor(agreement) / (2 * count),
+    }

@@ -1,0 +1,67 @@
+"""Losses over the global batch, across two real gloo workers."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch import Tensor
+
+import beamclip
+
+WORKER = Path(__file__).with_name("two_tower_worker.py")
+SOURCES = Path(beamclip.__file__).parents[1]
+DEFINITIONS = runpy.run_path(str(WORKER))
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two workers left their losses and gradients after one step on half a batch each."""
+    folder = tmp_path_factory.mktemp("two-workers")
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen([sys.executable, str(WORKER), str(rank), "2", str(folder)], env=environment)
+        for rank in range(2)
+    ]
+    try:
+        assert [worker.wait(timeout=100) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return folder
+
+
+def step_on_the_whole_batch(name: str) -> tuple[Tensor, dict[str, Tensor]]:
+    towers = DEFINITIONS["seeded_towers"]()
+    rows = torch.arange(DEFINITIONS["BATCH"])
+    loss = DEFINITIONS["LOSSES"][name](*towers(*DEFINITIONS["global_batch"]()), rows)
+    loss.backward()
+    return loss.detach(), {key: parameter.grad for key, parameter in towers.named_parameters()}
+
+
+@pytest.mark.parametrize("name", DEFINITIONS["LOSSES"])
+def test_gradients_of_two_workers_on_halves_equal_those_of_one_on_the_whole_batch(
+    two_workers: Path, name: str
+) -> None:
+    _, want = step_on_the_whole_batch(name)
+    assert min(gradient.abs().max() for gradient in want.values()) > 1e-3
+    torch.testing.assert_close(torch.load(two_workers / f"{name}.gradients.pt"), want)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS["LOSSES"])
+def test_losses_of_two_workers_average_to_the_loss_of_the_whole_batch(two_workers: Path, name: str) -> None:
+    want, _ = step_on_the_whole_batch(name)
+    losses = torch.stack([torch.load(two_workers / f"{name}.{rank}.pt") for rank in range(2)])
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(losses.mean(), want)
+
+
+def test_the_whole_batch_has_the_losses_of_open_clip() -> None:
+    image, text, scale = DEFINITIONS["seeded_towers"]()(*DEFINITIONS["global_batch"]())
+    torch.testing.assert_close(step_on_the_whole_batch("clip")[0], ClipLoss()(image, text, scale).detach())
+    want = SigLipLoss()(image, text, scale, torch.tensor(-5.0)).detach()
+    torch.testing.assert_close(step_on_the_whole_batch("sigmoid")[0], want)
