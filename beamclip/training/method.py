@@ -115,7 +115,8 @@ class ImageTextPretraining(nn.Module):
         self.average: AveragedModel | None = None
         if objective == "psd" and self.psd.psd_target == "ema":
             average_fn = get_ema_multi_avg_fn(self.psd.psd_ema_decay)
-            self.average = AveragedModel(self.clip, multi_avg_fn=average_fn, use_buffers=True)
+            # Buffers are copied: among them is the text's causal mask, and -inf has no average.
+            self.average = AveragedModel(self.clip, multi_avg_fn=average_fn, use_buffers=False)
             self.average.requires_grad_(False)
 
     def begin_step(self, step: int, total_steps: int) -> None:
