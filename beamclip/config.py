@@ -19,6 +19,7 @@ from beamclip.cluster import WorkersConfig
 from beamclip.data.stream import StreamConfig
 from beamclip.data.transforms import AugmentConfig
 from beamclip.errors import InputError
+from beamclip.losses.contrastive import Objective
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
 from beamclip.losses.psd import PsdConfig
@@ -90,7 +91,7 @@ class PretrainConfig:
     """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
     model: str = "tiny-resnet18"
     """A named configuration, a name of open_clip, or a JSON file of open_clip's form."""
-    objective: Literal["clip", "siglip", "psd"] = "clip"
+    objective: Objective = "clip"
     """Loss of the image-text pairs over the global batch: InfoNCE, SigLIP's pairwise sigmoid, or progressive
     self-distillation, which the psd options are for."""
     classes: Path | None = None

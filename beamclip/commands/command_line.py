@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,13 +74,16 @@ def _value_of(argv: Sequence[str], name: str) -> str | None:
 
 
 def _one_line(boxed: str) -> str:
-    """tyro draws its errors as a box of several lines; the first one says what is wrong."""
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in boxed.splitlines()]
-    lines = [line for line in lines if line]
-    body = [line for line in lines[1:] if not line.startswith(("For full helptext", "Argument helptext"))]
-    message = body[0] if body else " ".join(lines)
-    near = [line.split()[0] for line in body[1:] if line.startswith("--")] if "nrecognized" in message else []
-    return f"{message}. " + (f"Did you mean {near[0]}? " if near else "") + "--help lists all options."
+    """tyro draws its errors as a box: a title, what is wrong in one or more lines, a rule, and hints."""
+    lines = [re.sub(r"[│╭╮╰╯─]+|-{5,}", " ", line).strip() for line in boxed.splitlines()]
+    title = next((index for index, line in enumerate(lines) if line), 0)
+    body = lines[title + 1 :]
+    # A rule may follow the title, too.
+    start = next((index for index, line in enumerate(body) if line), 0)
+    message = " ".join(takewhile(bool, body[start:])) or " ".join(filter(None, lines))
+    near = [line.split()[0] for line in body if line.startswith("--")] if "nrecognized" in message else []
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"{message.removesuffix('.')}. {hint}--help lists all options."
 
 
 def run_command(

@@ -6,13 +6,17 @@ the global batch. All ranks must hold equally many rows; unequal batches are not
 cost one more collective a step.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Objective = Literal["clip", "siglip", "psd"]
+"""Losses of image-text pairs: InfoNCE here (arXiv 2103.00020), losses.sigmoid (2303.15343), and losses.psd
+(2204.04588)."""
 
 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from beamclip.data.transforms import AugmentConfig
+from beamclip.losses.contrastive import Objective
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
 from beamclip.losses.psd import PsdConfig
@@ -57,7 +58,7 @@ class PretrainingBuilder:
     clip: Any
     """Reference to a LoadedClip, freshly made."""
     augmentation: AugmentConfig
-    objective: Literal["clip", "siglip", "psd"]
+    objective: Objective
     psd: PsdConfig
     seed: int
 

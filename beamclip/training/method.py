@@ -6,7 +6,6 @@ dict, which every checkpoint holds, has no other teacher in it.
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from beamclip.data.stream import Batch
 from beamclip.data.transforms import AugmentConfig, augment
-from beamclip.losses.contrastive import clip_loss
+from beamclip.losses.contrastive import Objective, clip_loss
 from beamclip.losses.csm import CsmConfig, csm_loss
 from beamclip.losses.feature import FeatureConfig, feature_loss
 from beamclip.losses.psd import PsdConfig, psd_loss, psd_share
@@ -26,10 +25,6 @@ from beamclip.prompts.anchors import Anchors
 
 Metrics = dict[str, Tensor]
 MAX_LOGIT_SCALE = 100.0
-
-Objective = Literal["clip", "siglip", "psd"]
-"""Losses of image-text pairs: InfoNCE (arXiv 2103.00020), pairwise sigmoid (2303.15343), progressive
-self-distillation (2204.04588)."""
 
 
 class Distillation(nn.Module):

@@ -114,6 +114,11 @@ def test_help_names_every_option(pipeline):
             ["--tau-teacher", "warm"],
             "Error parsing --tau-teacher: could not convert string to float: 'warm'.",
         ),
+        (
+            ["--anchors", "texts"],
+            "invalid choice 'texts' for argument '--anchors'. "
+            "Expected one of ('classes', 'captions', 'both'). --help lists all options.",
+        ),
         (["--seed", "1"], "--data SHARDS is missing."),
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--resume", "nowhere"], "nowhere/config.yaml: cannot be read"),
