@@ -37,10 +37,7 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     Raises:
         ValueError: image and text are not the same [B, D].
     """
-    if image.ndim != 2 or image.shape != text.shape:
-        raise ValueError(
-            f"image is {list(image.shape)} and text is {list(text.shape)}: both must be the same [B, D]."
-        )
+    check_pairs(image, text)
     dtype = torch.promote_types(image.dtype, torch.float32)
     image, text = image.to(dtype), text.to(dtype)
     labels = own_rows(len(image), image.device)
@@ -48,6 +45,14 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
         image_to_text = logit_scale * image @ gather_with_grad(text).T
         text_to_image = logit_scale * text @ gather_with_grad(image).T
         return (F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels)) / 2
+
+
+def check_pairs(image: Tensor, text: Tensor) -> None:
+    """Raises ValueError unless image and text are the same [B, D]."""
+    if image.ndim != 2 or image.shape != text.shape:
+        raise ValueError(
+            f"image is {list(image.shape)} and text is {list(text.shape)}: both must be the same [B, D]."
+        )
 
 
 def gather_with_grad(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beamclip.losses.contrastive import gather_with_grad, own_rows
+from beamclip.losses.contrastive import check_pairs, gather_with_grad, own_rows
 
 INITIAL_SCALE = 10.0
 INITIAL_BIAS = -10.0
@@ -30,10 +30,7 @@ def sigmoid_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: T
     Raises:
         ValueError: image and text are not the same [B, D].
     """
-    if image.ndim != 2 or image.shape != text.shape:
-        raise ValueError(
-            f"image is {list(image.shape)} and text is {list(text.shape)}: both must be the same [B, D]."
-        )
+    check_pairs(image, text)
     dtype = torch.promote_types(image.dtype, torch.float32)
     with torch.autocast(image.device.type, enabled=False):
         logits = logit_scale.to(dtype) * image.to(dtype) @ gather_with_grad(text.to(dtype)).T + logit_bias

@@ -63,15 +63,6 @@ def build_msclip(
     return model
 
 
-def shared_parameters(module: nn.Module) -> set[int]:
-    """Identities of the parameters that two or more submodules hold."""
-    seen: set[int] = set()
-    shared: set[int] = set()
-    for _, parameter in module.named_parameters(remove_duplicate=False):
-        (shared if id(parameter) in seen else seen).add(id(parameter))
-    return shared
-
-
 def _check_towers(vision_cfg: dict[str, Any], text_cfg: dict[str, Any], msclip: dict[str, Any]) -> None:
     for name in ("width", "layers"):
         if vision_cfg.get(name) != text_cfg.get(name):

@@ -19,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from beamclip.data.stream import Batch
-from beamclip.models.msclip import shared_parameters
 
 State = dict[str, Any]
 
@@ -108,6 +107,15 @@ def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     ]
     filled = [group for group in groups if group["params"]]
     return torch.optim.AdamW(filled, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+def shared_parameters(module: nn.Module) -> set[int]:
+    """Identities of the parameters that two or more submodules hold."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for _, parameter in module.named_parameters(remove_duplicate=False):
+        (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -15,8 +15,9 @@ from beamclip.errors import InputError
 from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, build_open_clip, load_clip, new_clip
 from beamclip.models.config import StudentConfig
-from beamclip.models.msclip import SpecialisedVision, shared_parameters
+from beamclip.models.msclip import SpecialisedVision
 from beamclip.models.student import build_student
+from beamclip.training.loop import shared_parameters
 
 CONFIGS = Path(beamclip.__file__).parent / "models" / "configs"
 NAMES = ("tiny-msclip", "tiny-msclip-s")

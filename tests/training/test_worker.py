@@ -1,6 +1,7 @@
 """Two workers against one process: the same global batches, the same losses."""
 
 import contextlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -137,3 +138,10 @@ def test_two_workers_learn_as_one_does_at_the_same_global_batch(curves: Curves) 
     spread = max(one) - min(one)
     assert min(one) - spread <= two <= max(one) + spread
     assert two < 0.6 * curves.two[0]
+
+
+def test_a_worker_is_imported_without_the_libraries_of_the_models() -> None:
+    """It would start to stream seconds later, and so would Ray Train's controller, which imports it too."""
+    imports = "import sys, beamclip.training.builders, beamclip.training.worker"
+    check = f"{imports}; sys.exit('open_clip' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
