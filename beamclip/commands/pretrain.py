@@ -1,6 +1,5 @@
 """Train an image and a text tower from captioned images: a teacher, if none is at hand."""
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,13 @@ from beamclip.data.shards import Columns, Shard, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
-from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder
 from beamclip.training.checkpoint import State
+from beamclip.training.method import initial_logits
 from beamclip.training.worker import Plan
-
-_START = {"siglip": {"init_logit_scale": math.log(INITIAL_SCALE), "init_logit_bias": INITIAL_BIAS}}
-"""What an objective asks of the model's config."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ def load_inputs(config: PretrainConfig) -> Inputs:
     classes = load_classes(config.classes) if config.classes else []
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data)
-    clip = new_clip(config.model, config.seed, **_START.get(config.objective, {}))
+    clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
     stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
     return Inputs(shards, clip, classes)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -46,7 +47,8 @@ class OptimConfig:
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
     accumulation: int = 1
-    """Forward and backward passes that make up one step; a global batch is split evenly over them."""
+    """Passes that make up one step, over equal parts of a batch, for less memory. A loss that compares the
+    pairs of a batch still compares them all, at the price of one more forward pass."""
     ema_decay: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then exported; 0 is off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -137,6 +139,31 @@ class Stepped(Protocol):
         """Called once a step, before its micro-batches; `step` counts from 0."""
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """What a loss needs of a batch, one row each or one value for all."""
+
+    learned: tuple[Tensor, ...]
+    """Gradients flow through these."""
+    given: tuple[Tensor, ...] = ()
+    """And not through these."""
+
+
+@runtime_checkable
+class Coupled(Protocol):
+    """A method whose loss compares the samples of a batch with each other.
+
+    Called with a batch alone it returns (loss, metrics). Called with a batch and gradients of its `learned`
+    it returns their sum of products, whose gradient is the batch's part of the loss's.
+    """
+
+    def embed(self, batch: Batch) -> Embedded:
+        """The samples on their own."""
+
+    def compare(self, parts: list[Embedded]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of all parts of a batch together."""
+
+
 class Training:
     """The state of a run between two steps, and what turns a batch into the next state."""
 
@@ -192,20 +219,18 @@ class Training:
         """One optimiser step over micro-batches of equal size.
 
         Returns:
-            The norm of the gradient before clipping, and the metrics' means over the micro-batches; no host
-            synchronisation takes place.
+            The norm of the gradient before clipping, and the metrics, of a Coupled method those of the whole
+            batch, of another their means over the micro-batches; no host synchronisation takes place.
         """
         lr = learning_rate(self.step, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # Each step has its own numbers: after a restart, dropout drops what it would have dropped.
-        torch.manual_seed(int(np.random.SeedSequence((*self.seed, self.step)).generate_state(1)[0]))
         if isinstance(self.bare, Stepped):
             self.bare.begin_step(self.step, self.total_steps)
-        sums: dict[str, Tensor] = {}
-        for index, batch in enumerate(batches):
-            for name, value in self._accumulate(batch, len(batches), last=index == len(batches) - 1).items():
-                sums[name] = sums.get(name, 0.0) + value / len(batches)
+        if isinstance(self.bare, Coupled) and len(batches) > 1:
+            metrics = self._accumulate_coupled(self.bare, batches)
+        else:
+            metrics = self._accumulate(batches)
         limit = self.config.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.method.parameters(), limit)
         self.optimizer.step()
@@ -213,17 +238,74 @@ class Training:
         if self.ema is not None:
             self.ema.update_parameters(self.bare)
         self.step += 1
-        return norm, sums
+        return norm, metrics
 
-    def _accumulate(self, batch: Batch, parts: int, *, last: bool) -> dict[str, Tensor]:
-        wait = isinstance(self.method, DistributedDataParallel) and not last
-        with self.method.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-            with torch.autocast(
-                self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
-            ):
-                loss, metrics = self.method(batch_to_device(batch, self.device))
-            (loss / parts).backward()
+    def _accumulate(self, batches: list[Batch]) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            with self._synchronised(last=index == len(batches) - 1):
+                with self._forward(index):
+                    loss, metrics = self.method(batch_to_device(batch, self.device))
+                (loss / len(batches)).backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + value / len(batches)
+        return sums
+
+    def _accumulate_coupled(self, method: Coupled, batches: list[Batch]) -> dict[str, Tensor]:
+        """Gradients of the loss over all micro-batches together, at the memory of one (arXiv 2101.06983).
+
+        Embed each without a graph; take the gradient of the loss with respect to the embeddings; embed each
+        once more, and go on from there.
+        """
+        parts = []
+        with torch.no_grad(), _statistics_kept(self.bare):
+            for index, batch in enumerate(batches):
+                with self._forward(index):
+                    embedded = method.embed(batch_to_device(batch, self.device))
+                leaves = tuple(tensor.detach().requires_grad_() for tensor in embedded.learned)
+                parts.append(Embedded(leaves, embedded.given))
+        with self._forward(len(batches)):
+            loss, metrics = method.compare(parts)
+        loss.backward()
+        for index, batch in enumerate(batches):
+            gradients = tuple(
+                torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in parts[index].learned
+            )
+            with self._synchronised(last=index == len(batches) - 1):
+                with self._forward(index):
+                    products, _ = self.method(batch_to_device(batch, self.device), gradients)
+                products.backward()
         return {"loss": loss.detach(), **metrics}
+
+    def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """DDP's exchange of gradients takes place in the last backward pass of a step."""
+        if isinstance(self.method, DistributedDataParallel) and not last:
+            return self.method.no_sync()
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _forward(self, index: int) -> Iterator[None]:
+        """Precision and random numbers of a forward pass.
+
+        Each step and micro-batch has its own numbers: after a restart, or in a second pass, dropout drops
+        what it dropped before.
+        """
+        torch.manual_seed(int(np.random.SeedSequence((*self.seed, self.step, index)).generate_state(1)[0]))
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            yield
+
+
+@contextlib.contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms use the batch's statistics without adding them to the running ones."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _averaged(module: nn.Module, decay: float) -> AveragedModel:

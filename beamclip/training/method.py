@@ -19,9 +19,10 @@ from beamclip.losses.contrastive import Objective, clip_loss
 from beamclip.losses.csm import CsmConfig, csm_loss
 from beamclip.losses.feature import FeatureConfig, feature_loss
 from beamclip.losses.psd import PsdConfig, psd_loss, psd_share
-from beamclip.losses.sigmoid import sigmoid_loss
+from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE, sigmoid_loss
 from beamclip.models.clip import LoadedClip, normalise_pixels
 from beamclip.prompts.anchors import Anchors
+from beamclip.training.loop import Embedded
 
 Metrics = dict[str, Tensor]
 MAX_LOGIT_SCALE = 100.0
@@ -81,6 +82,13 @@ class Distillation(nn.Module):
         return torch.stack(terms).sum(), {name: value.detach() for name, value in metrics.items()}
 
 
+def initial_logits(objective: Objective) -> dict[str, float]:
+    """Values of a new model's config by which its logits start where the objective needs them."""
+    if objective == "siglip":
+        return {"init_logit_scale": math.log(INITIAL_SCALE), "init_logit_bias": INITIAL_BIAS}
+    return {}
+
+
 class ImageTextPretraining(nn.Module):
     """Contrastive training of an image and a text tower from captions."""
 
@@ -121,45 +129,66 @@ class ImageTextPretraining(nn.Module):
         if self.average is not None:
             self.average.update_parameters(self.clip)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The loss over the global batch, as seen from this rank's rows, its scale and its parts."""
-        with torch.no_grad():
-            self.clip.logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
-        pixels = normalise_pixels(augment(batch.pixels, batch.draws, self.augmentation), self.preprocessing)
-        tokens = self.tokenizer(batch.captions).to(pixels.device)
-        image, text = _embed(self.clip, pixels, tokens)
-        scale = self.clip.logit_scale.exp()
-        parts: Metrics = {}
-        if self.objective == "clip":
-            loss = clip_loss(image, text, scale)
-        elif self.objective == "siglip":
-            loss = sigmoid_loss(image, text, scale, self.clip.logit_bias)
-            parts["logit_bias"] = self.clip.logit_bias.detach()
-        else:
-            loss, parts = self._self_distilled(image, text, scale, pixels, tokens)
-        return loss, {f"loss/{self.objective}": loss.detach(), "logit_scale": scale.detach(), **parts}
+    def forward(self, batch: Batch, gradients: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Metrics]:
+        """The loss over the global batch, as seen from this rank's rows, its scale and its parts.
 
-    def _self_distilled(
-        self, image: Tensor, text: Tensor, scale: Tensor, pixels: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Metrics]:
-        teacher = None
+        With gradients of image and text embeddings, scale and bias: the sum of products with these instead.
+        """
+        if gradients is None:
+            return self.compare([self.embed(batch)])
+        learned = self._learned(*self._inputs(batch))
+        return torch.stack([(a * b).sum() for a, b in zip(learned, gradients, strict=True)]).sum(), {}
+
+    def embed(self, batch: Batch) -> Embedded:
+        """Embeddings, scale and bias; ids of the captions, and the embeddings by the moving average."""
+        pixels, tokens = self._inputs(batch)
+        given: tuple[Tensor, ...] = (_caption_ids(tokens),) if self.objective == "psd" else ()
         if self.average is not None:
             self.average.eval()
             with torch.no_grad():
-                teacher = _embed(self.average.module, pixels, tokens)
-        return psd_loss(
-            image,
-            text,
-            scale,
-            share=self.share,
-            config=self.psd,
-            caption_ids=_caption_ids(tokens),
-            row_seed=int(np.random.SeedSequence((self.seed, self.step)).generate_state(1)[0]),
-            teacher=teacher,
-        )
+                given += _encode(self.average.module, pixels, tokens)
+        return Embedded(self._learned(pixels, tokens), given)
+
+    def compare(self, parts: list[Embedded]) -> tuple[Tensor, Metrics]:
+        """The loss of this rank's batch, in one part or several, against the global batch."""
+        # Each part carries the same scale and bias.
+        image, text = (torch.cat(rows) for rows in zip(*(part.learned[:2] for part in parts), strict=True))
+        scale, *bias = parts[0].learned[2:]
+        metrics: Metrics = {}
+        if self.objective == "clip":
+            loss = clip_loss(image, text, scale)
+        elif self.objective == "siglip":
+            loss = sigmoid_loss(image, text, scale, bias[0])
+            metrics["logit_bias"] = bias[0].detach()
+        else:
+            caption_ids, *teacher = (
+                torch.cat(rows) for rows in zip(*(part.given for part in parts), strict=True)
+            )
+            loss, metrics = psd_loss(
+                image,
+                text,
+                scale,
+                share=self.share,
+                config=self.psd,
+                caption_ids=caption_ids,
+                row_seed=int(np.random.SeedSequence((self.seed, self.step)).generate_state(1)[0]),
+                teacher=(teacher[0], teacher[1]) if teacher else None,
+            )
+        return loss, {f"loss/{self.objective}": loss.detach(), "logit_scale": scale.detach(), **metrics}
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Augmented, normalised pixels [B, 3, H, W], and tokens [B, context_length]."""
+        pixels = normalise_pixels(augment(batch.pixels, batch.draws, self.augmentation), self.preprocessing)
+        return pixels, self.tokenizer(batch.captions).to(pixels.device)
+
+    def _learned(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
+        bias = (self.clip.logit_bias,) if self.objective == "siglip" else ()
+        return (*_encode(self.clip, pixels, tokens), self.clip.logit_scale.exp(), *bias)
 
 
-def _embed(clip: nn.Module, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _encode(clip: nn.Module, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     image, text = clip.encode_image(pixels), clip.encode_text(tokens)  # type: ignore[operator]
     return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 

@@ -103,8 +103,9 @@ def main(rank: int, world_size: int, config: str, folder: Path) -> None:
         name: gradients_of_step(nn.parallel.DistributedDataParallel(build(config)), one)
         for name, build in METHODS.items()
     }
-    wrapped = nn.parallel.DistributedDataParallel(distillation(config))
-    gradients["accumulated distillation"] = gradients_of_step(wrapped, two)
+    for name, build in METHODS.items():
+        wrapped = nn.parallel.DistributedDataParallel(build(config))
+        gradients[f"accumulated {name}"] = gradients_of_step(wrapped, two)
     if rank == 0:
         torch.save(gradients, folder / "gradients.pt")
     dist.destroy_process_group()

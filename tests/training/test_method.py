@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
-from torch import Tensor
+from torch import Tensor, nn
 
 import beamclip
 from beamclip.data.stream import Batch, Position
@@ -254,33 +254,76 @@ def step_on_the_whole_batch(name: str, config: Path) -> dict[str, Tensor]:
     return gradients
 
 
-@pytest.mark.parametrize(
-    ("of_two", "of_one"),
-    [
-        ("distillation", "distillation"),
-        ("pretraining", "pretraining"),
-        ("siglip", "siglip"),
-        ("psd swap", "psd swap"),
-        ("psd ema", "psd ema"),
-        ("accumulated distillation", "distillation"),
-    ],
+every_method = pytest.mark.parametrize(
+    "name", ["distillation", "pretraining", "siglip", "psd swap", "psd ema"]
 )
+
+
+@every_method
+@pytest.mark.parametrize("passes", ["", "accumulated "])
 def test_two_workers_on_halves_have_the_gradient_of_one_on_the_whole_batch(
-    of_two: str,
-    of_one: str,
-    tiny_config: Path,
-    gradients_of_two_workers: dict[str, dict[str, Tensor]],
+    passes: str, name: str, tiny_config: Path, gradients_of_two_workers: dict[str, dict[str, Tensor]]
 ) -> None:
-    want = step_on_the_whole_batch(of_one, tiny_config)
+    want = step_on_the_whole_batch(name, tiny_config)
     assert max(gradient.abs().max() for gradient in want.values()) > 1e-2
-    torch.testing.assert_close(gradients_of_two_workers[of_two], want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients_of_two_workers[passes + name], want, rtol=1e-4, atol=1e-5)
 
 
-def test_two_accumulated_halves_have_the_gradient_of_the_whole_batch(tiny_config: Path) -> None:
+@every_method
+def test_parts_of_a_batch_that_are_accumulated_have_the_gradient_of_the_whole(
+    name: str, tiny_config: Path
+) -> None:
     program = runpy.run_path(str(WORKER))
-    middle, end = program["SAMPLES"] // 2, program["SAMPLES"]
-    halves = [program["batch_of"](0, middle), program["batch_of"](middle, end)]
-    got = program["gradients_of_step"](program["distillation"](str(tiny_config)), halves)
-    torch.testing.assert_close(
-        got, step_on_the_whole_batch("distillation", tiny_config), rtol=1e-5, atol=1e-6
+    parts = [program["batch_of"](start, start + 2) for start in range(0, program["SAMPLES"], 2)]
+    got = program["gradients_of_step"](program["METHODS"][name](str(tiny_config)), parts)
+    torch.testing.assert_close(got, step_on_the_whole_batch(name, tiny_config), rtol=1e-4, atol=2e-5)
+
+
+def test_the_loss_of_accumulated_parts_is_that_of_the_whole_batch(tiny_config: Path) -> None:
+    whole, parts = photos(8), [part_of(photos(8), start, start + 2) for start in range(0, 8, 2)]
+    losses = []
+    for batches in ([whole], parts):
+        _, metrics = training_of(pretrain(tiny_config)).advance(batches)
+        losses.append(metrics["loss"])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+
+
+def test_accumulated_parts_move_batch_statistics_once() -> None:
+    parts = [part_of(photos(8), start, start + 4) for start in (0, 4)]
+    method = ImageTextPretraining(new_clip("nano-resnet10t", seed=1), augmentation=PLAIN).train()
+    by_hand = copy.deepcopy(method)
+    training_of(method).advance(parts)
+    for part in parts:
+        by_hand.embed(part)
+    got, want = (dict(model.clip.visual.named_buffers()) for model in (method, by_hand))
+    assert any(name.endswith("running_var") for name in want)
+    torch.testing.assert_close(got, want)
+
+
+def test_both_passes_over_a_part_drop_the_same(tiny_config: Path) -> None:
+    method = pretrain(tiny_config)
+    dropout = nn.Dropout(0.5)
+    method.clip.visual.ln_post = nn.Sequential(method.clip.visual.ln_post, dropout)
+    dropped: list[Tensor] = []
+    dropout.register_forward_hook(lambda *args: dropped.append(args[-1] == 0))
+    training_of(method).advance([part_of(photos(8), 0, 4), part_of(photos(8), 4, 8)])
+    first, second, first_again, second_again = dropped
+    assert torch.equal(first, first_again)
+    assert torch.equal(second, second_again)
+    assert not torch.equal(first, second)
+
+
+def pretrain(config: Path) -> ImageTextPretraining:
+    return ImageTextPretraining(new_clip(config, seed=1), augmentation=PLAIN).train()
+
+
+def training_of(method: nn.Module) -> Training:
+    config = OptimConfig(precision="fp32")
+    return Training(method, config, total_steps=10, device=torch.device("cpu"), seed=0)
+
+
+def part_of(batch: Batch, start: int, stop: int) -> Batch:
+    rows = slice(start, stop)
+    return Batch(
+        batch.pixels[rows], batch.draws[rows], batch.captions[rows], batch.keys[rows], batch.position
     )

@@ -1,0 +1,81 @@
+"""Captioned images held in memory: no cluster stands between a small study and its figures."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from beamclip.data.shards import Row
+from beamclip.data.transforms import load_evaluation_image
+from beamclip.models.clip import LoadedClip
+from beamclip.models.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Encoded images, the caption of each, and the index of its class."""
+
+    keys: list[str]
+    images: list[bytes]
+    captions: list[str]
+    labels: list[int]
+
+
+def load_emoji(folder: Path) -> tuple[Pairs, Pairs, list[str]]:
+    """Train and test split, whose captions are the classes' names, and these names."""
+    table = pd.read_parquet(folder / "pairs.parquet")
+    first = table.drop_duplicates("hexcode").sort_values("hexcode")
+    index = {hexcode: i for i, hexcode in enumerate(first["hexcode"])}
+    splits = [_pairs(table[table["split"] == split], folder, index) for split in ("train", "test")]
+    return splits[0], splits[1], first["label"].tolist()
+
+
+def _pairs(table: pd.DataFrame, folder: Path, index: dict[str, int]) -> Pairs:
+    return Pairs(
+        keys=table["path"].tolist(),
+        images=[(folder / path).read_bytes() for path in table["path"]],
+        captions=table["label"].tolist(),
+        labels=[index[hexcode] for hexcode in table["hexcode"]],
+    )
+
+
+def shuffle_captions(pairs: Pairs, share: float, seed: int) -> Pairs:
+    """Pairs in which round(share * n) captions, drawn by the seed, went round among themselves.
+
+    Each of them moves on to another image, so that the share that is moved is exact; a class has two images,
+    and a few captions still fit where they land.
+    """
+    chosen = np.random.default_rng(seed).permutation(len(pairs.keys))[: round(share * len(pairs.keys))]
+    captions = list(pairs.captions)
+    for here, there in zip(chosen, np.roll(chosen, 1), strict=True):
+        captions[here] = pairs.captions[there]
+    return replace(pairs, captions=captions)
+
+
+def endless_rows(pairs: Pairs, seed: int) -> Generator[Row, None, None]:
+    """Rows as the stream of shards gives them: every epoch in an order of its own."""
+    epoch = 0
+    while True:
+        for i in np.random.default_rng((seed, epoch)).permutation(len(pairs.keys)):
+            yield {
+                "key": pairs.keys[i],
+                "image": pairs.images[i],
+                "caption": pairs.captions[i],
+                "epoch": epoch,
+                "problem": None,
+                "lost": 0,
+            }
+        epoch += 1
+
+
+def encode_pairs(clip: LoadedClip, pairs: Pairs, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of all images [N, D] and of some texts [M, D]."""
+    teacher = Teacher(clip)
+    pixels = np.stack([load_evaluation_image(image, clip.image_size) for image in pairs.images])
+    batches = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().split(256)
+    images = torch.cat([teacher.encode_image(batch) for batch in batches])
+    return images, teacher.encode_text(list(texts))

@@ -1,0 +1,92 @@
+"""One pre-training run of a study: the method and the loop's step, in this process, on pairs in memory."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from study.emoji_pairs import Pairs, encode_pairs, endless_rows
+
+from beamclip.data.stream import Position, prefetched, training_batches
+from beamclip.data.transforms import AugmentConfig
+from beamclip.evaluation.retrieval import retrieval_metrics
+from beamclip.evaluation.zeroshot import topk_accuracy
+from beamclip.losses.contrastive import Objective
+from beamclip.losses.psd import PsdConfig
+from beamclip.models.clip import LoadedClip, new_clip
+from beamclip.training.loop import OptimConfig, Training
+from beamclip.training.method import ImageTextPretraining, initial_logits
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run is made of, but for its data and its seed."""
+
+    model: str
+    objective: Objective = "clip"
+    psd: PsdConfig = field(default_factory=PsdConfig)
+    batch_size: int = 128
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    model_changes: dict[str, Any] = field(default_factory=dict)
+    """Top-level values that take the place of the model config's."""
+
+
+def build(recipe: Recipe, seed: int, total_steps: int) -> tuple[LoadedClip, Training]:
+    """A new model and its training, before the first step."""
+    torch.manual_seed(seed)
+    changes = {**initial_logits(recipe.objective), **recipe.model_changes}
+    clip = new_clip(recipe.model, seed, **changes)
+    method = ImageTextPretraining(
+        clip, augmentation=recipe.augmentation, objective=recipe.objective, psd=recipe.psd, seed=seed
+    )
+    method.to(memory_format=torch.channels_last).train()
+    device = torch.device("cpu")
+    return clip, Training(method, recipe.optim, total_steps=total_steps, device=device, seed=seed)
+
+
+def train(recipe: Recipe, pairs: Pairs, seed: int) -> tuple[LoadedClip, dict[str, Any]]:
+    """Train to the end; returns the model, and images per second with the metrics of the last epoch."""
+    steps_per_epoch = len(pairs.keys) // recipe.batch_size
+    total = recipe.optim.steps or round(recipe.optim.epochs * steps_per_epoch)
+    clip, training = build(recipe, seed, total)
+    stream = training_batches(
+        endless_rows(pairs, seed),
+        batch_size=recipe.batch_size,
+        image_size=clip.image_size,
+        augment=recipe.augmentation,
+        seed=seed,
+        start=Position(),
+        threads=1,
+    )
+    began, waited, sums = time.perf_counter(), 0.0, dict[str, float]()
+    with prefetched(stream, 4) as batches:
+        while training.step < total:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            _, metrics = training.advance([batch])
+            if training.step > total - steps_per_epoch:
+                for name, value in metrics.items():
+                    sums[name] = sums.get(name, 0.0) + float(value) / steps_per_epoch
+    seconds = time.perf_counter() - began
+    clip.model.eval()
+    speed = {"images_per_second": total * recipe.batch_size / seconds, "data_wait_share": waited / seconds}
+    return clip, {**speed, "steps": total, "last_epoch": sums}
+
+
+def score(clip: LoadedClip, test: Pairs, names: list[str]) -> dict[str, float]:
+    """Zero-shot over all names, retrieval over the test pairs, and how far the two modalities lie apart."""
+    images, anchors = encode_pairs(clip, test, names)
+    labels = torch.tensor(test.labels)
+    accuracy = topk_accuracy(images @ anchors.T, labels)
+    own = anchors[labels]
+    gap = (images.mean(dim=0) - own.mean(dim=0)).norm()
+    return {
+        "zeroshot_top1": accuracy[1],
+        "zeroshot_top5": accuracy[5],
+        **retrieval_metrics(images, own, torch.arange(len(images)), ks=(1,)),
+        "modality_gap": float(gap),
+        "pair_cosine": float(F.cosine_similarity(images, own).mean()),
+    }
