@@ -16,6 +16,7 @@ import pydantic
 import yaml
 
 from beamclip.cluster import WorkersConfig
+from beamclip.data.captions import CaptionConfig
 from beamclip.data.stream import StreamConfig
 from beamclip.data.transforms import AugmentConfig
 from beamclip.errors import InputError
@@ -105,6 +106,7 @@ class PretrainConfig:
     seed: int = 0
     """Decides initial weights, order, crops and augmentation."""
     psd: PsdConfig = field(default_factory=PsdConfig)
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)

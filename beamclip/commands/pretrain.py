@@ -14,7 +14,7 @@ from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.train import check_batches, finish, show_skipped, total_steps, tracked, train
 from beamclip.config import PretrainConfig
-from beamclip.data.shards import Columns, Shard, list_labelled, list_shards
+from beamclip.data.shards import Columns, Shard, check_texts, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
@@ -48,12 +48,18 @@ def load_inputs(config: PretrainConfig) -> Inputs:
         raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
     shards = list_shards(config.data)
     check_batches(config, shards)
+    check_texts(shards, columns_of(config), config.data)
     classes = load_classes(config.classes) if config.classes else []
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data)
     clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
     stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
     return Inputs(shards, clip, classes)
+
+
+def columns_of(config: PretrainConfig) -> Columns:
+    """What is read of each sample."""
+    return Columns(caption=True, more_texts=config.captions.caption_columns)
 
 
 def pretrain(config: PretrainConfig) -> Summary:
@@ -108,13 +114,14 @@ def _plan(config: PretrainConfig, inputs: Inputs) -> Plan:
             ray.put(inputs.clip), config.augmentation, config.objective, config.psd, config.seed
         ),
         shards=inputs.shards,
-        columns=Columns(caption=True),
+        columns=columns_of(config),
         image_size=inputs.clip.image_size,
         total_steps=total_steps(config, sum(shard.samples for shard in inputs.shards)),
         seed=config.seed,
         threads=config.workers.threads_per_worker,
         stream=config.stream,
         augmentation=config.augmentation,
+        captions=config.captions,
         optim=config.optim,
         cadence=config.cadence,
         channel=None,

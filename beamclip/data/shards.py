@@ -19,6 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beamclip.data.captions import texts_of
 from beamclip.errors import InputError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -36,6 +37,7 @@ ROW_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("image", pa.binary()),
         ("caption", pa.string()),
+        ("texts", pa.list_(pa.string())),
         ("label", pa.string()),
         ("epoch", pa.int32()),
         ("problem", pa.string()),
@@ -63,7 +65,9 @@ class Columns:
     """What a reader takes from a sample beside the pixels."""
 
     caption: bool = False
-    """Whether a caption is needed; a sample without one is counted as skipped."""
+    """Whether a text is needed; a sample without one is counted as skipped."""
+    more_texts: tuple[str, ...] = ()
+    """Fields of the sample's JSON (or parquet columns) with more texts; they join the caption in `texts`."""
     label: str | None = None
     """Field of the sample's JSON (or parquet column) that holds the label."""
 
@@ -94,6 +98,22 @@ def list_shards(address: str) -> list[Shard]:
             f"{address}: all {len(stats)} shards are empty. See the summary of the ingest for the reasons."
         )
     return shards
+
+
+def check_texts(shards: list[Shard], columns: Columns, address: str) -> None:
+    """Refuse data of which the first samples, up to a block of rows, all lack a text.
+
+    Raises:
+        InputError: with the fields that were looked for.
+    """
+    rows = next(read_shard(shards[0], columns, 0, min(shards[0].samples, ROWS_PER_BLOCK))).to_pylist()
+    if any(row["problem"] != MISSING_CAPTION for row in rows):
+        return
+    fields = f", nor a text in {', '.join(columns.more_texts)}," if columns.more_texts else ""
+    raise InputError(
+        f"{address}: none of the first {len(rows)} samples has a caption{fields} in {shards[0].path}. Ingest "
+        "with --caption-column (and --keep-columns for more texts), from a column that is not empty."
+    )
 
 
 def _open_folder(address: str, advice: str) -> tuple[Any, str]:
@@ -178,7 +198,7 @@ def _checked(row: Row, columns: Columns, epoch: int) -> Row:
     row["key"] = row["key"].encode("utf-8", "backslashreplace").decode()
     if not row["image"]:
         return _problem(row["key"], epoch, MISSING_IMAGE, 1)
-    if columns.caption and not (row["caption"] or "").strip():
+    if columns.caption and not row["texts"]:
         return _problem(row["key"], epoch, MISSING_CAPTION, 1)
     if columns.label and row["label"] is None:
         return _problem(row["key"], epoch, MISSING_LABEL, 1)
@@ -190,7 +210,8 @@ def _problem(key: str, epoch: int, problem: str, lost: int) -> Row:
 
 
 def _read_tar(shard: Shard, columns: Columns, start: int, stop: int) -> Iterator[Row]:
-    wanted = (*IMAGE_SUFFIXES, *(["txt"] if columns.caption else []), *(["json"] if columns.label else []))
+    fields = columns.label or columns.more_texts
+    wanted = (*IMAGE_SUFFIXES, *(["txt"] if columns.caption else []), *(["json"] if fields else []))
     with fsspec.open(shard.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         samples = _samples(tar, wanted, start)
         for key, contents in islice(samples, start, stop):
@@ -253,11 +274,14 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _tar_row(key: str, contents: dict[str, bytes], columns: Columns) -> Row:
+    caption = contents["txt"].decode("utf-8", "replace") if "txt" in contents else None
+    fields = _json_fields(contents.get("json", b""))
     return {
         "key": key,
         "image": next((contents[suffix] for suffix in IMAGE_SUFFIXES if suffix in contents), None),
-        "caption": contents["txt"].decode("utf-8", "replace") if "txt" in contents else None,
-        "label": _label(_json_fields(contents.get("json", b"")), columns),
+        "caption": caption,
+        "texts": texts_of([caption, *(fields.get(name) for name in columns.more_texts)]),
+        "label": _label(fields, columns),
     }
 
 
@@ -281,7 +305,8 @@ def _read_parquet(shard: Shard, columns: Columns, start: int, stop: int) -> Iter
         image = next((name for name in IMAGE_SUFFIXES if name in names), None)
         if image is None:
             raise KeyError(f"{shard.path}: no image column")
-        wanted = [image, "key", "caption", "status", *([columns.label] if columns.label else [])]
+        fields = [*columns.more_texts, *([columns.label] if columns.label else [])]
+        wanted = [image, "key", "caption", "status", *fields]
         index = 0
         for batch in parquet.iter_batches(ROWS_PER_BLOCK, columns=[name for name in wanted if name in names]):
             for row in batch.to_pylist():
@@ -291,10 +316,12 @@ def _read_parquet(shard: Shard, columns: Columns, start: int, stop: int) -> Iter
                 if index == stop:
                     return
                 if index >= start:
+                    caption = row.get("caption") if columns.caption else None
                     yield {
                         "key": str(row.get("key", index)),
                         "image": row[image],
-                        "caption": row.get("caption") if columns.caption else None,
+                        "caption": caption,
+                        "texts": texts_of([caption, *(row.get(name) for name in columns.more_texts)]),
                         "label": _label(row, columns),
                     }
                 index += 1
@@ -308,6 +335,7 @@ def _read_folder(shard: Shard, columns: Columns, start: int, stop: int) -> Itera
             "key": f"{label}/{posixpath.basename(path)}",
             "image": fs.cat_file(path),
             "caption": None,
+            "texts": [],
             "label": label,
         }
 

@@ -24,9 +24,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from beamclip.data.captions import CaptionConfig, choose_caption
 from beamclip.data.rows import epoch_segments, read_rows
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard
-from beamclip.data.transforms import CROP_DRAWS, AugmentConfig, load_training_image, sample_uniforms
+from beamclip.data.transforms import (
+    AUGMENT_DRAWS,
+    CROP_DRAWS,
+    AugmentConfig,
+    load_training_image,
+    sample_uniforms,
+)
 from beamclip.errors import InputError
 
 ROWS_PER_EXECUTION = 50_000
@@ -138,6 +145,7 @@ def training_batches(
     batch_size: int,
     image_size: int,
     augment: AugmentConfig,
+    captions: CaptionConfig,
     seed: int,
     start: Position,
     threads: int,
@@ -171,7 +179,7 @@ def training_batches(
                     f"skipped in the first: {position.skipped}. See the summary of the ingest."
                 )
             if len(good) == batch_size:
-                yield _collate(good, position)
+                yield _collate(good, position, captions)
                 good = []
 
 
@@ -201,14 +209,23 @@ def _advance(position: Position, row: Row, lost: bool) -> Position:
     return Position(row["epoch"], drawn, skipped)
 
 
-def _collate(good: list[tuple[Row, NDArray[np.float32], NDArray[np.uint8]]], position: Position) -> Batch:
+def _collate(
+    good: list[tuple[Row, NDArray[np.float32], NDArray[np.uint8]]],
+    position: Position,
+    captions: CaptionConfig,
+) -> Batch:
     rows, draws, images = zip(*good, strict=True)
+    numbers = torch.from_numpy(np.stack(draws))
+    chosen = [
+        choose_caption(row["texts"], float(draw[-1]), captions) if row["texts"] else ""
+        for row, draw in zip(rows, draws, strict=True)
+    ]
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return Batch(
         # A copy into planes: the transposed view would be slow to convert on the device.
         pixels=pixels.contiguous(),
-        draws=torch.from_numpy(np.stack(draws))[:, CROP_DRAWS:].contiguous(),
-        captions=[row["caption"] or "" for row in rows],
+        draws=numbers[:, CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS].contiguous(),
+        captions=chosen,
         keys=[row["key"] for row in rows],
         position=position,
     )

@@ -4,8 +4,8 @@ A sample draws its random numbers from a counter-based generator (SplitMix64, St
 https://doi.org/10.1145/2660193.2660195) that is seeded by the run's seed, the epoch and the sample's
 key. Which worker, thread or batch handles the sample therefore cannot change its augmentation.
 
-The first four numbers of a sample place its crop, where the image is decoded; the others drive the
-batched augmentation on the training device.
+The first four numbers of a sample place its crop, where the image is decoded; the next nine drive the
+batched augmentation on the training device; the last chooses its caption.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from torch import Tensor
 
 CROP_DRAWS = 4
 AUGMENT_DRAWS = 9
-DRAWS = CROP_DRAWS + AUGMENT_DRAWS
+CAPTION_DRAWS = 1
+DRAWS = CROP_DRAWS + AUGMENT_DRAWS + CAPTION_DRAWS
 
 _WHITE = (255, 255, 255)
 _LUMA = (0.299, 0.587, 0.114)

@@ -69,7 +69,7 @@ def _check(images: Tensor, texts: Tensor, owners: Tensor, ks: Sequence[int]) -> 
         )
     if owners.shape != (len(texts),) or len(owners) == 0 or int(owners.min()) < 0:
         raise ValueError(f"retrieval_metrics: image_of_text must name an image for each of {len(texts)}")
-    counts = torch.bincount(owners, minlength=len(images))
+    counts = torch.bincount(owners.to(torch.long), minlength=len(images))
     if len(counts) > len(images) or int(counts.min()) == 0:
         raise ValueError(
             f"retrieval_metrics: image_of_text must name each of the {len(images)} images at least once, and "

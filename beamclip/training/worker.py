@@ -6,7 +6,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from beamclip.data.captions import CaptionConfig
 from beamclip.data.shards import Columns, Shard
 from beamclip.data.stream import Position, StreamConfig, prefetched, shuffled_rows, training_batches
 from beamclip.data.transforms import AugmentConfig
@@ -65,6 +66,7 @@ class Plan:
     cadence: CadenceConfig
     channel: Any
     """Handle of a Channel."""
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -163,6 +165,7 @@ def _batches(plan: Plan, rank: int, world_size: int, start: Position) -> Any:
         batch_size=stream.batch_size // world_size // plan.optim.accumulation,
         image_size=plan.image_size,
         augment=plan.augmentation,
+        captions=plan.captions,
         seed=plan.seed,
         start=start,
         threads=stream.decode_threads,

@@ -64,7 +64,7 @@ def endless_rows(pairs: Pairs, seed: int) -> Generator[Row, None, None]:
             yield {
                 "key": pairs.keys[i],
                 "image": pairs.images[i],
-                "caption": pairs.captions[i],
+                "texts": [pairs.captions[i]],
                 "epoch": epoch,
                 "problem": None,
                 "lost": 0,

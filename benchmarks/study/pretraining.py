@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from study.emoji_pairs import Pairs, encode_pairs, endless_rows
 
+from beamclip.data.captions import CaptionConfig
 from beamclip.data.stream import Position, prefetched, training_batches
 from beamclip.data.transforms import AugmentConfig
 from beamclip.evaluation.retrieval import retrieval_metrics
@@ -56,6 +57,7 @@ def train(recipe: Recipe, pairs: Pairs, seed: int) -> tuple[LoadedClip, dict[str
         batch_size=recipe.batch_size,
         image_size=clip.image_size,
         augment=recipe.augmentation,
+        captions=CaptionConfig(),
         seed=seed,
         start=Position(),
         threads=1,

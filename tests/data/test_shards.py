@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beamclip.data.shards import (
@@ -22,6 +23,7 @@ from beamclip.data.shards import (
     Columns,
     Row,
     Shard,
+    check_texts,
     list_labelled,
     list_shards,
     read_shard,
@@ -324,6 +326,50 @@ def read_split(folder: Path, cut: int) -> list[Row]:
     first, second = list_shards(str(folder))
     pieces = [(first, 0, cut), (first, cut, 10), (second, 0, 5)]
     return [row for shard, start, stop in pieces for row in flat(read_shard(shard, ALL, start, stop))]
+
+
+def tagged(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Samples with tags, the first without a caption, the second without tags, the third with neither."""
+    tags = [["animal", "wing"], None, [], ["animal", " "]]
+    for sample, content in zip(samples, tags, strict=True):
+        sample["json"] = json.dumps({"label": "class0", "tags": content}).encode()
+    samples[0]["txt"] = b" "
+    samples[2].pop("txt")
+    return samples
+
+
+def test_tags_stand_beside_the_caption_or_in_its_place(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    write_tar(tmp_path, 0, tagged(make_samples(0, 4)))
+    rows = read(tmp_path, Columns(caption=True, more_texts=("tags", "nowhere")))
+    want = [["animal", "wing"], ["caption 000000001"], ["caption 000000003", "animal"]]
+    assert [row["texts"] for row in rows if row["problem"] is None] == want
+    assert losses(rows) == {MISSING_CAPTION: 1}
+
+
+def test_parquet_shards_give_their_tags_too(tmp_path: Path, make_samples: Make, write_parquet: Write) -> None:
+    path = write_parquet(tmp_path, 0, make_samples(0, 2, "jpg"))
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("tags", pa.array([["animal", "wing"], None])), path)
+    rows = read(tmp_path, Columns(caption=True, more_texts=("tags",)))
+    want = [["caption 000000000", "animal", "wing"], ["caption 000000001"]]
+    assert [row["texts"] for row in rows] == want
+
+
+def test_shards_without_captions_are_refused_before_anything_starts(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    samples = make_samples(0, 3)
+    for sample in samples:
+        del sample["txt"]
+    write_tar(tmp_path, 0, samples)
+    shards = list_shards(str(tmp_path))
+    with pytest.raises(InputError, match=r"none of the first 3 samples has a caption in .*00000\.tar"):
+        check_texts(shards, Columns(caption=True), "shards")
+    with pytest.raises(InputError, match=r"has a caption, nor a text in tags, in"):
+        check_texts(shards, Columns(caption=True, more_texts=("tags",)), "shards")
+    check_texts(shards, Columns(caption=True, more_texts=("label",)), "shards")
 
 
 def test_statistics_that_claim_too_much_cost_the_difference(

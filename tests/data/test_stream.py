@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from beamclip.data import stream
+from beamclip.data.captions import CaptionConfig
 from beamclip.data.rows import epoch_segments
 from beamclip.data.shards import (
     BROKEN_SHARD,
@@ -32,7 +33,13 @@ from beamclip.data.stream import (
     shuffled_rows,
     training_batches,
 )
-from beamclip.data.transforms import CROP_DRAWS, AugmentConfig, load_training_image, sample_uniforms
+from beamclip.data.transforms import (
+    AUGMENT_DRAWS,
+    CROP_DRAWS,
+    AugmentConfig,
+    load_training_image,
+    sample_uniforms,
+)
 from beamclip.errors import InputError
 
 Make = Callable[..., list[dict[str, Any]]]
@@ -85,8 +92,8 @@ def plain_rows(folder: Path, shuffle: int | None = None) -> Generator[Row, None,
 
 def batches_of(rows: Generator[Row, None, None], **options: Any) -> Generator[Batch, None, None]:
     settings = {
-        "batch_size": 4, "image_size": 8, "augment": AugmentConfig(), "seed": SEED,
-        "start": Position(), "threads": 2, **options,
+        "batch_size": 4, "image_size": 8, "augment": AugmentConfig(), "captions": CaptionConfig(),
+        "seed": SEED, "start": Position(), "threads": 2, **options,
     }  # fmt: skip
     return training_batches(rows, **settings)
 
@@ -329,7 +336,7 @@ def test_crop_and_augmentation_take_their_own_shares_of_the_draws(noisy_folder: 
         uniforms = sample_uniforms(SEED, 0, [row["key"]])[0]
         crop = load_training_image(row["image"], uniforms, 8, AugmentConfig())
         np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), crop)
-        np.testing.assert_array_equal(draws.numpy(), uniforms[CROP_DRAWS:])
+        np.testing.assert_array_equal(draws.numpy(), uniforms[CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS])
 
 
 def test_closing_the_batches_ends_the_execution_behind_them(many_executions: None, folder: Path) -> None:

@@ -56,7 +56,7 @@ def pixel_batch(count: int = 6, size: int = 17) -> torch.Tensor:
 
 
 def augment_draws(count: int = 6) -> torch.Tensor:
-    return torch.from_numpy(sample_uniforms(0, 0, KEYS[:count]))[:, CROP_DRAWS:]
+    return torch.from_numpy(sample_uniforms(0, 0, KEYS[:count]))[:, CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS]
 
 
 def test_a_sample_draws_the_same_whatever_its_batch() -> None:

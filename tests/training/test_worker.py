@@ -57,6 +57,7 @@ def global_batches(plan: Plan, world_size: int) -> Iterator[Batch]:
             batch_size=plan.stream.batch_size // world_size,
             image_size=plan.image_size,
             augment=plan.augmentation,
+            captions=plan.captions,
             seed=plan.seed,
             start=start,
             threads=1,
