@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -125,7 +127,7 @@ def new_clip(config: str | Path, seed: int, **replaced: Any) -> LoadedClip:
     Raises:
         InputError: no such config, or it describes no model.
     """
-    model_cfg, preprocess = _find_config(config)
+    model_cfg, preprocess = find_config(config)
     model_cfg = {**model_cfg, **replaced}
     model = build_open_clip(model_cfg, where=str(config), seed=seed)
     return assemble(model, _tokenizer_for(model_cfg, str(config)), model_cfg, preprocess, address=str(config))
@@ -142,13 +144,14 @@ def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> 
     """
     kwargs = deepcopy(model_cfg)
     custom_text = kwargs.pop("custom_text", False)
+    custom_text = custom_text or "hf_model_name" in kwargs["text_cfg"]
     try:
         model_class: Callable[..., ClipModel]
         if "msclip" in kwargs:
-            model_class = build_msclip
+            model_class = partial(build_msclip, custom_text=custom_text)
         elif "multimodal_cfg" in kwargs:
             model_class = open_clip.CoCa
-        elif custom_text or "hf_model_name" in kwargs["text_cfg"]:
+        elif custom_text:
             model_class = open_clip.CustomTextCLIP
         else:
             model_class = open_clip.CLIP
@@ -249,10 +252,19 @@ def _weights_in(directory: Path) -> Path:
     )
 
 
-def _find_config(config: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(model_cfg, preprocessing keys) of a name or a JSON file."""
+def own_configs() -> dict[str, Traversable]:
+    """The files of our own model configs, by name."""
     folder = files("beamclip.models") / "configs"
-    ours = {file.name.removesuffix(".json"): file for file in folder.iterdir()}
+    return {file.name.removesuffix(".json"): file for file in folder.iterdir()}
+
+
+def find_config(config: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(model_cfg, preprocessing keys) of one of our names, one of open_clip's, or a JSON file.
+
+    Raises:
+        InputError: there is none, or it lacks what describes a model.
+    """
+    ours = own_configs()
     if str(config) in ours:
         found = json.loads(ours[str(config)].read_text())
     elif Path(config).suffix == ".json":

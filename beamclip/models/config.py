@@ -12,7 +12,8 @@ class StudentConfig:
     """The network that learns from the teacher."""
 
     student: str = "resnet18"
-    """A timm backbone, such as resnet10t, resnet18, convnext_atto, mobilenetv4_conv_small."""
+    """A timm backbone, such as resnet10t, resnet18, convnext_atto, mobilenetv4_conv_small; or the image tower
+    of an MS-CLIP config, such as tiny-msclip, msclip-b32, msclip-s-b32."""
 
     student_head: Head = "linear"
     """Projection from the backbone's features to the teacher's embedding: one layer, or two with a GELU."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip import CustomTextCLIP
+from open_clip import CLIP, CustomTextCLIP
 from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -29,56 +29,77 @@ LATERAL_BLOCKS = (2, 4, 6, 8, 10)
 
 
 def build_msclip(
-    embed_dim: int, vision_cfg: dict[str, Any], text_cfg: dict[str, Any], msclip: dict[str, Any], **rest: Any
-) -> CustomTextCLIP:
-    """The model of a config whose key "msclip" holds {specialised: bool, lateral_blocks: [int, ...]}.
+    embed_dim: int,
+    vision_cfg: dict[str, Any],
+    text_cfg: dict[str, Any],
+    msclip: dict[str, Any],
+    *,
+    custom_text: bool = True,
+    **rest: Any,
+) -> CLIP | CustomTextCLIP:
+    """The model of a config whose key "msclip" holds {specialised, lateral_blocks, shared}.
 
     Args:
-        embed_dim, vision_cfg, text_cfg, rest: as open_clip's CustomTextCLIP takes them.
-        msclip: specialised makes it MS-CLIP-S; lateral_blocks are the blocks before which the stages of the
-            parallel branch come in, by default those of a transformer of 12.
+        embed_dim, vision_cfg, text_cfg, rest: as open_clip's classes take them.
+        msclip: specialised (bool, false) makes it MS-CLIP-S; lateral_blocks are the blocks before which the
+            stages of the parallel branch come in, by default those of a transformer of 12; shared (bool,
+            true) may be false where the text tower is another model's, as a student's is.
+        custom_text: whether a text tower that is not shared is a module of its own, as open_clip says it.
 
     Raises:
         InputError: the towers differ in width, heads or layers, or the patch cannot be reached by halving.
     """
-    _check_towers(vision_cfg, text_cfg, msclip)
-    model = CustomTextCLIP(embed_dim, vision_cfg, text_cfg, **rest)
-    first_shared = 0
+    shared = msclip.get("shared", True)
+    _check_image_tower(vision_cfg, msclip)
+    if shared:
+        _check_text_tower(vision_cfg, text_cfg)
+    model_class = CustomTextCLIP if shared or custom_text else CLIP
+    model = model_class(embed_dim, vision_cfg, text_cfg, **rest)
     if msclip.get("specialised", False):
-        first_shared = 1
         model.visual = SpecialisedVision(
             image_size=vision_cfg["image_size"],
             patch_size=vision_cfg["patch_size"],
             width=vision_cfg["width"],
             layers=vision_cfg["layers"],
-            heads=text_cfg["heads"],
+            heads=_heads(vision_cfg),
             embed_dim=embed_dim,
             lateral_blocks=msclip.get("lateral_blocks", LATERAL_BLOCKS),
             quick_gelu=rest.get("quick_gelu", False),
         )
-    of_text = list(model.text.transformer.resblocks)[first_shared:]
-    for image_block, text_block in zip(model.visual.transformer.resblocks, of_text, strict=True):
-        # The text's, since open_clip draws its weights as CLIP does and leaves the image's to torch.
-        image_block.attn, image_block.mlp = text_block.attn, text_block.mlp
+    if shared:
+        of_image = model.visual.transformer.resblocks
+        of_text = list(model.text.transformer.resblocks)[-len(of_image) :]
+        for image_block, text_block in zip(of_image, of_text, strict=True):
+            # The text's, since open_clip draws its weights as CLIP does and leaves the image's to torch.
+            image_block.attn, image_block.mlp = text_block.attn, text_block.mlp
     return model
 
 
-def _check_towers(vision_cfg: dict[str, Any], text_cfg: dict[str, Any], msclip: dict[str, Any]) -> None:
+def _heads(vision_cfg: dict[str, Any]) -> int:
+    return int(vision_cfg["width"]) // int(vision_cfg.get("head_width", 64))
+
+
+def _check_text_tower(vision_cfg: dict[str, Any], text_cfg: dict[str, Any]) -> None:
     for name in ("width", "layers"):
         if vision_cfg.get(name) != text_cfg.get(name):
             raise InputError(
                 f"msclip: vision_cfg.{name} is {vision_cfg.get(name)}, text_cfg.{name} is "
                 f"{text_cfg.get(name)}. One transformer serves both towers: give them the same."
             )
-    heads = vision_cfg["width"] // vision_cfg.get("head_width", 64)
+    heads = _heads(vision_cfg)
     if heads != text_cfg["heads"]:
         raise InputError(
             f"msclip: vision_cfg makes {heads} heads (width / head_width), text_cfg has {text_cfg['heads']}. "
             "One transformer serves both towers: give them the same."
         )
-    unknown = sorted(set(msclip) - {"specialised", "lateral_blocks"})
+
+
+def _check_image_tower(vision_cfg: dict[str, Any], msclip: dict[str, Any]) -> None:
+    unknown = sorted(set(msclip) - {"specialised", "lateral_blocks", "shared"})
     if unknown:
-        raise InputError(f"msclip: unknown {', '.join(unknown)}. It takes specialised and lateral_blocks.")
+        raise InputError(
+            f"msclip: unknown {', '.join(unknown)}. It takes specialised, lateral_blocks and shared."
+        )
     if not msclip.get("specialised", False):
         return
     patch, size = vision_cfg["patch_size"], vision_cfg["image_size"]

@@ -14,8 +14,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from beamclip.errors import InputError
-from beamclip.models.clip import ClipModel, LoadedClip, assemble, build_open_clip
+from beamclip.models.clip import (
+    ClipModel,
+    LoadedClip,
+    assemble,
+    build_open_clip,
+    find_config,
+    own_configs,
+)
 from beamclip.models.config import Head, StudentConfig
+from beamclip.models.msclip import SpecialisedVision
 from beamclip.models.names import close_names, or_list
 from beamclip.models.weights import first_line, load_backbone
 
@@ -35,6 +43,9 @@ def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> Load
     Only the image tower (`model.visual`) requires gradients and is in train mode. The student's mean and std
     are the teacher's, so that both see the same input, unless `pretrained` brings weights used to others.
 
+    The student is a timm backbone, or the image tower of one of our MS-CLIP configs; that of MS-CLIP-S needs
+    beamclip to be loaded, all others open_clip alone.
+
     Most of timm works. Refused are networks with a position grid of one size (ViT, DeiT, Swin, LeViT, ...) at
     any other size, and networks that end in a hidden layer of their own (MobileNetV3 and V4, GhostNet, LCNet,
     HGNetV2, VGG) with an mlp head: open_clip's config has no words for either.
@@ -46,11 +57,14 @@ def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> Load
         InputError: no such backbone, it cannot be used this way, or its weights cannot be loaded.
     """
     _check(config, teacher)
-    vision_cfg = _vision_cfg(config, teacher)
-    model_cfg = {**teacher.model_cfg, "vision_cfg": vision_cfg}
+    model_cfg = dict(teacher.model_cfg)
     if model_cfg.pop("msclip", None):
         # Its text tower, apart from the images', is one of open_clip's.
         model_cfg["custom_text"] = True
+    if _is_msclip(config.student):
+        model_cfg |= _msclip_tower(config, teacher)
+    else:
+        model_cfg["vision_cfg"] = _vision_cfg(config, teacher)
     model = build_open_clip(model_cfg, where=config.student, seed=seed)
     preprocess = teacher.preprocess_cfg
     if config.pretrained:
@@ -78,7 +92,7 @@ def backbone_features(model: ClipModel, images: Tensor) -> Tensor:
     tower = model.visual
     if isinstance(tower, TimmModel):
         return _trunk_features(tower, images)
-    if isinstance(tower, VisionTransformer) and tower.proj is not None:
+    if isinstance(tower, VisionTransformer | SpecialisedVision) and tower.proj is not None:
         identity = torch.eye(tower.proj.shape[0], dtype=tower.proj.dtype, device=tower.proj.device)
         output = functional_call(tower, {"proj": identity}, (images,))
     else:
@@ -94,9 +108,33 @@ def _trunk_features(tower: TimmModel, images: Tensor) -> Tensor:
     return features if features.ndim == 2 else tower.head(features)
 
 
+def _is_msclip(name: str) -> bool:
+    return name in own_configs() and "msclip" in find_config(name)[0]
+
+
+def _msclip_tower(config: StudentConfig, teacher: LoadedClip) -> dict[str, Any]:
+    """The part of a student's config that is the image tower of an MS-CLIP config."""
+    if config.student_head != "linear" or config.pretrained or config.init_checkpoint is not None:
+        raise InputError(
+            f"student {config.student}: has a projection of its own and starts from random weights. Leave "
+            "student_head, pretrained and init_checkpoint out, or take a backbone of timm."
+        )
+    source, _ = find_config(config.student)
+    size = config.student_image_size or teacher.image_size
+    if size % source["vision_cfg"]["patch_size"]:
+        raise InputError(
+            f"student {config.student}: images of {size} x {size} pixels cannot be cut into patches of "
+            f"{source['vision_cfg']['patch_size']}. Give a multiple of it as student_image_size."
+        )
+    tower = {"vision_cfg": {**source["vision_cfg"], "image_size": size}}
+    if not source["msclip"].get("specialised", False):
+        return tower
+    return {**tower, "msclip": {**source["msclip"], "shared": False}}
+
+
 def _check(config: StudentConfig, teacher: LoadedClip) -> None:
-    if not timm.is_model(config.student):
-        close = close_names(config.student, timm.list_models())
+    if not timm.is_model(config.student) and not _is_msclip(config.student):
+        close = close_names(config.student, [*own_configs(), *timm.list_models()])
         hint = f"Did you mean {or_list(close)}?" if close else "timm.list_models() lists all names."
         raise InputError(f"student {config.student!r}: timm has no such model. {hint}")
     if config.pretrained and config.init_checkpoint is not None:

@@ -16,7 +16,7 @@ from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, build_open_clip, load_clip, new_clip
 from beamclip.models.config import StudentConfig
 from beamclip.models.msclip import SpecialisedVision
-from beamclip.models.student import build_student
+from beamclip.models.student import backbone_features, build_student
 from beamclip.training.loop import shared_parameters
 
 CONFIGS = Path(beamclip.__file__).parent / "models" / "configs"
@@ -111,6 +111,61 @@ def test_a_student_takes_its_text_tower(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(plain.encode_text(tokens), teacher.model.encode_text(tokens))
 
 
+@pytest.mark.parametrize("teacher_name", ["tiny-resnet18", "tiny-msclip-s"])
+@pytest.mark.parametrize("name", NAMES)
+def test_its_image_tower_is_a_student(name: str, teacher_name: str, tmp_path: Path) -> None:
+    teacher = new_clip(teacher_name, seed=0)
+    student = build_student(StudentConfig(student=name), teacher, seed=1)
+    trained = {key for key, value in student.model.named_parameters() if value.requires_grad}
+    assert trained == {f"visual.{key}" for key, _ in student.model.visual.named_parameters()}
+    assert not shared_parameters(student.model)
+    out = str(write_open_clip_dir(student, tmp_path / "student", {}))
+    # MS-CLIP's image tower is a ViT, which open_clip alone loads; MS-CLIP-S's is ours.
+    plain = name == "tiny-msclip"
+    loaded = open_clip.create_model(f"local-dir:{out}") if plain else load_clip(out).model
+    student.model.eval()
+    tokens = teacher.tokenizer(TEXTS)
+    with torch.no_grad():
+        embeddings = student.model.encode_image(images())
+        torch.testing.assert_close(loaded.encode_image(images()), embeddings)
+        torch.testing.assert_close(loaded.encode_text(tokens), teacher.model.encode_text(tokens))
+        features = backbone_features(student.model, images())
+        torch.testing.assert_close(features @ student.model.visual.proj, embeddings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"student_head": "mlp"}, "has a projection of its own"),
+        ({"pretrained": True}, "starts from random weights"),
+        ({"student_image_size": 50}, "50 x 50 pixels cannot be cut into patches of 8"),
+    ],
+)
+def test_a_student_tower_that_cannot_be_had(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_student(StudentConfig(student="tiny-msclip-s", **change), new_clip("tiny-vit", seed=0), seed=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_compile_as_one_graph_and_compute_the_same(name: str) -> None:
+    model = new_clip(name, seed=0).model
+    tokens = torch.randn(2, 16, 192, generator=torch.Generator().manual_seed(1))
+    mask = model.text.attn_mask
+    for tower, inputs in ((model.visual, (tokens,)), (model.text, (tokens, None, None, mask))):
+        for block in tower.transformer.resblocks:
+            # With fullgraph the first break raises.
+            compiled = torch.compile(block, backend="eager", fullgraph=True)
+            torch.testing.assert_close(compiled(*inputs), block(*inputs))
+
+
+def test_both_towers_compile_as_one_graph() -> None:
+    model = new_clip("tiny-msclip-s", seed=0).model
+    tokens = open_clip.SimpleTokenizer(context_length=16)(TEXTS)
+    for tower, inputs in ((model.visual, images()), (model.text, tokens)):
+        compiled = torch.compile(tower, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(inputs), tower(inputs))
+
+
 @pytest.mark.parametrize(
     ("patch", "kernels"), [(32, [16, 8, 4, 2, 1]), (16, [8, 4, 2, 1, 1]), (8, [4, 2, 1, 1, 1])]
 )
@@ -154,7 +209,7 @@ def test_recomputing_blocks_leaves_the_gradients_as_they_are() -> None:
         ("text_cfg", {"heads": 6}, "vision_cfg makes 3 heads"),
         ("vision_cfg", {"patch_size": 12}, "image_size 48 with patch_size 12"),
         ("msclip", {"lateral_blocks": [2, 6]}, r"lateral_blocks \[2, 6\]"),
-        ("msclip", {"shared": True}, "unknown shared"),
+        ("msclip", {"halved": True}, "unknown halved"),
     ],
 )
 def test_towers_that_cannot_share_are_refused(tower: str, values: dict[str, Any], message: str) -> None:
