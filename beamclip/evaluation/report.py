@@ -1,20 +1,16 @@
 """Pictures of a run, as PNG files: training curves, predictions, similarity matrices.
 
-Figures are made without pyplot, so that nothing global is left behind and no display is needed. The colours
-are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart.
+Figures are made without pyplot, so that nothing global is left behind and no display is needed.
 """
 
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -22,15 +18,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-INK, MUTED, FAINT = "#1a1a1a", "#6b6b6b", "#dddddd"
-DPI = 120
+from beamclip.evaluation.figures import BLUE, GREEN, INK, MUTED, ORANGE, fonts, save_figure, styled
+
 TOP = 3
 """Predictions shown for each image and model."""
 LABELLED = 48
 """Most names along one side of a matrix; beyond it every second, third, ... is written."""
-FAMILIES = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai")
-"""Fonts to draw with: for each letter the first that has it. The first comes with matplotlib."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -61,7 +54,7 @@ def plot_curves(history: list[dict[str, float]], out: Path) -> Path:
         `out`.
     """
     panels = [panel for panel in _panels(history) if len(_series(history, panel.key)[0])]
-    with _styled():
+    with styled():
         columns = min(3, max(1, len(panels)))
         rows = max(1, math.ceil(len(panels) / columns))
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
@@ -75,7 +68,7 @@ def plot_curves(history: list[dict[str, float]], out: Path) -> Path:
             axes.set_axis_off()
         for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
             axes.set_xlabel("step")
-        return _save(figure, out)
+        return save_figure(figure, out)
 
 
 def plot_predictions(
@@ -110,7 +103,7 @@ def plot_predictions(
             f"student's {list(student_scores.shape)}"
         )
     pixels = images.detach().cpu().permute(0, 2, 3, 1).numpy()
-    with _styled():
+    with styled():
         columns = min(2, len(images))
         rows = math.ceil(len(images) / columns)
         figure = Figure(figsize=(7.2 * columns, 1.75 * rows + 0.45))
@@ -128,7 +121,7 @@ def plot_predictions(
             ha="center",
             va="center",
         )
-        return _save(figure, out)
+        return save_figure(figure, out)
 
 
 def plot_similarity(
@@ -160,7 +153,7 @@ def plot_similarity(
     # One colour for all values needs a scale too, and each matrix would stretch an empty one in its own way.
     scale = {"cmap": "viridis", "vmin": low, "vmax": high if high > low else low + 0.01}
     widest = np.abs(ours - theirs).max() or 0.01
-    with _styled():
+    with styled():
         side = [min(max(0.19 * n, 2.4), 6.0) for n in wanted]
         figure = Figure(figsize=(3 * side[1] + 3.4, side[0] + 2.6), layout="constrained")
         left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
@@ -176,7 +169,7 @@ def plot_similarity(
             _outline(axes, own, colour)
         outlined = "; outlined: image and anchor of one name" if own else ""
         figure.suptitle(f"Images × text anchors: {_correlation(theirs, ours)}{outlined}")
-        return _save(figure, out)
+        return save_figure(figure, out)
 
 
 def _panels(history: list[dict[str, float]]) -> list[Panel]:
@@ -306,7 +299,7 @@ def _blank(axes: Axes, text: str) -> None:
 
 def _shown(text: str, length: int) -> str:
     """The text as the fonts can draw it: one line, shortened, a box for a letter that none of them has."""
-    _, drawable = _fonts()
+    _, drawable = fonts()
     joined = unicodedata.normalize("NFC", " ".join(text.split()))
     # Joiners and variation selectors are invisible by themselves, a box in their place would be noise.
     letters = [c for c in joined if ord(c) in drawable or unicodedata.category(c) not in ("Cf", "Mn")]
@@ -314,42 +307,6 @@ def _shown(text: str, length: int) -> str:
         letters = [*"".join(letters[: length - 1]).rstrip(), "…"]
     # An unpaired or paired dollar sign would start a formula.
     return "".join(c if ord(c) in drawable else "□" for c in letters).replace("$", r"\$")
-
-
-@cache
-def _fonts() -> tuple[list[str], frozenset[int]]:
-    """The families that are installed, and the code points that at least one of them has."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    families = [family for family in FAMILIES if family in installed]
-    maps = [font_manager.get_font(font_manager.findfont(family)).get_charmap() for family in families]
-    return families, frozenset(code for charmap in maps for code in charmap)
-
-
-def _styled() -> AbstractContextManager[None]:
-    families, _ = _fonts()
-    settings = {
-        "font.family": families,
-        "font.size": 9,
-        "axes.edgecolor": MUTED,
-        "axes.grid": True,
-        "axes.labelcolor": MUTED,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlesize": 10,
-        "figure.titlesize": 11,
-        "grid.color": FAINT,
-        "grid.linewidth": 0.6,
-        "text.color": INK,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-    }
-    return style.context(["default", settings])
-
-
-def _save(figure: Figure, out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, format="png", dpi=DPI, facecolor="white")
-    return out
 
 
 def _doubles(values: Tensor) -> Floats:

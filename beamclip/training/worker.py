@@ -1,6 +1,5 @@
 """What each Ray Train worker runs: build the method, stream the rank's data, run the loop."""
 
-import ctypes
 import logging
 import os
 import tempfile
@@ -23,6 +22,7 @@ from beamclip.data.stream import Position, StreamConfig, prefetched, shuffled_ro
 from beamclip.data.transforms import AugmentConfig
 from beamclip.training.checkpoint import State, position_of_rank, read_state, write_state
 from beamclip.training.loop import CadenceConfig, Hooks, NonFiniteLossError, OptimConfig, Training, run_loop
+from beamclip.training.process import prepare_process
 
 _REPEATABLE = (
     NonFiniteLossError,
@@ -41,10 +41,6 @@ _REPEATABLE = (
 
 class HopelessError(RuntimeError):
     """A failure that a restart would only repeat: one line for the user, then the worker's traceback."""
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,9 @@ def _train(plan: Plan) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     workers_on_node = context.get_local_world_size()
-    _prepare_process(plan.threads or max(1, (os.cpu_count() or 1) // workers_on_node), plan.seed)
+    # Ray sets OMP_NUM_THREADS to the worker's share of a CPU, which may be one half.
+    prepare_process(plan.threads or max(1, (os.cpu_count() or 1) // workers_on_node), plan.seed)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     state = _checkpoint()
     position = position_of_rank(state, rank, world_size) if state else Position()
     # Before the model: the first rows come in while it is built.
@@ -115,30 +113,6 @@ def _training(plan: Plan, rank: int) -> Training:
     return Training(
         wrapped, plan.optim, total_steps=plan.total_steps, device=device, seed=plan.seed, rank=rank
     )
-
-
-def _prepare_process(threads: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    torch.set_float32_matmul_precision("high")
-    # Ray sets OMP_NUM_THREADS to the worker's share of a CPU, which may be one half.
-    torch.set_num_threads(threads)
-    # Moments of weights that seldom get a gradient, such as rare tokens', fade into denormal numbers, with
-    # which a CPU is many times slower. Set before there are threads, which take it over from this one.
-    torch.set_flush_denormal(True)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse large blocks instead of handing them back to the kernel.
-
-    Every step of a training on the CPU frees and takes the same hundreds of MiB; the page faults of taking
-    them anew cost more than a tenth of its time. A no-op where the C library is another one.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _checkpoint() -> State | None:

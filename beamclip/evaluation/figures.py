@@ -1,0 +1,56 @@
+"""How pictures look: colours, fonts, the style of axes.
+
+The colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell
+apart.
+"""
+
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+
+from matplotlib import font_manager, style
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+INK, MUTED, FAINT = "#1a1a1a", "#6b6b6b", "#dddddd"
+DPI = 120
+FAMILIES = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai")
+"""Fonts to draw with: for each letter the first that has it. The first comes with matplotlib."""
+
+
+@cache
+def fonts() -> tuple[list[str], frozenset[int]]:
+    """The families that are installed, and the code points that at least one of them has."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    families = [family for family in FAMILIES if family in installed]
+    maps = [font_manager.get_font(font_manager.findfont(family)).get_charmap() for family in families]
+    return families, frozenset(code for charmap in maps for code in charmap)
+
+
+def styled() -> AbstractContextManager[None]:
+    """Within it, new figures have the look of this project."""
+    families, _ = fonts()
+    settings = {
+        "font.family": families,
+        "font.size": 9,
+        "axes.edgecolor": MUTED,
+        "axes.grid": True,
+        "axes.labelcolor": MUTED,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlesize": 10,
+        "figure.titlesize": 11,
+        "grid.color": FAINT,
+        "grid.linewidth": 0.6,
+        "text.color": INK,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+    }
+    return style.context(["default", settings])
+
+
+def save_figure(figure: Figure, out: Path) -> Path:
+    """Write a figure as a PNG file; its folder is made."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, format="png", dpi=DPI, facecolor="white")
+    return out

@@ -1,0 +1,216 @@
+"""Noisy captions: what progressive self-distillation is worth when a part of the captions is wrong.
+
+python benchmarks/psd_noise.py --emoji FOLDER
+
+FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Of the training captions 0 to 60 %
+are shuffled among their images; InfoNCE, self-distillation and SigLIP train on each set from the same
+weights, and are scored on clean pairs in held-out drawings. A trial whose result is in --out is not run again.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from study.emoji_pairs import load_emoji, shuffle_captions
+from study.pretraining import Recipe, build, score, train
+from study.reports import circumstances, markdown_table, plus_minus, write_figures
+from study.trials import Result, Trial, over_seeds, run_trials
+
+from beamclip.commands.console import percent, table
+from beamclip.data.stream import Batch, Position
+from beamclip.data.transforms import AUGMENT_DRAWS
+from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
+from beamclip.losses.psd import PsdConfig
+from beamclip.training.loop import OptimConfig, Training
+from beamclip.training.process import prepare_process
+
+NOISE = (0.0, 0.2, 0.4, 0.6)
+STUDIED = 0.4
+"""The share of shuffled captions at which more settings of self-distillation are tried."""
+ROUNDS = 12
+"""Of the timing: in each, every arm takes STEPS_A_ROUND steps in turn."""
+STEPS_A_ROUND = 3
+
+BASE = Recipe(model="nano-resnet10t", batch_size=256, optim=OptimConfig(epochs=16, lr=2e-3))
+UNSURE = PsdConfig(psd_select="low_confidence")
+
+ARMS = {
+    "InfoNCE": BASE,
+    "PSD swap": replace(BASE, objective="psd", psd=UNSURE),
+    "PSD ema": replace(BASE, objective="psd", psd=replace(UNSURE, psd_target="ema")),
+    "SigLIP": replace(BASE, objective="siglip"),
+}
+COLOURS = dict(zip(ARMS, (MUTED, BLUE, GREEN, ORANGE), strict=True))
+
+TRIED = {
+    "swap, random rows": PsdConfig(),
+    "swap, to 80 %": replace(UNSURE, psd_end=0.8),
+    "swap, constant 40 % from a quarter on": replace(
+        UNSURE, psd_schedule="constant", psd_warmup=0.25, psd_end=0.4
+    ),
+    "swap, sharpness 4, no identity floor": replace(UNSURE, psd_sharpness=4.0, psd_identity=0.0),
+    "sinkhorn": replace(UNSURE, psd_target="sinkhorn"),
+}
+"""Other settings of self-distillation; rows are those of low confidence but where random is said."""
+
+TIMED = {
+    "InfoNCE": BASE,
+    **{f"PSD {target}": replace(BASE, objective="psd", psd=PsdConfig(
+        psd_target=target, psd_schedule="constant", psd_warmup=0.0, psd_select="low_confidence"))
+       for target in ("swap", "self", "sinkhorn", "ema")},
+    "SigLIP": replace(BASE, objective="siglip"),
+}  # fmt: skip
+"""With half of each batch self-distilled from the first step on."""
+
+
+def main() -> None:
+    """Run what is missing, and write table, plot and report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--emoji", type=Path, required=True, help="folder with pairs.parquet and images/")
+    parser.add_argument("--out", type=Path, default=Path("runs/psd_noise"), help="where results are kept")
+    parser.add_argument("--report", type=Path, default=Path("docs/studies/psd_noise.md"))
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each setting")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, of one thread each")
+    arguments = parser.parse_args()
+    seeds = range(arguments.seeds)
+    # The noise that matters most comes first, and what was tried beside the arms last.
+    noises = sorted(NOISE, key=lambda noise: noise != STUDIED)
+    trials = [
+        *(Trial(arm, ARMS[arm], seed, noise) for noise in noises for seed in seeds for arm in ARMS),
+        *(Trial(f"PSD {name}", tried(psd), seed, STUDIED) for seed in seeds for name, psd in TRIED.items()),
+    ]
+    results = run_trials(trials, run, arguments.emoji, arguments.out, arguments.jobs)
+    times = timed(arguments.out / "step_times.json")
+    head, *rows = main_table(results)
+    table([head, *rows])
+    plot(results, arguments.report.with_suffix(".png"))
+    text = "\n\n".join(
+        [
+            circumstances(seeds, arguments.jobs),
+            f"![Zero-shot top-1 against the share of shuffled captions]({arguments.report.stem}.png)",
+            markdown_table([head, *rows]),
+            f"Other settings of self-distillation with {STUDIED:.0%} of the captions shuffled:",
+            markdown_table(tried_table(results)),
+            f"Seconds of a training step relative to InfoNCE's, batch of {BASE.batch_size}, one thread, steps of "
+            f"all taken in turn in one process (median and quartiles of {ROUNDS} rounds):",
+            markdown_table([["objective", "relative time"], *([k, v] for k, v in times.items())]),
+        ]
+    )
+    write_figures(arguments.report, "Noisy captions: InfoNCE, self-distillation, SigLIP", text)
+
+
+def run(trial: Trial, emoji: Path) -> Result:
+    """Train on noisy captions, score on clean ones."""
+    train_pairs, test_pairs, names = load_emoji(emoji)
+    clip, speed = train(trial.recipe, shuffle_captions(train_pairs, trial.noise, trial.seed), trial.seed)
+    return {**score(clip, test_pairs, names), **speed}
+
+
+def tried(psd: PsdConfig) -> Recipe:
+    """Self-distillation under other settings."""
+    return replace(BASE, objective="psd", psd=psd)
+
+
+def timed(kept: Path) -> dict[str, str]:
+    """Time of a step of each objective relative to InfoNCE, as text."""
+    if kept.exists():
+        texts: dict[str, str] = json.loads(kept.read_text())
+        return texts
+    prepare_process(threads=1, seed=0)
+    batch = random_batch(BASE.batch_size)
+    trainings = {name: build(recipe, 0, 10_000)[1] for name, recipe in TIMED.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in TIMED}
+    for turn in range(ROUNDS + 1):
+        for name, training in trainings.items():
+            took = time_steps(training, batch)
+            if turn:  # the first round warms up
+                seconds[name].append(took)
+    texts = {}
+    for name, own in seconds.items():
+        ratios = [a / b for a, b in zip(own, seconds["InfoNCE"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        texts[name] = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+    kept.write_text(json.dumps(texts, indent=2))
+    return texts
+
+
+def time_steps(training: Training, batch: Batch) -> float:
+    """Seconds of a few steps."""
+    began = time.perf_counter()
+    for _ in range(STEPS_A_ROUND):
+        training.advance([batch])
+    return time.perf_counter() - began
+
+
+def random_batch(size: int) -> Batch:
+    """Noise for pixels, and captions that all differ."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    captions = [f"thing number {i}" for i in range(size)]
+    return Batch(pixels, torch.rand(size, AUGMENT_DRAWS, generator=generator), captions, captions, Position())
+
+
+def main_table(results: dict[Trial, Result]) -> list[list[str]]:
+    """A row for each share of noise and objective."""
+    scores = ("zero-shot top-1, %", "top-5, %", "R@1 image to text, %", "R@1 text to image, %")
+    rows = [["shuffled", "objective", *scores]]
+    figures = ("zeroshot_top1", "zeroshot_top5", "retrieval_i2t_r1", "retrieval_t2i_r1")
+    for noise in NOISE:
+        for arm in ARMS:
+            cells = [plus_minus(*over_seeds(results, arm, figure, noise)[:2]) for figure in figures]
+            rows.append([f"{noise:.0%}", arm, *cells])
+    return rows
+
+
+def tried_table(results: dict[Trial, Result]) -> list[list[str]]:
+    """A row for each setting at the studied noise, best first."""
+    names = ["InfoNCE", "PSD swap", "PSD ema", *(f"PSD {name}" for name in TRIED)]
+    scored = {name: over_seeds(results, name, "zeroshot_top1", STUDIED) for name in names}
+    own = {name: agreement(results, name) for name in names}
+    rows = [
+        [name, plus_minus(*scored[name][:2]), own[name]]
+        for name in sorted(names, key=lambda name: -scored[name][0])
+    ]
+    return [["setting", "zero-shot top-1, %", "targets that still name the pair"], *rows]
+
+
+def agreement(results: dict[Trial, Result], arm: str) -> str:
+    """How often a self-distilled row's target kept the pair itself on top, in the last epoch."""
+    found = [r["last_epoch"] for t, r in results.items() if (t.arm, t.noise) == (arm, STUDIED)]
+    shares = [one["psd/agreement"] for one in found if "psd/agreement" in one]
+    return percent(statistics.mean(shares)) if shares else ""
+
+
+def plot(results: dict[Trial, Result], out: Path) -> None:
+    """Scores over noise, one panel a score, a line an objective, bars of one standard deviation."""
+    panels = {
+        "zeroshot_top1": "zero-shot top-1",
+        "retrieval_i2t_r1": "retrieval R@1, image to text",
+        "retrieval_t2i_r1": "retrieval R@1, text to image",
+    }
+    with styled():
+        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        for axes, (name, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+            for arm, colour in COLOURS.items():
+                points = [over_seeds(results, arm, name, noise) for noise in NOISE]
+                means, spreads = [100 * p[0] for p in points], [100 * p[1] for p in points]
+                shares = [100 * noise for noise in NOISE]
+                axes.errorbar(shares, means, spreads, color=colour, marker="o", ms=4, capsize=3, label=arm)
+            axes.set_title(title)
+            axes.set_xlabel("captions shuffled, %")
+            axes.set_ylabel("%")
+            axes.set_xticks([100 * noise for noise in NOISE])
+            axes.set_ylim(bottom=0)
+        figure.axes[0].legend(frameon=False)
+        save_figure(figure, out)
+
+
+if __name__ == "__main__":
+    main()

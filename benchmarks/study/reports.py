@@ -1,0 +1,60 @@
+"""Reports of studies: markdown whose figures are written by the study and whose words are written by hand."""
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import beamclip
+from beamclip.summary import git_commit
+
+BEGIN, END = "<!-- figures: written by the study -->", "<!-- end of figures -->"
+"""Between them a report's text is replaced; around them it stays."""
+
+
+def write_figures(report: Path, title: str, text: str) -> None:
+    """Put text between the marks of a report, which is made where there is none."""
+    report.parent.mkdir(parents=True, exist_ok=True)
+    before, after = f"# {title}\n\n", "\n"
+    if report.exists():
+        before, _, rest = report.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+    report.write_text(f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}")
+    print(f"figures written to {report}")
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    rule = f"|{'---|' * len(rows[0])}"
+    return "\n".join([head, rule, *body])
+
+
+def circumstances(seeds: Sequence[int], jobs: int) -> str:
+    """Hardware, command, seeds and versions, as a list."""
+    command = " ".join(["python", *(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))])
+    command = command.replace("python ", "python benchmarks/", 1)
+    lines = [
+        f"Command: `{command}`",
+        f"Hardware: {_processor()}, {os.cpu_count()} cores; {jobs} trials at a time, one thread each",
+        f"Seeds: {', '.join(map(str, seeds))}; plus-minus is the standard deviation over them",
+        f"Versions: beamclip {beamclip.__version__} (commit {(git_commit() or 'unknown')[:12]}), "
+        f"torch {torch.__version__}, Python {platform.python_version()}",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def plus_minus(mean: float, spread: float, scale: float = 100.0, digits: int = 1) -> str:
+    """`12.3 ± 0.4`, of fractions as percentages."""
+    return f"{scale * mean:.{digits}f} ± {scale * spread:.{digits}f}"

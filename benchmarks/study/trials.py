@@ -1,0 +1,95 @@
+"""Trials of a study: each in a process of its own, each result kept, none run twice."""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from study.pretraining import Recipe
+
+from beamclip.training.process import prepare_process
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of one arm of a study."""
+
+    arm: str
+    recipe: Recipe
+    seed: int
+    noise: float = 0.0
+    """Share of the captions that were shuffled, 0..1."""
+
+    @property
+    def file_name(self) -> str:
+        """Of its result."""
+        plain = "".join(letter if letter.isalnum() else "-" for letter in self.arm)
+        return f"{plain}_noise{self.noise:.2f}_seed{self.seed}.json"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, in JSON's types."""
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return settings
+
+
+Result = dict[str, Any]
+"""Figures by name, with the trial's settings under "trial"."""
+
+
+def run_trials(
+    trials: Sequence[Trial], run: Callable[[Trial, Path], Result], emoji: Path, out: Path, jobs: int
+) -> dict[Trial, Result]:
+    """The results of all trials; those that lie in `out` under the same settings are not run again.
+
+    Args:
+        run: a function of a module, called in a fresh process of one thread.
+        jobs: trials at a time.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    results = {trial: result for trial in trials if (result := _read(trial, out))}
+    missing = [trial for trial in trials if trial not in results]
+    print(f"{len(trials)} trials, {len(results)} of them in {out}", flush=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        running = {pool.submit(_alone, run, trial, emoji): trial for trial in missing}
+        for future in as_completed(running):
+            trial, result = running[future], future.result()
+            results[trial] = result
+            draft = out / f"{trial.file_name}.draft"
+            draft.write_text(json.dumps(result, indent=2))
+            draft.replace(out / trial.file_name)
+            top1 = f"zero-shot {100 * result['zeroshot_top1']:.1f} %"
+            left = f"{len(trials) - len(results)} to go"
+            name = f"{trial.arm}, {trial.noise:.0%} noise, seed {trial.seed}"
+            print(f"{name}: {top1}, {result['seconds']:.0f} s; {left}", flush=True)
+    return results
+
+
+def _read(trial: Trial, out: Path) -> Result | None:
+    file = out / trial.file_name
+    if not file.exists():
+        return None
+    result: Result = json.loads(file.read_text())
+    return result if result["trial"] == trial.settings else None
+
+
+def _alone(run: Callable[[Trial, Path], Result], trial: Trial, emoji: Path) -> Result:
+    prepare_process(threads=1, seed=trial.seed)
+    began = time.perf_counter()
+    result = run(trial, emoji)
+    return {**result, "seconds": time.perf_counter() - began, "trial": trial.settings}
+
+
+def over_seeds(
+    results: dict[Trial, Result], arm: str, figure: str, noise: float = 0.0
+) -> tuple[float, float, int]:
+    """Mean, standard deviation (of a sample) and number of an arm's figures."""
+    found = [r[figure] for trial, r in results.items() if (trial.arm, trial.noise) == (arm, noise)]
+    spread = float(np.std(found, ddof=1)) if len(found) > 1 else float("nan")
+    return float(np.mean(found)), spread, len(found)
