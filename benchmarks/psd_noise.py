@@ -4,7 +4,7 @@ python benchmarks/psd_noise.py --emoji FOLDER
 
 FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Of the training captions 0 to 60 %
 are shuffled among their images; InfoNCE, self-distillation and SigLIP train on each set from the same
-weights, and are scored on clean pairs in held-out drawings. A trial whose result is in --out is not run again.
+weights, and are scored on clean pairs in held-out drawings. What has a result in --out is not run again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from study.emoji_pairs import load_emoji, shuffle_captions
 from study.pretraining import Recipe, build, score, train
 from study.reports import circumstances, markdown_table, plus_minus, write_figures
-from study.trials import Result, Trial, over_seeds, run_trials
+from study.trials import Result, Trial, over_seeds, results_of, run_trials
 
 from beamclip.commands.console import percent, table
 from beamclip.data.stream import Batch, Position
@@ -81,9 +81,9 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)
     # The noise that matters most comes first, and what was tried beside the arms last.
-    noises = sorted(NOISE, key=lambda noise: noise != STUDIED)
+    shares = sorted(NOISE, key=lambda noise: noise != STUDIED)
     trials = [
-        *(Trial(arm, ARMS[arm], seed, noise) for noise in noises for seed in seeds for arm in ARMS),
+        *(Trial(arm, ARMS[arm], seed, noise) for noise in shares for seed in seeds for arm in ARMS),
         *(Trial(f"PSD {name}", tried(psd), seed, STUDIED) for seed in seeds for name, psd in TRIED.items()),
     ]
     results = run_trials(trials, run, arguments.emoji, arguments.out, arguments.jobs)
@@ -98,8 +98,8 @@ def main() -> None:
             markdown_table([head, *rows]),
             f"Other settings of self-distillation with {STUDIED:.0%} of the captions shuffled:",
             markdown_table(tried_table(results)),
-            f"Seconds of a training step relative to InfoNCE's, batch of {BASE.batch_size}, one thread, steps of "
-            f"all taken in turn in one process (median and quartiles of {ROUNDS} rounds):",
+            f"Seconds of a training step relative to InfoNCE's, batch of {BASE.batch_size}, one thread, steps "
+            f"of all taken in turn in one process (median and quartiles of {ROUNDS} rounds):",
             markdown_table([["objective", "relative time"], *([k, v] for k, v in times.items())]),
         ]
     )
@@ -157,7 +157,7 @@ def random_batch(size: int) -> Batch:
     return Batch(pixels, torch.rand(size, AUGMENT_DRAWS, generator=generator), captions, captions, Position())
 
 
-def main_table(results: dict[Trial, Result]) -> list[list[str]]:
+def main_table(results: list[Result]) -> list[list[str]]:
     """A row for each share of noise and objective."""
     scores = ("zero-shot top-1, %", "top-5, %", "R@1 image to text, %", "R@1 text to image, %")
     rows = [["shuffled", "objective", *scores]]
@@ -169,7 +169,7 @@ def main_table(results: dict[Trial, Result]) -> list[list[str]]:
     return rows
 
 
-def tried_table(results: dict[Trial, Result]) -> list[list[str]]:
+def tried_table(results: list[Result]) -> list[list[str]]:
     """A row for each setting at the studied noise, best first."""
     names = ["InfoNCE", "PSD swap", "PSD ema", *(f"PSD {name}" for name in TRIED)]
     scored = {name: over_seeds(results, name, "zeroshot_top1", STUDIED) for name in names}
@@ -181,14 +181,14 @@ def tried_table(results: dict[Trial, Result]) -> list[list[str]]:
     return [["setting", "zero-shot top-1, %", "targets that still name the pair"], *rows]
 
 
-def agreement(results: dict[Trial, Result], arm: str) -> str:
+def agreement(results: list[Result], arm: str) -> str:
     """How often a self-distilled row's target kept the pair itself on top, in the last epoch."""
-    found = [r["last_epoch"] for t, r in results.items() if (t.arm, t.noise) == (arm, STUDIED)]
+    found = [result["last_epoch"] for result in results_of(results, arm, STUDIED)]
     shares = [one["psd/agreement"] for one in found if "psd/agreement" in one]
     return percent(statistics.mean(shares)) if shares else ""
 
 
-def plot(results: dict[Trial, Result], out: Path) -> None:
+def plot(results: list[Result], out: Path) -> None:
     """Scores over noise, one panel a score, a line an objective, bars of one standard deviation."""
     panels = {
         "zeroshot_top1": "zero-shot top-1",

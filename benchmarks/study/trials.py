@@ -44,7 +44,7 @@ Result = dict[str, Any]
 
 def run_trials(
     trials: Sequence[Trial], run: Callable[[Trial, Path], Result], emoji: Path, out: Path, jobs: int
-) -> dict[Trial, Result]:
+) -> list[Result]:
     """The results of all trials; those that lie in `out` under the same settings are not run again.
 
     Args:
@@ -52,15 +52,16 @@ def run_trials(
         jobs: trials at a time.
     """
     out.mkdir(parents=True, exist_ok=True)
-    results = {trial: result for trial in trials if (result := _read(trial, out))}
-    missing = [trial for trial in trials if trial not in results]
+    kept = [_read(trial, out) for trial in trials]
+    results = [result for result in kept if result]
+    missing = [trial for trial, result in zip(trials, kept, strict=True) if not result]
     print(f"{len(trials)} trials, {len(results)} of them in {out}", flush=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
         running = {pool.submit(_alone, run, trial, emoji): trial for trial in missing}
         for future in as_completed(running):
             trial, result = running[future], future.result()
-            results[trial] = result
+            results.append(result)
             draft = out / f"{trial.file_name}.draft"
             draft.write_text(json.dumps(result, indent=2))
             draft.replace(out / trial.file_name)
@@ -86,10 +87,13 @@ def _alone(run: Callable[[Trial, Path], Result], trial: Trial, emoji: Path) -> R
     return {**result, "seconds": time.perf_counter() - began, "trial": trial.settings}
 
 
-def over_seeds(
-    results: dict[Trial, Result], arm: str, figure: str, noise: float = 0.0
-) -> tuple[float, float, int]:
+def results_of(results: list[Result], arm: str, noise: float = 0.0) -> list[Result]:
+    """Those of one arm."""
+    return [r for r in results if (r["trial"]["arm"], r["trial"]["noise"]) == (arm, noise)]
+
+
+def over_seeds(results: list[Result], arm: str, figure: str, noise: float = 0.0) -> tuple[float, float, int]:
     """Mean, standard deviation (of a sample) and number of an arm's figures."""
-    found = [r[figure] for trial, r in results.items() if (trial.arm, trial.noise) == (arm, noise)]
+    found = [result[figure] for result in results_of(results, arm, noise)]
     spread = float(np.std(found, ddof=1)) if len(found) > 1 else float("nan")
     return float(np.mean(found)), spread, len(found)
