@@ -98,8 +98,8 @@ def main() -> None:
             markdown_table([head, *rows]),
             f"Other settings of self-distillation with {STUDIED:.0%} of the captions shuffled:",
             markdown_table(tried_table(results)),
-            f"Seconds of a training step relative to InfoNCE's, batch of {BASE.batch_size}, one thread, steps "
-            f"of all taken in turn in one process (median and quartiles of {ROUNDS} rounds):",
+            f"Seconds of a training step relative to InfoNCE's, batch of {BASE.batch_size}, one thread, "
+            f"steps of all taken in turn in one process (median and quartiles of {ROUNDS} rounds):",
             markdown_table([["objective", "relative time"], *([k, v] for k, v in times.items())]),
         ]
     )

@@ -19,6 +19,10 @@ def prepare_process(threads: int, seed: int) -> None:
     # Moments of weights that seldom get a gradient, such as rare tokens', fade into denormal numbers, with
     # which a CPU is many times slower. Set before there are threads, which take it over from this one.
     torch.set_flush_denormal(True)
+    if not torch.cuda.is_available():
+        # Named after CUDA, it also decides for the CPU, whose backward pass of flash attention takes several
+        # times that of plain products for the short sequences of small models, and no less for long ones.
+        torch.backends.cuda.enable_flash_sdp(False)
     _keep_freed_memory()
 
 
