@@ -8,35 +8,26 @@ weights, and are scored on clean pairs in held-out drawings. What has a result i
 """
 
 import argparse
-import json
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from study.emoji_pairs import load_emoji, shuffle_captions
-from study.pretraining import Recipe, build, score, train
+from study.pretraining import Recipe, score, train
 from study.reports import circumstances, markdown_table, plus_minus, write_figures
+from study.timing import ROUNDS, time_steps
 from study.trials import Result, Trial, over_seeds, results_of, run_trials
 
 from beamclip.commands.console import percent, table
-from beamclip.data.stream import Batch, Position
-from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.losses.psd import PsdConfig
-from beamclip.training.loop import OptimConfig, Training
-from beamclip.training.process import prepare_process
+from beamclip.training.loop import OptimConfig
 
 NOISE = (0.0, 0.2, 0.4, 0.6)
 STUDIED = 0.4
 """The share of shuffled captions at which more settings of self-distillation are tried."""
-ROUNDS = 12
-"""Of the timing: in each, every arm takes STEPS_A_ROUND steps in turn."""
-STEPS_A_ROUND = 3
-
-BASE = Recipe(model="nano-resnet10t", batch_size=256, optim=OptimConfig(epochs=16, lr=2e-3))
+BASE = Recipe(model="nano-resnet10t", batch_size=128, optim=OptimConfig(epochs=16, lr=1e-3))
 UNSURE = PsdConfig(psd_select="low_confidence")
 
 ARMS = {
@@ -87,7 +78,7 @@ def main() -> None:
         *(Trial(f"PSD {name}", tried(psd), seed, STUDIED) for seed in seeds for name, psd in TRIED.items()),
     ]
     results = run_trials(trials, run, arguments.emoji, arguments.out, arguments.jobs)
-    times = timed(arguments.out / "step_times.json")
+    times = time_steps(TIMED, "InfoNCE", arguments.out / "step_times.json")
     head, *rows = main_table(results)
     table([head, *rows])
     plot(results, arguments.report.with_suffix(".png"))
@@ -100,7 +91,9 @@ def main() -> None:
             markdown_table(tried_table(results)),
             f"Seconds of a training step relative to InfoNCE's, batch of {BASE.batch_size}, one thread, "
             f"steps of all taken in turn in one process (median and quartiles of {ROUNDS} rounds):",
-            markdown_table([["objective", "relative time"], *([k, v] for k, v in times.items())]),
+            markdown_table(
+                [["objective", "relative time"], *([name, step.text] for name, step in times.items())]
+            ),
         ]
     )
     write_figures(arguments.report, "Noisy captions: InfoNCE, self-distillation, SigLIP", text)
@@ -116,45 +109,6 @@ def run(trial: Trial, emoji: Path) -> Result:
 def tried(psd: PsdConfig) -> Recipe:
     """Self-distillation under other settings."""
     return replace(BASE, objective="psd", psd=psd)
-
-
-def timed(kept: Path) -> dict[str, str]:
-    """Time of a step of each objective relative to InfoNCE, as text."""
-    if kept.exists():
-        texts: dict[str, str] = json.loads(kept.read_text())
-        return texts
-    prepare_process(threads=1, seed=0)
-    batch = random_batch(BASE.batch_size)
-    trainings = {name: build(recipe, 0, 10_000)[1] for name, recipe in TIMED.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in TIMED}
-    for turn in range(ROUNDS + 1):
-        for name, training in trainings.items():
-            took = time_steps(training, batch)
-            if turn:  # the first round warms up
-                seconds[name].append(took)
-    texts = {}
-    for name, own in seconds.items():
-        ratios = [a / b for a, b in zip(own, seconds["InfoNCE"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        texts[name] = f"{middle:.3f} ({low:.3f} to {high:.3f})"
-    kept.write_text(json.dumps(texts, indent=2))
-    return texts
-
-
-def time_steps(training: Training, batch: Batch) -> float:
-    """Seconds of a few steps."""
-    began = time.perf_counter()
-    for _ in range(STEPS_A_ROUND):
-        training.advance([batch])
-    return time.perf_counter() - began
-
-
-def random_batch(size: int) -> Batch:
-    """Noise for pixels, and captions that all differ."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    captions = [f"thing number {i}" for i in range(size)]
-    return Batch(pixels, torch.rand(size, AUGMENT_DRAWS, generator=generator), captions, captions, Position())
 
 
 def main_table(results: list[Result]) -> list[list[str]]:

@@ -1,0 +1,235 @@
+"""One transformer for two modalities: what sharing costs and gives at a small width.
+
+python benchmarks/msclip.py --emoji FOLDER
+
+FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Two separate towers, two of one
+width, MS-CLIP and MS-CLIP-S train on the same pairs for the same steps, and are scored in held-out drawings.
+What has a result in --out is not run again.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from study.emoji_pairs import encode_pairs, load_emoji
+from study.pretraining import Recipe, score, train
+from study.reports import circumstances, markdown_table, plus_minus, write_figures
+from study.timing import StepTime, time_steps
+from study.trials import Result, Trial, over_seeds, results_of, run_trials
+from torch import Tensor, nn
+
+from beamclip.commands.console import percent, table
+from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
+from beamclip.models.clip import new_clip
+from beamclip.training.loop import OptimConfig, shared_parameters
+
+SIZE, PATCH = 48, 8
+"""Sides of an image and of a patch, pixels."""
+WIDTH, NARROW, LAYERS, EMBEDDING = 192, 128, 4, 128
+"""Widths of vision and of a narrow text tower, in the proportion of B/32; blocks; width of the embedding."""
+
+MATCHED = "separate towers, matched width"
+_B32 = open_clip.get_model_config("ViT-B-32")
+PUBLISHED = {
+    "separate towers": ("ViT-B-32", {}),
+    MATCHED: (
+        "ViT-B-32", {"text_cfg": {**_B32["text_cfg"], "width": 768, "heads": 12}},
+    ),
+    "MS-CLIP": ("msclip-b32", {}),
+    "MS-CLIP-S": ("msclip-s-b32", {}),
+}  # fmt: skip
+"""The same four at the published size: a config, and what takes the place of its values."""
+
+
+def two_towers(text_width: int) -> dict[str, Any]:
+    """Values of a model's config: a ViT, and a text tower of a width."""
+    vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "layers": LAYERS}
+    text = {"context_length": 16, "vocab_size": 49408, "width": text_width, "heads": text_width // 64}
+    return {
+        "embed_dim": EMBEDDING,
+        "quick_gelu": True,
+        "vision_cfg": vision,
+        "text_cfg": {**text, "layers": LAYERS},
+        "custom_text": True,
+    }
+
+
+def one_transformer(**msclip: Any) -> dict[str, Any]:
+    """Values of a model's config: MS-CLIP or MS-CLIP-S of the same sizes."""
+    return {**two_towers(WIDTH), "msclip": msclip}
+
+
+BASE = Recipe(model="tiny-vit", batch_size=128, optim=OptimConfig(epochs=20, lr=1e-3))
+MODELS = {
+    "separate towers": two_towers(NARROW),
+    MATCHED: two_towers(WIDTH),
+    "MS-CLIP": one_transformer(),
+    "MS-CLIP-S": one_transformer(specialised=True, lateral_blocks=list(range(1, LAYERS))),
+}
+ARMS = {
+    name: replace(BASE, model_changes={**config, "init_logit_scale": 1.609})
+    for name, config in MODELS.items()
+}
+COLOURS = dict(zip(ARMS, (MUTED, ORANGE, BLUE, GREEN), strict=True))
+
+
+def main() -> None:
+    """Run what is missing, and write table, plot and report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--emoji", type=Path, required=True, help="folder with pairs.parquet and images/")
+    parser.add_argument("--out", type=Path, default=Path("runs/msclip"), help="where results are kept")
+    parser.add_argument("--report", type=Path, default=Path("docs/studies/msclip.md"))
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each model")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, of one thread each")
+    arguments = parser.parse_args()
+    seeds = range(arguments.seeds)
+    trials = [Trial(arm, recipe, seed) for seed in seeds for arm, recipe in ARMS.items()]
+    results = run_trials(trials, run, arguments.emoji, arguments.out, arguments.jobs)
+    times = time_steps(ARMS, MATCHED, arguments.out / "step_times.json")
+    sizes = {arm: sizes_of(recipe.model, recipe.model_changes) for arm, recipe in ARMS.items()}
+    published = {name: sizes_of(*model) for name, model in PUBLISHED.items()}
+    scores = score_table(results)
+    table(scores)
+    plot(results, arguments.report.with_suffix(".png"))
+    text = "\n\n".join(
+        [
+            circumstances(seeds, arguments.jobs),
+            f"![Zero-shot accuracy and embeddings of the four models]({arguments.report.stem}.png)",
+            markdown_table(scores),
+            f"Sizes and speed: {LAYERS} blocks of width {WIDTH}, {SIZE} pixels in patches of {PATCH}, one thread; "
+            "step times are relative to separate towers of matched width, their steps taken in turn:",
+            markdown_table(size_table(sizes, times)),
+            "The same four at the published size (B/32):",
+            markdown_table(size_table(published, {})),
+        ]
+    )
+    write_figures(arguments.report, "One transformer for two modalities", text)
+
+
+def run(trial: Trial, emoji: Path) -> Result:
+    """Train, score, and lay some pairs out on a plane."""
+    train_pairs, test_pairs, names = load_emoji(emoji)
+    clip, speed = train(trial.recipe, train_pairs, trial.seed)
+    images, texts = encode_pairs(clip, test_pairs, test_pairs.captions)
+    return {**score(clip, test_pairs, names), **speed, "plane": on_a_plane(images, texts)}
+
+
+def on_a_plane(images: Tensor, texts: Tensor) -> dict[str, list[list[float]]]:
+    """First two principal components of every tenth pair, as in arXiv 2203.02053."""
+    both = torch.cat([images[::10], texts[::10]])
+    centred = both - both.mean(dim=0)
+    _, _, components = torch.pca_lowrank(centred, q=2, center=False)
+    placed = (centred @ components).mul(1000).round().div(1000)
+    first, second = placed.chunk(2)
+    return {"images": first.tolist(), "texts": second.tolist()}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model, each tensor counted once."""
+
+    parameters: int
+    tokens: int
+    """Of the table of token embeddings, which all models have alike."""
+    shared: int
+    """Parameters that both towers use."""
+
+
+def sizes_of(model: str, changes: dict[str, Any]) -> Sizes:
+    """Count the parameters of a config."""
+    clip = new_clip(model, 0, **changes).model
+    shared = shared_parameters(clip)
+    parameters = list(clip.parameters())
+    tokens = [m.weight.numel() for m in clip.modules() if isinstance(m, nn.Embedding)]
+    return Sizes(
+        parameters=sum(p.numel() for p in parameters),
+        tokens=max(tokens),
+        shared=sum(p.numel() for p in parameters if id(p) in shared),
+    )
+
+
+def size_table(sizes: dict[str, Sizes], times: dict[str, StepTime]) -> list[list[str]]:
+    """A row for each model, with what it saves against separate towers of matched width."""
+    matched = sizes[MATCHED]
+    rows = [
+        [
+            "model",
+            "parameters",
+            "fewer",
+            "fewer, tokens apart",
+            "shared",
+            *(["images/s", "step time"] if times else []),
+        ]
+    ]
+    for name, size in sizes.items():
+        speed = [f"{times[name].images_per_second:,.0f}", times[name].text] if times else []
+        apart = 1 - (size.parameters - size.tokens) / (matched.parameters - matched.tokens)
+        rows.append(
+            [
+                name,
+                f"{size.parameters / 1e6:.2f} M",
+                percent(1 - size.parameters / matched.parameters),
+                percent(apart),
+                percent(size.shared / size.parameters),
+                *speed,
+            ]
+        )
+    return rows
+
+
+def score_table(results: list[Result]) -> list[list[str]]:
+    """A row for each model."""
+    head = [
+        "model",
+        "zero-shot top-1, %",
+        "top-5, %",
+        "R@1 image to text, %",
+        "R@1 text to image, %",
+        "modality gap",
+    ]
+    figures = ("zeroshot_top1", "zeroshot_top5", "retrieval_i2t_r1", "retrieval_t2i_r1")
+    rows = [head]
+    for arm in ARMS:
+        cells = [plus_minus(*over_seeds(results, arm, figure)[:2]) for figure in figures]
+        gap = plus_minus(*over_seeds(results, arm, "modality_gap")[:2], scale=1.0, digits=3)
+        rows.append([arm, *cells, gap])
+    return rows
+
+
+def plot(results: list[Result], out: Path) -> None:
+    """Zero-shot accuracy of the models, and where the embeddings of the first seed's pairs lie."""
+    with styled():
+        figure = Figure(figsize=(13, 3.4), layout="constrained")
+        bars, *planes = figure.subplots(1, 1 + len(ARMS), width_ratios=[1.5] + [1] * len(ARMS))
+        scored = [over_seeds(results, arm, "zeroshot_top1") for arm in ARMS]
+        means, spreads = [100 * s[0] for s in scored], [100 * s[1] for s in scored]
+        bars.barh(list(ARMS), means, xerr=spreads, color=list(COLOURS.values()), height=0.6, capsize=3)
+        bars.invert_yaxis()
+        bars.set_title("zero-shot top-1, %")
+        for axes, arm in zip(planes, ARMS, strict=True):
+            draw_plane(axes, arm, results)
+        planes[0].legend(frameon=False, loc="upper right", markerscale=2)
+        save_figure(figure, out)
+
+
+def draw_plane(axes: Axes, arm: str, results: list[Result]) -> None:
+    """Images and texts of one model, with its gap in the title."""
+    first = min(results_of(results, arm), key=lambda result: result["trial"]["seed"])
+    for kind, colour in (("images", BLUE), ("texts", ORANGE)):
+        across, up = zip(*first["plane"][kind], strict=True)
+        axes.scatter(across, up, s=5, color=colour, alpha=0.6, linewidths=0, label=kind)
+    gap = over_seeds(results, arm, "modality_gap")[0]
+    axes.set_title(f"{arm}\ngap {gap:.2f}", fontsize=9)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.tick_params(labelsize=7)
+
+
+if __name__ == "__main__":
+    main()
