@@ -101,10 +101,10 @@ def main() -> None:
     text = "\n\n".join(
         [
             circumstances(seeds, arguments.jobs),
-            f"![Zero-shot accuracy and embeddings of the four models]({arguments.report.stem}.png)",
+            f"![Zero-shot accuracy and embeddings of four models]({arguments.report.stem}.png)",
             markdown_table(scores),
-            f"Sizes and speed: {LAYERS} blocks of width {WIDTH}, {SIZE} pixels in patches of {PATCH}, one thread; "
-            "step times are relative to separate towers of matched width, their steps taken in turn:",
+            f"Sizes and speed, {LAYERS} blocks of width {WIDTH} on {SIZE} pixels in patches of {PATCH}. "
+            "Step times are relative to separate towers of matched width, all taken in turn on one thread:",
             markdown_table(size_table(sizes, times)),
             "The same four at the published size (B/32):",
             markdown_table(size_table(published, {})),

@@ -49,6 +49,8 @@ class OptimConfig:
     accumulation: int = 1
     """Passes that make up one step, over equal parts of a batch, for less memory. A loss that compares the
     pairs of a batch still compares them all, at the price of one more forward pass."""
+    grad_checkpointing: bool = False
+    """Compute activations a second time for the backward pass instead of keeping them: less memory, slower."""
     ema_decay: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then exported; 0 is off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -187,6 +189,8 @@ class Training:
         self.device = device
         self.seed = (seed, rank)
         self.step = 0
+        if config.grad_checkpointing:
+            self.bare.set_grad_checkpointing()  # type: ignore[operator]
         self.optimizer = build_optimizer(method, config)
         self.dtype = autocast_dtype(config.precision, device)
         self.ema = _averaged(self.bare, config.ema_decay) if config.ema_decay else None

@@ -58,6 +58,10 @@ class Distillation(nn.Module):
         self.feature = feature
         self.augmentation = augmentation
 
+    def set_grad_checkpointing(self) -> None:
+        """Keep no activations within the student's blocks or stages, where its network knows how."""
+        self.visual.set_grad_checkpointing()
+
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The weighted loss of one batch and its terms, each a scalar tensor."""
         pixels = augment(batch.pixels, batch.draws, self.augmentation)
@@ -121,6 +125,10 @@ class ImageTextPretraining(nn.Module):
             # Buffers are copied: among them is the text's causal mask, and -inf has no average.
             self.average = AveragedModel(self.clip, multi_avg_fn=average_fn, use_buffers=False)
             self.average.requires_grad_(False)
+
+    def set_grad_checkpointing(self) -> None:
+        """Keep no activations within the towers' blocks or stages, where their networks know how."""
+        self.clip.set_grad_checkpointing()
 
     def begin_step(self, step: int, total_steps: int) -> None:
         """Bring what depends on the step up to date: the self-distilled share, and the moving average."""

@@ -313,6 +313,26 @@ def test_both_passes_over_a_part_drop_the_same(tiny_config: Path) -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("name", ["distillation", "pretraining"])
+def test_recomputed_activations_leave_the_gradients_as_they_are(
+    name: str, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = runpy.run_path(str(WORKER))
+    whole = program["batch_of"](0, program["SAMPLES"])
+    runs, gradients = [], []
+    for enable in (False, True):
+        method = program["METHODS"][name](str(tiny_config))
+        visual = method.visual if name == "distillation" else method.clip.visual
+        calls: list[int] = []
+        visual.transformer.resblocks[0].ln_1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        config = OptimConfig(clip_norm=0.0, precision="fp32", grad_checkpointing=enable)
+        monkeypatch.setitem(program["gradients_of_step"].__globals__, "EXACT", config)
+        gradients.append(program["gradients_of_step"](method.train(), [whole]))
+        runs.append(len(calls))
+    assert runs == [1, 2]
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def pretrain(config: Path) -> ImageTextPretraining:
     return ImageTextPretraining(new_clip(config, seed=1), augmentation=PLAIN).train()
 
