@@ -28,7 +28,7 @@ NOISE = (0.0, 0.2, 0.4, 0.6)
 STUDIED = 0.4
 """The share of shuffled captions at which more settings of self-distillation are tried."""
 BASE = Recipe(model="nano-resnet10t", batch_size=128, optim=OptimConfig(epochs=16, lr=1e-3))
-UNSURE = PsdConfig(psd_select="low_confidence")
+UNSURE = PsdConfig(psd_select="low_confidence", psd_end=0.8)
 
 ARMS = {
     "InfoNCE": BASE,
@@ -39,15 +39,13 @@ ARMS = {
 COLOURS = dict(zip(ARMS, (MUTED, BLUE, GREEN, ORANGE), strict=True))
 
 TRIED = {
-    "swap, random rows": PsdConfig(),
-    "swap, to 80 %": replace(UNSURE, psd_end=0.8),
-    "swap, constant 40 % from a quarter on": replace(
-        UNSURE, psd_schedule="constant", psd_warmup=0.25, psd_end=0.4
-    ),
+    "swap, random rows, to 50 %": PsdConfig(),
+    "swap, random rows, to 80 %": PsdConfig(psd_end=0.8),
+    "swap, to 50 %": replace(UNSURE, psd_end=0.5),
     "swap, sharpness 4, no identity floor": replace(UNSURE, psd_sharpness=4.0, psd_identity=0.0),
     "sinkhorn": replace(UNSURE, psd_target="sinkhorn"),
 }
-"""Other settings of self-distillation; rows are those of low confidence but where random is said."""
+"""Other settings of self-distillation: of the least confident rows to a share of 80 %, but where said."""
 
 TIMED = {
     "InfoNCE": BASE,

@@ -50,7 +50,7 @@ class OptimConfig:
     """Passes that make up one step, over equal parts of a batch, for less memory. A loss that compares the
     pairs of a batch still compares them all, at the price of one more forward pass."""
     grad_checkpointing: bool = False
-    """Compute activations a second time for the backward pass instead of keeping them: less memory, slower."""
+    """Compute activations again in the backward pass instead of keeping them: less memory, slower."""
     ema_decay: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then exported; 0 is off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
