@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from beamclip.errors import InputError
 from beamclip.models.clip import CONFIG_FILE, LoadedClip
+from beamclip.models.msclip import split_msclip
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
@@ -35,7 +36,8 @@ def write_open_clip_dir(clip: LoadedClip, out: Path, card: Mapping[str, Any]) ->
     """
 
     def write(directory: Path) -> None:
-        config = {"model_cfg": clip.model_cfg, "preprocess_cfg": clip.preprocess_cfg}
+        model_cfg, beside = split_msclip(clip.model_cfg)
+        config = {"model_cfg": model_cfg, "preprocess_cfg": clip.preprocess_cfg, **beside}
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _save_weights(clip.model, directory / WEIGHTS_FILE)
         # open_clip looks for such a tokenizer in the directory itself; CLIP's own is part of its package.

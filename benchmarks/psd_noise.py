@@ -28,24 +28,33 @@ NOISE = (0.0, 0.2, 0.4, 0.6)
 STUDIED = 0.4
 """The share of shuffled captions at which more settings of self-distillation are tried."""
 BASE = Recipe(model="nano-resnet10t", batch_size=128, optim=OptimConfig(epochs=16, lr=1e-3))
-UNSURE = PsdConfig(psd_select="low_confidence", psd_end=0.8)
+CHOSEN = PsdConfig(
+    psd_select="low_confidence",
+    psd_identity=0.0,
+    psd_schedule="linear",
+    psd_start=0.4,
+    psd_end=0.6,
+    psd_ema_decay=0.98,
+)
+"""Of self-distillation, by trials with one seed at the studied share of shuffled captions."""
 
 ARMS = {
     "InfoNCE": BASE,
-    "PSD swap": replace(BASE, objective="psd", psd=UNSURE),
-    "PSD ema": replace(BASE, objective="psd", psd=replace(UNSURE, psd_target="ema")),
+    "PSD swap": replace(BASE, objective="psd", psd=CHOSEN),
+    "PSD ema": replace(BASE, objective="psd", psd=replace(CHOSEN, psd_target="ema")),
     "SigLIP": replace(BASE, objective="siglip"),
 }
 COLOURS = dict(zip(ARMS, (MUTED, BLUE, GREEN, ORANGE), strict=True))
 
 TRIED = {
-    "swap, random rows, to 50 %": PsdConfig(),
-    "swap, random rows, to 80 %": PsdConfig(psd_end=0.8),
-    "swap, to 50 %": replace(UNSURE, psd_end=0.5),
-    "swap, sharpness 4, no identity floor": replace(UNSURE, psd_sharpness=4.0, psd_identity=0.0),
-    "sinkhorn": replace(UNSURE, psd_target="sinkhorn"),
+    "swap, as the options' defaults have it": PsdConfig(),
+    "swap, random rows": replace(CHOSEN, psd_select="random"),
+    "swap, cosine from 0 to 80 %": replace(CHOSEN, psd_schedule="cosine", psd_start=0.0, psd_end=0.8),
+    "swap, sharpness 4": replace(CHOSEN, psd_sharpness=4.0),
+    "ema, decay 0.995": replace(CHOSEN, psd_target="ema", psd_ema_decay=0.995),
+    "sinkhorn": replace(CHOSEN, psd_target="sinkhorn"),
 }
-"""Other settings of self-distillation: of the least confident rows to a share of 80 %, but where said."""
+"""Other settings of self-distillation; what is not said is as chosen."""
 
 TIMED = {
     "InfoNCE": BASE,

@@ -129,6 +129,8 @@ def new_clip(config: str | Path, seed: int, **replaced: Any) -> LoadedClip:
     """
     model_cfg, preprocess = find_config(config)
     model_cfg = {**model_cfg, **replaced}
+    if "msclip" in model_cfg:
+        model_cfg["custom_text"] = True
     model = build_open_clip(model_cfg, where=str(config), seed=seed)
     return assemble(model, _tokenizer_for(model_cfg, str(config)), model_cfg, preprocess, address=str(config))
 
@@ -221,6 +223,8 @@ def _load_local(directory: Path, weights: Path, address: str) -> LoadedClip:
     if not isinstance(config.get("model_cfg"), dict):
         raise InputError(f"{config_file}: has no model_cfg. It must hold model_cfg and preprocess_cfg.")
     model_cfg = _without_pretrained_parts(config["model_cfg"])
+    if "msclip" in config:
+        model_cfg["msclip"] = config["msclip"]
     model = build_open_clip(model_cfg, where=str(config_file))
     load_weights(model, weights, config=str(config_file))
     tokenizer = _open_clip_tokenizer(f"local-dir:{directory}", str(config_file))

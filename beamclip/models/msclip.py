@@ -75,6 +75,18 @@ def build_msclip(
     return model
 
 
+def split_msclip(model_cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model's config as open_clip reads it, and what stands beside it in the file for us to read.
+
+    MS-CLIP computes what two towers of equal weights compute, so that open_clip may load it as such. The
+    image tower of MS-CLIP-S is none of open_clip's; its key stays where open_clip trips over it.
+    """
+    if "msclip" not in model_cfg or model_cfg["msclip"].get("specialised", False):
+        return model_cfg, {}
+    plain = {key: value for key, value in model_cfg.items() if key != "msclip"}
+    return plain, {"msclip": model_cfg["msclip"]}
+
+
 def _heads(vision_cfg: dict[str, Any]) -> int:
     return int(vision_cfg["width"]) // int(vision_cfg.get("head_width", 64))
 

@@ -57,10 +57,8 @@ def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> Load
         InputError: no such backbone, it cannot be used this way, or its weights cannot be loaded.
     """
     _check(config, teacher)
-    model_cfg = dict(teacher.model_cfg)
-    if model_cfg.pop("msclip", None):
-        # Its text tower, apart from the images', is one of open_clip's.
-        model_cfg["custom_text"] = True
+    # An MS-CLIP's text tower, apart from the images', is one of open_clip's.
+    model_cfg = {key: value for key, value in teacher.model_cfg.items() if key != "msclip"}
     if _is_msclip(config.student):
         model_cfg |= _msclip_tower(config, teacher)
     else:

@@ -97,6 +97,23 @@ def test_msclip_computes_what_two_towers_with_equal_weights_compute() -> None:
     assert parameters(apart) > parameters(clip.model)
 
 
+def test_open_clip_alone_loads_msclip_as_two_towers(tmp_path: Path) -> None:
+    clip = new_clip("tiny-msclip", seed=0)
+    out = write_open_clip_dir(clip, tmp_path / "model", {})
+    plain = open_clip.create_model(f"local-dir:{out}")
+    assert not shared_parameters(plain)
+    tokens = clip.tokenizer(TEXTS)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.encode_image(images()), clip.model.encode_image(images()))
+        torch.testing.assert_close(plain.encode_text(tokens), clip.model.encode_text(tokens))
+
+
+def test_open_clip_alone_refuses_msclip_s(tmp_path: Path) -> None:
+    out = write_open_clip_dir(new_clip("tiny-msclip-s", seed=0), tmp_path / "model", {})
+    with pytest.raises(TypeError, match="msclip"):
+        open_clip.create_model(f"local-dir:{out}")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_student_takes_its_text_tower(name: str, tmp_path: Path) -> None:
     teacher = new_clip(name, seed=0)
