@@ -41,6 +41,12 @@ class WorkersConfig:
     max_failures: int = 3
     """Times that the workers are restarted from the last checkpoint after one of them was lost."""
 
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "threads_per_worker"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: give 1 or more.")
+
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:

@@ -28,7 +28,7 @@ from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure,
 from beamclip.models.clip import new_clip
 from beamclip.training.loop import OptimConfig, shared_parameters
 
-SIZE, PATCH = 48, 8
+SIZE, PATCH = 32, 8
 """Sides of an image and of a patch, pixels."""
 WIDTH, NARROW, LAYERS, EMBEDDING = 192, 128, 4, 128
 """Widths of vision and of a narrow text tower, in the proportion of B/32; blocks; width of the embedding."""
@@ -64,7 +64,7 @@ def one_transformer(**msclip: Any) -> dict[str, Any]:
     return {**two_towers(WIDTH), "msclip": msclip}
 
 
-BASE = Recipe(model="tiny-vit", batch_size=128, optim=OptimConfig(epochs=20, lr=1e-3))
+BASE = Recipe(model="tiny-vit", batch_size=128, optim=OptimConfig(epochs=16, lr=1e-3))
 MODELS = {
     "separate towers": two_towers(NARROW),
     MATCHED: two_towers(WIDTH),

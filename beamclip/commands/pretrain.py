@@ -1,7 +1,7 @@
 """Train an image and a text tower from captioned images: a teacher, if none is at hand."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import ray
@@ -14,10 +14,12 @@ from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.train import check_batches, finish, show_skipped, total_steps, tracked, train
 from beamclip.config import PretrainConfig
+from beamclip.data.captions import CaptionConfig
 from beamclip.data.shards import Columns, Shard, check_texts, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
+from beamclip.losses.psd import PsdConfig
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.summary import Summary
@@ -46,6 +48,7 @@ def load_inputs(config: PretrainConfig) -> Inputs:
         raise InputError("--data SHARDS is missing: the folder that pipelines/ingest.py wrote.")
     if config.scoring.eval_data and config.classes is None:
         raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
+    _refuse_idle_options(config)
     shards = list_shards(config.data)
     check_batches(config, shards)
     check_texts(shards, columns_of(config), config.data)
@@ -55,6 +58,19 @@ def load_inputs(config: PretrainConfig) -> Inputs:
     clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
     stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
     return Inputs(shards, clip, classes)
+
+
+def _refuse_idle_options(config: PretrainConfig) -> None:
+    """Raises InputError for an option that was changed and does nothing, given the others."""
+    captions = CaptionConfig(caption_columns=config.captions.caption_columns)
+    idle: list[tuple[PsdConfig | CaptionConfig, PsdConfig | CaptionConfig, bool, str]] = [
+        (config.psd, PsdConfig(), config.objective == "psd", f"with --objective {config.objective}"),
+        (config.captions, captions, bool(captions.caption_columns), "without --caption-columns"),
+    ]
+    for section, default, used, circumstance in idle:
+        changed = [f.name for f in fields(section) if getattr(section, f.name) != getattr(default, f.name)]
+        if changed and not used:
+            raise InputError(f"--{changed[0].replace('_', '-')} has no effect {circumstance}. Leave it out.")
 
 
 def columns_of(config: PretrainConfig) -> Columns:

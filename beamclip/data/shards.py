@@ -101,19 +101,23 @@ def list_shards(address: str) -> list[Shard]:
 
 
 def check_texts(shards: list[Shard], columns: Columns, address: str) -> None:
-    """Refuse data of which the first samples, up to a block of rows, all lack a text.
+    """Refuse data whose first samples, up to a block of rows, all lack a text, or one of the fields for more.
 
     Raises:
-        InputError: with the fields that were looked for.
+        InputError: with the field that was looked for.
     """
-    rows = next(read_shard(shards[0], columns, 0, min(shards[0].samples, ROWS_PER_BLOCK))).to_pylist()
-    if any(row["problem"] != MISSING_CAPTION for row in rows):
-        return
-    fields = f", nor a text in {', '.join(columns.more_texts)}," if columns.more_texts else ""
-    raise InputError(
-        f"{address}: none of the first {len(rows)} samples has a caption{fields} in {shards[0].path}. Ingest "
-        "with --caption-column (and --keep-columns for more texts), from a column that is not empty."
-    )
+    first, count = shards[0], min(shards[0].samples, ROWS_PER_BLOCK)
+
+    def all_lack(asked: Columns) -> bool:
+        rows = next(read_shard(first, asked, 0, count)).to_pylist()
+        return not any(row["texts"] for row in rows)
+
+    where = f"{address}: none of the first {count} samples in {first.path} has"
+    for name in columns.more_texts:
+        if all_lack(Columns(more_texts=(name,))):
+            raise InputError(f"{where} a text in {name}. Ingest with --keep-columns {name}, or leave it out.")
+    if all_lack(columns):
+        raise InputError(f"{where} a caption. Ingest with --caption-column, from a column that is not empty.")
 
 
 def _open_folder(address: str, advice: str) -> tuple[Any, str]:

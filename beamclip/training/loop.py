@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from beamclip.data.stream import Batch
+from beamclip.errors import InputError
 
 State = dict[str, Any]
 
@@ -55,6 +56,12 @@ class OptimConfig:
     """Decay per step of an exponential moving average of the weights, which is then exported; 0 is off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the device computes it natively."""
+
+    def __post_init__(self) -> None:
+        for name in ("accumulation", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: give 1 or more.")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Reports of studies: markdown whose figures are written by the study and whose words are written by hand."""
 
+import math
 import os
 import platform
 import sys
@@ -56,5 +57,7 @@ def _processor() -> str:
 
 
 def plus_minus(mean: float, spread: float, scale: float = 100.0, digits: int = 1) -> str:
-    """`12.3 ± 0.4`, of fractions as percentages."""
+    """`12.3 ± 0.4`, of fractions as percentages; the mean alone where there is no spread."""
+    if math.isnan(spread):
+        return f"{scale * mean:.{digits}f}"
     return f"{scale * mean:.{digits}f} ± {scale * spread:.{digits}f}"

@@ -23,6 +23,7 @@ from beamclip.commands.evaluate import evaluate
 from beamclip.commands.ingest import ingest_urls
 from beamclip.commands.pretrain import pretrain
 from beamclip.config import DistillConfig, EvaluateConfig, PretrainConfig, ScoringConfig, read_config
+from beamclip.data.captions import CaptionConfig
 from beamclip.data.ingest import IngestConfig
 from beamclip.data.shards import list_shards
 from beamclip.data.stream import StreamConfig
@@ -162,9 +163,10 @@ def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_m
         model=str(model_file),
         objective="psd",
         psd=PsdConfig(psd_target="ema", psd_warmup=0.0),
+        captions=CaptionConfig(caption_columns=("label",), caption_join="concat", caption_dropout=0.3),
         out=out,
         stream=StreamConfig(batch_size=32),
-        optim=OptimConfig(steps=8),
+        optim=OptimConfig(steps=8, accumulation=2, grad_checkpointing=True),
         cadence=CadenceConfig(log_every=4),
         workers=WorkersConfig(max_failures=0),
     )
@@ -173,6 +175,7 @@ def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_m
     assert 0 < run.data.metrics["psd/share"] < 0.5
     assert run.data.metrics["psd/entropy"] > 0
     assert run.data.params["psd_target"] == "ema"
+    assert run.data.params["caption_columns"] == "['label']"
     assert not any("average" in name for name in load_clip(str(out)).model.state_dict())
 
 
@@ -277,6 +280,28 @@ def test_fewer_samples_than_a_batch(teacher, corpus, workspace, capsys):
 def test_a_batch_that_cannot_be_split_evenly(teacher, corpus, workspace, capsys):
     config = distill_config(teacher, corpus, workspace / "no", workers=WorkersConfig(num_workers=3))
     assert "--batch-size 32: cannot be split evenly over 3 workers" in messages(capsys, config, distill)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"psd": PsdConfig(psd_end=0.3)}, "--psd-end has no effect with --objective clip."),
+        ({"captions": CaptionConfig(caption_dropout=0.3)}, "no effect without --caption-columns."),
+        ({"captions": CaptionConfig(("tags",))}, "has a text in tags. Ingest with --keep-columns tags"),
+        ({"workers": WorkersConfig(num_workers=64)}, "split evenly over 64 workers"),
+    ],
+)
+def test_options_of_a_pretraining_that_cannot_be_followed(corpus, workspace, capsys, change, message):
+    config = PretrainConfig(data=str(corpus.train), out=workspace / "no", stream=StreamConfig(batch_size=32))
+    assert message in messages(capsys, replace(config, **change), pretrain)
+
+
+@pytest.mark.parametrize("option", [["--num-workers", "0"], ["--accumulation", "0"], ["--objective", "nce"]])
+def test_values_that_no_run_can_have(capsys, option):
+    assert run_command(PretrainConfig, lambda _: None, "", argv=option) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert len(text.splitlines()) == 1
 
 
 def test_workers_that_leave_no_cpu_for_the_data(teacher, corpus, workspace, capsys):

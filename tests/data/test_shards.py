@@ -365,10 +365,10 @@ def test_shards_without_captions_are_refused_before_anything_starts(
         del sample["txt"]
     write_tar(tmp_path, 0, samples)
     shards = list_shards(str(tmp_path))
-    with pytest.raises(InputError, match=r"none of the first 3 samples has a caption in .*00000\.tar"):
+    with pytest.raises(InputError, match=r"none of the first 3 samples in .* has a caption\. Ingest"):
         check_texts(shards, Columns(caption=True), "shards")
-    with pytest.raises(InputError, match=r"has a caption, nor a text in tags, in"):
-        check_texts(shards, Columns(caption=True, more_texts=("tags",)), "shards")
+    with pytest.raises(InputError, match=r"has a text in tags\. Ingest with --keep-columns tags"):
+        check_texts(shards, Columns(caption=True, more_texts=("label", "tags")), "shards")
     check_texts(shards, Columns(caption=True, more_texts=("label",)), "shards")
 
 
