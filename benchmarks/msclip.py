@@ -100,7 +100,7 @@ def main() -> None:
     plot(results, arguments.report.with_suffix(".png"))
     text = "\n\n".join(
         [
-            circumstances(seeds, arguments.jobs),
+            circumstances("msclip", seeds, arguments.jobs),
             f"![Zero-shot accuracy and embeddings of four models]({arguments.report.stem}.png)",
             markdown_table(scores),
             f"Sizes and speed, {LAYERS} blocks of width {WIDTH} on {SIZE} pixels in patches of {PATCH}. "
@@ -212,10 +212,13 @@ def plot(results: list[Result], out: Path) -> None:
         means, spreads = [100 * s[0] for s in scored], [100 * s[1] for s in scored]
         bars.barh(list(ARMS), means, xerr=spreads, color=list(COLOURS.values()), height=0.6, capsize=3)
         bars.invert_yaxis()
+        bars.set_axisbelow(True)
         bars.set_title("zero-shot top-1, %")
         for axes, arm in zip(planes, ARMS, strict=True):
             draw_plane(axes, arm, results)
-        planes[0].legend(frameon=False, loc="upper right", markerscale=2)
+        figure.legend(
+            *planes[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, markerscale=2
+        )
         save_figure(figure, out)
 
 
@@ -226,8 +229,10 @@ def draw_plane(axes: Axes, arm: str, results: list[Result]) -> None:
         across, up = zip(*first["plane"][kind], strict=True)
         axes.scatter(across, up, s=5, color=colour, alpha=0.6, linewidths=0, label=kind)
     gap = over_seeds(results, arm, "modality_gap")[0]
-    axes.set_title(f"{arm}\ngap {gap:.2f}", fontsize=9)
-    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_title(f"{arm.replace(', ', chr(10))}\ngap {gap:.2f}", fontsize=9)
+    axes.set_xlim(-1.05, 1.05)
+    axes.set_ylim(-1.05, 1.05)
+    axes.set_aspect("equal")
     axes.tick_params(labelsize=7)
 
 

@@ -94,7 +94,7 @@ def main() -> None:
     plot(results, arguments.report.with_suffix(".png"))
     text = "\n\n".join(
         [
-            circumstances(seeds, arguments.jobs),
+            circumstances("psd_noise", seeds, arguments.jobs),
             f"![Zero-shot top-1 against the share of shuffled captions]({arguments.report.stem}.png)",
             markdown_table([head, *rows]),
             f"Other settings of self-distillation, {STUDIED:.0%} of captions shuffled, one training each:",

@@ -3,7 +3,6 @@
 import math
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,10 +33,9 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, rule, *body])
 
 
-def circumstances(seeds: Sequence[int], jobs: int) -> str:
-    """Hardware, command, seeds and versions, as a list."""
-    command = " ".join(["python", *(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))])
-    command = command.replace("python ", "python benchmarks/", 1)
+def circumstances(program: str, seeds: Sequence[int], jobs: int) -> str:
+    """Command, hardware, seeds and versions, as a list."""
+    command = f"python benchmarks/{program}.py --emoji FOLDER --seeds {len(seeds)} --jobs {jobs}"
     lines = [
         f"Command: `{command}`",
         f"Hardware: {_processor()}, {os.cpu_count()} cores; {jobs} trials at a time, one thread each",
