@@ -7,7 +7,6 @@ width, MS-CLIP and MS-CLIP-S train on the same pairs for the same steps, and are
 What has a result in --out is not run again.
 """
 
-import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from study.emoji_pairs import encode_pairs, load_emoji
+from study.options import read_options
 from study.pretraining import Recipe, score, train
 from study.reports import circumstances, markdown_table, plus_minus, write_figures
 from study.timing import StepTime, time_steps
@@ -80,28 +80,20 @@ COLOURS = dict(zip(ARMS, (MUTED, ORANGE, BLUE, GREEN), strict=True))
 
 def main() -> None:
     """Run what is missing, and write table, plot and report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--emoji", type=Path, required=True, help="folder with pairs.parquet and images/")
-    parser.add_argument("--out", type=Path, default=Path("runs/msclip"), help="where results are kept")
-    parser.add_argument("--report", type=Path, default=Path("docs/studies/msclip.md"))
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each model")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, of one thread each")
-    arguments = parser.parse_args()
-    seeds = range(arguments.seeds)
+    options = read_options("msclip", __doc__)
+    seeds = range(options.seeds)
     trials = [Trial(arm, recipe, seed) for seed in seeds for arm, recipe in ARMS.items()]
-    results = run_trials(trials, run, arguments.emoji, arguments.out, arguments.jobs)
-    times = time_steps(ARMS, MATCHED, arguments.out / "step_times.json")
+    results = run_trials(trials, run, options.emoji, options.out, options.jobs)
+    times = time_steps(ARMS, MATCHED, options.out / "step_times.json")
     sizes = {arm: sizes_of(recipe.model, recipe.model_changes) for arm, recipe in ARMS.items()}
     published = {name: sizes_of(*model) for name, model in PUBLISHED.items()}
     scores = score_table(results)
     table(scores)
-    plot(results, arguments.report.with_suffix(".png"))
+    plot(results, options.report.with_suffix(".png"))
     text = "\n\n".join(
         [
-            circumstances("msclip", seeds, arguments.jobs),
-            f"![Zero-shot accuracy and embeddings of four models]({arguments.report.stem}.png)",
+            circumstances("msclip", seeds, options.jobs),
+            f"![Zero-shot accuracy and embeddings of four models]({options.report.stem}.png)",
             markdown_table(scores),
             f"Sizes and speed, {LAYERS} blocks of width {WIDTH} on {SIZE} pixels in patches of {PATCH}. "
             "Step times are relative to separate towers of matched width, all taken in turn on one thread:",
@@ -110,7 +102,7 @@ def main() -> None:
             markdown_table(size_table(published, {})),
         ]
     )
-    write_figures(arguments.report, "One transformer for two modalities", text)
+    write_figures(options.report, "One transformer for two modalities", text)
 
 
 def run(trial: Trial, emoji: Path) -> Result:

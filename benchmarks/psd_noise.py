@@ -7,13 +7,13 @@ are shuffled among their images; InfoNCE, self-distillation and SigLIP train on 
 weights, and are scored on clean pairs in held-out drawings. What has a result in --out is not run again.
 """
 
-import argparse
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from study.emoji_pairs import load_emoji, shuffle_captions
+from study.options import read_options
 from study.pretraining import Recipe, score, train
 from study.reports import circumstances, markdown_table, plus_minus, write_figures
 from study.timing import ROUNDS, time_steps
@@ -51,10 +51,8 @@ COLOURS = dict(zip(ARMS, (MUTED, BLUE, GREEN, ORANGE), strict=True))
 TRIED = {
     "the options' defaults (swap, random rows, cosine to 50 %)": PsdConfig(),
     "swap, random rows": replace(SWAP, psd_select="random"),
-    "swap, no identity floor, sharpness 4": replace(SWAP, psd_identity=0.0, psd_sharpness=4.0),
     "swap, schedule and floor as ema's": replace(EMA, psd_target="swap"),
-    "ema, schedule and floor as swap's": replace(SWAP, psd_target="ema", psd_ema_decay=0.98),
-    "ema, decay 0.995": replace(EMA, psd_ema_decay=0.995),
+    "swap, no identity floor, sharpness 4": replace(SWAP, psd_identity=0.0, psd_sharpness=4.0),
     "sinkhorn": replace(SWAP, psd_target="sinkhorn"),
 }
 """Other settings of self-distillation; what is not said is as above."""
@@ -71,31 +69,23 @@ TIMED = {
 
 def main() -> None:
     """Run what is missing, and write table, plot and report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--emoji", type=Path, required=True, help="folder with pairs.parquet and images/")
-    parser.add_argument("--out", type=Path, default=Path("runs/psd_noise"), help="where results are kept")
-    parser.add_argument("--report", type=Path, default=Path("docs/studies/psd_noise.md"))
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each setting")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, of one thread each")
-    arguments = parser.parse_args()
-    seeds = range(arguments.seeds)
+    options = read_options("psd_noise", __doc__)
+    seeds = range(options.seeds)
     # The noise that matters most comes first, and what was tried beside the arms last.
     shares = sorted(NOISE, key=lambda noise: noise != STUDIED)
     trials = [
         *(Trial(arm, ARMS[arm], seed, noise) for noise in shares for seed in seeds for arm in ARMS),
         *(Trial(f"PSD {name}", tried(psd), seeds[0], STUDIED) for name, psd in TRIED.items()),
     ]
-    results = run_trials(trials, run, arguments.emoji, arguments.out, arguments.jobs)
-    times = time_steps(TIMED, "InfoNCE", arguments.out / "step_times.json")
+    results = run_trials(trials, run, options.emoji, options.out, options.jobs)
+    times = time_steps(TIMED, "InfoNCE", options.out / "step_times.json")
     head, *rows = main_table(results)
     table([head, *rows])
-    plot(results, arguments.report.with_suffix(".png"))
+    plot(results, options.report.with_suffix(".png"))
     text = "\n\n".join(
         [
-            circumstances("psd_noise", seeds, arguments.jobs),
-            f"![Zero-shot top-1 against the share of shuffled captions]({arguments.report.stem}.png)",
+            circumstances("psd_noise", seeds, options.jobs),
+            f"![Zero-shot top-1 against the share of shuffled captions]({options.report.stem}.png)",
             markdown_table([head, *rows]),
             f"Other settings of self-distillation, {STUDIED:.0%} of captions shuffled, one training each:",
             markdown_table(tried_table(results)),
@@ -106,7 +96,7 @@ def main() -> None:
             ),
         ]
     )
-    write_figures(arguments.report, "Noisy captions: InfoNCE, self-distillation, SigLIP", text)
+    write_figures(options.report, "Noisy captions: InfoNCE, self-distillation, SigLIP", text)
 
 
 def run(trial: Trial, emoji: Path) -> Result:
