@@ -31,6 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--emoji", type=Path, required=True, help="folder with pairs.parquet and images/")
     parser.add_argument("--out", type=Path, default=Path("runs/emoji"), help="where everything is written")
+    parser.add_argument("--teacher", choices=TEACHERS, default="clip", help="how the teacher is made")
     parser.add_argument("--seed", type=int, default=0, help="of teacher and student")
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -50,8 +51,9 @@ def main() -> None:
         "name",
     ]
     seeded = ["--seed", arguments.seed]
-    teacher, student = out / f"teacher-{arguments.seed}", out / f"student-{arguments.seed}"
-    run("pretrain", teacher, *TEACHER, "--data", out / "train", *scored, *seeded)
+    made = f"{arguments.teacher}-{arguments.seed}"
+    teacher, student = out / f"teacher-{made}", out / f"student-{made}"
+    run("pretrain", teacher, *TEACHERS[arguments.teacher], "--data", out / "train", *scored, *seeded)
     run("distill", student, *STUDENT, "--data", out / "train", "--teacher", teacher, *scored, *seeded)
     rows = [["stage", "top-1", "top-5", "images", "img/s", "wall s"]]
     for name in (*SPLITS, teacher.name, student.name):
@@ -61,7 +63,13 @@ def main() -> None:
     print(f"the student keeps {percent(metrics.get('retained_top1') or 0.0)} of its teacher's top-1")
 
 
-TEACHER = ("--model", "tiny-resnet18", "--epochs", 24, "--batch-size", 256, "--lr", 1e-3)
+TEACHERS = {
+    "clip": ("--model", "tiny-resnet18", "--epochs", 24, "--batch-size", 256, "--lr", 1e-3),
+    "psd": (
+        "--model", "nano-resnet10t", "--objective", "psd", "--epochs", 20, "--batch-size", 128, "--lr", 1e-3,
+    ),
+    "msclip-s": ("--model", "tiny-msclip-s", "--epochs", 20, "--batch-size", 128, "--lr", 1e-3),
+}  # fmt: skip
 STUDENT = ("--student", "resnet10t", "--epochs", 20, "--batch-size", 64, "--lr", 2e-3)
 
 
