@@ -27,7 +27,8 @@ from beamclip.losses.psd import PsdConfig
 from beamclip.models.config import StudentConfig
 from beamclip.prompts.anchors import PromptConfig
 from beamclip.tracking import TrackingConfig
-from beamclip.training.loop import CadenceConfig, OptimConfig
+from beamclip.training.loop import CadenceConfig
+from beamclip.training.optim import OptimConfig
 
 Config = TypeVar("Config")
 

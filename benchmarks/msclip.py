@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from beamclip.commands.console import percent, table
 from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.models.clip import new_clip
-from beamclip.training.loop import OptimConfig, shared_parameters
+from beamclip.training.optim import OptimConfig, shared_parameters
 
 SIZE, PATCH = 32, 8
 """Sides of an image and of a patch, pixels."""

@@ -22,7 +22,7 @@ from study.trials import Result, Trial, over_seeds, results_of, run_trials
 from beamclip.commands.console import percent, table
 from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.losses.psd import PsdConfig
-from beamclip.training.loop import OptimConfig
+from beamclip.training.optim import OptimConfig
 
 NOISE = (0.0, 0.2, 0.4, 0.6)
 STUDIED = 0.4

@@ -30,7 +30,8 @@ from beamclip.prompts.anchors import PromptConfig
 from beamclip.prompts.classes import load_classes
 from beamclip.summary import SUMMARY_FILE, Summary, read_summary
 from beamclip.training.launch import has_checkpoint
-from beamclip.training.loop import CadenceConfig, OptimConfig
+from beamclip.training.loop import CadenceConfig
+from beamclip.training.optim import OptimConfig
 
 RUNS = Path("runs")
 

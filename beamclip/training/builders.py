@@ -36,8 +36,8 @@ class DistillationBuilder:
     def __call__(self, device: torch.device) -> nn.Module:
         """The method, its teacher on `device` already."""
         from beamclip.models.teacher import Teacher
-        from beamclip.training.loop import autocast_dtype
         from beamclip.training.method import Distillation
+        from beamclip.training.optim import autocast_dtype
 
         dtype = autocast_dtype(self.teacher_precision, device)
         teacher = Teacher(ray.get(self.teacher), "fp32" if dtype is None else "bf16").to(device)

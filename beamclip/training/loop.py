@@ -1,4 +1,4 @@
-"""The one training loop: optimiser, schedule, precision, clipping, accumulation and cadence.
+"""The one training loop: steps, precision, clipping, accumulation and cadence.
 
 It knows no loss, no Ray and no MLflow: a method turns batches into (loss, metrics), and what leaves
 the loop leaves it through the callbacks of `Hooks`.
@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,48 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from beamclip.data.stream import Batch
-from beamclip.errors import InputError
+from beamclip.training.optim import OptimConfig, autocast_dtype, build_optimizer, learning_rate
 
 State = dict[str, Any]
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient became infinite or not a number."""
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimisation of a run."""
-
-    epochs: float = 10.0
-    """Passes over the data; ignored where `steps` is given."""
-    steps: int | None = None
-    """Optimiser steps."""
-    lr: float = 1e-3
-    """Peak learning rate of AdamW (arXiv 1711.05101), for the global batch as it stands."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay; none on biases, norms, embeddings and scalars."""
-    shared_weight_decay: float = 0.2
-    """The same for the tensors that MS-CLIP's two towers share, which meet the loss from both sides."""
-    warmup: float = 0.1
-    """Share of the steps over which the learning rate rises from 0 before its cosine fall to 0."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient; 0 switches clipping off."""
-    accumulation: int = 1
-    """Passes that make up one step, over equal parts of a batch, for less memory. A loss that compares the
-    pairs of a batch still compares them all, at the price of one more forward pass."""
-    grad_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, slower."""
-    ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then exported; 0 is off."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward pass; auto is bf16 where the device computes it natively."""
-
-    def __post_init__(self) -> None:
-        for name in ("accumulation", "steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: give 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -85,59 +50,6 @@ class Hooks:
     same steps."""
     stopping: Callable[[], bool]
     """Whether somebody asked the run to end; asked on rank 0 alone, every `log_every` steps."""
-
-
-def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """Linear warm-up, then a half cosine to 0; `step` counts from 0."""
-    rising = max(1, round(config.warmup * total))
-    if step < rising:
-        return config.lr * (step + 1) / rising
-    progress = (step - rising) / max(1, total - rising)
-    return config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW, fused where torch has it for the device; matrices decay, vectors and embeddings do not.
-
-    A tensor that several modules share is one parameter, in a group of its own kind.
-    """
-    shared = shared_parameters(method)
-    embeddings = {id(m.weight) for m in method.modules() if isinstance(m, nn.Embedding)}
-    decayed, tied, free = list[Tensor](), list[Tensor](), list[Tensor]()
-    for name, parameter in method.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        positional = name.endswith(("positional_embedding", "class_embedding", "pos_embed", "_token"))
-        plain = parameter.ndim >= 2 and id(parameter) not in embeddings and not positional
-        decaying = tied if id(parameter) in shared else decayed
-        (decaying if plain else free).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": tied, "weight_decay": config.shared_weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    filled = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(filled, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
-
-
-def shared_parameters(module: nn.Module) -> set[int]:
-    """Identities of the parameters that two or more submodules hold."""
-    seen: set[int] = set()
-    shared: set[int] = set()
-    for _, parameter in module.named_parameters(remove_duplicate=False):
-        (shared if id(parameter) in seen else seen).add(id(parameter))
-    return shared
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast, or None for plain float32."""
-    if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if native else None
-    return torch.bfloat16 if precision == "bf16" else None
 
 
 @runtime_checkable

@@ -21,7 +21,8 @@ from beamclip.data.shards import Columns, Shard
 from beamclip.data.stream import Position, StreamConfig, prefetched, shuffled_rows, training_batches
 from beamclip.data.transforms import AugmentConfig
 from beamclip.training.checkpoint import State, position_of_rank, read_state, write_state
-from beamclip.training.loop import CadenceConfig, Hooks, NonFiniteLossError, OptimConfig, Training, run_loop
+from beamclip.training.loop import CadenceConfig, Hooks, NonFiniteLossError, Training, run_loop
+from beamclip.training.optim import OptimConfig
 from beamclip.training.process import prepare_process
 
 _REPEATABLE = (

@@ -16,8 +16,9 @@ from beamclip.evaluation.zeroshot import topk_accuracy
 from beamclip.losses.contrastive import Objective
 from beamclip.losses.psd import PsdConfig
 from beamclip.models.clip import LoadedClip, new_clip
-from beamclip.training.loop import OptimConfig, Training
+from beamclip.training.loop import Training
 from beamclip.training.method import ImageTextPretraining, initial_logits
+from beamclip.training.optim import OptimConfig
 
 
 @dataclass(frozen=True)

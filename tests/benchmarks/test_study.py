@@ -70,7 +70,7 @@ def test_a_training_on_pairs_in_memory_learns_them() -> None:
     from study.pretraining import Recipe, score, train
 
     from beamclip.data.transforms import AugmentConfig
-    from beamclip.training.loop import OptimConfig
+    from beamclip.training.optim import OptimConfig
 
     threads = torch.get_num_threads()
     plain = AugmentConfig(crop_scale_min=1.0, rotate=0.0, translate=0.0, zoom=0.0, jitter=0.0)

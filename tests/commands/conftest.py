@@ -15,7 +15,8 @@ from beamclip.data.ingest import IngestConfig
 from beamclip.data.serve import serve_folder
 from beamclip.data.stream import StreamConfig
 from beamclip.summary import Summary
-from beamclip.training.loop import CadenceConfig, OptimConfig
+from beamclip.training.loop import CadenceConfig
+from beamclip.training.optim import OptimConfig
 
 MODEL = {
     "embed_dim": 32,

@@ -31,7 +31,8 @@ from beamclip.losses.psd import PsdConfig
 from beamclip.models.clip import load_clip
 from beamclip.models.config import StudentConfig
 from beamclip.summary import read_summary
-from beamclip.training.loop import CadenceConfig, OptimConfig
+from beamclip.training.loop import CadenceConfig
+from beamclip.training.optim import OptimConfig
 
 
 def distill_config(teacher, corpus, out, **changes) -> DistillConfig:

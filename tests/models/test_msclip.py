@@ -17,7 +17,7 @@ from beamclip.models.clip import LoadedClip, build_open_clip, load_clip, new_cli
 from beamclip.models.config import StudentConfig
 from beamclip.models.msclip import SpecialisedVision
 from beamclip.models.student import backbone_features, build_student
-from beamclip.training.loop import shared_parameters
+from beamclip.training.optim import shared_parameters
 
 CONFIGS = Path(beamclip.__file__).parent / "models" / "configs"
 NAMES = ("tiny-msclip", "tiny-msclip-s")

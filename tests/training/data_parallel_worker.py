@@ -22,8 +22,9 @@ from beamclip.losses.psd import PsdConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
-from beamclip.training.loop import OptimConfig, Training
+from beamclip.training.loop import Training
 from beamclip.training.method import Distillation, ImageTextPretraining
+from beamclip.training.optim import OptimConfig
 
 SAMPLES = 8
 ANCHORS = 6

@@ -31,8 +31,9 @@ from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.checkpoint import read_state
 from beamclip.training.launch import Outcome, TrainingError, _cause, fit, has_checkpoint, interrupts
-from beamclip.training.loop import CadenceConfig, OptimConfig
+from beamclip.training.loop import CadenceConfig
 from beamclip.training.method import Distillation
+from beamclip.training.optim import OptimConfig
 from beamclip.training.worker import Plan
 
 # Workers cannot import a test module.

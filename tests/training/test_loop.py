@@ -25,18 +25,9 @@ from beamclip.models.student import build_student
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.checkpoint import read_state, write_state
-from beamclip.training.loop import (
-    CadenceConfig,
-    Hooks,
-    NonFiniteLossError,
-    OptimConfig,
-    Training,
-    autocast_dtype,
-    build_optimizer,
-    learning_rate,
-    run_loop,
-)
+from beamclip.training.loop import CadenceConfig, Hooks, NonFiniteLossError, Training, run_loop
 from beamclip.training.method import Distillation, ImageTextPretraining
+from beamclip.training.optim import OptimConfig, autocast_dtype, build_optimizer, learning_rate
 
 CPU = torch.device("cpu")
 FP32 = OptimConfig(precision="fp32")

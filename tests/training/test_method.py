@@ -27,8 +27,9 @@ from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
-from beamclip.training.loop import OptimConfig, Training
+from beamclip.training.loop import Training
 from beamclip.training.method import Distillation, ImageTextPretraining
+from beamclip.training.optim import OptimConfig
 
 WORKER = Path(__file__).with_name("data_parallel_worker.py")
 SOURCES = Path(beamclip.__file__).parents[1]

@@ -20,8 +20,9 @@ from beamclip.data.stream import Batch, Position, StreamConfig, shuffled_rows, t
 from beamclip.data.transforms import AugmentConfig
 from beamclip.models.clip import new_clip
 from beamclip.training.launch import fit
-from beamclip.training.loop import CadenceConfig, OptimConfig, Training
+from beamclip.training.loop import CadenceConfig, Training
 from beamclip.training.method import ImageTextPretraining
+from beamclip.training.optim import OptimConfig
 from beamclip.training.worker import Plan
 
 # Workers cannot import a test module.
