@@ -28,11 +28,10 @@ NOISE = (0.0, 0.2, 0.4, 0.6)
 STUDIED = 0.4
 """The share of shuffled captions at which more settings of self-distillation are tried."""
 BASE = Recipe(model="nano-resnet10t", batch_size=128, optim=OptimConfig(epochs=16, lr=1e-3))
-SWAP = PsdConfig(psd_select="low_confidence", psd_end=0.8)
+SWAP = PsdConfig(psd_end=0.8)
 EMA = PsdConfig(
     psd_target="ema",
     psd_ema_decay=0.98,
-    psd_select="low_confidence",
     psd_identity=0.0,
     psd_schedule="linear",
     psd_start=0.4,
@@ -49,7 +48,7 @@ ARMS = {
 COLOURS = dict(zip(ARMS, (MUTED, BLUE, GREEN, ORANGE), strict=True))
 
 TRIED = {
-    "the options' defaults (swap, random rows, cosine to 50 %)": PsdConfig(),
+    "swap, random rows, to 50 %": PsdConfig(psd_select="random"),
     "swap, random rows": replace(SWAP, psd_select="random"),
     "swap, schedule and floor as ema's": replace(EMA, psd_target="swap"),
     "swap, no identity floor, sharpness 4": replace(SWAP, psd_identity=0.0, psd_sharpness=4.0),

@@ -46,9 +46,9 @@ class PsdConfig:
     """Share at the last step, 0..1; with a constant schedule, from the warm-up on."""
     psd_warmup: float = 0.1
     """Share of the steps before the schedule begins, in which nothing is self-distilled, 0..1."""
-    psd_select: Literal["random", "low_confidence"] = "random"
-    """Which rows: drawn anew each step, or those that the model is least sure of, which serves better where
-    many captions are wrong."""
+    psd_select: Literal["random", "low_confidence"] = "low_confidence"
+    """Which rows: drawn anew each step, or those that the model is least sure of, which serves better
+    where captions are wrong."""
     psd_ema_decay: float = 0.995
     """What the moving average of target ema keeps of itself at each step, 0..1."""
 

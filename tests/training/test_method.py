@@ -176,7 +176,7 @@ def test_the_self_distilled_share_grows_with_the_steps(tiny_config: Path) -> Non
 
 
 def test_each_step_draws_other_rows_and_the_same_step_the_same(tiny_config: Path) -> None:
-    method = self_distilling(tiny_config, psd_start=0.5)
+    method = self_distilling(tiny_config, psd_select="random", psd_start=0.5)
 
     def loss_at(step: int) -> float:
         method.begin_step(step, 1000)
