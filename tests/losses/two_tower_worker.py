@@ -45,8 +45,8 @@ def psd(config: PsdConfig, image: Tensor, text: Tensor, scale: Tensor, rows: Ten
 LOSSES: dict[str, Loss] = {
     "clip": lambda image, text, scale, rows: clip_loss(image, text, scale),
     "sigmoid": lambda image, text, scale, rows: sigmoid_loss(image, text, scale, torch.tensor(-5.0)),
-    "psd-swap": partial(psd, PsdConfig()),
-    "psd-self": partial(psd, PsdConfig(psd_target="self", psd_sharpness=2.0)),
+    "psd-swap": partial(psd, PsdConfig(psd_select="random")),
+    "psd-self": partial(psd, PsdConfig(psd_target="self", psd_sharpness=2.0, psd_select="random")),
     "psd-sinkhorn": partial(psd, PsdConfig(psd_target="sinkhorn", psd_select="low_confidence")),
 }
 """Of image and text embeddings, the scale, and the rows' places in the global batch."""
