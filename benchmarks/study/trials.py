@@ -35,6 +35,8 @@ class Trial:
     def settings(self) -> dict[str, Any]:
         """What the result depends on, in JSON's types."""
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.recipe.objective != "psd":
+            del settings["recipe"]["psd"]
         return settings
 
 

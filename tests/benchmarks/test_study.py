@@ -62,6 +62,19 @@ def test_a_result_is_reused_under_its_own_settings_alone(tmp_path: Path) -> None
         run_trials([other], _never, tmp_path / "no emoji", tmp_path, jobs=1)
 
 
+def test_options_of_self_distillation_do_not_matter_to_other_objectives() -> None:
+    from study.pretraining import Recipe
+    from study.trials import Trial
+
+    from beamclip.losses.psd import PsdConfig
+
+    for objective in ("clip", "psd"):
+        some, other = (
+            Trial("arm", Recipe("nano-resnet10t", objective, PsdConfig(psd_end=end)), 0) for end in (0.3, 0.6)
+        )
+        assert (some.settings == other.settings) == (objective == "clip")
+
+
 def _never(*_: object) -> dict[str, float]:
     raise RuntimeError("is run")
 
