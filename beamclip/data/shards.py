@@ -110,7 +110,9 @@ def check_texts(shards: list[Shard], columns: Columns, address: str) -> None:
 
     def all_lack(asked: Columns) -> bool:
         rows = next(read_shard(first, asked, 0, count)).to_pylist()
-        return not any(row["texts"] for row in rows)
+        # A broken shard says nothing of the others: its loss is counted when it is read.
+        whole = [row for row in rows if row["problem"] in (None, MISSING_CAPTION)]
+        return bool(whole) and not any(row["texts"] for row in whole)
 
     where = f"{address}: none of the first {count} samples in {first.path} has"
     for name in columns.more_texts:

@@ -372,6 +372,14 @@ def test_shards_without_captions_are_refused_before_anything_starts(
     check_texts(shards, Columns(caption=True, more_texts=("label",)), "shards")
 
 
+def test_a_first_shard_that_is_broken_does_not_pass_for_one_without_captions(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    write_tar(tmp_path, 0, make_samples(0, 3)).write_bytes(b"")
+    write_tar(tmp_path, 1, make_samples(1, 3))
+    check_texts(list_shards(str(tmp_path)), Columns(caption=True, more_texts=("label",)), "shards")
+
+
 def test_statistics_that_claim_too_much_cost_the_difference(
     tmp_path: Path, make_samples: Make, write_tar: Write
 ) -> None:
