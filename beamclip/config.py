@@ -27,6 +27,7 @@ from beamclip.losses.psd import PsdConfig
 from beamclip.models.config import StudentConfig
 from beamclip.prompts.anchors import PromptConfig
 from beamclip.tracking import TrackingConfig
+from beamclip.training.checkpoint import CheckpointConfig
 from beamclip.training.loop import CadenceConfig
 from beamclip.training.optim import OptimConfig
 
@@ -80,6 +81,7 @@ class DistillConfig:
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     cadence: CadenceConfig = field(default_factory=CadenceConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -113,6 +115,7 @@ class PretrainConfig:
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=20.0))
     cadence: CadenceConfig = field(default_factory=CadenceConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

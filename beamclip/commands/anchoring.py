@@ -8,7 +8,7 @@ import torch
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.console import count, stage
-from beamclip.data.shards import Columns, Shard, read_shard
+from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
@@ -48,8 +48,8 @@ def captions_as_anchors(
     """
     captions: dict[str, None] = {}
     for index in np.random.default_rng(seed).permutation(len(shards)):
-        for table in read_shard(shards[index], Columns(caption=True)):
-            captions.update(dict.fromkeys(c.strip() for c in table.column("caption").to_pylist() if c))
+        rows = iterate_rows(shards[index], Columns(caption=True), range(shards[index].samples))
+        captions.update(dict.fromkeys(row["caption"].strip() for row in rows if row.get("caption")))
         # Twice as many as needed: the draw below then mixes several shards.
         if len(captions) >= 2 * number:
             break

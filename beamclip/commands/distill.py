@@ -13,7 +13,16 @@ from beamclip.commands.anchoring import captions_as_anchors, class_anchors, join
 from beamclip.commands.console import count, percent, stage
 from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
-from beamclip.commands.train import Trained, check_batches, finish, show_skipped, total_steps, tracked, train
+from beamclip.commands.train import (
+    Trained,
+    check_batches,
+    finish,
+    show_skipped,
+    storage_of,
+    total_steps,
+    tracked,
+    train,
+)
 from beamclip.config import DistillConfig
 from beamclip.data.shards import Columns, Shard, list_labelled, list_shards
 from beamclip.errors import InputError
@@ -80,10 +89,10 @@ def distill(config: DistillConfig) -> Summary:
     began = time.perf_counter()
     run_dir = new_run_dir(config.out, "distill")
     inputs = load_inputs(config)
-    with ray_session(), tracked(config, run_dir, "distill") as tracking:
+    with ray_session(), tracked(config, run_dir, "distill", inputs.shards) as tracking:
         check_resources(config.workers)
         anchors, scored_anchors = _anchors(config, inputs, run_dir)
-        plan = _plan(config, inputs, anchors)
+        plan = _plan(config, inputs, anchors, run_dir)
         title = f"{config.student.student} <- {_teacher_name(inputs.teacher)}"
         trained = train("distill", plan, config.workers, run_dir, tracking, title)
         restore_student(inputs.student, trained.state)
@@ -122,7 +131,7 @@ def _anchors(config: DistillConfig, inputs: Inputs, run_dir: Path) -> tuple[Anch
     return joined(parts), of_classes
 
 
-def _plan(config: DistillConfig, inputs: Inputs, anchors: Anchors) -> Plan:
+def _plan(config: DistillConfig, inputs: Inputs, anchors: Anchors, run_dir: Path) -> Plan:
     return Plan(
         build_method=DistillationBuilder(
             ray.put(inputs.teacher),
@@ -143,7 +152,7 @@ def _plan(config: DistillConfig, inputs: Inputs, anchors: Anchors) -> Plan:
         augmentation=config.augmentation,
         optim=config.optim,
         cadence=config.cadence,
-        channel=None,
+        storage=storage_of(config, run_dir),
     )
 
 

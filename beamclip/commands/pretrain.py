@@ -12,7 +12,15 @@ from beamclip.commands.console import count, percent, stage
 from beamclip.commands.distill import trained_weights
 from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, score_zeroshot
-from beamclip.commands.train import check_batches, finish, show_skipped, total_steps, tracked, train
+from beamclip.commands.train import (
+    check_batches,
+    finish,
+    show_skipped,
+    storage_of,
+    total_steps,
+    tracked,
+    train,
+)
 from beamclip.config import PretrainConfig
 from beamclip.data.captions import CaptionConfig
 from beamclip.data.shards import Columns, Shard, check_texts, list_labelled, list_shards
@@ -88,11 +96,11 @@ def pretrain(config: PretrainConfig) -> Summary:
     began = time.perf_counter()
     run_dir = new_run_dir(config.out, "pretrain")
     inputs = load_inputs(config)
-    with ray_session(), tracked(config, run_dir, "pretrain") as tracking:
+    with ray_session(), tracked(config, run_dir, "pretrain", inputs.shards) as tracking:
         check_resources(config.workers)
         trained = train(
             "pretrain",
-            _plan(config, inputs),
+            _plan(config, inputs, run_dir),
             config.workers,
             run_dir,
             tracking,
@@ -124,7 +132,7 @@ def pretrain(config: PretrainConfig) -> Summary:
     return summary
 
 
-def _plan(config: PretrainConfig, inputs: Inputs) -> Plan:
+def _plan(config: PretrainConfig, inputs: Inputs, run_dir: Path) -> Plan:
     return Plan(
         build_method=PretrainingBuilder(
             ray.put(inputs.clip), config.augmentation, config.objective, config.psd, config.seed
@@ -140,7 +148,7 @@ def _plan(config: PretrainConfig, inputs: Inputs) -> Plan:
         captions=config.captions,
         optim=config.optim,
         cadence=config.cadence,
-        channel=None,
+        storage=storage_of(config, run_dir),
     )
 
 

@@ -18,6 +18,7 @@ from beamclip.commands.console import percent, stage, table
 from beamclip.commands.distill import distill
 from beamclip.commands.ingest import ingest_urls
 from beamclip.commands.pretrain import pretrain
+from beamclip.commands.run_dir import checkpoint_address
 from beamclip.commands.train import TrainConfig
 from beamclip.config import DistillConfig, PretrainConfig, ScoringConfig, plain
 from beamclip.data.glyphs import GlyphConfig, write_corpus, write_url_list
@@ -29,7 +30,7 @@ from beamclip.models.config import StudentConfig
 from beamclip.prompts.anchors import PromptConfig
 from beamclip.prompts.classes import load_classes
 from beamclip.summary import SUMMARY_FILE, Summary, read_summary
-from beamclip.training.launch import has_checkpoint
+from beamclip.training.checkpoint import has_checkpoints
 from beamclip.training.loop import CadenceConfig
 from beamclip.training.optim import OptimConfig
 
@@ -131,7 +132,8 @@ def _run(name: str, command: Any, config: TrainConfig, run_dir: Path) -> None:
     if _finished(run_dir):
         stage(name, str(run_dir), "there already")
         return
-    command(replace(config, out=run_dir, resume=run_dir if has_checkpoint(run_dir) else None))
+    begun = has_checkpoints(checkpoint_address(None, run_dir))
+    command(replace(config, out=run_dir, resume=run_dir if begun else None))
 
 
 def _show(teacher: Summary, student: Summary, run_dir: Path, classes: int) -> Summary:

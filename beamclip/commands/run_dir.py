@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from beamclip.errors import InputError
-from beamclip.training.launch import has_checkpoint
+from beamclip.training.checkpoint import check_writable, find_checkpoint, has_checkpoints
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"
 TRACKING_FILE = "mlflow_run.json"
 PLOTS = "plots"
+CHECKPOINTS = "checkpoints"
+TRACE = "trace"
 MODEL = "model"
 
 
@@ -20,21 +22,50 @@ def new_run_dir(out: Path | None, command: str) -> Path:
     return out if out is not None else Path("runs") / f"{command}-{time.strftime('%m%d-%H%M%S')}"
 
 
-def open_run_dir(run_dir: Path, *, resume: bool) -> Path:
+def checkpoint_address(checkpoints: str | None, run_dir: Path) -> str:
+    """Where a run's checkpoints lie: as given, or in its folder; a plain path becomes absolute."""
+    address = checkpoints or str(run_dir / CHECKPOINTS)
+    return address if "://" in address else str(Path(address).resolve())
+
+
+def open_run_dir(run_dir: Path, checkpoints: str, data: str, *, resume: bool) -> None:
     """Make a run's folder, or go on in one that has a checkpoint.
 
+    Args:
+        checkpoints: their address.
+        data: fingerprint of the shards.
+
     Raises:
-        InputError: a new run would mix with an older one, or there is nothing to go on from.
+        InputError: a new run would mix with an older one, there is nothing to go on from, the data are not
+            those of the checkpoint, or nothing can be written.
     """
-    if resume and not has_checkpoint(run_dir):
-        raise InputError(f"--resume {run_dir}: no checkpoint there. Start the run without --resume.")
-    if not resume and has_checkpoint(run_dir):
+    if resume:
+        _check_resumable(run_dir, checkpoints, data)
+    elif has_checkpoints(checkpoints):
         raise InputError(
-            f"--out {run_dir}: holds the checkpoints of an earlier run. "
-            f"Go on with it by --resume {run_dir}, or give another --out."
+            f"{checkpoints}: holds the checkpoints of an earlier run. Go on with it by --resume, "
+            f"as in --resume {run_dir}, or give another --out and other --checkpoints."
         )
-    (run_dir / PLOTS).mkdir(parents=True, exist_ok=True)
-    return run_dir
+    try:
+        (run_dir / PLOTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {run_dir}: cannot be made ({error.strerror}). Give another.") from error
+    check_writable(checkpoints)
+
+
+def _check_resumable(run_dir: Path, checkpoints: str, data: str) -> None:
+    found = find_checkpoint(checkpoints)
+    if found.manifest is None:
+        damage = f" {'; '.join(found.damaged)}." if found.damaged else ""
+        raise InputError(
+            f"--resume {run_dir}: no whole checkpoint in {checkpoints}.{damage} "
+            "Start the run anew, without --resume and with another --out."
+        )
+    if found.manifest.data != data:
+        raise InputError(
+            f"--resume {run_dir}: its checkpoint is of other data ({found.manifest.data}) than these "
+            f"({data}), in which its place cannot be found. Give the same shards, or start a new run."
+        )
 
 
 def read_history(run_dir: Path) -> list[dict[str, float]]:

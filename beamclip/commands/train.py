@@ -13,20 +13,22 @@ from beamclip.commands.console import ProgressLine, clock, count, percent, stage
 from beamclip.commands.run_dir import (
     CONFIG_FILE,
     HISTORY_FILE,
+    TRACE,
     append_history,
+    checkpoint_address,
     open_run_dir,
     read_history,
     remember_tracked_run,
     tracked_run_id,
 )
 from beamclip.config import DistillConfig, PretrainConfig, parameters, write_config
-from beamclip.data.shards import Shard
+from beamclip.data.shards import Shard, fingerprint
 from beamclip.errors import InputError
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
 from beamclip.training.checkpoint import State
 from beamclip.training.launch import Outcome, fit
-from beamclip.training.worker import Plan
+from beamclip.training.worker import Plan, Storage
 
 TrainConfig = DistillConfig | PretrainConfig
 
@@ -95,10 +97,20 @@ def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
         )
 
 
+def storage_of(config: TrainConfig, run_dir: Path) -> Storage:
+    """Where the workers of a run leave what."""
+    return Storage(
+        checkpoints=checkpoint_address(config.checkpoint.checkpoints, run_dir),
+        keep_checkpoints=config.checkpoint.keep_checkpoints,
+        trace=str((run_dir / TRACE).resolve()) if config.cadence.trace_samples else None,
+    )
+
+
 @contextmanager
-def tracked(config: TrainConfig, run_dir: Path, command: str) -> Iterator[Tracking]:
+def tracked(config: TrainConfig, run_dir: Path, command: str, shards: list[Shard]) -> Iterator[Tracking]:
     """Open the folder of a run and its MLflow run; both are closed with the right status."""
-    open_run_dir(run_dir, resume=config.resume is not None)
+    checkpoints = checkpoint_address(config.checkpoint.checkpoints, run_dir)
+    open_run_dir(run_dir, checkpoints, fingerprint(shards), resume=config.resume is not None)
     write_config(config, run_dir / CONFIG_FILE)
     tracking = Tracking.start(
         config.tracking,
@@ -131,6 +143,9 @@ def train(
 
     def on_record(record: dict[str, Any]) -> None:
         progress.skipped = record.get("skipped", progress.skipped)
+        if "notice" in record:
+            line.close()
+            stage("checkpoint", record["notice"])
         # After a restart, the steps since the last checkpoint come a second time.
         if "loss" not in record or record["step"] <= progress.step:
             return
@@ -139,7 +154,7 @@ def train(
         tracking.log([{key: value for key, value in record.items() if key != "pid"}])
         line.show(_progress_text(progress, plan.total_steps), last=record["step"] == plan.total_steps)
 
-    outcome = fit(plan, workers, run_dir, on_record)
+    outcome = fit(plan, workers, on_record)
     line.close()
     trained = _trained(outcome, progress, plan.stream.batch_size)
     if outcome.interrupted:

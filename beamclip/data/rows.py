@@ -1,105 +1,151 @@
-"""Which rows of which shards a rank reads, and Ray Data's tasks that read them.
+"""Which rows of which shards are read together, and Ray Data's tasks that read them.
 
 Free of torch: every process that runs a read task imports this module, and torch alone takes it seconds.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from beamclip.data.shards import Columns, Row, Shard, read_shard
+from beamclip.data.order import Part, Unread, interleaved, partly_read
+from beamclip.data.row_sets import Rows, RowSet
+from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
 
 ROWS_PER_TASK = 256
-"""Small segments share a read task up to here: a task costs Ray some milliseconds, whatever it reads."""
+"""Small bundles share a read task up to here: a task costs Ray some milliseconds, whatever it reads."""
+
+TASKS_PER_EXECUTION = 200
+"""Read tasks in one execution of Ray Data. Each start costs about 0.3 s, and each task some memory."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows [start, stop) of one shard, in one epoch."""
+    """Rows of one shard."""
 
     shard: Shard
-    start: int
-    stop: int
-    epoch: int
+    rows: Rows
 
 
-def epoch_segments(shards: list[Shard], seed: int, epoch: int, rank: int, world_size: int) -> list[Segment]:
-    """The part of an epoch that one rank reads.
+@dataclass(frozen=True)
+class Bundle:
+    """Segments whose rows are read in turn (see order.interleaved), in one epoch."""
 
-    Ranks are disjoint, cover every row and differ by one row at most.
+    segments: tuple[Segment, ...]
+    epoch: int = 0
+    keep: NDArray[np.bool_] | None = None
+    """[rows], in reading order: which of them are wanted; by default all."""
+
+    @property
+    def wanted(self) -> int:
+        """How many rows are read."""
+        if self.keep is None:
+            return sum(len(segment.rows) for segment in self.segments)
+        return int(self.keep.sum())
+
+    def turns(self) -> NDArray[np.int64]:
+        """int64 [rows], the segment of each row in reading order, unwanted ones included."""
+        return interleaved(np.array([len(segment.rows) for segment in self.segments]))
+
+    def wanted_of(self, index: int) -> Rows:
+        """Those rows of a segment that are wanted."""
+        rows = self.segments[index].rows
+        return rows if self.keep is None else np.asarray(rows)[self.keep[self.turns() == index]]
+
+
+def bundles_left(shards: list[Shard], rows: RowSet, part: Part, epoch: int, left: Unread) -> Iterator[Bundle]:
+    """The bundles of a part, less what was drawn of them.
+
+    Args:
+        rows: what the epoch is made of.
+        left: of the part.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(shards))
-    shuffled = [shards[i] for i in order]
-    total = sum(shard.samples for shard in shuffled)
-    first, last = rank * total // world_size, (rank + 1) * total // world_size
-    ends = accumulate(shard.samples for shard in shuffled)
-    segments = []
-    for shard, end in zip(shuffled, ends, strict=True):
-        begin = end - shard.samples
-        start, stop = max(first, begin) - begin, min(last, end) - begin
-        if start < stop:
-            segments.append(Segment(shard, start, stop, epoch))
-    return segments
+    opened, untouched = partly_read(part, left)
+    for index in [*opened, *range(untouched, len(part.bundles) - 1)]:
+        segments = tuple(
+            Segment(shards[shard], rows.rows(shard, start, stop)) for shard, start, stop in part.pieces(index)
+        )
+        yield Bundle(segments, epoch, opened.get(index))
 
 
-def read_rows(segments: list[Segment], columns: Columns) -> Iterator[list[Row]]:
-    """Stream the rows of segments through Ray Data, in the order given.
+def read_bundle(bundle: Bundle, columns: Columns) -> Iterator[pa.Table]:
+    """The wanted rows of a bundle, as tables of ROW_SCHEMA with at most ROWS_PER_BLOCK rows."""
+    turns = bundle.turns()
+    turns = turns if bundle.keep is None else turns[bundle.keep]
+    sources = [
+        iterate_rows(segment.shard, columns, bundle.wanted_of(index), bundle.epoch)
+        for index, segment in enumerate(bundle.segments)
+    ]
+    for begin in range(0, len(turns), ROWS_PER_BLOCK):
+        rows = [next(sources[index]) for index in turns[begin : begin + ROWS_PER_BLOCK].tolist()]
+        yield pa.Table.from_pylist(rows, ROW_SCHEMA)
 
-    Yields:
-        Lists of rows (see shards.ROW_SCHEMA).
-    """
-    for table in read_dataset(segments, columns).iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield table.to_pylist()
+
+def read_rows(bundles: Iterable[Bundle], columns: Columns) -> Generator[Row, None, None]:
+    """Stream the rows of any number of bundles through Ray Data, in the order given."""
+    for tasks in executions(tasks_of(bundles)):
+        for table in read_dataset(tasks, columns).iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from table.to_pylist()
 
 
-def read_dataset(segments: list[Segment], columns: Columns) -> Any:
-    """A ray.data.Dataset of the rows of segments, in the order given."""
+def tasks_of(bundles: Iterable[Bundle]) -> Iterator[list[Bundle]]:
+    """Neighbours together, one list a read task."""
+    task: list[Bundle] = []
+    rows = 0
+    for bundle in bundles:
+        task.append(bundle)
+        rows += bundle.wanted
+        if rows >= ROWS_PER_TASK:
+            yield task
+            task, rows = [], 0
+    if task:
+        yield task
+
+
+def executions(tasks: Iterable[list[Bundle]]) -> Iterator[list[list[Bundle]]]:
+    """TASKS_PER_EXECUTION at a time."""
+    execution: list[list[Bundle]] = []
+    for task in tasks:
+        execution.append(task)
+        if len(execution) == TASKS_PER_EXECUTION:
+            yield execution
+            execution = []
+    if execution:
+        yield execution
+
+
+def read_dataset(tasks: list[list[Bundle]], columns: Columns) -> Any:
+    """A ray.data.Dataset of the rows of read tasks, in the order given."""
     import ray.data
 
     # The executor logs every start and end at INFO to the terminal of whoever runs it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    runs = _runs(segments)
-    dataset = ray.data.read_datasource(_datasource(runs, columns), override_num_blocks=len(runs))
+    dataset = ray.data.read_datasource(_datasource(tasks, columns), override_num_blocks=len(tasks))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     return dataset
 
 
-def _runs(segments: list[Segment]) -> list[list[Segment]]:
-    """Neighbours together, one run a read task."""
-    runs: list[list[Segment]] = [[]]
-    rows = 0
-    for segment in segments:
-        if rows >= ROWS_PER_TASK:
-            runs.append([])
-            rows = 0
-        runs[-1].append(segment)
-        rows += segment.stop - segment.start
-    return runs
-
-
-def _datasource(runs: list[list[Segment]], columns: Columns) -> Any:
+def _datasource(tasks: list[list[Bundle]], columns: Columns) -> Any:
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
 
-    class Segments(Datasource):
+    class Bundles(Datasource):
         """Ray Data's view of the plan: it reads exactly these rows and decides nothing."""
 
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-            return [ReadTask(_reader(run, columns), BlockMetadata(None, None, None, None)) for run in runs]
+            return [ReadTask(_reader(task, columns), BlockMetadata(None, None, None, None)) for task in tasks]
 
-    return Segments()
+    return Bundles()
 
 
-def _reader(run: list[Segment], columns: Columns) -> Callable[[], Iterable[pa.Table]]:
-    return lambda: chain.from_iterable(
-        read_shard(segment.shard, columns, segment.start, segment.stop, segment.epoch) for segment in run
-    )
+def _reader(task: list[Bundle], columns: Columns) -> Callable[[], Iterable[pa.Table]]:
+    return lambda: chain.from_iterable(read_bundle(bundle, columns) for bundle in task)

@@ -1,25 +1,28 @@
 """Shards that img2dataset wrote: which there are, how many samples they hold, how to read their rows.
 
 A shard counts as finished when its `<name>_stats.json` lies beside it; the file also holds the exact
-number of samples (`successes`). Every claimed sample leaves the reader exactly once: as a row, or as
-part of a row that names the problem and the number of samples it cost. Nothing is lost silently.
+number of samples (`successes`). Every claimed sample leaves the reader exactly once: as a row that can be
+used, or as one that names the problem. Nothing is lost silently, and row numbers mean the same each time.
 """
 
 import contextlib
+import hashlib
 import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beamclip.data.captions import texts_of
+from beamclip.data.row_sets import Rows
 from beamclip.errors import InputError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -41,10 +44,9 @@ ROW_SCHEMA = pa.schema(
         ("label", pa.string()),
         ("epoch", pa.int32()),
         ("problem", pa.string()),
-        ("lost", pa.int64()),
     ]
 )
-"""A row is a sample; or, where `problem` is set, `lost` samples that cannot be used, and why."""
+"""A row is a sample; where `problem` is set, one that cannot be used, and why."""
 
 Row = dict[str, Any]
 
@@ -100,6 +102,15 @@ def list_shards(address: str) -> list[Shard]:
     return shards
 
 
+def fingerprint(shards: list[Shard]) -> str:
+    """Names a data set by what positions in it depend on: the names of its shards and their counts."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(f"{posixpath.basename(shard.path)} {shard.samples}\n".encode())
+    samples = sum(shard.samples for shard in shards)
+    return f"{len(shards)} shards, {samples} samples, {digest.hexdigest()[:16]}"
+
+
 def check_texts(shards: list[Shard], columns: Columns, address: str) -> None:
     """Refuse data whose first samples, up to a block of rows, all lack a text, or one of the fields for more.
 
@@ -109,10 +120,10 @@ def check_texts(shards: list[Shard], columns: Columns, address: str) -> None:
     first, count = shards[0], min(shards[0].samples, ROWS_PER_BLOCK)
 
     def all_lack(asked: Columns) -> bool:
-        rows = next(read_shard(first, asked, 0, count)).to_pylist()
+        rows = iterate_rows(first, asked, range(count))
         # A broken shard says nothing of the others: its loss is counted when it is read.
         whole = [row for row in rows if row["problem"] in (None, MISSING_CAPTION)]
-        return bool(whole) and not any(row["texts"] for row in whole)
+        return bool(whole) and not any(row.get("texts") for row in whole)
 
     where = f"{address}: none of the first {count} samples in {first.path} has"
     for name in columns.more_texts:
@@ -172,78 +183,73 @@ def _suffix(path: str) -> str:
     return posixpath.splitext(path)[1].lstrip(".").lower()
 
 
-def read_shard(
-    shard: Shard, columns: Columns, start: int = 0, stop: int | None = None, epoch: int = 0
-) -> Iterator[pa.Table]:
-    """Rows [start, stop) of a shard, as tables of ROW_SCHEMA with at most ROWS_PER_BLOCK rows.
+def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> Iterator[Row]:
+    """The rows of a shard with these numbers, one each (see ROW_SCHEMA), whatever became of the shard.
 
-    A shard that breaks off gives all rows before the break, then one row with `problem` for the rest.
+    A shard that breaks off gives all rows before the break, and for each one after it a row with `problem`.
     """
-    stop = shard.samples if stop is None else stop
-    rows: list[Row] = []
-    read = start
+    given = 0
     try:
-        for row in _READERS[shard.format](shard, columns, start, stop):
-            read += 1
-            rows.append(_checked(row, columns, epoch))
-            if len(rows) == ROWS_PER_BLOCK:
-                yield pa.Table.from_pylist(rows, ROW_SCHEMA)
-                rows = []
+        for row in _READERS[shard.format](shard, columns, rows):
+            given += 1
+            yield _checked(row, columns, epoch)
     except (OSError, EOFError, tarfile.TarError, pa.ArrowException, KeyError) as error:
         # An address that cannot be reached at all is an outage, not a broken file: let it stop the run.
         if isinstance(error, (ConnectionError, TimeoutError, PermissionError)):
             raise
-    if read < stop:
-        rows.append(_problem(shard.path, epoch, BROKEN_SHARD, stop - read))
-    if rows:
-        yield pa.Table.from_pylist(rows, ROW_SCHEMA)
+    for _ in range(len(rows) - given):
+        yield _problem(shard.path, epoch, BROKEN_SHARD)
 
 
 def _checked(row: Row, columns: Columns, epoch: int) -> Row:
     # Names of members need not be UTF-8; what a table cannot hold would end the whole run.
     row["key"] = row["key"].encode("utf-8", "backslashreplace").decode()
     if not row["image"]:
-        return _problem(row["key"], epoch, MISSING_IMAGE, 1)
+        return _problem(row["key"], epoch, MISSING_IMAGE)
     if columns.caption and not row["texts"]:
-        return _problem(row["key"], epoch, MISSING_CAPTION, 1)
+        return _problem(row["key"], epoch, MISSING_CAPTION)
     if columns.label and row["label"] is None:
-        return _problem(row["key"], epoch, MISSING_LABEL, 1)
-    return {**row, "epoch": epoch, "problem": None, "lost": 0}
+        return _problem(row["key"], epoch, MISSING_LABEL)
+    return {**row, "epoch": epoch, "problem": None}
 
 
-def _problem(key: str, epoch: int, problem: str, lost: int) -> Row:
-    return {"key": key, "epoch": epoch, "problem": problem, "lost": lost}
+def _problem(key: str, epoch: int, problem: str) -> Row:
+    return {"key": key, "epoch": epoch, "problem": problem}
 
 
-def _read_tar(shard: Shard, columns: Columns, start: int, stop: int) -> Iterator[Row]:
+def _read_tar(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
     fields = columns.label or columns.more_texts
     wanted = (*IMAGE_SUFFIXES, *(["txt"] if columns.caption else []), *(["json"] if fields else []))
     with fsspec.open(shard.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        samples = _samples(tar, wanted, start)
-        for key, contents in islice(samples, start, stop):
+        for key, contents in _samples(tar, wanted, rows):
             yield _tar_row(key, contents, columns)
 
 
 def _samples(
-    tar: tarfile.TarFile, wanted: tuple[str, ...], start: int
+    tar: tarfile.TarFile, wanted: tuple[str, ...], rows: Rows
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Group neighbouring members by key, reading forwards only.
 
     Yields:
-        Key and wanted contents of each sample; before sample `start` the contents stay unread.
+        Key and wanted contents of each sample that is asked for; the others stay unread.
     """
-    index, key, contents = 0, "", dict[str, bytes]()
+    asked = iter(np.asarray(rows).tolist())
+    index, key, contents, number = 0, "", dict[str, bytes](), next(asked, None)
     for member in _members(tar):
         folder_end = member.name.rfind("/") + 1
         name, _, suffix = member.name[folder_end:].partition(".")
         stem, suffix = member.name[:folder_end] + name, suffix.lower()
         if key and stem != key:
-            yield key, contents
-            index, contents = index + 1, {}
+            if index == number:
+                yield key, contents
+                contents, number = {}, next(asked, None)
+            if number is None:
+                return
+            index += 1
         key = stem
-        if index >= start and suffix in wanted:
+        if index == number and suffix in wanted:
             contents[suffix] = _content(tar, member)
-    if key and (_is_whole(contents, wanted) or _has_end_mark(tar)):
+    if key and index == number and (_is_whole(contents, wanted) or _has_end_mark(tar)):
         yield key, contents
 
 
@@ -304,7 +310,7 @@ def _label(fields: dict[str, Any], columns: Columns) -> str | None:
     return None if value is None else str(value)
 
 
-def _read_parquet(shard: Shard, columns: Columns, start: int, stop: int) -> Iterator[Row]:
+def _read_parquet(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
     with fsspec.open(shard.path, "rb") as file:
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
@@ -313,30 +319,34 @@ def _read_parquet(shard: Shard, columns: Columns, start: int, stop: int) -> Iter
             raise KeyError(f"{shard.path}: no image column")
         fields = [*columns.more_texts, *([columns.label] if columns.label else [])]
         wanted = [image, "key", "caption", "status", *fields]
-        index = 0
+        asked, read = np.asarray(rows), 0
         for batch in parquet.iter_batches(ROWS_PER_BLOCK, columns=[name for name in wanted if name in names]):
-            for row in batch.to_pylist():
-                # img2dataset keeps a row for every URL; only the successful ones count as samples.
-                if row.get("status", "success") != "success":
-                    continue
-                if index == stop:
-                    return
-                if index >= start:
-                    caption = row.get("caption") if columns.caption else None
-                    yield {
-                        "key": str(row.get("key", index)),
-                        "image": row[image],
-                        "caption": caption,
-                        "texts": texts_of([caption, *(row.get(name) for name in columns.more_texts)]),
-                        "label": _label(row, columns),
-                    }
-                index += 1
+            # img2dataset keeps a row for every URL; only the successful ones count as samples.
+            samples = batch.filter(pc.equal(batch["status"], "success")) if "status" in names else batch
+            numbers = asked[slice(*np.searchsorted(asked, [read, read + samples.num_rows]))]
+            for number, row in zip(numbers.tolist(), samples.take(numbers - read).to_pylist(), strict=True):
+                yield _parquet_row(row, number, image, columns)
+            read += samples.num_rows
+            if read > asked[-1]:
+                return
 
 
-def _read_folder(shard: Shard, columns: Columns, start: int, stop: int) -> Iterator[Row]:
+def _parquet_row(row: Row, number: int, image: str, columns: Columns) -> Row:
+    caption = row.get("caption") if columns.caption else None
+    return {
+        "key": str(row.get("key", number)),
+        "image": row[image],
+        "caption": caption,
+        "texts": texts_of([caption, *(row.get(name) for name in columns.more_texts)]),
+        "label": _label(row, columns),
+    }
+
+
+def _read_folder(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
     fs, root = fsspec.core.url_to_fs(shard.path)
     label = posixpath.basename(root.rstrip("/"))
-    for path in _image_files(fs, root)[start:stop]:
+    files = _image_files(fs, root)
+    for path in (files[number] for number in rows):
         yield {
             "key": f"{label}/{posixpath.basename(path)}",
             "image": fs.cat_file(path),

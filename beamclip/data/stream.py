@@ -1,9 +1,8 @@
 """Shards -> Ray Data -> shuffled uint8 batches, the same for the same (seed, rank, world size).
 
-Each rank streams its own part of every epoch: the shards in an order drawn from (seed, epoch), cut
-into `world_size` equal runs of rows. The parts cover an epoch exactly, a rank that loses samples to a
-damaged file simply moves on to its next epoch, and no rank ever waits for another: short or unequal
-batches cannot arise, and neither can a deadlock between the data barrier and the gradient's.
+Each rank streams its own part of every epoch (see order.py). The parts cover an epoch exactly, a rank that
+loses samples to a damaged file simply moves on to its next epoch, and no rank ever waits for another: short
+or unequal batches cannot arise, and neither can a deadlock between the data barrier and the gradient's.
 
 Ray Data reads (tasks on any node with a free CPU); the rank shuffles encoded samples in a buffer and
 decodes them in threads, since decoded pixels are many times the bytes to move.
@@ -15,9 +14,10 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import groupby, islice
+from dataclasses import dataclass
+from itertools import chain, count, groupby, islice, tee
 from operator import itemgetter
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.data.captions import CaptionConfig, choose_caption
-from beamclip.data.rows import epoch_segments, read_rows
+from beamclip.data.order import BLOCK, Order, Part, Unread, epoch_part, last_draws, slots_drawn, unread
+from beamclip.data.position import DataPosition, Position
+from beamclip.data.row_sets import RowSet
+from beamclip.data.rows import bundles_left, read_rows
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard
 from beamclip.data.transforms import (
     AUGMENT_DRAWS,
@@ -36,8 +39,7 @@ from beamclip.data.transforms import (
 )
 from beamclip.errors import InputError
 
-ROWS_PER_EXECUTION = 50_000
-"""Small data sets run several epochs in one execution of Ray Data, whose start costs about 0.3 s."""
+T = TypeVar("T")
 
 HOPELESS_EPOCHS = 10
 """Epochs without a usable image after which a rank gives up. One is not enough: where a shard is missing,
@@ -52,20 +54,12 @@ class StreamConfig:
     """Images in a global batch, over all workers."""
     shuffle_buffer: int = 4096
     """Encoded samples that a worker holds to draw from at random."""
+    shuffle_shards: int = 8
+    """Shards that a worker reads in turn, row by row, so that neighbours in its buffer come from several."""
     decode_threads: int = 2
     """Threads that decode and crop, in each worker."""
     prefetch_batches: int = 4
     """Batches decoded ahead of the training loop, in each worker."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a rank stands: `drawn` rows of `epoch` have left its shuffle buffer, bad ones included."""
-
-    epoch: int = 0
-    drawn: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Samples lost so far in the first pass over the data, by reason."""
 
 
 @dataclass(frozen=True)
@@ -78,65 +72,77 @@ class Batch:
     """float32 [B, AUGMENT_DRAWS], the random numbers of the augmentation."""
     captions: list[str]
     keys: list[str]
+    epochs: list[int]
+    """The pass over the data that each image belongs to."""
     position: Position
     """Of the stream after this batch."""
 
 
 def shuffled_rows(
-    shards: list[Shard],
-    columns: Columns,
-    *,
-    seed: int,
-    rank: int,
-    world_size: int,
-    buffer: int,
-    start: Position,
+    shards: list[Shard], columns: Columns, position: DataPosition, rank: int
 ) -> Generator[Row, None, None]:
     """Endless rows of one rank from a position on, epoch after epoch; every epoch's buffer is drained first.
 
-    Rows before the position are read again but never decoded.
+    Rows that were drawn before are not read again.
 
     Raises:
         InputError: there are fewer samples than ranks, so that one would wait for its first row for ever.
     """
-    rows_per_epoch = sum(shard.samples for shard in shards)
-    if rows_per_epoch < world_size:
+    samples = np.array([shard.samples for shard in shards], np.int64)
+    if samples.sum() < position.order.world_size:
         raise InputError(
-            f"the data hold {rows_per_epoch} samples, too few for {world_size} workers. Lower --num-workers."
+            f"the data hold {samples.sum()} samples, too few for {position.order.world_size} workers. "
+            "Lower --num-workers."
         )
-    span = max(1, ROWS_PER_EXECUTION // rows_per_epoch)
-    epoch, skip = start.epoch, start.drawn
-    while True:
-        epochs = range(epoch, epoch + span)
-        segments = [s for e in epochs for s in epoch_segments(shards, seed, e, rank, world_size)]
-        rows = (row for rows in read_rows(segments, columns) for row in rows)
-        shuffled = _shuffle_epochs(rows, buffer, seed, rank)
-        yield from islice(shuffled, skip, None)
-        epoch, skip = epoch + span, 0
+    # The reader plans epochs ahead of the one that is drawn from.
+    planned, drawn_from = tee(_epochs(samples, position, rank))
+    bundles = chain.from_iterable(
+        bundles_left(shards, each.rows, each.part, each.epoch, each.left) for each in planned
+    )
+    with contextlib.closing(read_rows(bundles, columns)) as rows:
+        for each in drawn_from:
+            yield from shuffled(rows, position.order, each.epoch, rank, each.part.rows, each.drawn)
 
 
-def _shuffle_epochs(rows: Iterator[Row], buffer: int, seed: int, rank: int) -> Iterator[Row]:
-    held: list[Row] = []
-    generator = np.random.default_rng()
-    epoch = -1
-    for row in rows:
-        if row["epoch"] != epoch:
-            yield from _drain(held, generator)
-            held, epoch = [], row["epoch"]
-            # From 1 on: NumPy takes (seed, epoch, 0) for (seed, epoch), which orders the shards.
-            generator = np.random.default_rng((seed, epoch, rank + 1))
-        if len(held) < buffer:
-            held.append(row)
-            continue
-        index = int(generator.integers(buffer))
-        yield held[index]
-        held[index] = row
-    yield from _drain(held, generator)
+@dataclass(frozen=True)
+class _Epoch:
+    """One rank's share of an epoch."""
+
+    epoch: int
+    rows: RowSet
+    part: Part
+    drawn: int
+    left: Unread
 
 
-def _drain(held: list[Row], generator: np.random.Generator) -> Iterator[Row]:
-    generator.shuffle(held)
-    yield from held
+def _epochs(samples: NDArray[np.int64], position: DataPosition, rank: int) -> Iterator[_Epoch]:
+    start, everything = position.ranks[rank], RowSet.everything(samples)
+    for epoch in count(start.epoch):
+        rows = position.leftovers.get(epoch, everything)
+        part = epoch_part(rows.counts(samples), position.order, epoch, rank)
+        drawn = start.drawn if epoch == start.epoch else 0
+        yield _Epoch(epoch, rows, part, drawn, unread(position.order, epoch, rank, part.rows, drawn))
+
+
+def shuffled(rows: Iterator[T], order: Order, epoch: int, rank: int, total: int, drawn: int) -> Iterator[T]:
+    """Draw a rank's rows of an epoch from a buffer.
+
+    Args:
+        rows: those of the part's `total` rows that are unread after `drawn` draws, in reading order.
+    """
+    left = unread(order, epoch, rank, total, drawn)
+    held: list[Any] = [None] * len(left.held)
+    for slot in np.argsort(left.held).tolist():
+        if left.held[slot] >= 0:
+            held[slot] = next(rows)
+    refills = total - len(held)
+    for block in range(drawn // BLOCK, -(-refills // BLOCK)):
+        begin = block * BLOCK
+        for slot in slots_drawn(order, epoch, rank, block)[max(0, drawn - begin) : refills - begin].tolist():
+            yield held[slot]
+            held[slot] = next(rows)
+    for slot in last_draws(order, epoch, rank, len(held))[max(0, drawn - refills) :].tolist():
+        yield held[slot]
 
 
 def training_batches(
@@ -205,7 +211,7 @@ def _advance(position: Position, row: Row, lost: bool) -> Position:
     skipped = position.skipped
     # Every epoch meets the same damage; the first pass counts it once.
     if lost and row["epoch"] == 0:
-        skipped = dict(Counter(skipped) + Counter({row["problem"] or CORRUPT_IMAGE: row["lost"] or 1}))
+        skipped = dict(Counter(skipped) + Counter({row["problem"] or CORRUPT_IMAGE: 1}))
     return Position(row["epoch"], drawn, skipped)
 
 
@@ -227,6 +233,7 @@ def _collate(
         draws=numbers[:, CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS].contiguous(),
         captions=chosen,
         keys=[row["key"] for row in rows],
+        epochs=[row["epoch"] for row in rows],
         position=position,
     )
 

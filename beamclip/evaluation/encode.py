@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
-from beamclip.data.rows import Segment, read_dataset
-from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, list_labelled, read_shard
+from beamclip.data.rows import Bundle, Segment, read_dataset, tasks_of
+from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_labelled
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip, normalise_pixels
@@ -73,7 +73,6 @@ class Encoder:
             "problem": np.array(
                 [""] * len(good) + [row["problem"] or CORRUPT_IMAGE for row in lost], dtype=object
             ),
-            "lost": np.array([0] * len(good) + [row["lost"] or 1 for row in lost], dtype=np.int64),
         }
 
     def _load(self, row: Row) -> NDArray[np.uint8] | None:
@@ -125,15 +124,14 @@ def encode_labelled(
     Raises:
         InputError: there is no such data, or none of its labels is in the class list.
     """
-    segments = [Segment(shard, 0, shard.samples, 0) for shard in list_labelled(address)]
-    dataset = read_dataset(segments, Columns(label=label_column))
+    bundles = [Bundle((Segment(shard, range(shard.samples)),)) for shard in list_labelled(address)]
+    dataset = read_dataset([*tasks_of(bundles)], Columns(label=label_column))
     index = {class_id: i for i, class_id in enumerate(class_ids)}
     skipped: Counter[str] = Counter()
     parts: dict[str, list[NDArray[Any]]] = {"embeddings": [], "features": [], "labels": []}
     seen: set[str] = set()
     for batch in _encoded_batches(dataset, clip, spec, workers):
-        for problem, lost in zip(batch["problem"], batch["lost"], strict=True):
-            skipped.update({problem: int(lost)} if problem else {})
+        skipped.update(problem for problem in batch["problem"] if problem)
         known = np.array([label in index for label in batch["label"]], dtype=bool)
         foreign = ~known & (batch["problem"] == "")
         skipped.update({UNKNOWN_LABEL: int(foreign.sum())} if foreign.any() else {})
@@ -194,14 +192,13 @@ def sample_images(
     index = {class_id: i for i, class_id in enumerate(class_ids)}
     images, labels = list[NDArray[np.uint8]](), list[int]()
     for shard, row in _spread(shards, count):
-        for table in read_shard(shard, Columns(label=label_column), row, row + 1):
-            found = table.to_pylist()[0]
-            if found["problem"] is None and found["label"] in index:
-                try:
-                    images.append(load_evaluation_image(found["image"], size))
-                except ValueError:
-                    continue
-                labels.append(index[found["label"]])
+        found = next(iterate_rows(shard, Columns(label=label_column), range(row, row + 1)))
+        if found["problem"] is None and found["label"] in index:
+            try:
+                images.append(load_evaluation_image(found["image"], size))
+            except ValueError:
+                continue
+            labels.append(index[found["label"]])
     pixels = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
 

@@ -1,13 +1,13 @@
 """Starts Ray Train for a plan, carries its records to a listener, and hands back the final state."""
 
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,10 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from beamclip.cluster import WorkersConfig
 from beamclip.training.channel import Channel, Record
-from beamclip.training.checkpoint import State, read_state
+from beamclip.training.checkpoint import State, find_checkpoint, mark, read_checkpoint
 from beamclip.training.worker import HopelessError, Plan, in_one_line, train_worker
 
-CHECKPOINTS = "checkpoints"
 POLL_SECONDS = 0.2
 
 
@@ -34,7 +33,7 @@ class Outcome:
     """What a run left."""
 
     state: State
-    """As checkpoint.read_state gives it."""
+    """As checkpoint.read_checkpoint gives it."""
     interrupted: bool
     """Whether somebody asked it to stop."""
 
@@ -52,16 +51,33 @@ class EndWhenHopeless(ray.train.UserCallback):
                 raise error
 
 
-def fit(plan: Plan, workers: WorkersConfig, run_dir: Path, on_record: Callable[[Record], None]) -> Outcome:
-    """Train, or go on training where the checkpoints below `run_dir` end.
+def fit(plan: Plan, workers: WorkersConfig, on_record: Callable[[Record], None]) -> Outcome:
+    """Train, or go on training where the plan's checkpoints end.
 
     Args:
         plan: without a channel; this function makes it.
         on_record: called in this thread for every record of rank 0, in order.
 
     Raises:
+        InputError: the address of the checkpoints cannot be written to.
         TrainingError: the workers were lost more often than allowed, or met an error that would come again.
     """
+    mark(plan.storage.checkpoints)
+    with interrupts() as interrupted, tempfile.TemporaryDirectory(prefix="beamclip-ray-") as scratch:
+        _run(plan, workers, scratch, on_record, interrupted)
+    found = find_checkpoint(plan.storage.checkpoints)
+    if found.manifest is None:
+        raise TrainingError(f"training ended without a checkpoint. {' '.join(found.damaged)}".rstrip())
+    return Outcome(read_checkpoint(plan.storage.checkpoints, found.manifest.step), interrupted.is_set())
+
+
+def _run(
+    plan: Plan,
+    workers: WorkersConfig,
+    scratch: str,
+    on_record: Callable[[Record], None],
+    interrupted: threading.Event,
+) -> None:
     # On this node: another one may be lost, and the run with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     channel = Channel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -74,29 +90,22 @@ def fit(plan: Plan, workers: WorkersConfig, run_dir: Path, on_record: Callable[[
             resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=str(run_dir.resolve()),
+            # Ray reports nothing and keeps nothing there: the workers write their checkpoints themselves.
+            name="train",
+            storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="loss", checkpoint_score_order="min"
-            ),
             callbacks=[EndWhenHopeless()],  # type: ignore[list-item]
             logging_config=ray.train.LoggingConfig("ERROR"),  # type: ignore[call-arg]
         ),
     )
-    with interrupts() as interrupted:
-        future = _in_background(trainer.fit)
-        try:
-            _watch(future, channel, interrupted, on_record)
-        except BaseException:
-            # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
-            channel.request_stop.remote()
-            raise
-        result = _result(future)
-    if result.checkpoint is None:
-        raise TrainingError("training ended without a checkpoint")
-    with result.checkpoint.as_directory() as folder:
-        return Outcome(read_state(Path(folder)), interrupted.is_set())
+    future = _in_background(trainer.fit)
+    try:
+        _watch(future, channel, interrupted, on_record)
+    except BaseException:
+        # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
+        channel.request_stop.remote()
+        raise
+    _check(future)
 
 
 def _in_background(body: Callable[[], Any]) -> "Future[Any]":
@@ -132,9 +141,9 @@ def _watch(
         time.sleep(POLL_SECONDS)
 
 
-def _result(future: "Future[Any]") -> Any:
+def _check(future: "Future[Any]") -> None:
     try:
-        return future.result()
+        future.result()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(_cause(error)) from error
 
@@ -157,7 +166,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """Inside, the first Ctrl-C sets the event; a second one raises KeyboardInterrupt."""
+    """Inside, the first Ctrl-C or SIGTERM sets the event; a second one raises KeyboardInterrupt."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -168,13 +177,9 @@ def interrupts() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         event.set()
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a run left a checkpoint to go on from."""
-    return any((run_dir / CHECKPOINTS).glob("step=*"))
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,9 +7,9 @@ the loop leaves it through the callbacks of `Hooks`.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from beamclip.data.position import Position
 from beamclip.data.stream import Batch
+from beamclip.errors import InputError
 from beamclip.training.optim import OptimConfig, autocast_dtype, build_optimizer, learning_rate
 
 State = dict[str, Any]
@@ -37,19 +39,34 @@ class CadenceConfig:
     """Steps between two records of metrics."""
     checkpoint_every: int = 200
     """Steps between two checkpoints; there is always one at the end."""
+    trace_samples: bool = False
+    """Write the keys of the samples of every step, for each worker, to trace/ in the run's folder, on the
+    disk of the worker's node."""
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more.")
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What the loop calls; none of them may raise."""
+Request = Literal["nothing", "save", "stop"]
 
-    log: Callable[[dict[str, float]], None]
-    """Every `log_every` steps, on every rank, with means over the ranks."""
-    save: Callable[[State, dict[str, float]], None]
-    """With the whole state, whose tensors training goes on to change, and the last record; every rank, at the
-    same steps."""
-    stopping: Callable[[], bool]
-    """Whether somebody asked the run to end; asked on rank 0 alone, every `log_every` steps."""
+
+class Hooks(Protocol):
+    """What the loop calls, on every rank at the same steps."""
+
+    def seen(self, step: int, batches: list[Batch]) -> None:
+        """After each step, with what it was made of; steps count from 1."""
+
+    def log(self, record: dict[str, float]) -> None:
+        """Every `log_every` steps, with means over the ranks."""
+
+    def save(self, state: State, position: Position, record: dict[str, float]) -> None:
+        """With the whole state, whose tensors training goes on to change, where this rank's stream stands,
+        and the last record."""
+
+    def asked(self) -> Request:
+        """Every `log_every` steps: whether to save now, or to save and end; the same answer on every rank."""
 
 
 @runtime_checkable
@@ -240,7 +257,7 @@ def batch_to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
     pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.draws))
-    return Batch(pixels, draws, batch.captions, batch.keys, batch.position)
+    return replace(batch, pixels=pixels, draws=draws)
 
 
 def run_loop(
@@ -260,6 +277,7 @@ def run_loop(
         micro = [window.timed(batches) for _ in range(training.config.accumulation)]
         norm, metrics = training.advance(micro)
         window.add({**metrics, "grad_norm": norm}, sum(len(batch.keys) for batch in micro))
+        hooks.seen(training.step, micro)
         done = training.step == training.total_steps
         saving = done or training.step % cadence.checkpoint_every == 0
         if not (saving or training.step % cadence.log_every == 0):
@@ -267,11 +285,11 @@ def run_loop(
         record = window.close(training)
         check_finite(record)
         hooks.log(record)
-        stopping = not done and agreed(hooks.stopping, training.device)
-        if saving or stopping:
-            hooks.save({**training.state(), "position": micro[-1].position}, record)
+        request: Request = "nothing" if done else hooks.asked()
+        if saving or request != "nothing":
+            hooks.save(training.state(), micro[-1].position, record)
             window.restart()
-        if stopping:
+        if request == "stop":
             break
     return record
 
@@ -285,15 +303,6 @@ def check_finite(record: dict[str, float]) -> None:
             f"step {int(record['step'])}: {values}. Training stopped; the checkpoint before it is good. "
             "Lower --lr, lengthen --warmup, or set --precision fp32."
         )
-
-
-def agreed(stopping: Callable[[], bool], device: torch.device) -> bool:
-    """Rank 0's answer, on every rank."""
-    if not dist.is_initialized():
-        return stopping()
-    flag = torch.tensor([dist.get_rank() == 0 and stopping()], dtype=torch.int32, device=device)
-    dist.broadcast(flag, 0)
-    return bool(flag.item())
 
 
 class Window:

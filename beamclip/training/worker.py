@@ -1,31 +1,54 @@
 """What each Ray Train worker runs: build the method, stream the rank's data, run the loop."""
 
+import contextlib
 import logging
 import os
-import tempfile
+import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from beamclip.data.captions import CaptionConfig
-from beamclip.data.shards import Columns, Shard
-from beamclip.data.stream import Position, StreamConfig, prefetched, shuffled_rows, training_batches
+from beamclip.data.order import Order
+from beamclip.data.position import (
+    DataPosition,
+    Position,
+    beginning,
+    continued,
+    from_plain,
+    skipped_of,
+    to_plain,
+)
+from beamclip.data.shards import Columns, Shard, fingerprint
+from beamclip.data.stream import Batch, StreamConfig, prefetched, shuffled_rows, training_batches
 from beamclip.data.transforms import AugmentConfig
-from beamclip.training.checkpoint import State, position_of_rank, read_state, write_state
-from beamclip.training.loop import CadenceConfig, Hooks, NonFiniteLossError, Training, run_loop
+from beamclip.training.checkpoint import (
+    CheckpointError,
+    Manifest,
+    State,
+    find_checkpoint,
+    is_marked,
+    read_checkpoint,
+)
+from beamclip.training.checkpoint_writer import CheckpointWriter
+from beamclip.training.loop import CadenceConfig, NonFiniteLossError, Request, Training, run_loop
 from beamclip.training.optim import OptimConfig
 from beamclip.training.process import prepare_process
+from beamclip.training.trace import Trace
 
 _REPEATABLE = (
+    CheckpointError,
     NonFiniteLossError,
     torch.OutOfMemoryError,
     ArithmeticError,
@@ -45,6 +68,18 @@ class HopelessError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Storage:
+    """Where workers leave what outlives them."""
+
+    checkpoints: str
+    """Address of the checkpoints."""
+    keep_checkpoints: int = 2
+    """The newest ones that stay, beside the one of the lowest loss."""
+    trace: str | None = None
+    """Folder of the trace of samples, if there is to be one."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything a worker needs, of plain data and references that any node can resolve."""
 
@@ -61,7 +96,8 @@ class Plan:
     augmentation: AugmentConfig
     optim: OptimConfig
     cadence: CadenceConfig
-    channel: Any
+    storage: Storage
+    channel: Any = None
     """Handle of a Channel."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)
 
@@ -94,15 +130,58 @@ def _train(plan: Plan) -> None:
     # Ray sets OMP_NUM_THREADS to the worker's share of a CPU, which may be one half.
     prepare_process(plan.threads or max(1, (os.cpu_count() or 1) // workers_on_node), plan.seed)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    state = _checkpoint()
-    position = position_of_rank(state, rank, world_size) if state else Position()
+    start = _start(plan, rank)
+    state = read_checkpoint(plan.storage.checkpoints, start.step) if start.step else None
+    position = _position(plan, state, world_size)
     # Before the model: the first rows come in while it is built.
-    stream = _batches(plan, rank, world_size, position)
-    with prefetched(stream, plan.stream.prefetch_batches) as batches:
+    with contextlib.ExitStack() as stack:
+        batches = stack.enter_context(
+            prefetched(_batches(plan, position, rank, world_size), plan.stream.prefetch_batches)
+        )
         training = _training(plan, rank)
         if state:
             training.load(state)
-        run_loop(training, batches, plan.cadence, _hooks(plan, rank, world_size))
+        writer = stack.enter_context(_writer(plan, world_size)) if rank == 0 else None
+        hooks = _Hooks(plan, position, rank, writer, _trace(plan, start, rank, world_size, stack))
+        run_loop(training, batches, plan.cadence, hooks)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What all ranks of a start agree on."""
+
+    number: int
+    """Larger than that of any earlier start."""
+    step: int
+    """Of the checkpoint to go on from; 0: from the beginning."""
+
+
+def _start(plan: Plan, rank: int) -> _Start:
+    """Rank 0 looks for the newest whole checkpoint, and tells of damaged ones that it passed over."""
+    if not is_marked(plan.storage.checkpoints):
+        node = ray.util.get_node_ip_address()
+        raise CheckpointError(
+            f"worker {rank} on {node} does not see {plan.storage.checkpoints}, where the checkpoints lie. "
+            "Give --checkpoints an address that all nodes reach, as s3://bucket/run or a shared folder."
+        )
+    start = None
+    if rank == 0:
+        found = find_checkpoint(plan.storage.checkpoints)
+        start = _Start(time.time_ns(), found.manifest.step if found.manifest else 0)
+        whence = f"step {start.step}" if start.step else "the beginning"
+        for damage in found.damaged:
+            plan.channel.put.remote({"notice": f"{damage}; going on from {whence}"})
+    agreed: _Start = ray.train.collective.broadcast_from_rank_zero(start)
+    return agreed
+
+
+def _position(plan: Plan, state: State | None, world_size: int) -> DataPosition:
+    stream = plan.stream
+    order = Order(plan.seed, world_size, buffer=stream.shuffle_buffer, shards=stream.shuffle_shards)
+    if state is None:
+        return beginning(order)
+    samples = np.array([shard.samples for shard in plan.shards], np.int64)
+    return continued(from_plain(state["position"]), order, samples)
 
 
 def _training(plan: Plan, rank: int) -> Training:
@@ -116,78 +195,104 @@ def _training(plan: Plan, rank: int) -> Training:
     )
 
 
-def _checkpoint() -> State | None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        return read_state(Path(folder))
-
-
-def _batches(plan: Plan, rank: int, world_size: int, start: Position) -> Any:
+def _batches(plan: Plan, position: DataPosition, rank: int, world_size: int) -> Any:
     stream = plan.stream
-    rows = shuffled_rows(
-        plan.shards,
-        plan.columns,
-        seed=plan.seed,
-        rank=rank,
-        world_size=world_size,
-        buffer=stream.shuffle_buffer,
-        start=start,
-    )
     return training_batches(
-        rows,
+        shuffled_rows(plan.shards, plan.columns, position, rank),
         batch_size=stream.batch_size // world_size // plan.optim.accumulation,
         image_size=plan.image_size,
         augment=plan.augmentation,
         captions=plan.captions,
         seed=plan.seed,
-        start=start,
+        start=position.ranks[rank],
         threads=stream.decode_threads,
     )
 
 
-def _hooks(plan: Plan, rank: int, world_size: int) -> Hooks:
-    def log(record: dict[str, float]) -> None:
-        if rank == 0:
-            plan.channel.put.remote({**record, "pid": os.getpid()})
+def _writer(plan: Plan, world_size: int) -> CheckpointWriter:
+    def written(manifest: Manifest, seconds: float) -> None:
+        record = {"saved_step": manifest.step, "checkpoint_seconds": seconds}
+        # Waits: what is still on its way when the last step's worker ends would be lost.
+        ray.get(plan.channel.put.remote(record))
 
-    def save(state: State, record: dict[str, float]) -> None:
-        position: Position = state.pop("position")
-        positions = _gathered(position, world_size)
-        _report({**state, "positions": positions}, record, rank)
-        if rank == 0:
-            # Waits: what is still on its way when the last step's worker ends would be lost.
-            ray.get(plan.channel.put.remote({"skipped": _summed(positions), "saved_step": state["step"]}))
-
-    def stopping() -> bool:
-        return bool(ray.get(plan.channel.stop_requested.remote()))
-
-    return Hooks(log=log, save=save, stopping=stopping)
+    return CheckpointWriter(
+        plan.storage.checkpoints,
+        plan.storage.keep_checkpoints,
+        world_size=world_size,
+        data=fingerprint(plan.shards),
+        on_written=written,
+    )
 
 
-def _gathered(position: Position, world_size: int) -> list[Position]:
+def _trace(
+    plan: Plan, start: _Start, rank: int, world_size: int, stack: contextlib.ExitStack
+) -> Trace | None:
+    if plan.storage.trace is None:
+        return None
+    trace = Trace(
+        Path(plan.storage.trace),
+        started=start.number,
+        first_step=start.step,
+        rank=rank,
+        world_size=world_size,
+    )
+    stack.callback(trace.close)
+    return trace
+
+
+class _Hooks:
+    """See loop.Hooks."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        start: DataPosition,
+        rank: int,
+        writer: CheckpointWriter | None,
+        trace: Trace | None,
+    ) -> None:
+        """writer: on rank 0 alone."""
+        self.plan = plan
+        self.start = start
+        self.rank = rank
+        self.writer = writer
+        self.trace = trace
+        self.warned = False
+
+    def seen(self, step: int, batches: list[Batch]) -> None:
+        if self.trace is not None:
+            self.trace.record(step, batches)
+
+    def log(self, record: dict[str, float]) -> None:
+        if self.writer is not None:
+            self.writer.check()
+            self.plan.channel.put.remote({**record, "pid": os.getpid()})
+
+    def save(self, state: State, position: Position, record: dict[str, float]) -> None:
+        ranks = _gathered(position, self.start.order.world_size)
+        if self.writer is None:
+            return
+        first = min(rank.epoch for rank in ranks)
+        leftovers = {epoch: rows for epoch, rows in self.start.leftovers.items() if epoch >= first}
+        plain = to_plain(DataPosition(self.start.order, ranks, leftovers))
+        self.writer.submit({**state, "position": plain}, record["loss"])
+        ray.get(self.plan.channel.put.remote({"skipped": skipped_of(ranks)}))
+
+    def asked(self) -> Request:
+        """Stop because of Ctrl-C, or save because a node will soon be taken away."""
+        # Both are answers of rank 0 to all.
+        stop = ray.get(self.plan.channel.stop_requested.remote()) if self.rank == 0 else None
+        if ray.train.collective.broadcast_from_rank_zero(stop):
+            return "stop"
+        if not self.warned and ray.train.get_preemption_info() is not None:
+            self.warned = True
+            return "save"
+        return "nothing"
+
+
+def _gathered(position: Position, world_size: int) -> tuple[Position, ...]:
     positions: list[Any] = [position]
     if world_size > 1:
         positions = [None] * world_size
-        dist.all_gather_object(positions, replace(position))
-    return positions
-
-
-def _summed(positions: list[Position]) -> dict[str, int]:
-    reasons = {reason for position in positions for reason in position.skipped}
-    return {
-        reason: sum(position.skipped.get(reason, 0) for position in positions) for reason in sorted(reasons)
-    }
-
-
-def _report(state: State, record: dict[str, float], rank: int) -> None:
-    name = f"step={state['step']:08d}"
-    if rank != 0:
-        ray.train.report(record, checkpoint=None, checkpoint_dir_name=name)
-        return
-    with tempfile.TemporaryDirectory(prefix="beamclip-checkpoint-") as folder:
-        write_state(state, Path(folder))
-        ray.train.report(
-            record, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name
-        )
+        dist.all_gather_object(positions, position)
+    return tuple(positions)

@@ -67,7 +67,6 @@ def endless_rows(pairs: Pairs, seed: int) -> Generator[Row, None, None]:
                 "texts": [pairs.captions[i]],
                 "epoch": epoch,
                 "problem": None,
-                "lost": 0,
             }
         epoch += 1
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from study.emoji_pairs import Pairs, encode_pairs, endless_rows
 
 from beamclip.data.captions import CaptionConfig
-from beamclip.data.stream import Position, prefetched, training_batches
+from beamclip.data.position import Position
+from beamclip.data.stream import prefetched, training_batches
 from beamclip.data.transforms import AugmentConfig
 from beamclip.evaluation.retrieval import retrieval_metrics
 from beamclip.evaluation.zeroshot import topk_accuracy

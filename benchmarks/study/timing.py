@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from study.pretraining import Recipe, build
 
-from beamclip.data.stream import Batch, Position
+from beamclip.data.position import Position
+from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.training.loop import Training
 from beamclip.training.process import prepare_process
@@ -68,4 +69,4 @@ def _start(recipe: Recipe) -> tuple[Training, Batch]:
     pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     captions = [f"thing number {i}" for i in range(count)]
     draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
-    return training, Batch(pixels, draws, captions, captions, Position())
+    return training, Batch(pixels, draws, captions, captions, [0] * len(captions), Position())

@@ -3,16 +3,19 @@
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beamclip.data.row_sets import Rows
+from beamclip.data.rows import Bundle, Segment, read_bundle
 from beamclip.data.shards import (
     BROKEN_SHARD,
     MISSING_CAPTION,
@@ -26,7 +29,6 @@ from beamclip.data.shards import (
     check_texts,
     list_labelled,
     list_shards,
-    read_shard,
 )
 from beamclip.errors import InputError
 
@@ -44,11 +46,14 @@ def read(folder: Path | str, columns: Columns = ALL, cuts: Sequence[int] = ()) -
         bounds = [0, *cuts, shard.samples]
         for start, stop in pairwise(bounds):
             if start < stop:
-                rows += flat(read_shard(shard, columns, start, stop))
+                rows += rows_of(shard, columns, range(start, stop))
     return rows
 
 
-def flat(tables: Iterable[pa.Table]) -> list[Row]:
+def rows_of(shard: Shard, columns: Columns, rows: Rows | None = None) -> list[Row]:
+    """Some rows of a shard, by default all, through the tables that Ray Data moves."""
+    asked = range(shard.samples) if rows is None else rows
+    tables = read_bundle(Bundle((Segment(shard, asked),)), columns)
     return [row for table in tables for row in table.to_pylist()]
 
 
@@ -57,11 +62,7 @@ def keys(rows: Sequence[Row]) -> list[str]:
 
 
 def losses(rows: Sequence[Row]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for row in rows:
-        if row["problem"] is not None:
-            found[row["problem"]] += row["lost"]
-    return found
+    return Counter(row["problem"] for row in rows if row["problem"] is not None)
 
 
 def test_finished_shards_are_listed_by_name_with_the_counts_of_their_statistics(
@@ -116,7 +117,7 @@ def test_class_folders_are_listed_with_their_images(tmp_path: Path) -> None:
             (tmp_path / name / file).write_bytes(file.encode())
     shards = list_labelled(str(tmp_path))
     assert [(Path(shard.path).name, shard.samples) for shard in shards] == [("cat", 1), ("dog", 2)]
-    rows = [row for shard in shards for row in flat(read_shard(shard, ALL_BUT_CAPTION))]
+    rows = [row for shard in shards for row in rows_of(shard, ALL_BUT_CAPTION)]
     assert [(row["key"], row["label"], row["image"]) for row in rows] == [
         ("cat/c.webp", "cat", b"c.webp"),
         ("dog/a.jpg", "dog", b"a.jpg"),
@@ -146,7 +147,6 @@ def test_a_tar_gives_key_bytes_caption_and_label_of_each_sample(
         assert row["caption"] == f"caption {sample['key']}"
         assert row["label"] == json.loads(sample["json"])["label"]
         assert row["problem"] is None
-        assert row["lost"] == 0
 
 
 def test_what_was_not_asked_for_is_not_read(tmp_path: Path, make_samples: Make, write_tar: Write) -> None:
@@ -161,10 +161,26 @@ def test_rows_come_in_blocks_that_carry_the_epoch(
     sample = make_samples(0, 1)[0]
     count = 2 * ROWS_PER_BLOCK + 3
     write_tar(tmp_path, 0, [{**sample, "key": f"{i:06d}"} for i in range(count)])
-    tables = list(read_shard(list_shards(str(tmp_path))[0], ALL, epoch=7))
+    shard = list_shards(str(tmp_path))[0]
+    tables = list(read_bundle(Bundle((Segment(shard, range(count)),), epoch=7), ALL))
     assert [table.num_rows for table in tables] == [ROWS_PER_BLOCK, ROWS_PER_BLOCK, 3]
     assert {table.schema for table in tables} == {ROW_SCHEMA}
     assert {epoch for table in tables for epoch in table.column("epoch").to_pylist()} == {7}
+
+
+@pytest.mark.parametrize("format", ["tar", "parquet"])
+def test_any_rows_of_a_shard_can_be_read_without_the_others(
+    tmp_path: Path, make_samples: Make, write_tar: Write, write_parquet: Write, format: str
+) -> None:
+    samples = make_samples(0, 9, "jpg")
+    if format == "tar":
+        write_tar(tmp_path, 0, samples)
+    else:
+        write_parquet(tmp_path, 0, samples, failed=[0, 4, 5])
+    shard, whole = list_shards(str(tmp_path))[0], read(tmp_path)
+    for chosen in range(1, 2**shard.samples):
+        numbers = np.array([i for i in range(shard.samples) if chosen >> i & 1])
+        assert rows_of(shard, ALL, numbers) == [whole[number] for number in numbers]
 
 
 @pytest.mark.parametrize("format", ["tar", "parquet"])
@@ -325,7 +341,7 @@ def read_split(folder: Path, cut: int) -> list[Row]:
     """The first shard in two pieces, the second whole."""
     first, second = list_shards(str(folder))
     pieces = [(first, 0, cut), (first, cut, 10), (second, 0, 5)]
-    return [row for shard, start, stop in pieces for row in flat(read_shard(shard, ALL, start, stop))]
+    return [row for shard, start, stop in pieces for row in rows_of(shard, ALL, range(start, stop))]
 
 
 def tagged(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -449,4 +465,4 @@ def test_a_lost_connection_is_no_broken_shard(
 
     monkeypatch.setattr(fsspec, "open", refuse)
     with pytest.raises(ConnectionResetError, match="storage is away"):
-        list(read_shard(shard, ALL))
+        rows_of(shard, ALL)

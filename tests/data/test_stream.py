@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from beamclip.data import stream
+from beamclip.data import rows as data_rows
 from beamclip.data.captions import CaptionConfig
-from beamclip.data.rows import epoch_segments
+from beamclip.data.order import Order, epoch_part
+from beamclip.data.position import DataPosition, Position
 from beamclip.data.shards import (
     BROKEN_SHARD,
     CORRUPT_IMAGE,
@@ -22,13 +23,12 @@ from beamclip.data.shards import (
     MISSING_IMAGE,
     Columns,
     Row,
+    iterate_rows,
     list_shards,
-    read_shard,
 )
 from beamclip.data.stream import (
     HOPELESS_EPOCHS,
     Batch,
-    Position,
     prefetched,
     shuffled_rows,
     training_batches,
@@ -52,7 +52,8 @@ SEED = 3
 @pytest.fixture
 def many_executions(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new execution of Ray Data every other epoch or so, as large data have it."""
-    monkeypatch.setattr(stream, "ROWS_PER_EXECUTION", 60)
+    monkeypatch.setattr(data_rows, "ROWS_PER_TASK", 20)
+    monkeypatch.setattr(data_rows, "TASKS_PER_EXECUTION", 2)
 
 
 @pytest.fixture
@@ -73,8 +74,11 @@ DAMAGE = {CORRUPT_IMAGE: 2, MISSING_CAPTION: 1, MISSING_IMAGE: 1, BROKEN_SHARD: 
 
 
 def open_rows(folder: Path, rank: int = 0, world_size: int = 1, **options: Any) -> Generator[Row, None, None]:
-    settings = {"seed": SEED, "buffer": 6, "start": Position(), **options}
-    return shuffled_rows(list_shards(str(folder)), CAPTIONED, rank=rank, world_size=world_size, **settings)
+    settings = {"seed": SEED, "start": Position(), **options}
+    order = Order(settings["seed"], world_size, buffer=6, shards=2)
+    # Where the others stand does not matter to a rank.
+    position = DataPosition(order, (settings["start"],) * world_size)
+    return shuffled_rows(list_shards(str(folder)), CAPTIONED, position, rank)
 
 
 def plain_rows(folder: Path, shuffle: int | None = None) -> Generator[Row, None, None]:
@@ -82,8 +86,8 @@ def plain_rows(folder: Path, shuffle: int | None = None) -> Generator[Row, None,
     shards = list_shards(str(folder))
     epoch = 0
     while True:
-        tables = [table for shard in shards for table in read_shard(shard, CAPTIONED, epoch=epoch)]
-        rows = [row for table in tables for row in table.to_pylist()]
+        parts = [iterate_rows(shard, CAPTIONED, range(shard.samples), epoch) for shard in shards]
+        rows = [row for part in parts for row in part]
         if shuffle is not None:
             random.Random(f"{shuffle}/{epoch}").shuffle(rows)
         yield from rows
@@ -127,7 +131,8 @@ def claimed(folder: Path) -> int:
 
 def same(first: Batch, second: Batch) -> bool:
     return (
-        (first.keys, first.captions, first.position) == (second.keys, second.captions, second.position)
+        (first.keys, first.epochs, first.captions) == (second.keys, second.epochs, second.captions)
+        and first.position == second.position
         and torch.equal(first.pixels, second.pixels)
         and torch.equal(first.draws, second.draws)
     )
@@ -279,9 +284,11 @@ def test_a_rank_outlives_epochs_whose_rows_are_all_in_a_missing_shard(
     """Two shards, two ranks, one shard gone: each epoch, one of the ranks finds nothing."""
     write_tar(tmp_path, 0, make_samples(0, 6))
     write_tar(tmp_path, 1, make_samples(1, 6)).unlink()
-    shards = list_shards(str(tmp_path))
-    parts = [[epoch_segments(shards, SEED, e, rank, 2)[0].shard for e in range(60)] for rank in range(2)]
-    droughts = ["".join("01"[shard == shards[1]] for shard in part) for part in parts]
+    counts, order = np.array([6, 6]), Order(SEED, 2, buffer=6, shards=2)
+    droughts = [
+        "".join(str(epoch_part(counts, order, epoch, rank).shard[0]) for epoch in range(60))
+        for rank in range(2)
+    ]
     assert any("111" in drought for drought in droughts)
     for rank in range(2):
         batches = take(batches_of(open_rows(tmp_path, rank, 2), batch_size=6), 20)

@@ -22,8 +22,8 @@ from beamclip.data.shards import (
     ROW_SCHEMA,
     Columns,
     Shard,
+    iterate_rows,
     list_labelled,
-    read_shard,
 )
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import (
@@ -216,7 +216,7 @@ def test_an_encoder_prepares_images_as_the_models_config_says(clip: LoadedClip, 
     config = {**clip.preprocess_cfg, **overlay}
     other = LoadedClip(clip.model, clip.tokenizer, clip.model_cfg, config, clip.fingerprint, clip.address)
     encoder = Encoder(other, EncodeSpec(), "cpu")
-    row = {"key": "0", "image": png(picture(0)), "label": "ant", "epoch": 0, "lost": 0}
+    row = {"key": "0", "image": png(picture(0)), "label": "ant", "epoch": 0}
     found = encoder(one_row(row))["embeddings"]
     preprocess = image_transform_v2(PreprocessCfg(**config), is_train=False)
     with torch.inference_mode():
@@ -245,5 +245,6 @@ def test_more_pictures_than_there_are_give_all_usable_ones(damaged: Path) -> Non
 
 def test_labels_of_a_shard_are_those_of_its_samples(clean: Path) -> None:
     shard: Shard = list_labelled(str(clean))[1]
-    labels = [row["label"] for t in read_shard(shard, Columns(label="kind")) for row in t.to_pylist()]
+    rows = iterate_rows(shard, Columns(label="kind"), range(shard.samples))
+    labels = [row["label"] for row in rows]
     assert labels == [CLASSES[i % 3] for i in range(9, 14)]

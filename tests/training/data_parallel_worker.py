@@ -14,7 +14,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beamclip.data.stream import Batch, Position
+from beamclip.data.position import Position
+from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
@@ -77,7 +78,7 @@ def batch_of(start: int, stop: int) -> Batch:
     draws = torch.rand(SAMPLES, AUGMENT_DRAWS, generator=generator)
     keys = [f"{i:04d}" for i in range(start, stop)]
     captions = [f"a photo of thing number {i}" for i in range(start, stop)]
-    return Batch(pixels[start:stop], draws[start:stop], captions, keys, Position())
+    return Batch(pixels[start:stop], draws[start:stop], captions, keys, [0] * len(keys), Position())
 
 
 def gradients_of_step(method: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:

@@ -21,20 +21,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from beamclip.cluster import WorkersConfig
+from beamclip.data.position import Position, from_plain
 from beamclip.data.shards import Columns, Shard
-from beamclip.data.stream import Position, StreamConfig
+from beamclip.data.stream import StreamConfig
 from beamclip.data.transforms import AugmentConfig
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
-from beamclip.training.checkpoint import read_state
-from beamclip.training.launch import Outcome, TrainingError, _cause, fit, has_checkpoint, interrupts
+from beamclip.training.checkpoint import read_checkpoint
+from beamclip.training.launch import Outcome, TrainingError, _cause, fit, interrupts
 from beamclip.training.loop import CadenceConfig
 from beamclip.training.method import Distillation
 from beamclip.training.optim import OptimConfig
-from beamclip.training.worker import Plan
+from beamclip.training.worker import Plan, Storage
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -76,7 +77,6 @@ class DistillationBuilder:
 class Run:
     """A run, and what came of it."""
 
-    folder: Path
     plan: Plan
     workers: WorkersConfig = ONE
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -86,19 +86,28 @@ class Run:
             self.records.append(record)
             on_record(record)
 
-        return fit(self.plan, self.workers, self.folder, listen)
+        return fit(self.plan, self.workers, listen)
 
     @property
     def losses(self) -> dict[int, float]:
         return {record["step"]: record["loss"] for record in self.records if "loss" in record}
 
     @property
+    def folder(self) -> Path:
+        return Path(self.plan.storage.checkpoints)
+
+    @property
     def checkpoints(self) -> set[str]:
-        return {path.name for path in (self.folder / "checkpoints").glob("step=*")}
+        return {path.name for path in self.folder.glob("step=*")}
 
     @property
     def starts(self) -> int:
         return len((self.folder.parent / "started").read_text().splitlines())
+
+    def copied(self, folder: Path) -> "Run":
+        """The same checkpoints elsewhere, and nothing heard of them yet."""
+        copy = str(shutil.copytree(self.folder, folder / "checkpoints"))
+        return Run(replace(self.plan, storage=replace(self.plan.storage, checkpoints=copy)), self.workers)
 
 
 NewRun = Callable[..., Run]
@@ -124,9 +133,9 @@ def new_run(
             augmentation=AugmentConfig(),
             optim=OptimConfig(lr=1e-3, ema_decay=0.9),
             cadence=CadenceConfig(log_every=1, checkpoint_every=4),
-            channel=None,
+            storage=Storage(str(folder / "checkpoints"), keep_checkpoints=1, trace=str(folder / "trace")),
         )
-        return Run(folder / "run", plan, workers)
+        return Run(plan, workers)
 
     return make
 
@@ -168,7 +177,7 @@ def test_a_run_ends_with_the_state_of_its_last_step(undisturbed: Finished) -> No
     assert state["step"] == STEPS
     assert not undisturbed.outcome.interrupted
     # 12 steps of 12 images are two passes over 60 samples and 24 of the third.
-    assert state["positions"] == [Position(epoch=2, drawn=24)]
+    assert from_plain(state["position"]).ranks == (Position(epoch=2, drawn=24),)
 
 
 def test_a_checkpoint_holds_the_student_its_average_and_no_teacher(
@@ -181,12 +190,9 @@ def test_a_checkpoint_holds_the_student_its_average_and_no_teacher(
     assert len(state["optimizer"]["state"]) == len(names)
 
 
-def test_what_ray_writes_lies_in_the_folder_of_the_checkpoints(undisturbed: Finished) -> None:
-    folder = undisturbed.run.folder
-    assert [path.name for path in folder.iterdir()] == ["checkpoints"]
-    assert has_checkpoint(folder)
-    others = {path.name for path in (folder / "checkpoints").iterdir()} - undisturbed.run.checkpoints
-    assert others == {".validate_storage_marker", "checkpoint_manager_snapshot.json"}
+def test_nothing_but_checkpoints_lies_in_their_folder(undisturbed: Finished) -> None:
+    others = {path.name for path in undisturbed.run.folder.iterdir()} - undisturbed.run.checkpoints
+    assert others == {".checkpoints"}
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +240,8 @@ def test_the_second_ctrl_c_does_not_wait_for_a_checkpoint() -> None:
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
     stopped: Finished, undisturbed: Finished
 ) -> None:
-    resumed = Run(stopped.run.folder, undisturbed.run.plan)
+    storage = stopped.run.plan.storage
+    resumed = Run(replace(undisturbed.run.plan, storage=storage))
     outcome = resumed.go()
     assert min(resumed.losses) == stopped.outcome.state["step"] + 1
     assert {**stopped.run.losses, **resumed.losses} == undisturbed.run.losses
@@ -246,14 +253,12 @@ def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
     new_run: NewRun, undisturbed: Finished
 ) -> None:
     run = new_run(fault=lambda method, number: time.sleep(0.2))
-    snapshot = run.folder / "checkpoints" / "checkpoint_manager_snapshot.json"
     victims = list[int]()
 
     def kill(record: dict[str, Any]) -> None:
         if record.get("saved_step") != 4 or victims:
             return
-        wait_until(lambda: snapshot.exists() and "step=00000004" in snapshot.read_text())
-        victims.append(run.records[-2]["pid"])
+        victims.append(next(each["pid"] for each in run.records if "pid" in each))
         os.kill(victims[0], signal.SIGKILL)
 
     outcome = run.go(kill)
@@ -266,15 +271,8 @@ def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
     assert_same_state(outcome.state, undisturbed.outcome.state)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_finished_run_that_is_resumed_does_nothing(undisturbed: Finished, tmp_path: Path) -> None:
-    again = Run(shutil.copytree(undisturbed.run.folder, tmp_path / "run"), undisturbed.run.plan)
+    again = undisturbed.run.copied(tmp_path)
     outcome = again.go()
     assert again.losses == {}
     assert_same_state(outcome.state, undisturbed.outcome.state)
@@ -283,9 +281,9 @@ def test_a_finished_run_that_is_resumed_does_nothing(undisturbed: Finished, tmp_
 @pytest.fixture(scope="module")
 def extended(undisturbed: Finished, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The finished run of one worker, resumed by two for four more steps that are far too large."""
-    folder = shutil.copytree(undisturbed.run.folder, tmp_path_factory.mktemp("extended") / "run")
-    plan = replace(undisturbed.run.plan, total_steps=STEPS + 4, optim=OptimConfig(lr=1.0, ema_decay=0.9))
-    run = Run(folder, plan, TWO)
+    run = undisturbed.run.copied(tmp_path_factory.mktemp("extended"))
+    run.plan = replace(run.plan, total_steps=STEPS + 4, optim=OptimConfig(lr=1.0, ema_decay=0.9))
+    run.workers = TWO
     return Finished(run, run.go())
 
 
@@ -293,8 +291,8 @@ def test_two_workers_go_on_with_the_run_of_one(extended: Finished) -> None:
     assert list(extended.run.losses) == list(range(STEPS + 1, STEPS + 5))
     state = extended.outcome.state
     assert state["step"] == STEPS + 4
-    # Both began the third pass anew: 4 steps of 6 images each.
-    assert state["positions"] == [Position(epoch=2, drawn=24), Position(epoch=2, drawn=24)]
+    # 36 samples of the third pass were left: 4 steps of 6 images each end them, and begin the fourth.
+    assert from_plain(state["position"]).ranks == (Position(epoch=3, drawn=6), Position(epoch=3, drawn=6))
 
 
 def test_the_best_and_the_last_checkpoint_are_kept_and_no_other(
@@ -321,7 +319,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_quietly_without_restarts_and_keeps
     assert run.starts == 1
     assert max(run.losses) == 5
     assert run.checkpoints == {"step=00000004"}
-    state = read_state(run.folder / "checkpoints" / "step=00000004")
+    state = read_checkpoint(str(run.folder), 4)
     assert all(torch.isfinite(weight).all() for weight in state["method"].values())
     assert capfd.readouterr() == ("", "")
 

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from beamclip.data.stream import Batch, Position
+from beamclip.data.position import Position
+from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig
+from beamclip.errors import InputError
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
 from beamclip.models.clip import new_clip
@@ -24,8 +26,8 @@ from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
-from beamclip.training.checkpoint import read_state, write_state
-from beamclip.training.loop import CadenceConfig, Hooks, NonFiniteLossError, Training, run_loop
+from beamclip.training.checkpoint import read_checkpoint, write_checkpoint
+from beamclip.training.loop import CadenceConfig, NonFiniteLossError, Request, Training, run_loop
 from beamclip.training.method import Distillation, ImageTextPretraining
 from beamclip.training.optim import OptimConfig, autocast_dtype, build_optimizer, learning_rate
 
@@ -55,7 +57,7 @@ def photos(seed: int, count: int = 4, size: int = 32) -> Batch:
     pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
     keys = [f"{seed}/{i}" for i in range(count)]
-    return Batch(pixels, draws, [f"photo {key}" for key in keys], keys, Position(seed, count))
+    return Batch(pixels, draws, [f"photo {key}" for key in keys], keys, [seed] * count, Position(seed, count))
 
 
 def endless(start: int = 0) -> Iterator[Batch]:
@@ -84,16 +86,26 @@ def distill(config: Path) -> Distillation:
 class Log:
     """Hooks that remember what they were told."""
 
-    stop_at: float = math.inf
+    requests: dict[float, Request] = field(default_factory=dict)
+    """What to ask for, at which steps."""
     records: list[dict[str, float]] = field(default_factory=list)
     saved: list[dict[str, Any]] = field(default_factory=list)
+    positions: list[Position] = field(default_factory=list)
+    keys: dict[int, list[str]] = field(default_factory=dict)
 
-    def hooks(self) -> Hooks:
-        return Hooks(
-            log=self.records.append,
-            save=lambda state, record: self.saved.append(deepcopy(state)),
-            stopping=lambda: self.records[-1]["step"] >= self.stop_at,
-        )
+    def seen(self, step: int, batches: list[Batch]) -> None:
+        self.keys[step] = [key for batch in batches for key in batch.keys]
+
+    def log(self, record: dict[str, float]) -> None:
+        self.records.append(record)
+
+    def save(self, state: dict[str, Any], position: Position, record: dict[str, float]) -> None:
+        assert record is self.records[-1]
+        self.saved.append(deepcopy(state))
+        self.positions.append(position)
+
+    def asked(self) -> Request:
+        return self.requests.get(self.records[-1]["step"], "nothing")
 
     def steps(self) -> list[float]:
         return [record["step"] for record in self.records]
@@ -292,9 +304,9 @@ def test_four_steps_equal_two_and_two_with_a_saved_state_between(tiny_config: Pa
     want = losses(whole, range(4))
     first = start()
     got = losses(first, range(2))
-    write_state({**first.state(), "positions": []}, tmp_path)
+    write_checkpoint(str(tmp_path), first.state(), loss=0.0, world_size=1, data="")
     second = start()
-    second.load(read_state(tmp_path))
+    second.load(read_checkpoint(str(tmp_path), 2))
     torch.rand(7)  # whatever else draws random numbers must not matter
     got += losses(second, range(2, 4))
     assert got == want
@@ -304,19 +316,17 @@ def test_four_steps_equal_two_and_two_with_a_saved_state_between(tiny_config: Pa
 
 def test_loop_logs_and_saves_at_its_steps_and_always_at_the_end() -> None:
     log = Log()
-    last = run_loop(
-        train(Brightness()), endless(), CadenceConfig(log_every=3, checkpoint_every=4), log.hooks()
-    )
+    last = run_loop(train(Brightness()), endless(), CadenceConfig(log_every=3, checkpoint_every=4), log)
     assert log.steps() == [3, 4, 6, 8, 9, 10]
     assert [state["step"] for state in log.saved] == [4, 8, 10]
-    assert [state["position"] for state in log.saved] == [Position(step - 1, 4) for step in (4, 8, 10)]
+    assert log.positions == [Position(step - 1, 4) for step in (4, 8, 10)]
     assert last is log.records[-1]
 
 
 def test_a_record_holds_means_over_the_steps_since_the_last_one() -> None:
     log = Log()
     frozen = replace(FP32, lr=0.0)
-    run_loop(train(Brightness(), frozen, 5), endless(), CadenceConfig(log_every=2), log.hooks())
+    run_loop(train(Brightness(), frozen, 5), endless(), CadenceConfig(log_every=2), log)
     losses = [Brightness()(photos(step))[0].item() for step in range(5)]
     want = [sum(losses[:2]) / 2, sum(losses[2:4]) / 2, losses[4]]
     assert [record["loss"] for record in log.records] == pytest.approx(want)
@@ -327,7 +337,7 @@ def test_a_record_holds_means_over_the_steps_since_the_last_one() -> None:
 def test_rates_of_a_record_add_up_to_its_images() -> None:
     log = Log()
     config = replace(FP32, accumulation=3)
-    run_loop(train(Brightness(), config, 4), endless(), CadenceConfig(log_every=2), log.hooks())
+    run_loop(train(Brightness(), config, 4), endless(), CadenceConfig(log_every=2), log)
     for record in log.records:
         assert record["images_per_second"] * record["window_seconds"] == pytest.approx(2 * 3 * 4)
         assert 0 < record["data_wait_share"] < 1
@@ -336,24 +346,43 @@ def test_rates_of_a_record_add_up_to_its_images() -> None:
 def test_a_step_takes_as_many_batches_as_it_accumulates() -> None:
     log = Log()
     batches = endless()
-    run_loop(train(Brightness(), replace(FP32, accumulation=3), 2), batches, CadenceConfig(), log.hooks())
-    assert log.saved[-1]["position"] == Position(5, 4)
+    run_loop(train(Brightness(), replace(FP32, accumulation=3), 2), batches, CadenceConfig(), log)
+    assert log.positions[-1] == Position(5, 4)
     assert next(batches).position == Position(6, 4)
 
 
 def test_a_loop_that_is_asked_to_stop_saves_and_ends() -> None:
-    log = Log(stop_at=4)
-    run_loop(train(Brightness()), endless(), CadenceConfig(log_every=2, checkpoint_every=3), log.hooks())
+    log = Log({4: "stop"})
+    run_loop(train(Brightness()), endless(), CadenceConfig(log_every=2, checkpoint_every=3), log)
     assert log.steps() == [2, 3, 4]
     assert [state["step"] for state in log.saved] == [3, 4]
 
 
+def test_a_loop_that_is_asked_to_save_saves_once_and_goes_on() -> None:
+    log = Log({2: "save", 4: "save"})
+    run_loop(train(Brightness()), endless(), CadenceConfig(log_every=2, checkpoint_every=4), log)
+    assert [state["step"] for state in log.saved] == [2, 4, 8, 10]
+
+
+def test_the_samples_of_each_step_are_told() -> None:
+    log, batches = Log(), endless()
+    run_loop(train(Brightness(), replace(FP32, accumulation=2), 3), batches, CadenceConfig(), log)
+    fresh = endless()
+    assert log.keys == {step: next(fresh).keys + next(fresh).keys for step in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
+def test_a_cadence_below_one_step_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} is 0"):
+        CadenceConfig(**{name: 0})
+
+
 def test_a_finished_run_takes_no_further_step() -> None:
     training, log = train(Brightness(), total_steps=3), Log()
-    run_loop(training, endless(), CadenceConfig(), log.hooks())
+    run_loop(training, endless(), CadenceConfig(), log)
     resumed = train(Brightness(), total_steps=3)
     resumed.load(training.state())
-    assert run_loop(resumed, iter([]), CadenceConfig(), log.hooks()) == {}
+    assert run_loop(resumed, iter([]), CadenceConfig(), log) == {}
     assert len(log.saved) == 1
 
 
@@ -380,7 +409,7 @@ def test_loss_that_is_not_finite_ends_the_loop_before_the_next_checkpoint(
     log = Log()
     cadence = CadenceConfig(log_every=3, checkpoint_every=4)
     with pytest.raises(NonFiniteLossError, match=r"^step 6: .*(inf|nan)") as raised:
-        run_loop(train(Faulty()), endless(), cadence, log.hooks())
+        run_loop(train(Faulty()), endless(), cadence, log)
     assert "--lr" in str(raised.value)
     assert log.steps() == [3, 4]
     assert [state["step"] for state in log.saved] == [4]

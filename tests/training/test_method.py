@@ -17,7 +17,8 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 
 import beamclip
-from beamclip.data.stream import Batch, Position
+from beamclip.data.position import Position
+from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig, augment
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
@@ -41,7 +42,8 @@ def photos(count: int, size: int = 32) -> Batch:
     pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
     keys = [f"{i:04d}" for i in range(count)]
-    return Batch(pixels, draws, [f"a photo of thing number {key}" for key in keys], keys, Position())
+    captions = [f"a photo of thing number {key}" for key in keys]
+    return Batch(pixels, draws, captions, keys, [0] * len(keys), Position())
 
 
 def random_anchors(count: int, width: int) -> Anchors:

@@ -15,15 +15,17 @@ import torch
 from torch import nn
 
 from beamclip.cluster import WorkersConfig
+from beamclip.data.order import Order
+from beamclip.data.position import Position, beginning
 from beamclip.data.shards import Columns, Shard
-from beamclip.data.stream import Batch, Position, StreamConfig, shuffled_rows, training_batches
+from beamclip.data.stream import Batch, StreamConfig, shuffled_rows, training_batches
 from beamclip.data.transforms import AugmentConfig
 from beamclip.models.clip import new_clip
 from beamclip.training.launch import fit
 from beamclip.training.loop import CadenceConfig, Training
 from beamclip.training.method import ImageTextPretraining
 from beamclip.training.optim import OptimConfig
-from beamclip.training.worker import Plan
+from beamclip.training.worker import Plan, Storage
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -43,24 +45,16 @@ class PretrainingBuilder:
 
 def global_batches(plan: Plan, world_size: int) -> Iterator[Batch]:
     """What the ranks get together, step for step; Ray Data runs, Ray Train does not."""
-    start = Position()
+    order = Order(plan.seed, world_size, plan.stream.shuffle_buffer, plan.stream.shuffle_shards)
     shares = [
         training_batches(
-            shuffled_rows(
-                plan.shards,
-                plan.columns,
-                seed=plan.seed,
-                rank=rank,
-                world_size=world_size,
-                buffer=plan.stream.shuffle_buffer,
-                start=start,
-            ),
+            shuffled_rows(plan.shards, plan.columns, beginning(order), rank),
             batch_size=plan.stream.batch_size // world_size,
             image_size=plan.image_size,
             augment=plan.augmentation,
             captions=plan.captions,
             seed=plan.seed,
-            start=start,
+            start=Position(),
             threads=1,
         )
         for rank in range(world_size)
@@ -111,7 +105,7 @@ def curves(
         augmentation=AugmentConfig(),
         optim=OptimConfig(precision="fp32"),
         cadence=CadenceConfig(log_every=1),
-        channel=None,
+        storage=Storage(str(tmp_path_factory.mktemp("two") / "checkpoints")),
     )
     # In a process that Ray ends: an execution of Ray Data that is cut short may trip over the end of its Ray.
     alone = ray.remote(num_cpus=0)(
@@ -122,7 +116,6 @@ def curves(
     fit(
         plan,
         WorkersConfig(num_workers=2),
-        tmp_path_factory.mktemp("two") / "run",
         lambda record: two.extend([record["loss"]] if "loss" in record else []),
     )
     joined, one = ray.get(references)

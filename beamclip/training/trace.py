@@ -1,0 +1,74 @@
+"""Which samples each optimiser step saw, on every rank: one file for each start of each worker.
+
+What a run did after its last whole checkpoint is undone by a restart. The reader leaves it out: of every step
+it gives the samples that made the weights which survived.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from beamclip.data.stream import Batch
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One sample in one step."""
+
+    rank: int
+    epoch: int
+    """The pass over the data that it belongs to."""
+    key: str
+
+
+class Trace:
+    """Writes the samples of one worker, from one start to the next."""
+
+    def __init__(self, folder: Path, *, started: int, first_step: int, rank: int, world_size: int) -> None:
+        """Args:
+        folder: of the whole run's trace; made when missing.
+        started: tells this start from others, the same on all ranks, and larger than that of earlier ones.
+        first_step: steps that the weights have behind them at this start.
+        """
+        path = folder / f"{started:020d}" / f"rank={rank:05d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = path.open("w")
+        self._write({"first_step": first_step, "rank": rank, "world_size": world_size})
+
+    def record(self, step: int, batches: list[Batch]) -> None:
+        """Note the samples of a step, which counts from 1, in the order in which they were seen."""
+        keys = [key for batch in batches for key in batch.keys]
+        self._write({"step": step, "epochs": [e for batch in batches for e in batch.epochs], "keys": keys})
+
+    def _write(self, line: dict[str, object]) -> None:
+        # A worker may be killed at any time; what was handed to the operating system outlives it.
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing can be recorded any more."""
+        self._file.close()
+
+
+def read_trace(folder: Path) -> dict[int, list[Seen]]:
+    """The samples of each step, by rank, that led to the weights which the run ended with."""
+    steps: dict[int, list[Seen]] = {}
+    for start in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for file in sorted(start.iterdir()):
+            lines = [json.loads(line) for line in _whole_lines(file)]
+            if not lines:
+                continue
+            header = lines[0]
+            if header["rank"] == 0:
+                steps = {step: seen for step, seen in steps.items() if step <= header["first_step"]}
+            for line in lines[1:]:
+                samples = zip(line["epochs"], line["keys"], strict=True)
+                steps.setdefault(line["step"], []).extend(Seen(header["rank"], *sample) for sample in samples)
+    return steps
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """A worker that is killed while it writes leaves half a line."""
+    lines = file.read_text().splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
