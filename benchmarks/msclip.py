@@ -16,7 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from study.emoji_pairs import encode_pairs, load_emoji
-from study.options import read_options
+from study.options import of_trials, read_options
 from study.pretraining import Recipe, score, train
 from study.reports import circumstances, markdown_table, plus_minus, write_figures
 from study.timing import StepTime, time_steps
@@ -92,7 +92,7 @@ def main() -> None:
     plot(results, options.report.with_suffix(".png"))
     text = "\n\n".join(
         [
-            circumstances("msclip", seeds, options.jobs),
+            circumstances(*of_trials("msclip", seeds, options.jobs)),
             f"![Zero-shot accuracy and embeddings of four models]({options.report.stem}.png)",
             markdown_table(scores),
             f"Sizes and speed, {LAYERS} blocks of width {WIDTH} on {SIZE} pixels in patches of {PATCH}. "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from study.emoji_pairs import load_emoji, shuffle_captions
-from study.options import read_options
+from study.options import of_trials, read_options
 from study.pretraining import Recipe, score, train
 from study.reports import circumstances, markdown_table, plus_minus, write_figures
 from study.timing import ROUNDS, time_steps
@@ -83,7 +83,7 @@ def main() -> None:
     plot(results, options.report.with_suffix(".png"))
     text = "\n\n".join(
         [
-            circumstances("psd_noise", seeds, options.jobs),
+            circumstances(*of_trials("psd_noise", seeds, options.jobs)),
             f"![Zero-shot top-1 against the share of shuffled captions]({options.report.stem}.png)",
             markdown_table([head, *rows]),
             f"Other settings of self-distillation, {STUDIED:.0%} of captions shuffled, one training each:",

@@ -43,7 +43,6 @@ def parse(config_class: type[Config], argv: Sequence[str], description: str) -> 
                 prog=f"python {os.path.relpath(sys.argv[0])}",
                 config=(
                     tyro.conf.OmitArgPrefixes,
-                    tyro.conf.FlagCreatePairsOff,
                     tyro.conf.HelptextFromCommentsOff,
                 ),
             )

@@ -51,6 +51,9 @@ def open_run_dir(run_dir: Path, checkpoints: str, data: str, *, resume: bool) ->
     except OSError as error:
         raise InputError(f"--out {run_dir}: cannot be made ({error.strerror}). Give another.") from error
     check_writable(checkpoints)
+    if not resume:
+        # Of a run that was cut off before its first checkpoint.
+        (run_dir / HISTORY_FILE).unlink(missing_ok=True)
 
 
 def _check_resumable(run_dir: Path, checkpoints: str, data: str) -> None:

@@ -41,6 +41,8 @@ class Progress:
     began: float = field(default_factory=time.perf_counter)
     first_step: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    started: bool = False
+    """Whether workers were up before."""
 
     @property
     def step(self) -> int:
@@ -146,6 +148,10 @@ def train(
         if "notice" in record:
             line.close()
             stage("checkpoint", record["notice"])
+        if record.get("started_at", 0) > 0 or (progress.started and "started_at" in record):
+            line.close()
+            stage("resumed", f"at step {record['started_at']}", "" if progress.started else str(run_dir))
+        progress.started |= "started_at" in record
         # After a restart, the steps since the last checkpoint come a second time.
         if "loss" not in record or record["step"] <= progress.step:
             return

@@ -54,7 +54,7 @@ class StreamConfig:
     """Images in a global batch, over all workers."""
     shuffle_buffer: int = 4096
     """Encoded samples that a worker holds to draw from at random."""
-    shuffle_shards: int = 8
+    shuffle_shards: int = 16
     """Shards that a worker reads in turn, row by row, so that neighbours in its buffer come from several."""
     decode_threads: int = 2
     """Threads that decode and crop, in each worker."""

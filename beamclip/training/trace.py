@@ -6,6 +6,8 @@ it gives the samples that made the weights which survived.
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TextIO
 
@@ -38,8 +40,9 @@ class Trace:
 
     def record(self, step: int, batches: list[Batch]) -> None:
         """Note the samples of a step, which counts from 1, in the order in which they were seen."""
-        keys = [key for batch in batches for key in batch.keys]
-        self._write({"step": step, "epochs": [e for batch in batches for e in batch.epochs], "keys": keys})
+        seen = [pair for batch in batches for pair in zip(batch.epochs, batch.keys, strict=True)]
+        runs = groupby(seen, key=itemgetter(0))
+        self._write({"step": step, "keys": [[epoch, [key for _, key in run]] for epoch, run in runs]})
 
     def _write(self, line: dict[str, object]) -> None:
         # A worker may be killed at any time; what was handed to the operating system outlives it.
@@ -63,8 +66,8 @@ def read_trace(folder: Path) -> dict[int, list[Seen]]:
             if header["rank"] == 0:
                 steps = {step: seen for step, seen in steps.items() if step <= header["first_step"]}
             for line in lines[1:]:
-                samples = zip(line["epochs"], line["keys"], strict=True)
-                steps.setdefault(line["step"], []).extend(Seen(header["rank"], *sample) for sample in samples)
+                seen = [Seen(header["rank"], epoch, key) for epoch, keys in line["keys"] for key in keys]
+                steps.setdefault(line["step"], []).extend(seen)
     return steps
 
 

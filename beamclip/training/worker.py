@@ -168,9 +168,9 @@ def _start(plan: Plan, rank: int) -> _Start:
     if rank == 0:
         found = find_checkpoint(plan.storage.checkpoints)
         start = _Start(time.time_ns(), found.manifest.step if found.manifest else 0)
-        whence = f"step {start.step}" if start.step else "the beginning"
         for damage in found.damaged:
-            plan.channel.put.remote({"notice": f"{damage}; going on from {whence}"})
+            plan.channel.put.remote({"notice": f"{damage}; passed over"})
+        plan.channel.put.remote({"started_at": start.step})
     agreed: _Start = ray.train.collective.broadcast_from_rank_zero(start)
     return agreed
 

@@ -1,6 +1,7 @@
 """Options that all studies share."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,3 +28,12 @@ def read_options(name: str, description: str | None) -> StudyOptions:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each setting")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, of one thread each")
     return StudyOptions(**vars(parser.parse_args()))
+
+
+def of_trials(name: str, seeds: Sequence[int], jobs: int) -> list[str]:
+    """The command of a study as it was run, and what is to be said of its trials."""
+    return [
+        f"python benchmarks/{name}.py --emoji FOLDER --seeds {len(seeds)} --jobs {jobs}",
+        f"{jobs} trials at a time, one thread each",
+        f"Seeds: {', '.join(map(str, seeds))}; plus-minus is the standard deviation over them",
+    ]

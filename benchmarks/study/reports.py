@@ -33,13 +33,12 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, rule, *body])
 
 
-def circumstances(program: str, seeds: Sequence[int], jobs: int) -> str:
-    """Command, hardware, seeds and versions, as a list."""
-    command = f"python benchmarks/{program}.py --emoji FOLDER --seeds {len(seeds)} --jobs {jobs}"
+def circumstances(command: str, *notes: str) -> str:
+    """Command, hardware and versions, as a list with what else there is to say."""
     lines = [
         f"Command: `{command}`",
-        f"Hardware: {_processor()}, {os.cpu_count()} cores; {jobs} trials at a time, one thread each",
-        f"Seeds: {', '.join(map(str, seeds))}; plus-minus is the standard deviation over them",
+        f"Hardware: {_processor()}, {os.cpu_count()} cores",
+        *notes,
         f"Versions: beamclip {beamclip.__version__} (commit {(git_commit() or 'unknown')[:12]}), "
         f"torch {torch.__version__}, Python {platform.python_version()}",
     ]

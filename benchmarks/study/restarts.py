@@ -2,19 +2,28 @@
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import psutil
+import torch
 from PIL import Image
 
-from beamclip.training.checkpoint import find_checkpoint
+from beamclip.data.order import Order
+from beamclip.data.position import DataPosition, continued, from_plain
+from beamclip.data.shards import list_shards
+from beamclip.training.checkpoint import find_checkpoint, read_checkpoint
+from beamclip.training.trace import read_trace
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 180.0
@@ -131,38 +140,170 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def train(run: Run, workers: int, interruptions: Iterator[Interruption] = iter(())) -> list[Lost]:
-    """Train to the end by the public command, whatever comes in between.
+def train(run: Run, workers: int, interruptions: Iterator[Interruption]) -> list[Lost]:
+    """Train to the end by the public command, whatever comes in between; gives what each of it cost.
 
     Raises:
-        RuntimeError: the command ended otherwise than it should.
+        RuntimeError: the command ended otherwise than it should, or got stuck.
     """
     lost: list[Lost] = []
-    while True:
-        process = _start(run, workers)
-        try:
-            ended = _live_through(run, process, workers, interruptions, lost)
-        finally:
-            _end(process)
-        if ended is None:
-            return lost
-        workers = ended.then_workers
+    process, reached = _start(run, workers), 0
+    struck: tuple[Kind, int, float] | None = None
+    try:
+        while _passes(run, reached, process):
+            if struck is not None:
+                kind, of, since = struck
+                lost.append(Lost(kind, of, reached, time.monotonic() - since))
+            interruption = next(interruptions, None)
+            if interruption is None or _ends_within(process, interruption.after_seconds):
+                break
+            struck = interruption.kind, workers, time.monotonic()
+            ended = _interrupt(process, interruption)
+            reached = last_step(run)
+            if ended:
+                workers = interruption.then_workers
+                process = _start(run, workers)
+        _expect(process, 0)
+    finally:
+        if process.poll() is None:
+            _kill_all(process)
+    return lost
 
 
 def _start(run: Run, workers: int) -> subprocess.Popen[str]:
     model = run.out.parent / "model.json"
     model.write_text(json.dumps(MODEL))
     resume = (run.out / "checkpoints").exists() and find_checkpoint(str(run.out / "checkpoints")).manifest
-    if resume:
-        options = ["--resume", str(run.out)]
-    else:
-        options = ["--data", run.data.folder, "--model", model, "--out", run.out]
+    options = ["--resume", run.out] if resume else ["--out", run.out]
     command = [
         sys.executable, ROOT / "pipelines" / "pretrain.py", *options,
-        "--steps", run.steps, "--batch-size", run.batch_size, "--seed", run.seed,
+        "--data", run.data.folder, "--model", model, "--seed", run.seed,
+        "--steps", run.steps, "--batch-size", run.batch_size,
         "--num-workers", workers, "--cpus-per-worker", 0.5, "--threads-per-worker", 1,
         "--log-every", 1, "--checkpoint-every", 20, "--shuffle-buffer", 100, "--trace-samples",
         "--max-failures", 100, "--no-system-metrics",
     ]  # fmt: skip
     log = (run.out.parent / f"{run.out.name}.log").open("a")
     return subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, text=True, cwd=ROOT)
+
+
+def last_step(run: Run) -> int:
+    """The last step that the run recorded, 0 before the first."""
+    history = run.out / "metrics.jsonl"
+    lines = history.read_text().splitlines(keepends=True) if history.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    return int(json.loads(whole[-1])["step"]) if whole else 0
+
+
+def _passes(run: Run, step: int, process: subprocess.Popen[str]) -> bool:
+    """Wait until a run records a step after `step`; False where its command ends before it does."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while last_step(run) <= step:
+        if process.poll() is not None:
+            return False
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{run.out}: no step after {step} within {PATIENCE_SECONDS:.0f} s")
+        time.sleep(0.05)
+    return True
+
+
+def _ends_within(process: subprocess.Popen[str], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+        return True
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _interrupt(process: subprocess.Popen[str], interruption: Interruption) -> bool:
+    """Whether the command ended by it."""
+    if interruption.kind == "worker killed":
+        victims = _train_workers(process)
+        if victims:
+            os.kill(victims[interruption.victim % len(victims)], signal.SIGKILL)
+        return False
+    if interruption.kind == "driver killed":
+        _kill_all(process, patience=30.0)
+    else:
+        process.send_signal(signal.SIGINT if interruption.kind == "Ctrl-C" else signal.SIGTERM)
+        _expect(process, 130)
+    return True
+
+
+def _train_workers(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the training workers below a command."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return sorted(found)
+
+
+def _kill_all(process: subprocess.Popen[str], patience: float = 0.0) -> None:
+    """Kill a command, and what of its processes has not followed it after some seconds."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(below, patience)
+    for child in alive:
+        child.kill()
+
+
+def _expect(process: subprocess.Popen[str], code: int) -> None:
+    ended = process.wait(PATIENCE_SECONDS)
+    # A command that had finished its steps may end before the signal reaches it.
+    if ended not in (code, 0):
+        raise RuntimeError(f"the command ended with exit code {ended}, and {code} was expected")
+
+
+def accounts(run: Run) -> Accounts:
+    """What a finished run saw, against what it should have seen by where it ended."""
+    position = from_plain(final_state(run)["position"])
+    samples = np.array([shard.samples for shard in list_shards(str(run.data.folder))])
+    # To ask for what is left, hand it to nobody in particular.
+    rest = continued(position, Order(run.seed + 1, 1, 1, 1), samples)
+    expected = {
+        (epoch, key)
+        for epoch in range(max([rest.ranks[0].epoch, *rest.leftovers]) + 1)
+        for shard, keys in enumerate(run.data.keys)
+        for row, key in enumerate(keys)
+        if key and not _is_left(rest, epoch, shard, row)
+    }
+    trace = read_trace(run.out / "trace")
+    if sorted(trace) != list(range(1, run.steps + 1)):
+        raise RuntimeError(f"{run.out}: the trace lacks steps")
+    seen = Counter((sample.epoch, sample.key) for samples in trace.values() for sample in samples)
+    return Accounts(
+        seen=seen.total(),
+        skipped=len(expected - seen.keys()),
+        doubled=sum(count - 1 for count in seen.values()),
+        foreign=len(seen.keys() - expected),
+        lost=json.loads((run.out / "summary.json").read_text())["counts"]["skipped"],
+    )
+
+
+def _is_left(rest: DataPosition, epoch: int, shard: int, row: int) -> bool:
+    rows = rest.leftovers.get(epoch)
+    if rows is None:
+        return epoch >= rest.ranks[0].epoch
+    return bool(rows.whole[shard]) or any(
+        shard == of and start <= row < stop for of, start, stop in rows.runs.tolist()
+    )
+
+
+def final_state(run: Run) -> dict[str, Any]:
+    """The state that a run ended with."""
+    return read_checkpoint(str(run.out / "checkpoints"), run.steps)
+
+
+def weights(run: Run) -> torch.Tensor:
+    """All weights that a run ended with, in one row."""
+    return torch.cat([value.flatten().float() for value in final_state(run)["method"].values()])
+
+
+def same_order(run: Run, other: Run) -> bool:
+    """Whether two runs saw the same samples in the same order."""
+    return read_trace(run.out / "trace") == read_trace(other.out / "trace")

@@ -1,0 +1,235 @@
+"""Exact restart: runs interrupted at random, what they saw, what it cost, and how well the stream shuffles.
+
+python benchmarks/restart.py [--interruptions 24]
+
+Trains the same small model again and again by the public command: left alone, and killed, stopped and
+resumed at random by one worker, by two, and by two, then one, then two. Each run's trace of samples is held
+against the data and against the run that was left alone, and so are the final weights. The rest is
+arithmetic on synthetic counts: the position at web scale, and the mixing of shards.
+"""
+
+import argparse
+import io
+import itertools
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from study.reports import circumstances, markdown_table, write_figures
+from study.restarts import (
+    KINDS,
+    Accounts,
+    Interruption,
+    Lost,
+    Run,
+    accounts,
+    draw_shards,
+    same_order,
+    train,
+    weights,
+)
+
+from beamclip.commands.console import table
+from beamclip.data.order import Order, epoch_part, interleaved, unread
+from beamclip.data.position import DataPosition, Position, continued, to_plain
+from beamclip.data.stream import shuffled
+
+SHARDS = [150, 130, 90, 160, 70]
+STEPS = 300
+WORKERS = {"1 worker": [1], "2 workers": [2], "2, then 1, then 2 workers": [2, 1]}
+"""How many workers train, start for start, round and round."""
+LARGE = {"shards": 1_000_000, "samples": 400_000_000, "workers": 64}
+BATCH = 256
+
+
+def main() -> None:
+    """Interrupt, measure, and write table and report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--interruptions", type=int, default=24, help="over all runs together")
+    parser.add_argument("--out", type=Path, default=Path("runs/restart"), help="a new folder for the runs")
+    parser.add_argument("--report", type=Path, default=Path("docs/studies/restart.md"), help="to write")
+    options = parser.parse_args()
+    outcomes, lost = interrupted_runs(options.out, options.interruptions)
+    tables = {
+        "Runs": runs_table(outcomes),
+        "Seconds lost": lost_table(lost),
+        "Position": position_table(),
+        "Mixing": mixing_table(),
+    }
+    for rows in tables.values():
+        table(rows)
+        print()
+    (options.out / "restart.json").write_text(
+        json.dumps({"lost": [asdict(one) for one in lost], "tables": tables}, indent=1)
+    )
+    text = "\n\n".join(
+        [
+            circumstances(f"python benchmarks/restart.py --interruptions {options.interruptions}"),
+            *(f"## {title}\n\n{markdown_table(rows)}" for title, rows in tables.items()),
+        ]
+    )
+    write_figures(options.report, "Exact restart", text)
+
+
+class Outcomes(dict[str, tuple[Accounts, str, str]]):
+    """Of each run: its accounts, and how its order and its weights compare with the run left alone."""
+
+
+def interrupted_runs(out: Path, interruptions: int) -> tuple[Outcomes, list[Lost]]:
+    """Run until so many interruptions have happened."""
+    data = draw_shards(out / "data", SHARDS)
+    calm = {workers: Run(data, out / f"calm-{workers}", STEPS) for workers in (1, 2)}
+    again = Run(data, out / "calm-2-again", STEPS)
+    outcomes, lost = Outcomes(), list[Lost]()
+    for run, workers in [*((run, workers) for workers, run in calm.items()), (again, 2)]:
+        train(run, workers, iter(()))
+        outcomes[f"left alone, {run.out.name}"] = (accounts(run), *compared(run, calm[workers]))
+    for number, (name, workers) in enumerate(itertools.cycle(WORKERS.items())):
+        if len(lost) >= interruptions:
+            return outcomes, lost
+        run = Run(data, out / f"interrupted-{number}", STEPS)
+        mishaps = random_interruptions(number, workers)
+        lost += train(run, workers[0], itertools.islice(mishaps, interruptions - len(lost)))
+        reference = calm[workers[0]] if len(workers) == 1 else None
+        happened = len(lost)
+        outcomes[f"{name}, seed {number} ({happened} interruptions so far)"] = (
+            accounts(run),
+            *(compared(run, reference) if reference else ("another, as meant", "others, as meant")),
+        )
+        print(f"{happened} interruptions: {outcomes[next(reversed(outcomes))]}", flush=True)
+    raise AssertionError("a cycle does not end")
+
+
+def random_interruptions(seed: int, workers: list[int]) -> Iterator[Interruption]:
+    """Of all kinds, at random times."""
+    generator = random.Random(seed)
+    starts = itertools.cycle(workers)
+    next(starts)
+    while True:
+        kind = generator.choice(KINDS)
+        yield Interruption(
+            kind,
+            after_seconds=generator.uniform(0.1, 3.0),
+            victim=generator.randrange(2),
+            then_workers=workers[0] if kind == "worker killed" else next(starts),
+        )
+
+
+def compared(run: Run, reference: Run) -> tuple[str, str]:
+    """Words for the order of the samples and for the final weights, against those of another run."""
+    order = "the same" if same_order(run, reference) else "another"
+    mine, theirs = weights(run), weights(reference)
+    if torch.equal(mine, theirs):
+        return order, "equal bit for bit"
+    return order, f"differ by {(mine - theirs).abs().max():.1e} at most"
+
+
+def runs_table(outcomes: Outcomes) -> list[list[str]]:
+    """A row for each run."""
+    rows = [["run", "seen", "skipped", "doubled", "too early", "could not be used", "order", "final weights"]]
+    for name, (found, order, final) in outcomes.items():
+        lost = ", ".join(f"{count} {reason}" for reason, count in found.lost.items())
+        counts = (found.seen, found.skipped, found.doubled, found.foreign)
+        rows.append([name, *map(str, counts), lost, order, final])
+    return rows
+
+
+def lost_table(lost: list[Lost]) -> list[list[str]]:
+    """A row for each kind and number of workers."""
+    rows = [["interruption", "workers", "times", "seconds, median", "least", "most"]]
+    for kind in KINDS:
+        for workers in (1, 2):
+            found = [one.seconds for one in lost if (one.kind, one.workers) == (kind, workers)]
+            if found:
+                figures = (statistics.median(found), min(found), max(found))
+                rows.append([kind, str(workers), str(len(found)), *(f"{figure:.1f}" for figure in figures)])
+    return rows
+
+
+def position_table() -> list[list[str]]:
+    """Size and cost of the position at web scale."""
+    shards, total, workers = LARGE["shards"], LARGE["samples"], LARGE["workers"]
+    counts = np.random.default_rng(0).integers(total // shards // 2, 3 * total // shards // 2 + 1, shards)
+    order = Order(seed=0, world_size=workers, buffer=4096, shards=16)
+    drawn = int(counts.sum()) // workers // 3
+    position = DataPosition(order, tuple(Position(0, drawn + rank) for rank in range(workers)))
+    fewer = Order(seed=0, world_size=workers * 3 // 4, buffer=4096, shards=16)
+    divided, seconds = timed(lambda: continued(position, fewer, counts))
+    again, seconds_again = timed(lambda: continued(divided, order, counts))
+    rows = [["position", "bytes", "seconds"]]
+    for name, place in {
+        f"{workers} workers": position,
+        f"after going on with {fewer.world_size}": divided,
+        f"after going on with {workers} once more": again,
+    }.items():
+        size, written = timed(lambda place=place: saved_bytes(place))
+        rows.append([f"write: {name}", f"{size:,}", f"{written:.4f}"])
+    rows.append([f"divide among {fewer.world_size} workers what {workers} left", "", f"{seconds:.2f}"])
+    rows.append([f"divide among {workers} workers once more", "", f"{seconds_again:.2f}"])
+    _, found = timed(lambda: unread(order, 0, 5, epoch_part(counts, order, 0, 5).rows, drawn))
+    rows.append(["find a worker's place, nothing read", "", f"{found:.3f}"])
+    return rows
+
+
+def timed(compute):
+    """What a call gives, and the seconds it took."""
+    began = time.perf_counter()
+    return compute(), time.perf_counter() - began
+
+
+def saved_bytes(position: DataPosition) -> int:
+    """What a position takes in a checkpoint."""
+    file = io.BytesIO()
+    torch.save(to_plain(position), file)
+    return file.tell()
+
+
+def mixing_table() -> list[list[str]]:
+    """How often two images of a batch come from one shard, against a perfect shuffle of all rows."""
+    rows = [["data", "shards read at a time", "same-shard pairs, against chance", "shards in a batch"]]
+    for shards, samples in ((8, 10_000), (40, 10_000), (1_000, 1_000)):
+        for at_once in (1, 16):
+            pairs, different = mixing(shards, samples, at_once)
+            rows.append(
+                [f"{shards:,} shards of {samples:,}", str(at_once), f"{pairs:.2f}", f"{different:.1f}"]
+            )
+    return rows
+
+
+def mixing(shards: int, samples: int, at_once: int) -> tuple[float, float]:
+    """Same-shard pairs relative to chance, and different shards in a batch, both means over an epoch."""
+    order = Order(seed=0, world_size=1, buffer=4096, shards=at_once)
+    part = epoch_part(np.full(shards, samples), order, 0, 0)
+    reading = shards_in_reading_order(part)
+    drawn = np.fromiter(shuffled(iter(reading.tolist()), order, 0, 0, part.rows, 0), np.int64, part.rows)
+    batches = drawn[: len(drawn) // BATCH * BATCH].reshape(-1, BATCH)
+    same, different = [], []
+    for batch in batches:
+        counts = np.unique(batch, return_counts=True)[1]
+        same.append((counts * (counts - 1)).sum() / (BATCH * (BATCH - 1)))
+        different.append(len(counts))
+    chance = (samples - 1) / (shards * samples - 1)
+    return float(np.mean(same)) / chance, float(np.mean(different))
+
+
+def shards_in_reading_order(part) -> NDArray[np.int64]:
+    """The shard of each row that a rank reads."""
+    found = []
+    for bundle in range(len(part.bundles) - 1):
+        pieces = part.pieces(bundle)
+        turns = interleaved(np.array([stop - start for _, start, stop in pieces]))
+        found.append(np.array([shard for shard, _, _ in pieces])[turns])
+    return np.concatenate(found)
+
+
+if __name__ == "__main__":
+    main()
