@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +70,7 @@ def ray_session() -> Iterator[None]:
     if address == "local":
         local["include_dashboard"] = False
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except ConnectionError as error:
@@ -75,6 +78,9 @@ def ray_session() -> Iterator[None]:
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).splitlines()[0]}). "
             "Start one with `ray up cluster.yaml`, or unset RAY_ADDRESS to run on this machine."
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own answer, which it has put in place, prints its stack and leaves at once.
+        signal.signal(signal.SIGTERM, at_sigterm)
     try:
         yield
     finally:

@@ -67,8 +67,9 @@ class DistillConfig:
     """Folder of the run; by default a new one below runs/."""
     config: Path | None = None
     """YAML file with values for any of these options; flags come before it."""
-    resume: Path | None = None
-    """Run to go on with, under the options it was started with."""
+    resume: str | None = None
+    """Run to go on with, under the options it was started with: its folder, or, where that is lost, the
+    address of its --checkpoints."""
     seed: int = 0
     """Decides initial weights, order, crops and augmentation."""
     teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -104,8 +105,9 @@ class PretrainConfig:
     """Folder of the run; by default a new one below runs/."""
     config: Path | None = None
     """YAML file with values for any of these options; flags come before it."""
-    resume: Path | None = None
-    """Run to go on with, under the options it was started with."""
+    resume: str | None = None
+    """Run to go on with, under the options it was started with: its folder, or, where that is lost, the
+    address of its --checkpoints."""
     seed: int = 0
     """Decides initial weights, order, crops and augmentation."""
     psd: PsdConfig = field(default_factory=PsdConfig)

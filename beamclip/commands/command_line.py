@@ -1,13 +1,15 @@
 """From the command line to a configuration, and from an outcome to an exit code.
 
-Exit codes: 0 done, 1 failed while running, 2 a mistake in what was given, 130 ended by Ctrl-C.
+Exit codes: 0 done, 1 failed while running, 2 a mistake in what was given, 130 ended by Ctrl-C or SIGTERM.
 """
 
 import contextlib
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +19,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from beamclip.commands.run_copy import fetch_run
+from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
 from beamclip.config import read_config
 from beamclip.errors import InputError
 
@@ -53,13 +57,28 @@ def parse(config_class: type[Config], argv: Sequence[str], description: str) -> 
 
 
 def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
-    given = {name: _value_of(argv, name) for name in ("resume", "config")}
+    given = {name: _value_of(argv, name) for name in ("resume", "config", "out")}
     if given["resume"]:
-        run = Path(given["resume"])
-        return replace(read_config(config_class, run / "config.yaml"), out=run)  # type: ignore[type-var]
+        return _of_run(config_class, given["resume"], given["out"])
     if given["config"]:
         return read_config(config_class, Path(given["config"]))
     return config_class()
+
+
+def _of_run(config_class: type[Config], resume: str, out: str | None) -> Config:
+    if "://" not in resume:
+        run = Path(resume)
+        if not (run / CONFIG_FILE).exists():
+            raise InputError(
+                f"--resume {run}: no run there ({CONFIG_FILE} is missing). Give the --out of a run."
+            )
+        return replace(read_config(config_class, run / CONFIG_FILE), out=run)  # type: ignore[type-var]
+    run = new_run_dir(Path(out) if out else None, "resumed")
+    fetch_run(resume, run)
+    config: Any = read_config(config_class, run / CONFIG_FILE)
+    checkpoint = replace(config.checkpoint, checkpoints=resume)
+    resumed: Config = replace(config, out=run, checkpoint=checkpoint)
+    return resumed
 
 
 def _value_of(argv: Sequence[str], name: str) -> str | None:
@@ -97,6 +116,9 @@ def run_command(
         The exit code.
     """
     out: Path | None = None
+    if threading.current_thread() is threading.main_thread():
+        # Whoever takes a machine away, or a job off it, says so by SIGTERM.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = parse(config_class, sys.argv[1:] if argv is None else argv, description)
         out = getattr(config, "out", None)

@@ -17,6 +17,7 @@ from beamclip.commands.train import (
     Trained,
     check_batches,
     finish,
+    open_run,
     show_skipped,
     storage_of,
     total_steps,
@@ -89,7 +90,8 @@ def distill(config: DistillConfig) -> Summary:
     began = time.perf_counter()
     run_dir = new_run_dir(config.out, "distill")
     inputs = load_inputs(config)
-    with ray_session(), tracked(config, run_dir, "distill", inputs.shards) as tracking:
+    open_run(config, run_dir, inputs.shards)
+    with ray_session(), tracked(config, run_dir, "distill") as tracking:
         check_resources(config.workers)
         anchors, scored_anchors = _anchors(config, inputs, run_dir)
         plan = _plan(config, inputs, anchors, run_dir)

@@ -15,6 +15,7 @@ from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.train import (
     check_batches,
     finish,
+    open_run,
     show_skipped,
     storage_of,
     total_steps,
@@ -96,7 +97,8 @@ def pretrain(config: PretrainConfig) -> Summary:
     began = time.perf_counter()
     run_dir = new_run_dir(config.out, "pretrain")
     inputs = load_inputs(config)
-    with ray_session(), tracked(config, run_dir, "pretrain", inputs.shards) as tracking:
+    open_run(config, run_dir, inputs.shards)
+    with ray_session(), tracked(config, run_dir, "pretrain") as tracking:
         check_resources(config.workers)
         trained = train(
             "pretrain",

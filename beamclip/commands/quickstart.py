@@ -133,7 +133,7 @@ def _run(name: str, command: Any, config: TrainConfig, run_dir: Path) -> None:
         stage(name, str(run_dir), "there already")
         return
     begun = has_checkpoints(checkpoint_address(None, run_dir))
-    command(replace(config, out=run_dir, resume=run_dir if begun else None))
+    command(replace(config, out=run_dir, resume=str(run_dir) if begun else None))
 
 
 def _show(teacher: Summary, student: Summary, run_dir: Path, classes: int) -> Summary:

@@ -43,8 +43,8 @@ def open_run_dir(run_dir: Path, checkpoints: str, data: str, *, resume: bool) ->
         _check_resumable(run_dir, checkpoints, data)
     elif has_checkpoints(checkpoints):
         raise InputError(
-            f"{checkpoints}: holds the checkpoints of an earlier run. Go on with it by --resume, "
-            f"as in --resume {run_dir}, or give another --out and other --checkpoints."
+            f"{checkpoints}: holds the checkpoints of an earlier run. Go on with it by --resume {run_dir}, "
+            "or give another --out, or other --checkpoints."
         )
     try:
         (run_dir / PLOTS).mkdir(parents=True, exist_ok=True)

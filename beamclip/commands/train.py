@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from beamclip.cluster import WorkersConfig, check_resources
 from beamclip.commands.console import ProgressLine, clock, count, percent, stage
+from beamclip.commands.run_copy import copy_beside
 from beamclip.commands.run_dir import (
     CONFIG_FILE,
     HISTORY_FILE,
@@ -108,12 +109,20 @@ def storage_of(config: TrainConfig, run_dir: Path) -> Storage:
     )
 
 
-@contextmanager
-def tracked(config: TrainConfig, run_dir: Path, command: str, shards: list[Shard]) -> Iterator[Tracking]:
-    """Open the folder of a run and its MLflow run; both are closed with the right status."""
+def open_run(config: TrainConfig, run_dir: Path, shards: list[Shard]) -> None:
+    """Open the folder of a run, with its options in it.
+
+    Raises:
+        InputError: see open_run_dir.
+    """
     checkpoints = checkpoint_address(config.checkpoint.checkpoints, run_dir)
     open_run_dir(run_dir, checkpoints, fingerprint(shards), resume=config.resume is not None)
     write_config(config, run_dir / CONFIG_FILE)
+
+
+@contextmanager
+def tracked(config: TrainConfig, run_dir: Path, command: str) -> Iterator[Tracking]:
+    """Begin the MLflow run of a run, or go on in it; it is closed with the right status."""
     tracking = Tracking.start(
         config.tracking,
         run_dir=run_dir,
@@ -123,6 +132,7 @@ def tracked(config: TrainConfig, run_dir: Path, command: str, shards: list[Shard
     )
     with tracking:
         remember_tracked_run(run_dir, tracking.run_id)
+        copy_beside(checkpoint_address(config.checkpoint.checkpoints, run_dir), run_dir)
         yield tracking
 
 
@@ -147,11 +157,13 @@ def train(
         progress.skipped = record.get("skipped", progress.skipped)
         if "notice" in record:
             line.close()
-            stage("checkpoint", record["notice"])
+            stage("damaged", record["notice"])
         if record.get("started_at", 0) > 0 or (progress.started and "started_at" in record):
             line.close()
             stage("resumed", f"at step {record['started_at']}", "" if progress.started else str(run_dir))
         progress.started |= "started_at" in record
+        if "saved_step" in record:
+            copy_beside(plan.storage.checkpoints, run_dir)
         # After a restart, the steps since the last checkpoint come a second time.
         if "loss" not in record or record["step"] <= progress.step:
             return

@@ -121,7 +121,7 @@ def test_help_names_every_option(pipeline):
         ),
         (["--seed", "1"], "--data SHARDS is missing."),
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
-        (["--resume", "nowhere"], "nowhere/config.yaml: cannot be read"),
+        (["--resume", "nowhere"], "--resume nowhere: no run there (config.yaml is missing)"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_2(flags, message):

@@ -1,0 +1,59 @@
+"""A run's small files, copied beside checkpoints that lie elsewhere.
+
+The folder of a run is lost with the machine that the command ran on. Its options, its metrics and the name of
+its MLflow run then come back from where its checkpoints are.
+"""
+
+import logging
+import posixpath
+from pathlib import Path
+
+import fsspec
+
+from beamclip.commands.run_dir import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE
+from beamclip.errors import InputError
+
+log = logging.getLogger(__name__)
+
+COPY = "run"
+COPIED = (CONFIG_FILE, TRACKING_FILE, HISTORY_FILE)
+
+
+def copy_beside(checkpoints: str, run_dir: Path) -> None:
+    """Copy what there is, unless the checkpoints lie in the run's folder; a failure is logged."""
+    if checkpoints == str((run_dir / CHECKPOINTS).resolve()):
+        return
+    try:
+        fs, root = fsspec.core.url_to_fs(checkpoints)
+        fs.makedirs(posixpath.join(root, COPY), exist_ok=True)
+        for path in (run_dir / name for name in COPIED):
+            if path.exists():
+                fs.pipe_file(posixpath.join(root, COPY, path.name), path.read_bytes())
+    except Exception as error:  # each store has errors of its own, and none of them is worth a run
+        log.warning("%s: no copy of the run's own files: %s", checkpoints, error)
+
+
+def fetch_run(checkpoints: str, run_dir: Path) -> None:
+    """Bring the files of a run back into a folder.
+
+    Raises:
+        InputError: there are none, or the folder holds those of a run already.
+    """
+    if (run_dir / CONFIG_FILE).exists():
+        raise InputError(
+            f"--out {run_dir}: holds a run. Go on with it by --resume {run_dir}, or give another --out."
+        )
+    try:
+        fs, root = fsspec.core.url_to_fs(checkpoints)
+        found = {path.rpartition("/")[2]: path for path in fs.ls(posixpath.join(root, COPY), detail=False)}
+        contents = {name: fs.cat_file(found[name]) for name in COPIED if name in found}
+    except Exception as error:  # each store has errors of its own; to the user all are one
+        raise InputError(f"--resume {checkpoints}: cannot be read ({error}). {_ADVICE}") from error
+    if CONFIG_FILE not in contents:
+        raise InputError(f"--resume {checkpoints}: no run there. {_ADVICE}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (run_dir / name).write_bytes(content)
+
+
+_ADVICE = "Give the --out folder of a run, or the address that its --checkpoints were written to."

@@ -1,0 +1,153 @@
+"""The folder of a run: what may be written where, and how a run comes back when its folder is lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from beamclip.commands.command_line import parse
+from beamclip.commands.run_copy import copy_beside, fetch_run
+from beamclip.commands.run_dir import (
+    append_history,
+    checkpoint_address,
+    open_run_dir,
+    read_history,
+    remember_tracked_run,
+    tracked_run_id,
+)
+from beamclip.config import DistillConfig, PretrainConfig, write_config
+from beamclip.errors import InputError
+from beamclip.training.checkpoint import CheckpointConfig, write_checkpoint
+from beamclip.training.optim import OptimConfig
+
+DATA = "8 shards, 100 samples, 0123456789abcdef"
+
+
+def save(address: str, step: int, data: str = DATA) -> None:
+    state = {"step": step, "weight": torch.ones(10)}
+    write_checkpoint(address, state, loss=1.0, world_size=1, data=data)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def checkpoints(run: Path) -> str:
+    return checkpoint_address(None, run)
+
+
+def test_checkpoints_lie_in_the_folder_of_the_run_or_where_they_are_asked_for(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    assert checkpoint_address(None, Path("run")) == str(run / "checkpoints")
+    assert checkpoint_address("elsewhere", run) == str(run.parent / "elsewhere")
+    assert checkpoint_address("s3://bucket/run", run) == "s3://bucket/run"
+
+
+def test_a_new_run_makes_its_folder(run: Path, checkpoints: str) -> None:
+    open_run_dir(run, checkpoints, DATA, resume=False)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "plots"]
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_anew(run: Path, checkpoints: str) -> None:
+    open_run_dir(run, checkpoints, DATA, resume=False)
+    append_history(run, {"step": 3.0, "loss": 2.0})
+    open_run_dir(run, checkpoints, DATA, resume=False)
+    assert read_history(run) == []
+
+
+def test_a_resumed_run_keeps_its_history(run: Path, checkpoints: str) -> None:
+    open_run_dir(run, checkpoints, DATA, resume=False)
+    append_history(run, {"step": 3.0, "loss": 2.0})
+    save(checkpoints, 3)
+    open_run_dir(run, checkpoints, DATA, resume=True)
+    assert read_history(run) == [{"step": 3.0, "loss": 2.0}]
+
+
+def test_a_new_run_does_not_mix_with_an_older_one(run: Path, checkpoints: str) -> None:
+    save(checkpoints, 3)
+    with pytest.raises(InputError, match=f"by --resume {run}, or give another --out"):
+        open_run_dir(run, checkpoints, DATA, resume=False)
+
+
+def test_a_run_without_a_whole_checkpoint_cannot_go_on(run: Path, checkpoints: str) -> None:
+    with pytest.raises(InputError, match=r"no whole checkpoint in .* Start the run anew"):
+        open_run_dir(run, checkpoints, DATA, resume=True)
+    save(checkpoints, 3)
+    (run / "checkpoints" / "step=00000003" / "state.pt").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"step=00000003: state\.pt holds 4 of [\d,]+ bytes\. Start"):
+        open_run_dir(run, checkpoints, DATA, resume=True)
+
+
+def test_a_run_does_not_go_on_in_other_data(run: Path, checkpoints: str) -> None:
+    save(checkpoints, 3, data="9 shards, 120 samples, fedcba9876543210")
+    with pytest.raises(InputError, match=r"of other data \(9 shards, 120 samples, .*these \(8 shards, 100"):
+        open_run_dir(run, checkpoints, DATA, resume=True)
+
+
+@pytest.mark.parametrize("config_class", [DistillConfig, PretrainConfig])
+def test_a_run_whose_folder_is_lost_comes_back_from_its_checkpoints(
+    config_class: type[DistillConfig] | type[PretrainConfig], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"file://{run.parent}/bucket/run-7"
+    lost = run.parent / "lost"
+    lost.mkdir()
+    config = config_class(
+        data="s3://shards", optim=OptimConfig(steps=70), checkpoint=CheckpointConfig(checkpoints=address)
+    )
+    write_config(config, lost / "config.yaml")
+    remember_tracked_run(lost, "abc")
+    append_history(lost, {"step": 3.0, "loss": 2.0})
+    copy_beside(address, lost)
+    got = parse(config_class, ["--resume", address, "--out", str(run), "--seed", "4"], "")
+    assert (got.data, got.optim.steps, got.seed, got.out, got.resume) == ("s3://shards", 70, 4, run, address)
+    assert got.checkpoint.checkpoints == address
+    assert (read_history(run), tracked_run_id(run)) == ([{"step": 3.0, "loss": 2.0}], "abc")
+
+
+def test_without_a_name_a_run_that_comes_back_gets_a_new_folder(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    (run.parent / "lost").mkdir()
+    write_config(PretrainConfig(), run.parent / "lost" / "config.yaml")
+    copy_beside(f"file://{run.parent}/bucket", run.parent / "lost")
+    got = parse(PretrainConfig, ["--resume", f"file://{run.parent}/bucket"], "")
+    assert got.out is not None
+    assert got.out.parent == Path("runs")
+    assert (got.out / "config.yaml").exists()
+
+
+def test_nothing_is_copied_beside_checkpoints_in_the_run_itself(run: Path, checkpoints: str) -> None:
+    open_run_dir(run, checkpoints, DATA, resume=False)
+    write_config(PretrainConfig(), run / "config.yaml")
+    copy_beside(checkpoints, run)
+    assert list((run / "checkpoints").iterdir()) == []
+
+
+def test_a_copy_that_cannot_be_made_is_logged_and_no_more(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run.mkdir()
+    write_config(PretrainConfig(), run / "config.yaml")
+    (run.parent / "file").write_text("")
+    copy_beside(f"file://{run.parent}/file/checkpoints", run)
+    assert "no copy of the run's own files" in caplog.text
+
+
+@pytest.mark.parametrize("address", ["file:///nowhere/at/all", "foo://bar"])
+def test_an_address_without_a_run_is_refused(run: Path, address: str) -> None:
+    with pytest.raises(InputError, match=f"^--resume {address}: cannot be read .*Give the --out folder"):
+        fetch_run(address, run)
+    assert not run.exists()
+
+
+def test_a_run_does_not_come_back_into_the_folder_of_another(run: Path) -> None:
+    run.mkdir()
+    (run / "config.yaml").write_text(json.dumps({"data": "x"}))
+    with pytest.raises(InputError, match="holds a run"):
+        fetch_run("file:///nowhere", run)
