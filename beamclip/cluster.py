@@ -14,11 +14,12 @@ from beamclip.errors import InputError
 log = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
-    # The controller takes one report per health check; the default of 2 s throttles every checkpoint.
+    # By the default of 2 s, the start and the end of a run and the loss of a worker take that much longer.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # A rank that is lost inside a collective must become an error, which restarts the workers.
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
+    # Rank 0 reads a whole checkpoint while the others wait for its word.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "900",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -80,7 +81,7 @@ def ray_session() -> Iterator[None]:
         ) from error
     if threading.current_thread() is threading.main_thread():
         # Ray's own answer, which it has put in place, prints its stack and leaves at once.
-        signal.signal(signal.SIGTERM, at_sigterm)
+        signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)
     try:
         yield
     finally:

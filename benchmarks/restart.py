@@ -15,9 +15,10 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -37,9 +38,11 @@ from study.restarts import (
 )
 
 from beamclip.commands.console import table
-from beamclip.data.order import Order, epoch_part, interleaved, unread
+from beamclip.data.order import Order, Part, epoch_part, interleaved, unread
 from beamclip.data.position import DataPosition, Position, continued, to_plain
 from beamclip.data.stream import shuffled
+
+T = TypeVar("T")
 
 SHARDS = [150, 130, 90, 160, 70]
 STEPS = 300
@@ -80,8 +83,8 @@ def main() -> None:
     write_figures(options.report, "Exact restart", text)
 
 
-class Outcomes(dict[str, tuple[Accounts, str, str]]):
-    """Of each run: its accounts, and how its order and its weights compare with the run left alone."""
+Outcomes = dict[str, tuple[Accounts, str, str]]
+"""Of each run: its accounts, and how its order and its weights compare with the run left alone."""
 
 
 def interrupted_runs(out: Path, interruptions: int) -> tuple[Outcomes, list[Lost]]:
@@ -92,7 +95,8 @@ def interrupted_runs(out: Path, interruptions: int) -> tuple[Outcomes, list[Lost
     outcomes, lost = Outcomes(), list[Lost]()
     for run, workers in [*((run, workers) for workers, run in calm.items()), (again, 2)]:
         train(run, workers, iter(()))
-        outcomes[f"left alone, {run.out.name}"] = (accounts(run), *compared(run, calm[workers]))
+        against = compared(run, calm[2]) if run is again else ("the reference", "the reference")
+        outcomes[f"left alone, {run.out.name}"] = (accounts(run), *against)
     for number, (name, workers) in enumerate(itertools.cycle(WORKERS.items())):
         if len(lost) >= interruptions:
             return outcomes, lost
@@ -115,7 +119,8 @@ def random_interruptions(seed: int, workers: list[int]) -> Iterator[Interruption
     starts = itertools.cycle(workers)
     next(starts)
     while True:
-        kind = generator.choice(KINDS)
+        # Half of them inside a command, which goes on: to start it again takes most of the time.
+        kind = generator.choice([*KINDS, *["worker killed"] * 2])
         yield Interruption(
             kind,
             after_seconds=generator.uniform(0.1, 3.0),
@@ -180,7 +185,7 @@ def position_table() -> list[list[str]]:
     return rows
 
 
-def timed(compute):
+def timed(compute: Callable[[], T]) -> tuple[T, float]:
     """What a call gives, and the seconds it took."""
     began = time.perf_counter()
     return compute(), time.perf_counter() - began
@@ -221,7 +226,7 @@ def mixing(shards: int, samples: int, at_once: int) -> tuple[float, float]:
     return float(np.mean(same)) / chance, float(np.mean(different))
 
 
-def shards_in_reading_order(part) -> NDArray[np.int64]:
+def shards_in_reading_order(part: Part) -> NDArray[np.int64]:
     """The shard of each row that a rank reads."""
     found = []
     for bundle in range(len(part.bundles) - 1):

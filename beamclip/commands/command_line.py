@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from beamclip.commands.run_copy import fetch_run
+from beamclip.commands.run_copy import ADVICE, fetch_run, has_copy
 from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
 from beamclip.config import read_config
 from beamclip.errors import InputError
@@ -66,12 +66,10 @@ def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
 
 
 def _of_run(config_class: type[Config], resume: str, out: str | None) -> Config:
-    if "://" not in resume:
+    if "://" not in resume and not has_copy(resume):
         run = Path(resume)
         if not (run / CONFIG_FILE).exists():
-            raise InputError(
-                f"--resume {run}: no run there ({CONFIG_FILE} is missing). Give the --out of a run."
-            )
+            raise InputError(f"--resume {run}: no run there ({CONFIG_FILE} is missing). {ADVICE}")
         return replace(read_config(config_class, run / CONFIG_FILE), out=run)  # type: ignore[type-var]
     run = new_run_dir(Path(out) if out else None, "resumed")
     fetch_run(resume, run)
@@ -116,13 +114,11 @@ def run_command(
         The exit code.
     """
     out: Path | None = None
-    if threading.current_thread() is threading.main_thread():
-        # Whoever takes a machine away, or a job off it, says so by SIGTERM.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = parse(config_class, sys.argv[1:] if argv is None else argv, description)
         out = getattr(config, "out", None)
-        body(config)
+        with _sigterm_like_ctrl_c():
+            body(config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -133,6 +129,19 @@ def run_command(
         print(f"error: {_summary(error)}{_keep_traceback(out)}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Whoever takes a machine away, or a job off it, says so by SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _summary(error: Exception) -> str:

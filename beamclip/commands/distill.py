@@ -98,7 +98,8 @@ def distill(config: DistillConfig) -> Summary:
         title = f"{config.student.student} <- {_teacher_name(inputs.teacher)}"
         trained = train("distill", plan, config.workers, run_dir, tracking, title)
         restore_student(inputs.student, trained.state)
-        plot_curves(trained.history, run_dir / PLOTS / "curves.png")
+        if trained.history:
+            plot_curves(trained.history, run_dir / PLOTS / "curves.png")
         metrics = _score(config, inputs, scored_anchors, run_dir)
         card = _card(config, metrics)
         write_open_clip_dir(inputs.student, run_dir / MODEL, card)
@@ -112,7 +113,7 @@ def distill(config: DistillConfig) -> Summary:
             began=began,
             metrics=metrics,
             paths={"model": MODEL, "plots": PLOTS},
-            stages={"anchors": len(anchors.embeddings), "steps": trained.history[-1]["step"]},
+            stages={"anchors": len(anchors.embeddings), "steps": trained.state["step"]},
         )
     show_distilled(summary, trained, inputs, run_dir)
     return summary

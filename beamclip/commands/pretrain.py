@@ -109,7 +109,8 @@ def pretrain(config: PretrainConfig) -> Summary:
             f"{config.model} by {config.objective}",
         )
         clip = restore_clip(inputs.clip, trained.state)
-        plot_curves(trained.history, run_dir / PLOTS / "curves.png")
+        if trained.history:
+            plot_curves(trained.history, run_dir / PLOTS / "curves.png")
         metrics = _score(config, clip, inputs.classes, run_dir)
         card = {"model": config.model, "objective": config.objective, "data": config.data, "metrics": metrics}
         write_open_clip_dir(clip, run_dir / MODEL, card)
@@ -123,7 +124,7 @@ def pretrain(config: PretrainConfig) -> Summary:
             began=began,
             metrics=metrics,
             paths={"model": MODEL, "plots": PLOTS},
-            stages={"steps": trained.history[-1]["step"]},
+            stages={"steps": trained.state["step"]},
         )
     show_skipped(trained, summary.counts.attempted)
     if metrics:

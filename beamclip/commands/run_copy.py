@@ -16,6 +16,7 @@ from beamclip.errors import InputError
 log = logging.getLogger(__name__)
 
 COPY = "run"
+ADVICE = "Give the --out folder of a run, or the address that its --checkpoints were written to."
 COPIED = (CONFIG_FILE, TRACKING_FILE, HISTORY_FILE)
 
 
@@ -33,27 +34,32 @@ def copy_beside(checkpoints: str, run_dir: Path) -> None:
         log.warning("%s: no copy of the run's own files: %s", checkpoints, error)
 
 
+def has_copy(checkpoints: str) -> bool:
+    """Whether the files of a run lie beside checkpoints in a local folder."""
+    return (Path(checkpoints) / COPY / CONFIG_FILE).exists()
+
+
 def fetch_run(checkpoints: str, run_dir: Path) -> None:
-    """Bring the files of a run back into a folder.
+    """Bring the files of a run back into a folder, unless they are there already.
 
     Raises:
-        InputError: there are none, or the folder holds those of a run already.
+        InputError: there are none, or the folder holds those of another run.
     """
-    if (run_dir / CONFIG_FILE).exists():
-        raise InputError(
-            f"--out {run_dir}: holds a run. Go on with it by --resume {run_dir}, or give another --out."
-        )
     try:
         fs, root = fsspec.core.url_to_fs(checkpoints)
         found = {path.rpartition("/")[2]: path for path in fs.ls(posixpath.join(root, COPY), detail=False)}
         contents = {name: fs.cat_file(found[name]) for name in COPIED if name in found}
     except Exception as error:  # each store has errors of its own; to the user all are one
-        raise InputError(f"--resume {checkpoints}: cannot be read ({error}). {_ADVICE}") from error
+        raise InputError(f"--resume {checkpoints}: cannot be read ({error}). {ADVICE}") from error
     if CONFIG_FILE not in contents:
-        raise InputError(f"--resume {checkpoints}: no run there. {_ADVICE}")
+        raise InputError(f"--resume {checkpoints}: no run there. {ADVICE}")
+    config = run_dir / CONFIG_FILE
+    if config.exists():
+        if config.read_bytes() == contents[CONFIG_FILE]:
+            return
+        raise InputError(
+            f"--out {run_dir}: holds another run. Go on with it by --resume {run_dir}, or give another --out."
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (run_dir / name).write_bytes(content)
-
-
-_ADVICE = "Give the --out folder of a run, or the address that its --checkpoints were written to."

@@ -5,7 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from beamclip.errors import InputError
+from beamclip.json_lines import mend_json_lines, read_json_lines
 from beamclip.training.checkpoint import check_writable, find_checkpoint, has_checkpoints
 
 CONFIG_FILE = "config.yaml"
@@ -39,21 +42,32 @@ def open_run_dir(run_dir: Path, checkpoints: str, data: str, *, resume: bool) ->
         InputError: a new run would mix with an older one, there is nothing to go on from, the data are not
             those of the checkpoint, or nothing can be written.
     """
-    if resume:
-        _check_resumable(run_dir, checkpoints, data)
-    elif has_checkpoints(checkpoints):
-        raise InputError(
-            f"{checkpoints}: holds the checkpoints of an earlier run. Go on with it by --resume {run_dir}, "
-            "or give another --out, or other --checkpoints."
-        )
     try:
         (run_dir / PLOTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {run_dir}: cannot be made ({error.strerror}). Give another.") from error
     check_writable(checkpoints)
-    if not resume:
-        # Of a run that was cut off before its first checkpoint.
-        (run_dir / HISTORY_FILE).unlink(missing_ok=True)
+    if resume:
+        _check_resumable(run_dir, checkpoints, data)
+        mend_json_lines(run_dir / HISTORY_FILE)
+        return
+    for address in (checkpoints, _checkpoints_of(run_dir)):
+        if address is not None and has_checkpoints(address):
+            raise InputError(
+                f"{address}: holds the checkpoints of an earlier run. Go on with it by --resume {run_dir}, "
+                "or give another --out, or other --checkpoints."
+            )
+    # Of a run that was cut off before its first checkpoint.
+    (run_dir / HISTORY_FILE).unlink(missing_ok=True)
+
+
+def _checkpoints_of(run_dir: Path) -> str | None:
+    """Where the run that had this folder before kept its checkpoints, if any did."""
+    path = run_dir / CONFIG_FILE
+    content: Any = yaml.safe_load(path.read_text()) if path.exists() else None
+    if not isinstance(content, dict) or not isinstance(content.get("checkpoint"), dict):
+        return None
+    return checkpoint_address(content["checkpoint"].get("checkpoints"), run_dir)
 
 
 def _check_resumable(run_dir: Path, checkpoints: str, data: str) -> None:
@@ -73,14 +87,22 @@ def _check_resumable(run_dir: Path, checkpoints: str, data: str) -> None:
 
 def read_history(run_dir: Path) -> list[dict[str, float]]:
     """The records of a run so far, oldest first."""
-    path = run_dir / HISTORY_FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_json_lines(run_dir / HISTORY_FILE)
 
 
 def append_history(run_dir: Path, record: dict[str, float]) -> None:
     """Add one record to the run's own copy of its metrics."""
     with (run_dir / HISTORY_FILE).open("a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def rewind_history(run_dir: Path, step: int) -> list[dict[str, float]]:
+    """Leave out the records after a step, which training went back to; gives the others."""
+    records = read_history(run_dir)
+    kept = [record for record in records if record["step"] <= step]
+    if len(kept) < len(records):
+        (run_dir / HISTORY_FILE).write_text("".join(json.dumps(record) + "\n" for record in kept))
+    return kept
 
 
 def tracked_run_id(run_dir: Path) -> str | None:

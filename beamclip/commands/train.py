@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,9 +21,11 @@ from beamclip.commands.run_dir import (
     open_run_dir,
     read_history,
     remember_tracked_run,
+    rewind_history,
     tracked_run_id,
 )
 from beamclip.config import DistillConfig, PretrainConfig, parameters, write_config
+from beamclip.data.position import from_plain, skipped_of
 from beamclip.data.shards import Shard, fingerprint
 from beamclip.errors import InputError
 from beamclip.summary import Counts, Summary, write_summary
@@ -41,14 +44,23 @@ class Progress:
     history: list[dict[str, float]]
     began: float = field(default_factory=time.perf_counter)
     first_step: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
     started: bool = False
     """Whether workers were up before."""
+    logged_step: int = 0
+    """The last step that MLflow knows."""
 
     @property
     def step(self) -> int:
         """The last step that was recorded."""
         return int(self.history[-1]["step"]) if self.history else 0
+
+    def begin(self, history: list[dict[str, float]], step: int) -> None:
+        """Workers begin, or begin again, after a step, with the records up to it."""
+        if self.started or step:
+            stage("resumed", f"at step {step}")
+        if not self.started:
+            self.first_step = step
+        self.history, self.started = history, True
 
     @property
     def fresh(self) -> list[dict[str, float]]:
@@ -117,6 +129,9 @@ def open_run(config: TrainConfig, run_dir: Path, shards: list[Shard]) -> None:
     """
     checkpoints = checkpoint_address(config.checkpoint.checkpoints, run_dir)
     open_run_dir(run_dir, checkpoints, fingerprint(shards), resume=config.resume is not None)
+    if config.checkpoint.checkpoints:
+        # A resumed run may be started from another folder.
+        config = replace(config, checkpoint=replace(config.checkpoint, checkpoints=checkpoints))
     write_config(config, run_dir / CONFIG_FILE)
 
 
@@ -150,39 +165,39 @@ def train(
     where = f"{count(workers.num_workers, 'worker')} on {'GPU' if workers.use_gpu else 'CPU'}"
     stage("training", f"{title}, {count(plan.total_steps, 'step')}, batch {plan.stream.batch_size}", where)
     progress = Progress(read_history(run_dir))
-    progress.first_step = progress.step
+    progress.logged_step = progress.step
     line = ProgressLine()
 
     def on_record(record: dict[str, Any]) -> None:
-        progress.skipped = record.get("skipped", progress.skipped)
         if "notice" in record:
             line.close()
             stage("damaged", record["notice"])
-        if record.get("started_at", 0) > 0 or (progress.started and "started_at" in record):
+        if "started_at" in record:
             line.close()
-            stage("resumed", f"at step {record['started_at']}", "" if progress.started else str(run_dir))
-        progress.started |= "started_at" in record
+            progress.begin(rewind_history(run_dir, record["started_at"]), record["started_at"])
         if "saved_step" in record:
-            copy_beside(plan.storage.checkpoints, run_dir)
-        # After a restart, the steps since the last checkpoint come a second time.
-        if "loss" not in record or record["step"] <= progress.step:
+            copier.submit(copy_beside, plan.storage.checkpoints, run_dir)
+        if "loss" not in record:
             return
         progress.history.append(record)
         append_history(run_dir, record)
-        tracking.log([{key: value for key, value in record.items() if key != "pid"}])
+        # After a restart, the steps since the last checkpoint come a second time; MLflow forgets nothing.
+        if record["step"] > progress.logged_step:
+            progress.logged_step = int(record["step"])
+            tracking.log([{key: value for key, value in record.items() if key != "pid"}])
         line.show(_progress_text(progress, plan.total_steps), last=record["step"] == plan.total_steps)
 
-    outcome = fit(plan, workers, on_record)
+    # Beside this thread, which hears of Ctrl-C: a store may keep it waiting for minutes.
+    with ThreadPoolExecutor(1) as copier:
+        outcome = fit(plan, workers, on_record)
     line.close()
     trained = _trained(outcome, progress, plan.stream.batch_size)
     if outcome.interrupted:
-        _leave_interrupted(command, run_dir, tracking, trained, progress.step)
+        _leave_interrupted(command, run_dir, tracking, trained)
     return trained
 
 
-def _leave_interrupted(
-    command: str, run_dir: Path, tracking: Tracking, trained: Trained, step: int
-) -> NoReturn:
+def _leave_interrupted(command: str, run_dir: Path, tracking: Tracking, trained: Trained) -> NoReturn:
     """Note what there is, and go the way that Ctrl-C goes everywhere; no scores, no model."""
     summary = Summary(
         command=command,
@@ -195,6 +210,7 @@ def _leave_interrupted(
         paths={"metrics": HISTORY_FILE},
     )
     write_summary(run_dir, summary)
+    step = trained.state["step"]
     raise KeyboardInterrupt(f"a checkpoint of step {step} is kept; go on with --resume {run_dir}")
 
 
@@ -214,10 +230,10 @@ def _trained(outcome: Outcome, progress: Progress, batch_size: int) -> Trained:
     return Trained(
         state=outcome.state,
         history=progress.history,
-        images=(progress.step - progress.first_step) * batch_size,
+        images=(outcome.state["step"] - progress.first_step) * batch_size,
         seconds=time.perf_counter() - progress.began,
         images_per_second=images / seconds if seconds else None,
-        skipped=progress.skipped,
+        skipped=skipped_of(from_plain(outcome.state["position"]).ranks),
     )
 
 
@@ -237,7 +253,8 @@ def finish(
     """Write summary.json and leave every product in MLflow too."""
     samples = sum(shard.samples for shard in shards)
     lost = sum(trained.skipped.values())
-    losses = {key: value for key, value in trained.history[-1].items() if key.startswith("loss")}
+    last = trained.history[-1] if trained.history else {}
+    losses = {key: value for key, value in last.items() if key.startswith("loss")}
     summary = Summary(
         command=command,
         status="finished",
@@ -251,7 +268,7 @@ def finish(
         stages={"training_seconds": trained.seconds, **stages},
     )
     write_summary(run_dir, summary)
-    step = int(trained.history[-1]["step"])
+    step = trained.state["step"]
     skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
     tracking.log([{"step": step, "skipped": float(lost), **skipped, **metrics}])
     for path in (run_dir / "summary.json", run_dir / CONFIG_FILE):

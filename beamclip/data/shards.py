@@ -346,7 +346,8 @@ def _read_folder(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
     fs, root = fsspec.core.url_to_fs(shard.path)
     label = posixpath.basename(root.rstrip("/"))
     files = _image_files(fs, root)
-    for path in (files[number] for number in rows):
+    # Files that are gone since they were counted are counted as lost.
+    for path in (files[number] for number in rows if number < len(files)):
         yield {
             "key": f"{label}/{posixpath.basename(path)}",
             "image": fs.cat_file(path),

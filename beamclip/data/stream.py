@@ -61,6 +61,11 @@ class StreamConfig:
     prefetch_batches: int = 4
     """Batches decoded ahead of the training loop, in each worker."""
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InputError(f"{name} is {value}: give 1 or more.")
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -35,7 +35,7 @@ MANIFEST_FILE = "manifest.json"
 _MARK = ".checkpoints"
 
 State = dict[str, Any]
-"""Tensors and plain values: numbers, strings, None, and lists, tuples and dictionaries of them."""
+"""Tensors and plain values: numbers, strings, bytes, None; lists, tuples and dictionaries of them."""
 
 _FORMAT = 1
 _CHUNK = 1 << 23
@@ -128,7 +128,7 @@ def check_writable(address: str) -> None:
         ) from error
 
 
-def mark(address: str) -> None:
+def mark(address: str) -> str:
     """Leave a sign by which workers on other nodes know that they see the same folder.
 
     Raises:
@@ -136,18 +136,33 @@ def mark(address: str) -> None:
     """
     check_writable(address)
     fs, root = _open_store(address)
-    fs.touch(posixpath.join(root, _MARK), truncate=True)
+    sign = uuid4().hex
+    fs.pipe_file(posixpath.join(root, _MARK), sign.encode())
+    return sign
 
 
-def is_marked(address: str) -> bool:
-    """Whether `mark` was called for what lies at this address, as seen from here."""
+def is_marked(address: str, sign: str) -> bool:
+    """Whether what lies at this address, as seen from here, bears the sign that `mark` gave."""
     fs, root = _open_store(address)
-    return bool(fs.exists(posixpath.join(root, _MARK)))
+    try:
+        return bool(fs.cat_file(posixpath.join(root, _MARK)) == sign.encode())
+    except FileNotFoundError:
+        return False
 
 
 def has_checkpoints(address: str) -> bool:
-    """Whether any checkpoint lies there, whole or not."""
-    return bool(_folders(*_open_store(address)))
+    """Whether a finished checkpoint lies there, damaged or not."""
+    fs, root = _open_store(address)
+    return any(fs.exists(posixpath.join(folder, MANIFEST_FILE)) for _, folder in _folders(fs, root))
+
+
+def set_aside(address: str, *, after: int) -> None:
+    """Make unfinished ones of all checkpoints of later steps; what they hold stays until it is replaced."""
+    fs, root = _open_store(address)
+    for step, folder in _folders(fs, root):
+        if step > after:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(posixpath.join(folder, MANIFEST_FILE))
 
 
 def write_checkpoint(

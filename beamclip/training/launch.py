@@ -62,8 +62,10 @@ def fit(plan: Plan, workers: WorkersConfig, on_record: Callable[[Record], None])
         InputError: the address of the checkpoints cannot be written to.
         TrainingError: the workers were lost more often than allowed, or met an error that would come again.
     """
-    mark(plan.storage.checkpoints)
-    with interrupts() as interrupted, tempfile.TemporaryDirectory(prefix="beamclip-ray-") as scratch:
+    storage = replace(plan.storage, mark=mark(plan.storage.checkpoints))
+    plan = replace(plan, storage=storage)
+    scratch_folder = tempfile.TemporaryDirectory(prefix="beamclip-ray-", ignore_cleanup_errors=True)
+    with interrupts() as interrupted, scratch_folder as scratch:
         _run(plan, workers, scratch, on_record, interrupted)
     found = find_checkpoint(plan.storage.checkpoints)
     if found.manifest is None:

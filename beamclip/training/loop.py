@@ -22,9 +22,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from beamclip.data.position import Position
 from beamclip.data.stream import Batch
 from beamclip.errors import InputError
+from beamclip.training.checkpoint import State
 from beamclip.training.optim import OptimConfig, autocast_dtype, build_optimizer, learning_rate
-
-State = dict[str, Any]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -65,8 +64,8 @@ class Hooks(Protocol):
         """With the whole state, whose tensors training goes on to change, where this rank's stream stands,
         and the last record."""
 
-    def asked(self) -> Request:
-        """Every `log_every` steps: whether to save now, or to save and end; the same answer on every rank."""
+    def asked(self, step: int) -> Request:
+        """After each step but the last: whether to save now, or to save and end; every rank gets the same."""
 
 
 @runtime_checkable
@@ -279,14 +278,14 @@ def run_loop(
         window.add({**metrics, "grad_norm": norm}, sum(len(batch.keys) for batch in micro))
         hooks.seen(training.step, micro)
         done = training.step == training.total_steps
-        saving = done or training.step % cadence.checkpoint_every == 0
+        request: Request = "nothing" if done else hooks.asked(training.step)
+        saving = done or request != "nothing" or training.step % cadence.checkpoint_every == 0
         if not (saving or training.step % cadence.log_every == 0):
             continue
         record = window.close(training)
         check_finite(record)
         hooks.log(record)
-        request: Request = "nothing" if done else hooks.asked()
-        if saving or request != "nothing":
+        if saving:
             hooks.save(training.state(), micro[-1].position, record)
             window.restart()
         if request == "stop":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from beamclip.data.stream import Batch
+from beamclip.json_lines import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Trace:
     def __init__(self, folder: Path, *, started: int, first_step: int, rank: int, world_size: int) -> None:
         """Args:
         folder: of the whole run's trace; made when missing.
-        started: tells this start from others, the same on all ranks, and larger than that of earlier ones.
+        started: the time, by which starts are told apart and put in order; the same on all ranks.
         first_step: steps that the weights have behind them at this start.
         """
         path = folder / f"{started:020d}" / f"rank={rank:05d}.jsonl"
@@ -59,7 +60,7 @@ def read_trace(folder: Path) -> dict[int, list[Seen]]:
     steps: dict[int, list[Seen]] = {}
     for start in sorted(path for path in folder.iterdir() if path.is_dir()):
         for file in sorted(start.iterdir()):
-            lines = [json.loads(line) for line in _whole_lines(file)]
+            lines = read_json_lines(file)
             if not lines:
                 continue
             header = lines[0]
@@ -69,9 +70,3 @@ def read_trace(folder: Path) -> dict[int, list[Seen]]:
                 seen = [Seen(header["rank"], epoch, key) for epoch, keys in line["keys"] for key in keys]
                 steps.setdefault(line["step"], []).extend(seen)
     return steps
-
-
-def _whole_lines(file: Path) -> list[str]:
-    """A worker that is killed while it writes leaves half a line."""
-    lines = file.read_text().splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]

@@ -27,7 +27,6 @@ from beamclip.data.position import (
     beginning,
     continued,
     from_plain,
-    skipped_of,
     to_plain,
 )
 from beamclip.data.shards import Columns, Shard, fingerprint
@@ -40,6 +39,7 @@ from beamclip.training.checkpoint import (
     find_checkpoint,
     is_marked,
     read_checkpoint,
+    set_aside,
 )
 from beamclip.training.checkpoint_writer import CheckpointWriter
 from beamclip.training.loop import CadenceConfig, NonFiniteLossError, Request, Training, run_loop
@@ -63,6 +63,10 @@ _REPEATABLE = (
 """What new workers would run into again. A lost peer, node or store shows as one of the other errors."""
 
 
+SECONDS_BETWEEN_QUESTIONS = 1.0
+"""Between two looks whether a run is to end, a step at least: a node is taken away in a minute or two."""
+
+
 class HopelessError(RuntimeError):
     """A failure that a restart would only repeat: one line for the user, then the worker's traceback."""
 
@@ -77,6 +81,8 @@ class Storage:
     """The newest ones that stay, beside the one of the lowest loss."""
     trace: str | None = None
     """Folder of the trace of samples, if there is to be one."""
+    mark: str = ""
+    """By which workers know that they see the same checkpoints as the command; the launch sets it."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ def _train(plan: Plan) -> None:
         if state:
             training.load(state)
         writer = stack.enter_context(_writer(plan, world_size)) if rank == 0 else None
-        hooks = _Hooks(plan, position, rank, writer, _trace(plan, start, rank, world_size, stack))
+        hooks = _Hooks(plan, position, start.step, rank, writer, _trace(plan, start, rank, world_size, stack))
         run_loop(training, batches, plan.cadence, hooks)
 
 
@@ -151,14 +157,14 @@ class _Start:
     """What all ranks of a start agree on."""
 
     number: int
-    """Larger than that of any earlier start."""
+    """The time in nanoseconds, by which starts are told apart and put in order."""
     step: int
     """Of the checkpoint to go on from; 0: from the beginning."""
 
 
 def _start(plan: Plan, rank: int) -> _Start:
     """Rank 0 looks for the newest whole checkpoint, and tells of damaged ones that it passed over."""
-    if not is_marked(plan.storage.checkpoints):
+    if not is_marked(plan.storage.checkpoints, plan.storage.mark):
         node = ray.util.get_node_ip_address()
         raise CheckpointError(
             f"worker {rank} on {node} does not see {plan.storage.checkpoints}, where the checkpoints lie. "
@@ -168,6 +174,8 @@ def _start(plan: Plan, rank: int) -> _Start:
     if rank == 0:
         found = find_checkpoint(plan.storage.checkpoints)
         start = _Start(time.time_ns(), found.manifest.step if found.manifest else 0)
+        # They would count for whole ones when old ones are removed.
+        set_aside(plan.storage.checkpoints, after=start.step)
         for damage in found.damaged:
             plan.channel.put.remote({"notice": f"{damage}; passed over"})
         plan.channel.put.remote({"started_at": start.step})
@@ -247,17 +255,20 @@ class _Hooks:
         self,
         plan: Plan,
         start: DataPosition,
+        first_step: int,
         rank: int,
         writer: CheckpointWriter | None,
         trace: Trace | None,
     ) -> None:
-        """writer: on rank 0 alone."""
+        """first_step: that the run stood at; writer: on rank 0 alone."""
         self.plan = plan
         self.start = start
         self.rank = rank
         self.writer = writer
         self.trace = trace
         self.warned = False
+        self.questions = Questions(first_step)
+        self.ask_step = first_step
 
     def seen(self, step: int, batches: list[Batch]) -> None:
         if self.trace is not None:
@@ -276,18 +287,47 @@ class _Hooks:
         leftovers = {epoch: rows for epoch, rows in self.start.leftovers.items() if epoch >= first}
         plain = to_plain(DataPosition(self.start.order, ranks, leftovers))
         self.writer.submit({**state, "position": plain}, record["loss"])
-        ray.get(self.plan.channel.put.remote({"skipped": skipped_of(ranks)}))
 
-    def asked(self) -> Request:
+    def asked(self, step: int) -> Request:
         """Stop because of Ctrl-C, or save because a node will soon be taken away."""
-        # Both are answers of rank 0 to all.
-        stop = ray.get(self.plan.channel.stop_requested.remote()) if self.rank == 0 else None
-        if ray.train.collective.broadcast_from_rank_zero(stop):
+        if step < self.ask_step:
+            return "nothing"
+        # Rank 0 answers for all, and says when to ask again: their clocks would not agree.
+        stop, steps = ray.train.collective.broadcast_from_rank_zero(
+            self._answer(step) if self.rank == 0 else None
+        )
+        self.ask_step = step + steps
+        if stop:
             return "stop"
         if not self.warned and ray.train.get_preemption_info() is not None:
             self.warned = True
             return "save"
         return "nothing"
+
+    def _answer(self, step: int) -> tuple[bool, int]:
+        """Whether somebody asked the run to end, and steps until the next question."""
+        stop = bool(ray.get(self.plan.channel.stop_requested.remote()))
+        return stop, self.questions.steps_until_next(step, time.monotonic())
+
+
+class Questions:
+    """How many steps apart a run is asked whether it is to end: about as many as a second has."""
+
+    def __init__(self, first_step: int) -> None:
+        self._step = first_step
+        self._asked_at: float | None = None
+        self._steps = 1
+
+    def steps_until_next(self, step: int, now: float) -> int:
+        """Called at each question, with the time in seconds.
+
+        The first steps are slow, and any may be: the distance at most doubles from one question to the next.
+        """
+        if self._asked_at is not None:
+            seconds = max(1e-6, (now - self._asked_at) / (step - self._step))
+            self._steps = max(1, min(int(SECONDS_BETWEEN_QUESTIONS / seconds), 2 * self._steps))
+        self._step, self._asked_at = step, now
+        return self._steps
 
 
 def _gathered(position: Position, world_size: int) -> tuple[Position, ...]:

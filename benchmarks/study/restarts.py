@@ -22,6 +22,7 @@ from PIL import Image
 from beamclip.data.order import Order
 from beamclip.data.position import DataPosition, continued, from_plain
 from beamclip.data.shards import list_shards
+from beamclip.json_lines import read_json_lines
 from beamclip.training.checkpoint import find_checkpoint, read_checkpoint
 from beamclip.training.trace import read_trace
 
@@ -82,7 +83,7 @@ class Lost:
     step: int
     """The last step before it that was recorded."""
     seconds: float
-    """Until the run was as far as before; the command was started again at once."""
+    """Until the run was as far as before; the command was started again as soon as nothing was left of it."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +190,8 @@ def _start(run: Run, workers: int) -> subprocess.Popen[str]:
 
 def last_step(run: Run) -> int:
     """The last step that the run recorded, 0 before the first."""
-    history = run.out / "metrics.jsonl"
-    lines = history.read_text().splitlines(keepends=True) if history.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    return int(json.loads(whole[-1])["step"]) if whole else 0
+    records = read_json_lines(run.out / "metrics.jsonl")
+    return int(records[-1]["step"]) if records else 0
 
 
 def _passes(run: Run, step: int, process: subprocess.Popen[str]) -> bool:

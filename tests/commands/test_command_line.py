@@ -1,5 +1,6 @@
 """Flags, YAML and messages, through the public commands in processes of their own."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from beamclip.commands.command_line import parse
+from beamclip.commands.command_line import parse, run_command
 from beamclip.config import (
     DistillConfig,
     EvaluateConfig,
@@ -104,6 +105,13 @@ def test_help_names_every_option(pipeline):
     for name, default in parameters(config_class()).items():
         negation = "no-" if default is True else ""
         assert f"--{negation}{name.replace('_', '-')}" in done.stdout
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(DistillConfig, lambda _: signal.raise_signal(signal.SIGTERM), "", argv=[]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from beamclip.commands.run_dir import (
     open_run_dir,
     read_history,
     remember_tracked_run,
+    rewind_history,
     tracked_run_id,
 )
 from beamclip.config import DistillConfig, PretrainConfig, write_config
@@ -146,8 +147,51 @@ def test_an_address_without_a_run_is_refused(run: Path, address: str) -> None:
     assert not run.exists()
 
 
-def test_a_run_does_not_come_back_into_the_folder_of_another(run: Path) -> None:
+def test_a_run_comes_back_again_and_again_and_never_into_the_folder_of_another(run: Path) -> None:
+    address = f"{run.parent}/bucket"
     run.mkdir()
+    write_config(PretrainConfig(), run / "config.yaml")
+    copy_beside(address, run)
+    append_history(run, {"step": 3.0, "loss": 2.0})
+    fetch_run(address, run)
+    assert read_history(run) == [{"step": 3.0, "loss": 2.0}]
     (run / "config.yaml").write_text(json.dumps({"data": "x"}))
-    with pytest.raises(InputError, match="holds a run"):
-        fetch_run("file:///nowhere", run)
+    with pytest.raises(InputError, match="holds another run"):
+        fetch_run(address, run)
+
+
+def test_a_plain_folder_of_checkpoints_brings_a_run_back_as_well(run: Path) -> None:
+    (run.parent / "lost").mkdir()
+    write_config(PretrainConfig(), run.parent / "lost" / "config.yaml")
+    copy_beside(f"{run.parent}/shared", run.parent / "lost")
+    got = parse(PretrainConfig, ["--resume", f"{run.parent}/shared", "--out", str(run)], "")
+    assert (got.out, got.checkpoint.checkpoints) == (run, f"{run.parent}/shared")
+
+
+def test_records_after_the_step_that_training_went_back_to_are_left_out(run: Path) -> None:
+    run.mkdir()
+    for step in (10.0, 20.0, 30.0):
+        append_history(run, {"step": step})
+    assert rewind_history(run, 20) == read_history(run) == [{"step": 10.0}, {"step": 20.0}]
+
+
+def test_a_run_is_not_overwritten_by_one_whose_checkpoints_lie_elsewhere(run: Path) -> None:
+    first, second = f"{run.parent}/first", f"{run.parent}/second"
+    open_run_dir(run, first, DATA, resume=False)
+    write_config(PretrainConfig(checkpoint=CheckpointConfig(checkpoints=first)), run / "config.yaml")
+    open_run_dir(run, second, DATA, resume=False)
+    save(first, 3)
+    with pytest.raises(InputError, match=f"^{first}: holds the checkpoints of an earlier run"):
+        open_run_dir(run, second, DATA, resume=False)
+
+
+def test_a_checkpoint_that_was_never_finished_is_no_earlier_run(run: Path, checkpoints: str) -> None:
+    save(checkpoints, 3)
+    (run / "checkpoints" / "step=00000003" / "manifest.json").unlink()
+    open_run_dir(run, checkpoints, DATA, resume=False)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(run: Path, checkpoints: str) -> None:
+    run.write_text("")
+    with pytest.raises(InputError, match=f"^--out {run}: cannot be made"):
+        open_run_dir(run, checkpoints, DATA, resume=False)

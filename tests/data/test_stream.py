@@ -29,6 +29,7 @@ from beamclip.data.shards import (
 from beamclip.data.stream import (
     HOPELESS_EPOCHS,
     Batch,
+    StreamConfig,
     prefetched,
     shuffled_rows,
     training_batches,
@@ -155,6 +156,12 @@ def test_the_order_is_the_same_for_a_seed_and_another_for_another_seed_or_epoch(
     assert first == again
     orders = {tuple(keys) for keys in [*first, *other]}
     assert len(orders) == 8
+
+
+@pytest.mark.parametrize("name", ["batch_size", "shuffle_buffer", "shuffle_shards", "decode_threads"])
+def test_a_stream_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name} is 0: give 1 or more"):
+        StreamConfig(**{name: 0})
 
 
 def test_fewer_samples_than_workers_are_refused(folder: Path) -> None:
@@ -346,7 +353,7 @@ def test_crop_and_augmentation_take_their_own_shares_of_the_draws(noisy_folder: 
         np.testing.assert_array_equal(draws.numpy(), uniforms[CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS])
 
 
-def test_closing_the_batches_ends_the_execution_behind_them(many_executions: None, folder: Path) -> None:
+def test_closing_the_batches_closes_the_rows_behind_them(many_executions: None, folder: Path) -> None:
     rows = open_rows(folder)
     with prefetched(batches_of(rows), 2) as batches:
         next(batches)

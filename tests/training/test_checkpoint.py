@@ -33,6 +33,7 @@ from beamclip.training.checkpoint import (
     mark,
     prune,
     read_checkpoint,
+    set_aside,
     write_checkpoint,
 )
 from beamclip.training.checkpoint_writer import snapshot
@@ -632,14 +633,30 @@ def test_fewer_than_one_checkpoint_to_keep_is_refused() -> None:
 
 
 def test_whoever_sees_the_mark_sees_the_same_folder(address: str) -> None:
-    assert not is_marked(address)
-    mark(address)
-    mark(address)
-    assert is_marked(address)
-    assert not has_checkpoints(address)
-    write(address, 3)
-    assert has_checkpoints(address)
-    assert find_checkpoint(address).damaged == ()
+    assert not is_marked(address, "")
+    first, second = mark(address), mark(address)
+    assert is_marked(address, second)
+    assert not is_marked(address, first)
+    assert find_checkpoint(address) == Found(None, ())
+
+
+def test_checkpoints_are_there_once_one_was_finished(tmp_path: Path) -> None:
+    assert not has_checkpoints(str(tmp_path))
+    write(tmp_path, 3)
+    lose_the_manifest(tmp_path / "step=00000003")
+    assert not has_checkpoints(str(tmp_path))
+    write(tmp_path, 3)
+    assert has_checkpoints(str(tmp_path))
+
+
+def test_what_training_went_back_behind_does_not_push_out_a_whole_one_later(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    flip_a_byte(tmp_path / "step=00000003")
+    set_aside(str(tmp_path), after=2)
+    write(tmp_path, 4)
+    prune(str(tmp_path), keep=2)
+    assert steps_in(tmp_path) == [2, 4]
 
 
 # Processes that are killed

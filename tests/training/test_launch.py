@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +36,8 @@ from beamclip.training.launch import Outcome, TrainingError, _cause, fit, interr
 from beamclip.training.loop import CadenceConfig
 from beamclip.training.method import Distillation
 from beamclip.training.optim import OptimConfig
-from beamclip.training.worker import Plan, Storage
+from beamclip.training.trace import Seen, read_trace
+from beamclip.training.worker import Plan, Questions, Storage
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -104,10 +106,19 @@ class Run:
     def starts(self) -> int:
         return len((self.folder.parent / "started").read_text().splitlines())
 
+    @property
+    def trace(self) -> dict[int, list[Seen]]:
+        """Of the steps that all these runs take."""
+        assert self.plan.storage.trace is not None
+        return {
+            step: seen for step, seen in read_trace(Path(self.plan.storage.trace)).items() if step <= STEPS
+        }
+
     def copied(self, folder: Path) -> "Run":
         """The same checkpoints elsewhere, and nothing heard of them yet."""
-        copy = str(shutil.copytree(self.folder, folder / "checkpoints"))
-        return Run(replace(self.plan, storage=replace(self.plan.storage, checkpoints=copy)), self.workers)
+        kept = shutil.copytree(self.folder.parent, folder / "copy")
+        storage = Storage(str(kept / "checkpoints"), keep_checkpoints=1, trace=str(kept / "trace"))
+        return Run(replace(self.plan, storage=storage), self.workers)
 
 
 NewRun = Callable[..., Run]
@@ -216,6 +227,16 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint(stopped: Finished) -> None:
     assert max(stopped.run.losses) == step
 
 
+def test_a_run_is_asked_about_once_a_second_wherever_it_begins() -> None:
+    questions, now, step, asked = Questions(5000), 100.0, 5001, list[int]()
+    for seconds in [3.0, *[1 / 64] * 12]:
+        steps = questions.steps_until_next(step, now)
+        asked.append(steps)
+        step, now = step + steps, now + steps * seconds
+    assert asked == [1, 1, 2, 4, 8, 16, 32, *[64] * 6]
+    assert questions.steps_until_next(step, now + 500.0) == 1
+
+
 def test_ctrl_c_is_answered_as_before_once_a_run_has_ended() -> None:
     def answer(signum: int, frame: FrameType | None) -> None: ...
 
@@ -245,6 +266,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
     outcome = resumed.go()
     assert min(resumed.losses) == stopped.outcome.state["step"] + 1
     assert {**stopped.run.losses, **resumed.losses} == undisturbed.run.losses
+    assert resumed.trace == undisturbed.run.trace
     assert not outcome.interrupted
     assert_same_state(outcome.state, undisturbed.outcome.state)
 
@@ -268,6 +290,7 @@ def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
     steps = [record["step"] for record in run.records if "loss" in record]
     assert steps.count(4) == 1
     assert run.losses == undisturbed.run.losses
+    assert run.trace == undisturbed.run.trace
     assert_same_state(outcome.state, undisturbed.outcome.state)
 
 
@@ -293,6 +316,25 @@ def test_two_workers_go_on_with_the_run_of_one(extended: Finished) -> None:
     assert state["step"] == STEPS + 4
     # 36 samples of the third pass were left: 4 steps of 6 images each end them, and begin the fourth.
     assert from_plain(state["position"]).ranks == (Position(epoch=3, drawn=6), Position(epoch=3, drawn=6))
+
+
+def test_two_workers_see_what_one_had_not_seen_and_nothing_else(
+    extended: Finished, shards: list[Shard]
+) -> None:
+    assert extended.run.plan.storage.trace is not None
+    trace = read_trace(Path(extended.run.plan.storage.trace))
+    assert [{seen.rank for seen in trace[step]} for step in (1, STEPS + 1, STEPS + 4)] == [
+        {0},
+        {0, 1},
+        {0, 1},
+    ]
+    seen = Counter((seen.epoch, seen.key) for step in trace.values() for seen in step)
+    keys = [f"{shard:05d}{row:04d}" for shard in range(3) for row in range(shards[shard].samples)]
+    assert set(seen.values()) == {1}
+    assert {sample for sample in seen if sample[0] < 3} == {
+        (epoch, key) for epoch in range(3) for key in keys
+    }
+    assert sum(epoch == 3 for epoch, _ in seen) == 12
 
 
 def test_the_best_and_the_last_checkpoint_are_kept_and_no_other(

@@ -104,8 +104,8 @@ class Log:
         self.saved.append(deepcopy(state))
         self.positions.append(position)
 
-    def asked(self) -> Request:
-        return self.requests.get(self.records[-1]["step"], "nothing")
+    def asked(self, step: int) -> Request:
+        return self.requests.get(step, "nothing")
 
     def steps(self) -> list[float]:
         return [record["step"] for record in self.records]
@@ -352,16 +352,16 @@ def test_a_step_takes_as_many_batches_as_it_accumulates() -> None:
 
 
 def test_a_loop_that_is_asked_to_stop_saves_and_ends() -> None:
-    log = Log({4: "stop"})
+    log = Log({5: "stop"})
     run_loop(train(Brightness()), endless(), CadenceConfig(log_every=2, checkpoint_every=3), log)
-    assert log.steps() == [2, 3, 4]
-    assert [state["step"] for state in log.saved] == [3, 4]
+    assert log.steps() == [2, 3, 4, 5]
+    assert [state["step"] for state in log.saved] == [3, 5]
 
 
 def test_a_loop_that_is_asked_to_save_saves_once_and_goes_on() -> None:
-    log = Log({2: "save", 4: "save"})
+    log = Log({3: "save", 4: "save"})
     run_loop(train(Brightness()), endless(), CadenceConfig(log_every=2, checkpoint_every=4), log)
-    assert [state["step"] for state in log.saved] == [2, 4, 8, 10]
+    assert [state["step"] for state in log.saved] == [3, 4, 8, 10]
 
 
 def test_the_samples_of_each_step_are_told() -> None:

@@ -66,7 +66,8 @@ def global_batches(plan: Plan, world_size: int) -> Iterator[Batch]:
             pixels, draws = torch.cat([p.pixels for p in parts]), torch.cat([p.draws for p in parts])
             captions = [caption for part in parts for caption in part.captions]
             keys = [key for part in parts for key in part.keys]
-            yield Batch(pixels, draws, captions, keys, parts[0].position)
+            epochs = [epoch for part in parts for epoch in part.epochs]
+            yield Batch(pixels, draws, captions, keys, epochs, parts[0].position)
 
 
 def curve_of_one(plan: Plan, seed: int, world_size: int) -> list[float]:
