@@ -40,7 +40,7 @@ from study.restarts import (
 from beamclip.commands.console import table
 from beamclip.data.order import Order, Part, epoch_part, interleaved, unread
 from beamclip.data.position import DataPosition, Position, continued, to_plain
-from beamclip.data.stream import shuffled
+from beamclip.data.stream import advanced, shuffled
 
 T = TypeVar("T")
 
@@ -182,7 +182,20 @@ def position_table() -> list[list[str]]:
     rows.append([f"divide among {workers} workers once more", "", f"{seconds_again:.2f}"])
     _, found = timed(lambda: unread(order, 0, 5, epoch_part(counts, order, 0, 5).rows, drawn))
     rows.append(["find a worker's place, nothing read", "", f"{found:.3f}"])
+    rows.append(["keep the place, for each image", "", f"{seconds_an_image():.7f}"])
     return rows
+
+
+def seconds_an_image(images: int = 200_000) -> float:
+    """What it takes to draw a row from the buffer and to move the position on."""
+    order, row = Order(seed=0, world_size=1, buffer=4096, shards=16), {"epoch": 0, "problem": None}
+
+    def draw() -> None:
+        position = Position()
+        for _ in shuffled(iter(range(images)), order, 0, 0, images, 0):
+            position = advanced(position, row, lost=False)
+
+    return timed(draw)[1] / images
 
 
 def timed(compute: Callable[[], T]) -> tuple[T, float]:

@@ -180,7 +180,7 @@ def training_batches(
             draws = _uniforms(taken, seed)
             images = pool.map(lambda row, u: _load(row, u, image_size, augment), taken, draws)
             for row, draw, image in zip(taken, draws, images, strict=True):
-                position = _advance(position, row, image is None)
+                position = advanced(position, row, lost=image is None)
                 if image is not None:
                     good.append((row, draw, image))
                     last_good_epoch = row["epoch"]
@@ -211,7 +211,8 @@ def _load(
         return None
 
 
-def _advance(position: Position, row: Row, lost: bool) -> Position:
+def advanced(position: Position, row: Row, *, lost: bool) -> Position:
+    """The position after one more row."""
     drawn = position.drawn + 1 if row["epoch"] == position.epoch else 1
     skipped = position.skipped
     # Every epoch meets the same damage; the first pass counts it once.
