@@ -48,6 +48,8 @@ SHARDS = [150, 130, 90, 160, 70]
 STEPS = 300
 WORKERS = {"1 worker": [1], "2 workers": [2], "2, then 1, then 2 workers": [2, 1]}
 """How many workers train, start for start, round and round."""
+PER_RUN = 4
+"""Interruptions of one run."""
 LARGE = {"shards": 1_000_000, "samples": 400_000_000, "workers": 64}
 BATCH = 256
 
@@ -102,14 +104,14 @@ def interrupted_runs(out: Path, interruptions: int) -> tuple[Outcomes, list[Lost
             return outcomes, lost
         run = Run(data, out / f"interrupted-{number}", STEPS)
         mishaps = random_interruptions(number, workers)
-        lost += train(run, workers[0], itertools.islice(mishaps, interruptions - len(lost)))
+        at_most = min(PER_RUN, interruptions - len(lost))
+        mine = train(run, workers[0], itertools.islice(mishaps, at_most))
+        lost += mine
         reference = calm[workers[0]] if len(workers) == 1 else None
-        happened = len(lost)
-        outcomes[f"{name}, seed {number} ({happened} interruptions so far)"] = (
-            accounts(run),
-            *(compared(run, reference) if reference else ("another, as meant", "others, as meant")),
-        )
-        print(f"{happened} interruptions: {outcomes[next(reversed(outcomes))]}", flush=True)
+        title = f"{name}, {len(mine)} interruptions"
+        against = compared(run, reference) if reference else ("another, as meant", "others, as meant")
+        outcomes[f"{title} (run {number})"] = (accounts(run), *against)
+        print(f"{len(lost)} interruptions; {title}: {outcomes[f'{title} (run {number})']}", flush=True)
     raise AssertionError("a cycle does not end")
 
 

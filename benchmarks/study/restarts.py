@@ -220,6 +220,8 @@ def _interrupt(process: subprocess.Popen[str], interruption: Interruption) -> bo
         victims = _train_workers(process)
         if victims:
             os.kill(victims[interruption.victim % len(victims)], signal.SIGKILL)
+        # What it sent before still arrives, and is no sign that training went on.
+        time.sleep(1.0)
         return False
     if interruption.kind == "driver killed":
         _kill_all(process, patience=30.0)
