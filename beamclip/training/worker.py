@@ -167,8 +167,9 @@ def _start(plan: Plan, rank: int) -> _Start:
     if not is_marked(plan.storage.checkpoints, plan.storage.mark):
         node = ray.util.get_node_ip_address()
         raise CheckpointError(
-            f"worker {rank} on {node} does not see {plan.storage.checkpoints}, where the checkpoints lie. "
-            "Give --checkpoints an address that all nodes reach, as s3://bucket/run or a shared folder."
+            f"worker {rank} on {node} does not see what the command left at {plan.storage.checkpoints}. Give "
+            "--checkpoints an address that all nodes reach, as s3://bucket/run; or another command goes on "
+            "with this run."
         )
     start = None
     if rank == 0:
@@ -283,6 +284,12 @@ class _Hooks:
         ranks = _gathered(position, self.start.order.world_size)
         if self.writer is None:
             return
+        if not is_marked(self.plan.storage.checkpoints, self.plan.storage.mark):
+            # Workers may outlive a command that was killed, and meet those of the one that goes on.
+            raise CheckpointError(
+                f"{self.plan.storage.checkpoints}: another command goes on with this run. "
+                "This one ends, and leaves the checkpoints to it."
+            )
         first = min(rank.epoch for rank in ranks)
         leftovers = {epoch: rows for epoch, rows in self.start.leftovers.items() if epoch >= first}
         plain = to_plain(DataPosition(self.start.order, ranks, leftovers))

@@ -31,7 +31,7 @@ from beamclip.losses.feature import FeatureConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
-from beamclip.training.checkpoint import read_checkpoint
+from beamclip.training.checkpoint import mark, read_checkpoint
 from beamclip.training.launch import Outcome, TrainingError, _cause, fit, interrupts
 from beamclip.training.loop import CadenceConfig
 from beamclip.training.method import Distillation
@@ -292,6 +292,19 @@ def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
     assert run.losses == undisturbed.run.losses
     assert run.trace == undisturbed.run.trace
     assert_same_state(outcome.state, undisturbed.outcome.state)
+
+
+def test_a_run_that_another_command_goes_on_with_ends_and_writes_nothing(new_run: NewRun) -> None:
+    run = new_run(fault=lambda method, number: time.sleep(0.3))
+
+    def take_over(record: dict[str, Any]) -> None:
+        if record.get("step") == 1:
+            mark(str(run.folder))
+
+    with pytest.raises(TrainingError, match="another command goes on with this run"):
+        run.go(take_over)
+    assert run.starts == 1
+    assert run.checkpoints == set()
 
 
 def test_a_finished_run_that_is_resumed_does_nothing(undisturbed: Finished, tmp_path: Path) -> None:

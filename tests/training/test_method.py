@@ -348,5 +348,10 @@ def training_of(method: nn.Module) -> Training:
 def part_of(batch: Batch, start: int, stop: int) -> Batch:
     rows = slice(start, stop)
     return Batch(
-        batch.pixels[rows], batch.draws[rows], batch.captions[rows], batch.keys[rows], batch.position
+        batch.pixels[rows],
+        batch.draws[rows],
+        batch.captions[rows],
+        batch.keys[rows],
+        batch.epochs[rows],
+        batch.position,
     )
