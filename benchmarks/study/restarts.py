@@ -1,5 +1,6 @@
 """Runs that are interrupted again and again, and the proof that they saw what undisturbed ones see."""
 
+import contextlib
 import io
 import json
 import os
@@ -224,7 +225,7 @@ def _interrupt(process: subprocess.Popen[str], interruption: Interruption) -> bo
         time.sleep(1.0)
         return False
     if interruption.kind == "driver killed":
-        _kill_all(process, patience=30.0)
+        _kill_all(process)
     else:
         process.send_signal(signal.SIGINT if interruption.kind == "Ctrl-C" else signal.SIGTERM)
         _expect(process, 130)
@@ -243,14 +244,18 @@ def _train_workers(process: subprocess.Popen[str]) -> list[int]:
     return sorted(found)
 
 
-def _kill_all(process: subprocess.Popen[str], patience: float = 0.0) -> None:
-    """Kill a command, and what of its processes has not followed it after some seconds."""
+def _kill_all(process: subprocess.Popen[str]) -> None:
+    """Kill a command; its workers must follow by themselves, what else Ray leaves for a while is killed."""
     below = psutil.Process(process.pid).children(recursive=True)
+    workers = [psutil.Process(pid) for pid in _train_workers(process)]
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(below, patience)
-    for child in alive:
-        child.kill()
+    _, alive = psutil.wait_procs(workers, PATIENCE_SECONDS)
+    for child in below:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    if alive:
+        raise RuntimeError(f"{len(alive)} workers outlived their command by {PATIENCE_SECONDS:.0f} s")
 
 
 def _expect(process: subprocess.Popen[str], code: int) -> None:
