@@ -58,8 +58,8 @@ class Progress:
         """Workers begin, or begin again, after a step, with the records up to it."""
         if self.started or step:
             stage("resumed", f"at step {step}")
-        if not self.started:
-            self.first_step = step
+        # Behind the first start, where the checkpoint of that was damaged since.
+        self.first_step = min(self.first_step, step) if self.started else step
         self.history, self.started = history, True
 
     @property

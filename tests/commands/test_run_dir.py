@@ -17,6 +17,7 @@ from beamclip.commands.run_dir import (
     rewind_history,
     tracked_run_id,
 )
+from beamclip.commands.train import Progress
 from beamclip.config import DistillConfig, PretrainConfig, write_config
 from beamclip.errors import InputError
 from beamclip.training.checkpoint import CheckpointConfig, write_checkpoint
@@ -189,6 +190,16 @@ def test_a_checkpoint_that_was_never_finished_is_no_earlier_run(run: Path, check
     save(checkpoints, 3)
     (run / "checkpoints" / "step=00000003" / "manifest.json").unlink()
     open_run_dir(run, checkpoints, DATA, resume=False)
+    assert (run / "checkpoints" / "step=00000003" / "state.pt").exists()
+    assert (run / "plots").is_dir()
+
+
+def test_a_command_counts_from_its_earliest_start() -> None:
+    progress = Progress([])
+    for step in (60, 40):
+        progress.begin([{"step": 40.0, "window_seconds": 9.0}], step)
+    progress.history.append({"step": 60.0, "window_seconds": 2.0})
+    assert (progress.first_step, progress.training_seconds) == (40, 2.0)
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(run: Path, checkpoints: str) -> None:
