@@ -54,9 +54,13 @@ class DistillConfig:
     """Transfer a CLIP teacher into a small student, from images alone."""
 
     data: str | None = None
-    """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
+    """Required. Folder or address of the shards that pipelines/ingest.py wrote, or of a teacher cache that
+    pipelines/embed.py made of them: with it, no teacher looks at an image."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pretrain.py."""
+    more_teachers: tuple[str, ...] = ()
+    """Further teachers: the anchors' similarities are averaged over all; the student takes the text tower of
+    the first."""
     classes: Path | None = None
     """Class list (text, YAML or JSON): the anchors, and the labels that the student is scored on."""
     anchors: Literal["classes", "captions", "both"] = "classes"
@@ -121,6 +125,52 @@ class PretrainConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Embed images by a teacher once, for any number of distillations."""
+
+    data: str | None = None
+    """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
+    teacher: str | None = None
+    """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pretrain.py."""
+    more_teachers: tuple[str, ...] = ()
+    """Further teachers, whose embeddings lie beside the first one's."""
+    out: str | None = None
+    """Required. Folder or address of the cache; one that was begun before is finished."""
+    config: Path | None = None
+    """YAML file with values for any of these options; flags come before it."""
+    augmentations: int = 4
+    """Views of each image: training takes one an epoch, in turn."""
+    image_size: int | None = None
+    """Side of the crops, pixels; by default the largest of the teachers'. Must be the student's, where that
+    is larger."""
+    captions: bool = True
+    """Embed the captions too."""
+    seed: int = 0
+    """Decides the views."""
+    teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the teachers; auto is bf16 where the device computes it natively."""
+    compile: bool = False
+    """Compile the teachers by torch.compile: a minute for each worker at the start, faster afterwards."""
+    embed_batch: int = 64
+    """Views encoded at a time."""
+    decode_threads: int = 2
+    """Threads that decode and crop, in each worker."""
+    min_workers: int = 1
+    """Workers to begin with; where shards wait, their number rises to --num-workers."""
+    verify: int = 64
+    """Images to embed once more when the cache is finished, as a check; 0 leaves it out."""
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("augmentations", "embed_batch", "decode_threads", "min_workers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        if self.verify < 0:
+            raise InputError(f"verify is {self.verify}: give 0 or more.")
 
 
 @dataclass(frozen=True)

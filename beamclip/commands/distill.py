@@ -1,7 +1,7 @@
 """Distil a CLIP teacher into a small student, from images alone."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,18 @@ from beamclip.commands.train import (
     train,
 )
 from beamclip.config import DistillConfig
+from beamclip.data.cache import (
+    CachedViews,
+    CacheManifest,
+    augmentation_differences,
+    finished_manifest,
+    is_cache,
+)
 from beamclip.data.shards import Columns, Shard, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
-from beamclip.models.clip import LoadedClip, load_clip
+from beamclip.models.clip import LoadedClip, load_clip, load_text_tower
 from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
@@ -44,9 +51,19 @@ class Inputs:
     """What the flags of a distillation name, loaded and checked."""
 
     shards: list[Shard]
-    teacher: LoadedClip
+    teachers: list[LoadedClip]
+    """With their text towers alone, where a cache has the rest."""
     student: LoadedClip
     classes: list[ClassEntry]
+    manifest: CacheManifest | None
+    """Of the teacher cache, where the data are one."""
+    views: CachedViews | None
+    """What to take from it."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pixels that training sees."""
+        return self.manifest.image_size if self.manifest else needed_size(self.teachers, self.student)
 
 
 def load_inputs(config: DistillConfig) -> Inputs:
@@ -74,10 +91,50 @@ def load_inputs(config: DistillConfig) -> Inputs:
     classes = load_classes(config.classes) if config.classes else []
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data)
-    teacher = load_clip(config.teacher)
-    student = build_student(config.student, teacher, config.seed)
-    stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
-    return Inputs(shards, teacher, student, classes)
+    manifest = finished_manifest(config.data) if is_cache(config.data) else None
+    load = load_text_tower if manifest else load_clip
+    teachers = [load(address) for address in (config.teacher, *config.more_teachers)]
+    student = build_student(config.student, teachers[0], config.seed)
+    views = cached_views(config, manifest, teachers, student) if manifest else None
+    images = f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}"
+    stage("shards", images, f"{count(manifest.augmentations, 'cached view')} each" if manifest else "")
+    return Inputs(shards, teachers, student, classes, manifest, views)
+
+
+def needed_size(teachers: list[LoadedClip], student: LoadedClip) -> int:
+    """Side of the pixels that all models can do with: the smaller ones shrink them."""
+    return max(clip.image_size for clip in (*teachers, student))
+
+
+def cached_views(
+    config: DistillConfig, manifest: CacheManifest, teachers: list[LoadedClip], student: LoadedClip
+) -> CachedViews:
+    """What to take from a cache, if it is one for this distillation.
+
+    Raises:
+        InputError: it is of other teachers, of smaller images, or of another augmentation.
+    """
+    places = {teacher.fingerprint: index for index, teacher in enumerate(manifest.teachers)}
+    for teacher in teachers:
+        if teacher.fingerprint not in places:
+            held = ", ".join(f"{each.address} ({each.fingerprint[:12]})" for each in manifest.teachers)
+            raise InputError(
+                f"{config.data}: holds no embeddings by {teacher.address} ({teacher.fingerprint[:12]}), "
+                f"but by {held}. Give --teacher one of these, or build another cache with pipelines/embed.py."
+            )
+    size = needed_size(teachers, student)
+    if manifest.image_size < size:
+        raise InputError(
+            f"{config.data}: was made from images of {manifest.image_size} px, and {config.student.student} "
+            f"takes {size} px. Build a cache with --image-size {size}, or lower --student-image-size."
+        )
+    differing = augmentation_differences(manifest.augmentation, asdict(config.augmentation))
+    if differing:
+        raise InputError(
+            f"{config.data}: was made by another augmentation: {'; '.join(differing)}. Give what is there "
+            "(the cache's distill.yaml has it: --config), or build another cache."
+        )
+    return CachedViews(tuple(places[teacher.fingerprint] for teacher in teachers), manifest.augmentations)
 
 
 def distill(config: DistillConfig) -> Summary:
@@ -95,7 +152,8 @@ def distill(config: DistillConfig) -> Summary:
         check_resources(config.workers)
         anchors, scored_anchors = _anchors(config, inputs, run_dir)
         plan = _plan(config, inputs, anchors, run_dir)
-        title = f"{config.student.student} <- {_teacher_name(inputs.teacher)}"
+        names = " + ".join(_teacher_name(teacher) for teacher in inputs.teachers)
+        title = f"{config.student.student} <- {names}{', cached' if inputs.manifest else ''}"
         trained = train("distill", plan, config.workers, run_dir, tracking, title)
         restore_student(inputs.student, trained.state)
         if trained.history:
@@ -113,41 +171,49 @@ def distill(config: DistillConfig) -> Summary:
             began=began,
             metrics=metrics,
             paths={"model": MODEL, "plots": PLOTS},
-            stages={"anchors": len(anchors.embeddings), "steps": trained.state["step"]},
+            stages={"anchors": len(anchors[0].embeddings), "steps": trained.state["step"]},
         )
     show_distilled(summary, trained, inputs, run_dir)
     return summary
 
 
-def _anchors(config: DistillConfig, inputs: Inputs, run_dir: Path) -> tuple[Anchors, Anchors | None]:
-    """The anchors to train on, and those of the classes, which scores are made with."""
+def _anchors(config: DistillConfig, inputs: Inputs, run_dir: Path) -> tuple[list[Anchors], Anchors | None]:
+    """Each teacher's anchors to train on, and the first one's of the classes, which scores are made with."""
     cache = run_dir.parent / "anchors"
+    pairs = [_anchors_of(teacher, config, inputs, cache) for teacher in inputs.teachers]
+    return [used for used, _ in pairs], pairs[0][1]
+
+
+def _anchors_of(
+    teacher: LoadedClip, config: DistillConfig, inputs: Inputs, cache: Path
+) -> tuple[Anchors, Anchors | None]:
     parts = []
     if inputs.classes:
-        parts.append(class_anchors(inputs.classes, config.prompts, inputs.teacher, config.workers, cache))
+        parts.append(class_anchors(inputs.classes, config.prompts, teacher, config.workers, cache))
     of_classes = parts[0] if parts else None
     if config.anchors != "classes":
         drawn = captions_as_anchors(
-            inputs.shards, config.caption_anchors, config.seed, inputs.teacher, config.workers, cache
+            inputs.shards, config.caption_anchors, config.seed, teacher, config.workers, cache
         )
         parts = [drawn] if config.anchors == "captions" else [*parts, drawn]
     return joined(parts), of_classes
 
 
-def _plan(config: DistillConfig, inputs: Inputs, anchors: Anchors, run_dir: Path) -> Plan:
+def _plan(config: DistillConfig, inputs: Inputs, anchors: list[Anchors], run_dir: Path) -> Plan:
     return Plan(
         build_method=DistillationBuilder(
-            ray.put(inputs.teacher),
+            () if inputs.manifest else tuple(ray.put(teacher) for teacher in inputs.teachers),
             ray.put(inputs.student),
             ray.put(anchors),
             config.teacher_precision,
             config.csm,
             config.feature,
             config.augmentation,
+            config.optim.compile,
         ),
         shards=inputs.shards,
-        columns=Columns(),
-        image_size=max(inputs.teacher.image_size, inputs.student.image_size),
+        columns=Columns(views=inputs.views),
+        image_size=inputs.image_size,
         total_steps=total_steps(config, sum(shard.samples for shard in inputs.shards)),
         seed=config.seed,
         threads=config.workers.threads_per_worker,
@@ -183,10 +249,11 @@ def _score(config: DistillConfig, inputs: Inputs, anchors: Anchors | None, run_d
         return {}
     scoring = config.scoring
     data = ScoredData(config.scoring.eval_data, scoring.label_column, inputs.classes, scoring.scoring_batch)
-    of_teacher, _ = score_zeroshot(inputs.teacher, anchors, data, config.workers)
+    teacher = load_clip(str(config.teacher)) if inputs.manifest else inputs.teachers[0]
+    of_teacher, _ = score_zeroshot(teacher, anchors, data, config.workers)
     of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
     draw_comparison(
-        inputs.teacher,
+        teacher,
         inputs.student,
         anchors,
         data,
@@ -210,7 +277,7 @@ def _score(config: DistillConfig, inputs: Inputs, anchors: Anchors | None, run_d
 
 def _card(config: DistillConfig, metrics: dict[str, float]) -> dict[str, Any]:
     return {
-        "teacher": config.teacher,
+        "teacher": " + ".join(map(str, (config.teacher, *config.more_teachers))),
         "student": config.student.student,
         "data": config.data,
         "metrics": metrics,

@@ -20,7 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from beamclip.data.cache import CACHE_FILE, CachedViews
 from beamclip.data.captions import texts_of
 from beamclip.data.row_sets import Rows
 from beamclip.errors import InputError
@@ -42,11 +44,17 @@ ROW_SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("texts", pa.list_(pa.string())),
         ("label", pa.string()),
+        ("fields", pa.string()),
+        ("draws", pa.binary()),
+        ("embeddings", pa.list_(pa.binary())),
         ("epoch", pa.int32()),
         ("problem", pa.string()),
     ]
 )
-"""A row is a sample; where `problem` is set, one that cannot be used, and why."""
+"""A row is a sample; where `problem` is set, one that cannot be used, and why.
+
+Columns that nobody asked for are null. `fields` is JSON; `draws` and `embeddings` are of a teacher cache.
+"""
 
 Row = dict[str, Any]
 
@@ -59,7 +67,7 @@ class Shard:
     """fsspec address of the file (or folder)."""
     samples: int
     """Samples it holds, from its statistics file (or the number of image files)."""
-    format: Literal["tar", "parquet", "folder"]
+    format: Literal["tar", "parquet", "folder", "cache"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,10 @@ class Columns:
     """Fields of the sample's JSON (or parquet columns) with more texts; they join the caption in `texts`."""
     label: str | None = None
     """Field of the sample's JSON (or parquet column) that holds the label."""
+    everything: bool = False
+    """Whether caption and all other fields come along; a sample without a caption is none the less used."""
+    views: CachedViews | None = None
+    """What to take from a teacher cache; None takes it for plain images."""
 
 
 def list_shards(address: str) -> list[Shard]:
@@ -154,7 +166,8 @@ def _shard(fs: Any, files: dict[str, str], stats: str, text: bytes) -> Shard:
     is_tar = f"{stem}.tar" in files or f"{stem}.parquet" not in files
     name = f"{stem}.tar" if is_tar else f"{stem}.parquet"
     path = files.get(name) or posixpath.join(posixpath.dirname(files[stats]), name)
-    return Shard(fs.unstrip_protocol(path), samples, "tar" if is_tar else "parquet")
+    table_format: Literal["parquet", "cache"] = "cache" if CACHE_FILE in files else "parquet"
+    return Shard(fs.unstrip_protocol(path), samples, "tar" if is_tar else table_format)
 
 
 def list_labelled(address: str) -> list[Shard]:
@@ -190,7 +203,7 @@ def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> 
     """
     given = 0
     try:
-        for row in _READERS[shard.format](shard, columns, rows):
+        for row in _rows_of(shard, columns, rows, epoch):
             given += 1
             yield _checked(row, columns, epoch)
     except (OSError, EOFError, tarfile.TarError, pa.ArrowException, KeyError) as error:
@@ -201,9 +214,17 @@ def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> 
         yield _problem(shard.path, epoch, BROKEN_SHARD)
 
 
+def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int) -> Iterator[Row]:
+    if shard.format == "cache":
+        return _read_cache(shard, columns, rows, columns.views.names(epoch) if columns.views else [])
+    return _READERS[shard.format](shard, columns, rows)
+
+
 def _checked(row: Row, columns: Columns, epoch: int) -> Row:
     # Names of members need not be UTF-8; what a table cannot hold would end the whole run.
     row["key"] = row["key"].encode("utf-8", "backslashreplace").decode()
+    if row.get("problem"):
+        return _problem(row["key"], epoch, row["problem"])
     if not row["image"]:
         return _problem(row["key"], epoch, MISSING_IMAGE)
     if columns.caption and not row["texts"]:
@@ -218,8 +239,9 @@ def _problem(key: str, epoch: int, problem: str) -> Row:
 
 
 def _read_tar(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
-    fields = columns.label or columns.more_texts
-    wanted = (*IMAGE_SUFFIXES, *(["txt"] if columns.caption else []), *(["json"] if fields else []))
+    txt = columns.caption or columns.everything
+    fields = columns.label or columns.more_texts or columns.everything
+    wanted = (*IMAGE_SUFFIXES, *(["txt"] if txt else []), *(["json"] if fields else []))
     with fsspec.open(shard.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for key, contents in _samples(tar, wanted, rows):
             yield _tar_row(key, contents, columns)
@@ -294,10 +316,11 @@ def _tar_row(key: str, contents: dict[str, bytes], columns: Columns) -> Row:
         "caption": caption,
         "texts": texts_of([caption, *(fields.get(name) for name in columns.more_texts)]),
         "label": _label(fields, columns),
+        "fields": json.dumps(fields) if columns.everything else None,
     }
 
 
-def _json_fields(text: bytes) -> dict[str, Any]:
+def _json_fields(text: bytes | str) -> dict[str, Any]:
     try:
         fields = json.loads(text)
     except ValueError:
@@ -318,28 +341,81 @@ def _read_parquet(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
         if image is None:
             raise KeyError(f"{shard.path}: no image column")
         fields = [*columns.more_texts, *([columns.label] if columns.label else [])]
-        wanted = [image, "key", "caption", "status", *fields]
-        asked, read = np.asarray(rows), 0
-        for batch in parquet.iter_batches(ROWS_PER_BLOCK, columns=[name for name in wanted if name in names]):
-            # img2dataset keeps a row for every URL; only the successful ones count as samples.
-            samples = batch.filter(pc.equal(batch["status"], "success")) if "status" in names else batch
-            numbers = asked[slice(*np.searchsorted(asked, [read, read + samples.num_rows]))]
-            for number, row in zip(numbers.tolist(), samples.take(numbers - read).to_pylist(), strict=True):
-                yield _parquet_row(row, number, image, columns)
-            read += samples.num_rows
-            if read > asked[-1]:
-                return
+        wanted = [image, "key", "caption", *fields]
+        others = [name for name in names if name not in IMAGE_SUFFIXES]
+        taken = [image, *others] if columns.everything else [name for name in wanted if name in names]
+        asked = np.asarray(rows)
+        numbers = iter(asked.tolist())
+        # img2dataset keeps a row for every URL; only the successful ones count as samples.
+        if "status" in names:
+            status = parquet.read(columns=["status"])["status"]
+            samples = np.flatnonzero(pc.equal(status, "success").to_numpy())
+            asked = samples[asked[asked < len(samples)]]
+        for row in _picked_rows(parquet, taken, asked):
+            yield _parquet_row(row, next(numbers), image, columns)
+
+
+def _picked_rows(parquet: pq.ParquetFile, names: list[str], asked: NDArray[np.int64]) -> Iterator[Row]:
+    """The rows with these numbers, as far as there are such, without reading row groups that have none."""
+    sizes = np.array(
+        [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)], np.int64
+    )
+    ends = np.cumsum(sizes)
+    asked = asked[asked < sizes.sum()]
+    of_group = np.searchsorted(ends, asked, "right")
+    groups = np.unique(of_group)
+    # Where each group begins in the file, and where in what is read of it.
+    begins = (ends - sizes)[groups]
+    read_before = np.cumsum(sizes[groups]) - sizes[groups]
+    places = asked + (read_before - begins)[np.searchsorted(groups, of_group)]
+    read = 0
+    for batch in parquet.iter_batches(ROWS_PER_BLOCK, row_groups=groups.tolist(), columns=names):
+        here = places[slice(*np.searchsorted(places, [read, read + batch.num_rows]))]
+        yield from batch.take(here - read).to_pylist()
+        read += batch.num_rows
 
 
 def _parquet_row(row: Row, number: int, image: str, columns: Columns) -> Row:
-    caption = row.get("caption") if columns.caption else None
+    caption = row.get("caption") if columns.caption or columns.everything else None
+    others = {name: value for name, value in row.items() if name != image}
     return {
         "key": str(row.get("key", number)),
         "image": row[image],
         "caption": caption,
         "texts": texts_of([caption, *(row.get(name) for name in columns.more_texts)]),
         "label": _label(row, columns),
+        "fields": json.dumps(others, default=str) if columns.everything else None,
     }
+
+
+def _read_cache(shard: Shard, columns: Columns, rows: Rows, views: list[str]) -> Iterator[Row]:
+    """Args:
+    views: columns of the view to take: its random numbers, then embeddings.
+    """
+    from_fields = bool(columns.label or columns.more_texts or columns.everything)
+    has_caption = columns.caption or columns.everything
+    names = [
+        "key",
+        "image",
+        "problem",
+        *(["caption"] if has_caption else []),
+        *(["json"] if from_fields else []),
+    ]
+    with fsspec.open(shard.path, "rb") as file:
+        for row in _picked_rows(pq.ParquetFile(file), [*names, *views], np.asarray(rows)):
+            fields = _json_fields(row.get("json") or b"")
+            draws, *embeddings = (row[name] for name in views) if views else (None,)
+            yield {
+                "key": row["key"],
+                "image": row["image"],
+                "caption": row.get("caption"),
+                "texts": texts_of([row.get("caption"), *(fields.get(name) for name in columns.more_texts)]),
+                "label": _label(fields, columns),
+                "fields": row.get("json") if columns.everything else None,
+                "draws": draws,
+                "embeddings": embeddings,
+                "problem": row["problem"],
+            }
 
 
 def _read_folder(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:

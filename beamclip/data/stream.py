@@ -12,9 +12,9 @@ import contextlib
 import queue
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, groupby, islice, tee
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard
 from beamclip.data.transforms import (
     AUGMENT_DRAWS,
     CROP_DRAWS,
+    DRAWS,
     AugmentConfig,
     load_training_image,
     sample_uniforms,
@@ -81,6 +82,8 @@ class Batch:
     """The pass over the data that each image belongs to."""
     position: Position
     """Of the stream after this batch."""
+    embeddings: tuple[Tensor, ...] = ()
+    """From a teacher cache: float16 [B, D] for each teacher, of the image as `draws` augments it."""
 
 
 def shuffled_rows(
@@ -195,7 +198,11 @@ def training_batches(
 
 
 def _uniforms(rows: list[Row], seed: int) -> list[NDArray[np.float32]]:
-    """The random numbers of each row, drawn at once for neighbours of one epoch."""
+    """The random numbers of each row: those that a cache replays, else drawn at once for an epoch's rows."""
+    kept = [row.get("draws") for row in rows]
+    if any(kept):
+        # A row that was lost has none, and needs none.
+        return [np.frombuffer(each or bytes(4 * DRAWS), "<f4") for each in kept]
     epochs = groupby(rows, key=itemgetter("epoch"))
     return [u for epoch, part in epochs for u in sample_uniforms(seed, epoch, [row["key"] for row in part])]
 
@@ -241,7 +248,29 @@ def _collate(
         keys=[row["key"] for row in rows],
         epochs=[row["epoch"] for row in rows],
         position=position,
+        embeddings=_cached_embeddings(rows),
     )
+
+
+def _cached_embeddings(rows: Sequence[Row]) -> tuple[Tensor, ...]:
+    of_teachers = zip(*(row.get("embeddings") or () for row in rows), strict=True)
+    # One copy for all rows; torch needs memory that it may write to.
+    return tuple(
+        torch.from_numpy(np.frombuffer(bytearray(b"".join(column)), "<f2").reshape(len(rows), -1))
+        for column in of_teachers
+    )
+
+
+def pinned(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """The batches in page-locked memory, from which a GPU copies beside its other work."""
+    with contextlib.closing(batches):
+        for batch in batches:
+            yield replace(
+                batch,
+                pixels=batch.pixels.pin_memory(),
+                draws=batch.draws.pin_memory(),
+                embeddings=tuple(tensor.pin_memory() for tensor in batch.embeddings),
+            )
 
 
 @contextlib.contextmanager

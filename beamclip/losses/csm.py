@@ -7,6 +7,8 @@ logit arrives. One such sweep yields the loss and its gradient, so the backward 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +71,56 @@ def csm_loss(
             return _plain_kl(scaled_student, scaled_teacher, anchors.detach().to(dtype))
         loss: Tensor = _StreamedKl.apply(scaled_student, scaled_teacher, anchors.detach(), chunk_size)
         return loss
+
+
+def csm_ensemble_loss(
+    student: Tensor,
+    anchors: Tensor,
+    teachers: Sequence[tuple[Tensor, Tensor]],
+    *,
+    tau_student: float,
+    tau_teacher: float,
+) -> Tensor:
+    """KL divergence between the mean of several teachers' similarity distributions and the student's.
+
+    Each teacher compares its own embeddings with its own anchors, so their widths may differ; averaged are
+    the distributions over the K anchors, p = mean_i softmax(teacher_i @ anchors_i.T / tau_teacher). The
+    gradient is that of the mean of the divergences from each teacher, by which MobileCLIP learns from an
+    ensemble (https://arxiv.org/abs/2311.17049). Memory is of the order B x K.
+
+    Args:
+        student: [B, D] unit embeddings; gradients flow here only.
+        anchors: [K, D], what the student is compared with.
+        teachers: of each, unit embeddings of the same pixels [B, D_i] and anchors [K, D_i], the same K texts.
+        tau_student, tau_teacher: softmax temperatures, > 0; smaller is sharper.
+
+    Returns:
+        Scalar, nats, mean over the batch.
+
+    Raises:
+        ValueError: there is no teacher, a temperature is not positive, or the shapes do not fit together.
+    """
+    if not teachers:
+        raise ValueError("no teachers: give at least one pair of embeddings and anchors.")
+    for embeddings, of_teacher in teachers:
+        _check(embeddings, embeddings, of_teacher, tau_student, tau_teacher, None)
+        if len(embeddings) != len(student) or len(of_teacher) != len(anchors):
+            raise ValueError(
+                f"a teacher has {len(embeddings)} embeddings and {len(of_teacher)} anchors, the student "
+                f"{len(student)} and {len(anchors)}: both must be of the same images and texts."
+            )
+    _check(student, student, anchors, tau_student, tau_teacher, None)
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    with torch.autocast(student.device.type, enabled=False):
+        log_p_student = F.log_softmax(student.to(dtype) @ anchors.to(dtype).T / tau_student, dim=1)
+        log_p_teachers = torch.stack(
+            [
+                F.log_softmax(embeddings.detach().to(dtype) @ of_teacher.to(dtype).T / tau_teacher, dim=1)
+                for embeddings, of_teacher in teachers
+            ]
+        )
+        log_p_mean = torch.logsumexp(log_p_teachers, dim=0) - math.log(len(teachers))
+        return F.kl_div(log_p_student, log_p_mean, log_target=True, reduction="batchmean")
 
 
 def _plain_kl(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:

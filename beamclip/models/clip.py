@@ -14,7 +14,7 @@ import open_clip
 import torch
 from open_clip import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from beamclip.errors import InputError
 from beamclip.models.msclip import build_msclip
@@ -28,6 +28,7 @@ __all__ = [
     "Preprocessing",
     "Tokenizer",
     "load_clip",
+    "load_text_tower",
     "new_clip",
     "normalise_pixels",
 ]
@@ -112,6 +113,21 @@ def load_clip(address: str) -> LoadedClip:
     if path.is_file():
         return _load_local(path.parent, path, address)
     raise InputError(_not_an_address(address))
+
+
+class _NoImageTower(nn.Module):
+    """In the place of an image tower that nobody needs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raises RuntimeError."""
+        raise RuntimeError("this model was loaded for texts alone.")
+
+
+def load_text_tower(address: str) -> LoadedClip:
+    """The same as load_clip, but that the model encodes texts alone: its image tower is not kept."""
+    clip = load_clip(address)
+    clip.model.visual = _NoImageTower()
+    return clip
 
 
 def new_clip(config: str | Path, seed: int, **replaced: Any) -> LoadedClip:

@@ -45,6 +45,10 @@ class Teacher(nn.Module):
         """Stay in eval mode: batch statistics of the student's data must not reach the teacher."""
         return super().train(False)
 
+    def compile_image_tower(self) -> None:
+        """Have torch compile the image tower at its next call."""
+        self.clip.visual.compile()
+
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, H] on the teacher's device -> float32 [B, D], unit length.

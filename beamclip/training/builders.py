@@ -22,28 +22,33 @@ from beamclip.losses.psd import PsdConfig
 class DistillationBuilder:
     """Builds training.method.Distillation."""
 
-    teacher: Any
-    """Reference to a LoadedClip."""
+    teachers: tuple[Any, ...]
+    """References to LoadedClips; none where the batches bring the embeddings."""
     student: Any
     """Reference to a LoadedClip."""
     anchors: Any
-    """Reference to Anchors."""
+    """Reference to a list of Anchors, one for each teacher."""
     teacher_precision: Literal["auto", "fp32", "bf16"]
     csm: CsmConfig
     feature: FeatureConfig
     augmentation: AugmentConfig
+    compile: bool
+    """Whether torch compiles the teachers."""
 
     def __call__(self, device: torch.device) -> nn.Module:
-        """The method, its teacher on `device` already."""
+        """The method, its teachers on `device` already."""
         from beamclip.models.teacher import Teacher
         from beamclip.training.method import Distillation
-        from beamclip.training.optim import autocast_dtype
+        from beamclip.training.optim import teacher_precision
 
-        dtype = autocast_dtype(self.teacher_precision, device)
-        teacher = Teacher(ray.get(self.teacher), "fp32" if dtype is None else "bf16").to(device)
+        precision = teacher_precision(self.teacher_precision, device)
+        teachers = [Teacher(ray.get(each), precision).to(device) for each in self.teachers]
+        if self.compile:
+            for teacher in teachers:
+                teacher.compile_image_tower()
         return Distillation(
             ray.get(self.student),
-            teacher.encode_image,
+            [teacher.encode_image for teacher in teachers],
             ray.get(self.anchors),
             csm=self.csm,
             feature=self.feature,

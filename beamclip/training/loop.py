@@ -126,6 +126,8 @@ class Training:
         self.step = 0
         if config.grad_checkpointing:
             self.bare.set_grad_checkpointing()  # type: ignore[operator]
+        if config.compile:
+            self.bare.compile_networks()  # type: ignore[operator]
         self.optimizer = build_optimizer(method, config)
         self.dtype = autocast_dtype(config.precision, device)
         self.ema = _averaged(self.bare, config.ema_decay) if config.ema_decay else None
@@ -256,7 +258,26 @@ def batch_to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
     pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.draws))
-    return replace(batch, pixels=pixels, draws=draws)
+    embeddings = tuple(tensor.to(device, non_blocking=True) for tensor in batch.embeddings)
+    return replace(batch, pixels=pixels, draws=draws, embeddings=embeddings)
+
+
+def on_gpu(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a GPU, copied on a stream of their own.
+
+    The host queues a step and asks for the next batch while the GPU computes, so that a copy from pinned
+    memory takes place beside the step before it.
+    """
+    side = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(side):
+            moved = batch_to_device(batch, device)
+        main = torch.cuda.current_stream(device)
+        main.wait_stream(side)
+        for tensor in (moved.pixels, moved.draws, *moved.embeddings):
+            # Its memory must not go to the next copy before the step is through with it.
+            tensor.record_stream(main)
+        yield moved
 
 
 def run_loop(
@@ -272,6 +293,8 @@ def run_loop(
     """
     record: dict[str, float] = {}
     window = Window(training.device)
+    if training.device.type == "cuda":
+        batches = on_gpu(batches, training.device)
     while training.step < training.total_steps:
         micro = [window.timed(batches) for _ in range(training.config.accumulation)]
         norm, metrics = training.advance(micro)

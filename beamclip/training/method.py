@@ -5,7 +5,7 @@ dict, which every checkpoint holds, has no other teacher in it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from beamclip.data.stream import Batch
 from beamclip.data.transforms import AugmentConfig, augment
 from beamclip.losses.contrastive import Objective, clip_loss
-from beamclip.losses.csm import CsmConfig, csm_loss
+from beamclip.losses.csm import CsmConfig, csm_ensemble_loss, csm_loss
 from beamclip.losses.feature import FeatureConfig, feature_loss
 from beamclip.losses.psd import PsdConfig, psd_loss, psd_share
 from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE, sigmoid_loss
@@ -31,29 +31,35 @@ MAX_LOGIT_SCALE = 100.0
 class Distillation(nn.Module):
     """Transfer from a teacher's image tower, by similarities to text anchors (BeamCLIP, arXiv 2301.02903).
 
-    Images are all it needs: the anchors stand for the text side.
+    Images are all it needs: the anchors stand for the text side. Of several teachers, the distributions over
+    the anchors are averaged; the student lives in the first one's space.
     """
 
     def __init__(
         self,
         student: LoadedClip,
-        embed: Callable[[Tensor], Tensor],
-        anchors: Anchors,
+        teachers: Sequence[Callable[[Tensor], Tensor]],
+        anchors: Sequence[Anchors],
         *,
         csm: CsmConfig,
         feature: FeatureConfig,
         augmentation: AugmentConfig,
     ) -> None:
         """Args:
-        embed: the frozen teacher, uint8 [B, 3, H, W] -> unit float32 [B, D]; no submodule, but a function.
+        teachers: the frozen image towers, uint8 [B, 3, H, W] -> unit float32 [B, D]; no submodules, but
+            functions. Without any, the batches bring the embeddings.
+        anchors: of each teacher, or of each whose embeddings a batch brings, of the same texts.
         """
         super().__init__()
         self.visual = student.model.visual
         self.anchors: Tensor
-        self.register_buffer("anchors", anchors.embeddings, persistent=False)
+        for index, of_teacher in enumerate(anchors):
+            name = "anchors" if index == 0 else f"anchors_{index}"
+            self.register_buffer(name, of_teacher.embeddings, persistent=False)
+        self.num_teachers = len(anchors)
         self.student = student.preprocessing
         # A deep copy, such as the moving average of the weights, takes a bound method's object along.
-        self.embed = lambda pixels: embed(pixels)
+        self.teachers = [lambda pixels, embed=embed: embed(pixels) for embed in teachers]
         self.csm = csm
         self.feature = feature
         self.augmentation = augmentation
@@ -62,28 +68,41 @@ class Distillation(nn.Module):
         """Keep no activations within the student's blocks or stages, where its network knows how."""
         self.visual.set_grad_checkpointing()
 
+    def compile_networks(self) -> None:
+        """Have torch compile the student at its next call."""
+        self.visual.compile()
+
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The weighted loss of one batch and its terms, each a scalar tensor."""
         pixels = augment(batch.pixels, batch.draws, self.augmentation)
-        with torch.no_grad():
-            teacher = self.embed(pixels)
-        student = F.normalize(self.visual(normalise_pixels(pixels, self.student)).float(), dim=-1)
-        metrics = {"teacher_cosine": (student * teacher).sum(dim=-1).mean()}
+        embedded = self._embedded(pixels, batch)
+        images = normalise_pixels(pixels, self.student, channels_last=True)
+        student = F.normalize(self.visual(images).float(), dim=-1)
+        metrics = {"teacher_cosine": (student * embedded[0]).sum(dim=-1).mean()}
         terms = []
         if self.csm.csm_weight:
-            metrics["loss/csm"] = csm_loss(
-                student,
-                teacher,
-                self.anchors,
-                tau_student=self.csm.tau_student,
-                tau_teacher=self.csm.tau_teacher,
-                chunk_size=self.csm.anchor_chunk,
-            )
+            metrics["loss/csm"] = self._csm(student, embedded)
             terms.append(self.csm.csm_weight * metrics["loss/csm"])
         if self.feature.feature_weight:
-            metrics["loss/feature"] = feature_loss(student, teacher, self.feature.feature_kind)
+            metrics["loss/feature"] = feature_loss(student, embedded[0], self.feature.feature_kind)
             terms.append(self.feature.feature_weight * metrics["loss/feature"])
         return torch.stack(terms).sum(), {name: value.detach() for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def _embedded(self, pixels: Tensor, batch: Batch) -> list[Tensor]:
+        """Unit float32 [B, D] of each teacher."""
+        if self.teachers:
+            return [embed(pixels) for embed in self.teachers]
+        # Rounding to half precision leaves the length off by 1e-4.
+        return [F.normalize(embeddings.float(), dim=-1) for embeddings in batch.embeddings]
+
+    def _csm(self, student: Tensor, embedded: list[Tensor]) -> Tensor:
+        taus = {"tau_student": self.csm.tau_student, "tau_teacher": self.csm.tau_teacher}
+        if self.num_teachers == 1:
+            return csm_loss(student, embedded[0], self.anchors, **taus, chunk_size=self.csm.anchor_chunk)
+        names = ["anchors", *(f"anchors_{index}" for index in range(1, self.num_teachers))]
+        teachers = [(each, getattr(self, name)) for each, name in zip(embedded, names, strict=True)]
+        return csm_ensemble_loss(student, self.anchors, teachers, **taus)
 
 
 def initial_logits(objective: Objective) -> dict[str, float]:
@@ -129,6 +148,12 @@ class ImageTextPretraining(nn.Module):
     def set_grad_checkpointing(self) -> None:
         """Keep no activations within the towers' blocks or stages, where their networks know how."""
         self.clip.set_grad_checkpointing()
+
+    def compile_networks(self) -> None:
+        """Have torch compile both towers at their next calls."""
+        self.clip.visual.compile()
+        # open_clip's first kind of model has no module for its whole text tower.
+        (self.clip.text if hasattr(self.clip, "text") else self.clip.transformer).compile()
 
     def begin_step(self, step: int, total_steps: int) -> None:
         """Bring what depends on the step up to date: the self-distilled share, and the moving average."""

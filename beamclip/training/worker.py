@@ -30,7 +30,7 @@ from beamclip.data.position import (
     to_plain,
 )
 from beamclip.data.shards import Columns, Shard, fingerprint
-from beamclip.data.stream import Batch, StreamConfig, prefetched, shuffled_rows, training_batches
+from beamclip.data.stream import Batch, StreamConfig, pinned, prefetched, shuffled_rows, training_batches
 from beamclip.data.transforms import AugmentConfig
 from beamclip.training.checkpoint import (
     CheckpointError,
@@ -206,7 +206,7 @@ def _training(plan: Plan, rank: int) -> Training:
 
 def _batches(plan: Plan, position: DataPosition, rank: int, world_size: int) -> Any:
     stream = plan.stream
-    return training_batches(
+    batches = training_batches(
         shuffled_rows(plan.shards, plan.columns, position, rank),
         batch_size=stream.batch_size // world_size // plan.optim.accumulation,
         image_size=plan.image_size,
@@ -216,6 +216,7 @@ def _batches(plan: Plan, position: DataPosition, rank: int, world_size: int) -> 
         start=position.ranks[rank],
         threads=stream.decode_threads,
     )
+    return pinned(batches) if ray.train.torch.get_device().type == "cuda" else batches
 
 
 def _writer(plan: Plan, world_size: int) -> CheckpointWriter:

@@ -38,8 +38,8 @@ def distillation(config: str) -> Distillation:
     embeddings = torch.randn(ANCHORS, 16, generator=torch.Generator().manual_seed(2))
     return Distillation(
         new_clip(config, seed=1),
-        Teacher(new_clip(config, seed=0)).encode_image,
-        Anchors(F.normalize(embeddings, dim=1), torch.arange(ANCHORS)),
+        [Teacher(new_clip(config, seed=0)).encode_image],
+        [Anchors(F.normalize(embeddings, dim=1), torch.arange(ANCHORS))],
         csm=CsmConfig(tau_teacher=0.1, tau_student=0.2),
         feature=FeatureConfig(feature_weight=0.5),
         augmentation=MILD,

@@ -63,8 +63,8 @@ class DistillationBuilder:
         embeddings = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
         method = Distillation(
             new_clip(self.config, seed=1),
-            Teacher(new_clip(self.config, seed=0)).to(device).encode_image,
-            Anchors(F.normalize(embeddings, dim=1), torch.arange(8)),
+            [Teacher(new_clip(self.config, seed=0)).to(device).encode_image],
+            [Anchors(F.normalize(embeddings, dim=1), torch.arange(8))],
             csm=CsmConfig(tau_teacher=0.1, tau_student=0.1),
             feature=FeatureConfig(feature_weight=1.0),
             augmentation=AugmentConfig(),

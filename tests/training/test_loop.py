@@ -74,8 +74,8 @@ def distill(config: Path) -> Distillation:
     embeddings = torch.randn(6, 16, generator=torch.Generator().manual_seed(2))
     return Distillation(
         new_clip(config, seed=1),
-        Teacher(new_clip(config, seed=0)).encode_image,
-        Anchors(F.normalize(embeddings, dim=1), torch.arange(6)),
+        [Teacher(new_clip(config, seed=0)).encode_image],
+        [Anchors(F.normalize(embeddings, dim=1), torch.arange(6))],
         csm=CsmConfig(),
         feature=FeatureConfig(feature_weight=1.0),
         augmentation=AugmentConfig(),

@@ -56,8 +56,8 @@ def distill(
 ) -> Distillation:
     return Distillation(
         student,
-        embed,
-        random_anchors(6, student.embed_dim),
+        [embed],
+        [random_anchors(6, student.embed_dim)],
         csm=CsmConfig(tau_teacher=0.1, tau_student=0.2, csm_weight=3.0),
         feature=FeatureConfig(feature_weight=0.5),
         augmentation=augmentation,

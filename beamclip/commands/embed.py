@@ -1,0 +1,351 @@
+"""Build a teacher cache from shards."""
+
+import logging
+import posixpath
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import ray
+import ray.data
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from beamclip.cluster import check_resources, ray_session
+from beamclip.commands.console import ProgressLine, clock, count, stage
+from beamclip.commands.run_dir import CONFIG_FILE
+from beamclip.config import EmbedConfig, plain
+from beamclip.data.cache import (
+    CACHE_FILE,
+    CachedTeacher,
+    CacheError,
+    CacheManifest,
+    differences,
+    is_cache,
+    read_manifest,
+    skipped_in,
+    write_manifest,
+)
+from beamclip.data.shards import STATS_SUFFIX, Shard, fingerprint, list_shards
+from beamclip.data.transforms import DRAWS
+from beamclip.errors import InputError
+from beamclip.models.clip import LoadedClip, load_clip
+from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, write_summary
+from beamclip.training.channel import Channel
+from beamclip.training.checkpoint import check_writable
+from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
+from beamclip.training.optim import teacher_precision
+from beamclip.training.worker import in_one_line
+
+LEAST_COSINE = 0.999
+"""Between a cached embedding and the same one computed again: bf16 in other batches differs by less."""
+DISTILL_CONFIG = "distill.yaml"
+MOST_BLOCKS = 2000
+"""Of the list of shards; more would only burden Ray."""
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be embedded, by whom, and what of it is done already."""
+
+    shards: list[Shard]
+    teachers: list[LoadedClip]
+    out: str
+    done: frozenset[str]
+    """Names of the shards that the cache holds."""
+
+    @property
+    def todo(self) -> list[Shard]:
+        """Shards that the cache lacks."""
+        return [shard for shard in self.shards if _name(shard) not in self.done]
+
+
+def embed(config: EmbedConfig) -> Summary:
+    """Build a teacher cache, or finish one, and verify it.
+
+    Raises:
+        InputError: something that was given cannot be used.
+        CacheError: a shard could not be embedded, or the finished cache is not what it should be.
+    """
+    began = time.perf_counter()
+    source = _load(config)
+    todo = sum(shard.samples for shard in source.todo)
+    stage(
+        "shards", f"{count(len(source.shards), 'file')}, {count(_samples(source), 'image')}", _before(source)
+    )
+    with ray_session():
+        check_resources(config.workers)
+        manifest = _agreed_manifest(config, source)
+        job = _job(config, source, manifest)
+        reference = ray.put(job)
+        seconds = _build(config, source, job, reference) if source.todo else 0.0
+        cosines = _verified(config, reference)
+    manifest = replace(manifest, samples=_samples(source), skipped=skipped_in(source.out))
+    write_manifest(source.out, manifest)
+    views = todo * config.augmentations
+    summary = Summary(
+        command="embed",
+        status="finished",
+        wall_seconds=time.perf_counter() - began,
+        images=views,
+        images_per_second=views / seconds if seconds else None,
+        metrics={"cosine_min": float(cosines.min()), "cosine_mean": float(cosines.mean())}
+        if len(cosines)
+        else {},
+        counts=Counts(
+            attempted=_samples(source),
+            succeeded=_samples(source) - sum(manifest.skipped.values()),
+            skipped=manifest.skipped,
+        ),
+        paths={"cache": source.out},
+        stages={"embedding_seconds": seconds, "bytes_per_sample": _bytes(source.out) / _samples(source)},
+    )
+    _leave(config, source.out, summary)
+    _show(source.out, summary)
+    return summary
+
+
+def _load(config: EmbedConfig) -> Source:
+    given = {"--data": config.data, "--teacher": config.teacher, "--out": config.out}
+    missing = [flag for flag, value in given.items() if value is None]
+    if config.data is None or config.teacher is None or config.out is None:
+        raise InputError(f"{', '.join(missing)} missing. --help lists all options.")
+    if config.min_workers > config.workers.num_workers:
+        raise InputError(
+            f"--min-workers {config.min_workers} is more than --num-workers {config.workers.num_workers}."
+        )
+    out = config.out if "://" in config.out else str(Path(config.out).resolve())
+    shards = list_shards(config.data)
+    check_writable(out)
+    fs, root = fsspec.core.url_to_fs(out)
+    names = {posixpath.basename(path) for path in fs.ls(root, detail=False)}
+    done = frozenset(name.removesuffix(STATS_SUFFIX) for name in names if name.endswith(STATS_SUFFIX))
+    if done and CACHE_FILE not in names:
+        raise InputError(f"--out {config.out}: holds shards that are no teacher cache. Give another folder.")
+    teachers = [load_clip(address) for address in (config.teacher, *config.more_teachers)]
+    return Source(shards, teachers, out, done)
+
+
+def _name(shard: Shard) -> str:
+    return posixpath.splitext(posixpath.basename(shard.path))[0]
+
+
+def _samples(source: Source) -> int:
+    return sum(shard.samples for shard in source.shards)
+
+
+def _before(source: Source) -> str:
+    return f"{len(source.shards) - len(source.todo)} embedded before" if source.done else ""
+
+
+def _agreed_manifest(config: EmbedConfig, source: Source) -> CacheManifest:
+    """What the cache will be, which agrees with what is there of it.
+
+    Raises:
+        InputError: with each option that is another one there.
+    """
+    precision = _precision(config)
+    manifest = CacheManifest(
+        teachers=tuple(
+            CachedTeacher(clip.address, clip.fingerprint, clip.embed_dim, precision, clip.preprocess_cfg)
+            for clip in source.teachers
+        ),
+        image_size=config.image_size or max(clip.image_size for clip in source.teachers),
+        augmentations=config.augmentations,
+        augmentation=asdict(config.augmentation),
+        draws=DRAWS,
+        seed=config.seed,
+        captions=config.captions,
+        source=str(config.data),
+        source_fingerprint=fingerprint(source.shards),
+        versions=library_versions(),
+    )
+    if is_cache(source.out):
+        differing = differences(read_manifest(source.out), manifest)
+        if differing:
+            raise InputError(
+                f"{source.out}: a cache that was made otherwise: {'; '.join(differing)}. "
+                "Give the options that it was begun with, or another --out."
+            )
+    else:
+        write_manifest(source.out, manifest)
+    return manifest
+
+
+def _precision(config: EmbedConfig) -> str:
+    if not config.workers.use_gpu:
+        return teacher_precision(config.teacher_precision, torch.device("cpu"))
+    # This machine may have no GPU.
+    asked = ray.remote(num_gpus=1, num_cpus=0)(teacher_precision)
+    precision: str = ray.get(asked.remote(config.teacher_precision, torch.device("cuda")))
+    return precision
+
+
+def _job(config: EmbedConfig, source: Source, manifest: CacheManifest) -> EmbeddingJob:
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    on_each = -(-config.workers.num_workers // max(1, nodes))
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, nodes))
+    return EmbeddingJob(
+        teachers=tuple(ray.put(clip) for clip in source.teachers),
+        manifest=manifest,
+        out=source.out,
+        batch_size=config.embed_batch,
+        decode_threads=config.decode_threads,
+        threads=config.workers.threads_per_worker or max(1, cpus // on_each),
+        device="cuda" if config.workers.use_gpu else "cpu",
+        compile=config.compile,
+        channel=Channel.remote(),  # type: ignore[attr-defined]
+    )
+
+
+def _build(config: EmbedConfig, source: Source, job: EmbeddingJob, reference: Any) -> float:
+    """Embed the shards that are missing; gives the seconds from the first batch to the last."""
+    workers, lost = config.workers, config.workers.max_failures
+    # The executor logs every start and end at INFO to the terminal of whoever runs it.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    names = ", ".join(clip.address for clip in source.teachers)
+    views = f"{count(config.augmentations, 'view')} each, {job.manifest.image_size} px"
+    stage("embedding", f"{names}: {views}", f"{job.manifest.teachers[0].precision}")
+    items = [{"shard": asdict(shard), "name": _name(shard)} for shard in source.todo]
+    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
+    dataset.context.enable_progress_bars = False
+    embedded = dataset.map_batches(
+        ShardEmbedder,
+        # The list keeps Ray Data from replacing the reference by its value in every task.
+        fn_constructor_args=([reference],),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(config.min_workers, len(items)), max_size=min(workers.num_workers, len(items))
+        ),
+        num_cpus=workers.cpus_per_worker,
+        num_gpus=1 if workers.use_gpu else 0,
+        ray_remote_args_fn=lambda: {"max_restarts": lost, "max_task_retries": lost},
+    )
+    progress = _Progress(job.channel, sum(shard.samples for shard in source.todo))
+    try:
+        with progress:
+            for _ in embedded.iter_batches(batch_size=None):
+                pass
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what is embedded is kept; the same command goes on") from None
+    except ray.exceptions.RayError as error:
+        raise CacheError(in_one_line(error)) from error
+    return progress.seconds
+
+
+class _Progress:
+    """Shows what the actors tell, from a thread: the main one waits for the shards, and hears of Ctrl-C."""
+
+    def __init__(self, channel: Any, samples: int) -> None:
+        self.channel = channel
+        self.samples = samples
+        self.embedded = 0
+        self.first = self.last = 0.0
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="beamclip-progress", daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the first shard that was told of to the last batch."""
+        return self.last - self.first
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        line = ProgressLine()
+        ended = False
+        while not ended:
+            ended = self.ended.wait(SECONDS_BETWEEN_LOOKS)
+            for record in ray.get(self.channel.take.remote()):
+                self._hear(record)
+            if self.embedded:
+                line.show(self._text(), last=ended)
+        line.close()
+
+    def _hear(self, record: dict[str, Any]) -> None:
+        self.first = min(self.first or record["time"], record["time"])
+        self.last = max(self.last, record["time"])
+        self.embedded += record["embedded"]
+
+    def _text(self) -> str:
+        rate = self.embedded / max(1e-9, self.seconds)
+        left = (self.samples - self.embedded) / rate
+        return f"{self.embedded:,}/{self.samples:,} images  {rate:,.0f} img/s  eta {clock(max(0.0, left))}"
+
+
+def _verified(config: EmbedConfig, reference: Any) -> NDArray[np.float32]:
+    """Cosines of what is kept and what the teachers say now; none where nobody asked for it.
+
+    Raises:
+        CacheError: they differ.
+    """
+    if config.verify == 0:
+        return np.zeros((0, 1), np.float32)
+    use_gpu = config.workers.use_gpu
+    task = ray.remote(num_cpus=0, num_gpus=1 if use_gpu else 0)(verify_cache)
+    try:
+        cosines: NDArray[np.float32] = ray.get(task.remote([reference], config.verify))
+    except ray.exceptions.RayError as error:
+        raise CacheError(in_one_line(error)) from error
+    if len(cosines):
+        least, mean = float(cosines.min()), float(cosines.mean())
+        stage(
+            "verified",
+            f"{count(len(cosines), 'image')} embedded anew",
+            f"cosine {mean:.5f}, least {least:.5f}",
+        )
+        if least < LEAST_COSINE:
+            raise CacheError(
+                f"--verify {config.verify}: {int((cosines < LEAST_COSINE).any(axis=1).sum())} of "
+                f"{len(cosines)} embeddings differ from those that the teacher gives now (least cosine "
+                f"{least:.4f}). Remove the cache's folder and build it anew."
+            )
+    return cosines
+
+
+def _bytes(address: str) -> int:
+    fs, root = fsspec.core.url_to_fs(address)
+    return int(sum(fs.size(path) for path in fs.glob(posixpath.join(root, "*.parquet"))))
+
+
+def _leave(config: EmbedConfig, out: str, summary: Summary) -> None:
+    """Leave options and summary in the cache, and the options of a distillation that fits it."""
+    fitting = {
+        "data": out,
+        "teacher": _absolute(str(config.teacher)),
+        "more_teachers": [_absolute(address) for address in config.more_teachers],
+        "augmentation": asdict(config.augmentation),
+    }
+    fs, root = fsspec.core.url_to_fs(out)
+    for name, content in ((CONFIG_FILE, plain(config)), (DISTILL_CONFIG, fitting)):
+        fs.pipe_file(posixpath.join(root, name), yaml.safe_dump(content, sort_keys=False).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        fs.put_file(str(write_summary(Path(folder), summary)), posixpath.join(root, SUMMARY_FILE))
+
+
+def _absolute(address: str) -> str:
+    path = Path(address).expanduser()
+    return str(path.resolve()) if path.exists() else address
+
+
+def _show(out: str, summary: Summary) -> None:
+    for reason, number in sorted(summary.counts.skipped.items()):
+        stage("skipped", f"{number:,} {reason}")
+    size = summary.stages["bytes_per_sample"]
+    stage("cache", f"{count(summary.counts.attempted, 'image')}, {size / 1000:,.1f} kB each", out)
+    if "://" not in out:
+        print(
+            f"python pipelines/distill.py --config {out}/{DISTILL_CONFIG} --student resnet18 --classes FILE"
+        )

@@ -1,0 +1,256 @@
+"""What builds a teacher cache: actors that turn shards of images into shards of images with embeddings.
+
+An actor handles one shard at a time from its first row to its last, so that embeddings are beside the images
+that they were computed from by construction, and a shard that is lost with its node is done anew as a whole.
+"""
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beamclip.data.cache import (
+    CachedViews,
+    CacheManifest,
+    cache_schema,
+    caption_column,
+    draws_column,
+    embedding_column,
+    write_cache_shard,
+)
+from beamclip.data.captions import CaptionConfig
+from beamclip.data.position import Position
+from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_shards
+from beamclip.data.stream import training_batches
+from beamclip.data.transforms import (
+    AUGMENT_DRAWS,
+    CROP_DRAWS,
+    AugmentConfig,
+    augment,
+    load_training_image,
+    sample_uniforms,
+)
+from beamclip.models.teacher import Teacher
+from beamclip.training.process import prepare_process
+
+Views = NDArray[np.uint8]
+"""[K, H, W, 3], the crops of one image."""
+
+_Decoded = tuple[list[Row], NDArray[np.float32], list[Views | None]]
+
+
+@dataclass(frozen=True)
+class EmbeddingJob:
+    """Everything an actor needs, of plain data and references."""
+
+    teachers: tuple[Any, ...]
+    """References to LoadedClips."""
+    manifest: CacheManifest
+    out: str
+    """Address of the cache."""
+    batch_size: int
+    """Views that are encoded at a time."""
+    decode_threads: int
+    threads: int
+    """Of torch."""
+    device: str
+    compile: bool
+    channel: Any
+    """Handle of a Channel, which hears of every batch."""
+
+
+class ShardEmbedder:
+    """Source shards in, shards of the cache out; built once in each process that embeds."""
+
+    def __init__(self, references: list[Any]) -> None:
+        """references: to one EmbeddingJob, in a list, so that Ray does not unpack it."""
+        job: EmbeddingJob = ray.get(references[0])
+        prepare_process(job.threads, job.manifest.seed)
+        self.job = job
+        self.manifest = job.manifest
+        self.augmentation = AugmentConfig(**job.manifest.augmentation)
+        self.teachers = [
+            Teacher(ray.get(reference), cached.precision).to(job.device)  # type: ignore[arg-type]
+            for reference, cached in zip(job.teachers, job.manifest.teachers, strict=True)
+        ]
+        if job.compile:
+            for teacher in self.teachers:
+                teacher.compile_image_tower()
+        self.pool = ThreadPoolExecutor(job.decode_threads)
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Embed the shards of a batch; gives their names back when they are done."""
+        for shard, name in zip(batch["shard"].tolist(), batch["name"].tolist(), strict=True):
+            write_cache_shard(self.job.out, name, self.tables(Shard(**shard)), self.manifest)
+        return {"name": batch["name"]}
+
+    def tables(self, shard: Shard) -> Iterator[pa.Table]:
+        """The rows of a shard, in order, with what the cache adds to them."""
+        self.job.channel.put.remote({"embedded": 0, "time": time.time()})
+        for rows, draws, views in self._decoded(shard):
+            lost = [
+                row["problem"] or (CORRUPT_IMAGE if each is None else None)
+                for row, each in zip(rows, views, strict=True)
+            ]
+            good = [index for index, problem in enumerate(lost) if problem is None]
+            embeddings = self._embed([each for each in views if each is not None], draws[good])
+            captions = self._embed_captions(rows) if self.manifest.captions else []
+            yield self._table(rows, lost, good, draws, embeddings, captions)
+            self.job.channel.put.remote({"embedded": len(rows), "time": time.time()})
+
+    def _decoded(self, shard: Shard) -> Iterator[_Decoded]:
+        """Rows, their random numbers [rows, K, DRAWS] and their crops, one batch ahead of the teacher."""
+        rows = iterate_rows(shard, Columns(everything=True), range(shard.samples))
+        views = range(self.manifest.augmentations)
+        size = max(1, self.job.batch_size // len(views))
+        ahead: deque[tuple[list[Row], NDArray[np.float32], list[Future[Views | None]]]] = deque()
+        while taken := list(islice(rows, size)):
+            keys = [row["key"] for row in taken]
+            # Those of the first epochs of a training without a cache.
+            draws = np.stack([sample_uniforms(self.manifest.seed, view, keys) for view in views], axis=1)
+            futures = [self.pool.submit(self._load, row, own) for row, own in zip(taken, draws, strict=True)]
+            ahead.append((taken, draws, futures))
+            if len(ahead) > 1:
+                yield _resolved(*ahead.popleft())
+        while ahead:
+            yield _resolved(*ahead.popleft())
+
+    def _load(self, row: Row, draws: NDArray[np.float32]) -> Views | None:
+        if row["problem"]:
+            return None
+        try:
+            size = self.manifest.image_size
+            return np.stack(
+                [load_training_image(row["image"], view, size, self.augmentation) for view in draws]
+            )
+        except ValueError:
+            return None
+
+    @torch.no_grad()
+    def _embed(self, views: list[Views], draws: NDArray[np.float32]) -> list[NDArray[np.float16]]:
+        """Of each teacher, float16 [rows, K, D]."""
+        if not views:
+            return [
+                np.zeros((0, self.manifest.augmentations, teacher.embed_dim), np.float16)
+                for teacher in self.manifest.teachers
+            ]
+        pixels = torch.from_numpy(np.stack(views)).flatten(0, 1).permute(0, 3, 1, 2).contiguous()
+        numbers = torch.from_numpy(draws).flatten(0, 1)[:, CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS]
+        device = self.job.device
+        augmented = augment(pixels.to(device), numbers.contiguous().to(device), self.augmentation)
+        shape = (len(views), self.manifest.augmentations, -1)
+        return [_half(teacher.encode_image(augmented)).reshape(shape) for teacher in self.teachers]
+
+    def _embed_captions(self, rows: list[Row]) -> list[list[bytes | None]]:
+        """Of each teacher, float16 [D] for each row; None without a caption."""
+        captions = [row.get("caption") for row in rows]
+        distinct = list(dict.fromkeys(caption for caption in captions if caption))
+        if not distinct:
+            return [[None] * len(rows) for _ in self.teachers]
+        columns = []
+        for teacher in self.teachers:
+            encoded = dict(zip(distinct, _half(teacher.encode_text(distinct)), strict=True))
+            columns.append([encoded[text].tobytes() if text else None for text in captions])
+        return columns
+
+    def _table(
+        self,
+        rows: list[Row],
+        lost: list[str | None],
+        good: list[int],
+        draws: NDArray[np.float32],
+        embeddings: list[NDArray[np.float16]],
+        captions: list[list[bytes | None]],
+    ) -> pa.Table:
+        columns: dict[str, list[Any]] = {
+            "key": [row["key"] for row in rows],
+            "caption": [row.get("caption") for row in rows],
+            "json": [row.get("fields") for row in rows],
+            "problem": lost,
+            "image": [None if problem else row["image"] for row, problem in zip(rows, lost, strict=True)],
+        }
+        for view in range(self.manifest.augmentations):
+            columns[draws_column(view)] = _spread(draws[good, view], good, len(rows))
+            for index, of_teacher in enumerate(embeddings):
+                columns[embedding_column(index, view)] = _spread(of_teacher[:, view], good, len(rows))
+        for index, column in enumerate(captions):
+            columns[caption_column(index)] = column
+        return pa.Table.from_pydict(columns, cache_schema(self.manifest))
+
+
+def _resolved(rows: list[Row], draws: NDArray[np.float32], futures: "list[Future[Views | None]]") -> _Decoded:
+    return rows, draws, [future.result() for future in futures]
+
+
+def _half(embeddings: Tensor) -> NDArray[np.float16]:
+    return embeddings.half().cpu().numpy().astype("<f2", copy=False)
+
+
+def _spread(values: NDArray[Any], places: list[int], rows: int) -> list[bytes | None]:
+    """The bytes of each value at its row, None elsewhere."""
+    column: list[bytes | None] = [None] * rows
+    for place, value in zip(places, values, strict=True):
+        column[place] = value.tobytes()
+    return column
+
+
+def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
+    """Replay views of a cache as training does, run the teachers on them, and compare.
+
+    Args:
+        references: see ShardEmbedder.
+        samples: rows to take, at even distances, each in one of its views; fewer where some have none.
+
+    Returns:
+        float32 [rows, teachers], cosines of cached and computed embeddings.
+    """
+    embedder = ShardEmbedder(references)
+    job, manifest = embedder.job, embedder.manifest
+    rows = _views_at_even_distances(list_shards(job.out), manifest, samples)
+    if not rows:
+        return np.zeros((0, len(manifest.teachers)), np.float32)
+    batches = training_batches(
+        (row for row in cycle(rows)),
+        batch_size=min(len(rows), job.batch_size),
+        image_size=manifest.image_size,
+        augment=embedder.augmentation,
+        captions=CaptionConfig(),
+        seed=manifest.seed,
+        start=Position(),
+        threads=job.decode_threads,
+    )
+    cosines = []
+    with contextlib.closing(batches):
+        for batch in islice(batches, -(-len(rows) // job.batch_size)):
+            pixels = augment(batch.pixels.to(job.device), batch.draws.to(job.device), embedder.augmentation)
+            cosines.append(
+                [
+                    F.cosine_similarity(teacher.encode_image(pixels).cpu(), cached.float()).numpy()
+                    for teacher, cached in zip(embedder.teachers, batch.embeddings, strict=True)
+                ]
+            )
+    return np.concatenate(cosines, axis=1).T
+
+
+def _views_at_even_distances(shards: list[Shard], manifest: CacheManifest, samples: int) -> list[Row]:
+    ends = np.cumsum([shard.samples for shard in shards])
+    views = CachedViews(tuple(range(len(manifest.teachers))), manifest.augmentations)
+    chosen = []
+    for turn, place in enumerate(np.unique(np.linspace(0, ends[-1] - 1, samples).astype(np.int64)).tolist()):
+        shard = int(np.searchsorted(ends, place, "right"))
+        number = place - int(ends[shard]) + shards[shard].samples
+        found = iterate_rows(shards[shard], Columns(views=views), range(number, number + 1), epoch=turn)
+        chosen += [row for row in found if row["problem"] is None]
+    return chosen
