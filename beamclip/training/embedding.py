@@ -67,17 +67,38 @@ class EmbeddingJob:
     """Of torch."""
     device: str
     compile: bool
-    channel: Any
-    """Handle of a Channel, which hears of every batch."""
+
+
+@ray.remote(num_cpus=0)
+class JobBoard:
+    """Gives the actors their job, and gathers what they tell of it."""
+
+    def __init__(self, job: EmbeddingJob) -> None:
+        self._job = job
+        self._records: list[dict[str, Any]] = []
+
+    def job(self) -> EmbeddingJob:
+        """What is to be done."""
+        return self._job
+
+    def put(self, record: dict[str, Any]) -> None:
+        """Add a record."""
+        self._records.append(record)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All records since the last call, in order."""
+        records, self._records = self._records, []
+        return records
 
 
 class ShardEmbedder:
     """Source shards in, shards of the cache out; built once in each process that embeds."""
 
-    def __init__(self, references: list[Any]) -> None:
-        """references: to one EmbeddingJob, in a list, so that Ray does not unpack it."""
-        job: EmbeddingJob = ray.get(references[0])
+    def __init__(self, board: Any) -> None:
+        """board: handle of a JobBoard."""
+        job: EmbeddingJob = ray.get(board.job.remote())
         prepare_process(job.threads, job.manifest.seed)
+        self.board = board
         self.job = job
         self.manifest = job.manifest
         self.augmentation = AugmentConfig(**job.manifest.augmentation)
@@ -98,7 +119,7 @@ class ShardEmbedder:
 
     def tables(self, shard: Shard) -> Iterator[pa.Table]:
         """The rows of a shard, in order, with what the cache adds to them."""
-        self.job.channel.put.remote({"embedded": 0, "time": time.time()})
+        self.board.put.remote({"embedded": 0, "time": time.time()})
         for rows, draws, views in self._decoded(shard):
             lost = [
                 row["problem"] or (CORRUPT_IMAGE if each is None else None)
@@ -108,7 +129,7 @@ class ShardEmbedder:
             embeddings = self._embed([each for each in views if each is not None], draws[good])
             captions = self._embed_captions(rows) if self.manifest.captions else []
             yield self._table(rows, lost, good, draws, embeddings, captions)
-            self.job.channel.put.remote({"embedded": len(rows), "time": time.time()})
+            self.board.put.remote({"embedded": len(rows), "time": time.time()})
 
     def _decoded(self, shard: Shard) -> Iterator[_Decoded]:
         """Rows, their random numbers [rows, K, DRAWS] and their crops, one batch ahead of the teacher."""
@@ -206,17 +227,17 @@ def _spread(values: NDArray[Any], places: list[int], rows: int) -> list[bytes | 
     return column
 
 
-def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
+def verify_cache(board: Any, samples: int) -> NDArray[np.float32]:
     """Replay views of a cache as training does, run the teachers on them, and compare.
 
     Args:
-        references: see ShardEmbedder.
+        board: handle of a JobBoard.
         samples: rows to take, at even distances, each in one of its views; fewer where some have none.
 
     Returns:
         float32 [rows, teachers], cosines of cached and computed embeddings.
     """
-    embedder = ShardEmbedder(references)
+    embedder = ShardEmbedder(board)
     job, manifest = embedder.job, embedder.manifest
     rows = _views_at_even_distances(list_shards(job.out), manifest, samples)
     if not rows:

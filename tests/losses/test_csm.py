@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from beamclip.losses.csm import csm_loss
+from beamclip.losses.csm import csm_ensemble_loss, csm_loss
 
 TAU: dict[str, Any] = {"tau_student": 0.05, "tau_teacher": 0.02}
 CHUNKED: dict[str, Any] = {**TAU, "chunk_size": 16}
@@ -220,3 +220,52 @@ def test_csm_refuses_an_empty_anchor_set_and_an_empty_chunk() -> None:
         csm_loss(student, teacher, anchors[:0], **TAU)
     with pytest.raises(ValueError, match="chunk_size is 0"):
         csm_loss(student, teacher, anchors, **TAU, chunk_size=0)
+
+
+def ensemble(count: int = 3) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+    """A student, its anchors, and teachers of widths of their own."""
+    student, _, anchors = triple()
+    teachers = [
+        (unit(8, 4 + 3 * index, seed=10 + index), unit(50, 4 + 3 * index, seed=20 + index))
+        for index in range(count)
+    ]
+    return student, anchors, teachers
+
+
+def test_an_ensemble_of_one_is_that_teacher() -> None:
+    student, teacher, anchors = triple()
+    alone = csm_ensemble_loss(student, anchors, [(teacher, anchors)], **TAU)
+    torch.testing.assert_close(alone, csm_loss(student, teacher, anchors, **TAU))
+
+
+def test_an_ensembles_target_is_the_mean_of_its_distributions() -> None:
+    student, anchors, teachers = ensemble()
+    p_mean = torch.stack([(t @ a.T / 0.02).softmax(dim=1) for t, a in teachers]).double().mean(dim=0)
+    log_q = (student @ anchors.T / 0.05).double().log_softmax(dim=1)
+    entropy = torch.special.xlogy(p_mean, p_mean).sum(dim=1)
+    expected = (entropy - (p_mean * log_q).sum(dim=1)).mean()
+    torch.testing.assert_close(csm_ensemble_loss(student, anchors, teachers, **TAU).double(), expected)
+
+
+def test_an_ensembles_gradient_is_the_mean_of_its_teachers_gradients() -> None:
+    student, anchors, teachers = ensemble()
+    student.requires_grad_()
+    (together,) = torch.autograd.grad(csm_ensemble_loss(student, anchors, teachers, **TAU), student)
+    each = [
+        torch.autograd.grad(csm_ensemble_loss(student, anchors, [teacher], **TAU), student)[0]
+        for teacher in teachers
+    ]
+    torch.testing.assert_close(together, torch.stack(each).mean(dim=0), rtol=1e-4, atol=1e-6)
+
+
+def test_an_ensemble_refuses_what_does_not_belong_together() -> None:
+    student, anchors, teachers = ensemble()
+    with pytest.raises(ValueError, match="no teachers"):
+        csm_ensemble_loss(student, anchors, [], **TAU)
+    embeddings, own = teachers[1]
+    with pytest.raises(ValueError, match="49 anchors"):
+        csm_ensemble_loss(student, anchors, [teachers[0], (embeddings, own[1:])], **TAU)
+    with pytest.raises(ValueError, match="embeddings of width 7 need"):
+        csm_ensemble_loss(student, anchors, [(embeddings, own[:, 1:])], **TAU)
+    with pytest.raises(ValueError, match="tau_teacher"):
+        csm_ensemble_loss(student, anchors, teachers, tau_student=0.1, tau_teacher=0.0)

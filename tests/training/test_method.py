@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -355,3 +356,51 @@ def part_of(batch: Batch, start: int, stop: int) -> Batch:
         batch.epochs[rows],
         batch.position,
     )
+
+
+def test_embeddings_of_a_batch_stand_for_the_teachers_image_tower(tiny_config: Path) -> None:
+    """Rounded to half precision, as a cache holds them."""
+    student, teacher = new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0))
+    batch = photos(5)
+    live, of_live = distill(student, teacher.encode_image)(batch)
+    method = Distillation(
+        student,
+        [],
+        [random_anchors(6, 16)],
+        csm=CsmConfig(tau_teacher=0.1, tau_student=0.2, csm_weight=3.0),
+        feature=FeatureConfig(feature_weight=0.5),
+        augmentation=PLAIN,
+    )
+    pixels = augment(batch.pixels, batch.draws, PLAIN)
+    cached, of_cached = method(replace(batch, embeddings=(teacher.encode_image(pixels).half(),)))
+    torch.testing.assert_close(cached, live, rtol=1e-3, atol=0)
+    assert set(of_cached) == set(of_live)
+    others = (teacher.encode_image(pixels).roll(1, 0).half(),)
+    assert abs(method(replace(batch, embeddings=others))[0] - live) > 1e-2 * live
+
+
+def test_several_teachers_teach_by_the_mean_of_their_distributions(tiny_config: Path) -> None:
+    student = new_clip(tiny_config, seed=1)
+    teachers = [Teacher(new_clip(tiny_config, seed=seed)) for seed in (0, 2)]
+    anchors = [random_anchors(6, 16), Anchors(random_anchors(6, 16).embeddings.flip(1), torch.arange(6))]
+    batch = photos(5)
+    csm = CsmConfig(tau_teacher=0.1, tau_student=0.2)
+    method = Distillation(
+        student,
+        [teacher.encode_image for teacher in teachers],
+        anchors,
+        csm=csm,
+        feature=FeatureConfig(),
+        augmentation=PLAIN,
+    )
+    loss, _ = method(batch)
+    with torch.no_grad():
+        s = F.normalize(
+            student.model.encode_image(normalise_pixels(batch.pixels, student.preprocessing)), dim=1
+        )
+        p = sum(
+            (teacher.encode_image(batch.pixels) @ own.embeddings.T / 0.1).softmax(dim=1) / 2
+            for teacher, own in zip(teachers, anchors, strict=True)
+        )
+        q = (s @ anchors[0].embeddings.T / 0.2).softmax(dim=1)
+    torch.testing.assert_close(loss, (p * (p / q).log()).sum(dim=1).mean())
