@@ -202,8 +202,8 @@ def _anchors_of(
 def _plan(config: DistillConfig, inputs: Inputs, anchors: list[Anchors], run_dir: Path) -> Plan:
     return Plan(
         build_method=DistillationBuilder(
-            () if inputs.manifest else tuple(ray.put(teacher) for teacher in inputs.teachers),
-            ray.put(inputs.student),
+            () if inputs.manifest else tuple(ray.put(teacher.image_tower) for teacher in inputs.teachers),
+            ray.put(inputs.student.image_tower),
             ray.put(anchors),
             config.teacher_precision,
             config.csm,

@@ -24,6 +24,7 @@ from beamclip.models.weights import SUFFIXES, load_weights, weights_sha256
 
 __all__ = [
     "ClipModel",
+    "ImageTower",
     "LoadedClip",
     "Preprocessing",
     "Tokenizer",
@@ -45,6 +46,15 @@ _PREFERRED_WEIGHTS = tuple(
     stem + suffix for stem in ("open_clip_model", "open_clip_pytorch_model") for suffix in SUFFIXES
 )
 _BPE_VOCABULARY = 49408
+
+
+@dataclass(frozen=True)
+class ImageTower:
+    """The image side of a model alone: all that training from images needs of it."""
+
+    network: nn.Module
+    """Normalised pixels [B, 3, size, size] -> embeddings [B, D]."""
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,11 @@ class LoadedClip:
     def embed_dim(self) -> int:
         """Width of the embedding that both towers share."""
         return int(self.model_cfg["embed_dim"])
+
+    @property
+    def image_tower(self) -> ImageTower:
+        """The model's own image tower, no copy."""
+        return ImageTower(self.model.visual, self.preprocessing)
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -7,47 +7,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beamclip.models.clip import ClipModel, LoadedClip, normalise_pixels
+from beamclip.models.clip import ClipModel, ImageTower, LoadedClip, normalise_pixels
 
 Precision = Literal["fp32", "bf16"]
 
 
-class Teacher(nn.Module):
-    """A copy of a CLIP model that never trains: no gradients, always in eval mode.
+class ImageTeacher(nn.Module):
+    """A frozen image tower: no gradients, always in eval mode.
 
     A method must hold it as a function (`teacher.encode_image`), not as a submodule: its weights would
     otherwise travel in every checkpoint and through DDP's broadcasts.
     """
 
-    def __init__(self, clip: LoadedClip, precision: Precision = "fp32") -> None:
+    def __init__(self, tower: ImageTower, precision: Precision = "fp32") -> None:
         """Args:
-        precision: of the image tower. bf16 casts a transformer as a whole (autocast would convert its weights
-            anew in each call, and is slower than float32 on a CPU) and runs a convolutional network under
-            autocast, which keeps its normalisation in float32. Texts are encoded in float32 either way:
-            they are few, and every anchor's error would stay for the whole training.
+        tower: is frozen and cast as it is, without a copy.
+        precision: bf16 casts a transformer as a whole (autocast would convert its weights anew in each call,
+            and is slower than float32 on a CPU) and runs a convolutional network under autocast, which keeps
+            its normalisation in float32.
         """
         super().__init__()
-        self.clip: ClipModel = deepcopy(clip.model).requires_grad_(False)
-        self.tokenizer = clip.tokenizer
-        self.preprocessing = clip.preprocessing
-        self.fingerprint = clip.fingerprint
-        self._convolutional = _is_convolutional(self.clip.visual)
+        self.network = tower.network.requires_grad_(False)
+        self.preprocessing = tower.preprocessing
+        self._convolutional = _is_convolutional(self.network)
         self._autocast = precision == "bf16" and self._convolutional
         self._input_dtype = torch.float32
         if precision == "bf16" and not self._convolutional:
-            self.clip.visual.to(torch.bfloat16)
+            self.network.to(torch.bfloat16)
             self._input_dtype = torch.bfloat16
         if self._convolutional:
-            self.clip.visual.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last)
         self.eval()
 
-    def train(self, mode: bool = True) -> "Teacher":
+    def train(self, mode: bool = True) -> "ImageTeacher":
         """Stay in eval mode: batch statistics of the student's data must not reach the teacher."""
         return super().train(False)
 
-    def compile_image_tower(self) -> None:
-        """Have torch compile the image tower at its next call."""
-        self.clip.visual.compile()
+    def compile_network(self) -> None:
+        """Have torch compile the network at its next call."""
+        self.network.compile()
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -61,8 +59,35 @@ class Teacher(nn.Module):
         )
         # Said in full: a student's autocast around this call must not change the teacher.
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._autocast):
-            embeddings = self.clip.encode_image(images)
+            embeddings = self.network(images)
+        # CoCa's tower gives the tokens too.
+        embeddings = embeddings[0] if isinstance(embeddings, tuple) else embeddings
         return F.normalize(embeddings.float(), dim=-1)
+
+
+class Teacher(nn.Module):
+    """A copy of a CLIP model that never trains: see ImageTeacher."""
+
+    def __init__(self, clip: LoadedClip, precision: Precision = "fp32") -> None:
+        """Args:
+        precision: of the image tower. Texts are encoded in float32 either way: they are few, and every
+            anchor's error would stay for the whole training.
+        """
+        super().__init__()
+        self.clip: ClipModel = deepcopy(clip.model).requires_grad_(False)
+        self.tokenizer = clip.tokenizer
+        self.preprocessing = clip.preprocessing
+        self.fingerprint = clip.fingerprint
+        self.images = ImageTeacher(ImageTower(self.clip.visual, clip.preprocessing), precision)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """See ImageTeacher.encode_image."""
+        return self.images.encode_image(pixels)
 
     @torch.no_grad()
     def encode_text(self, texts: list[str], batch_size: int = 256) -> Tensor:

@@ -23,9 +23,9 @@ class DistillationBuilder:
     """Builds training.method.Distillation."""
 
     teachers: tuple[Any, ...]
-    """References to LoadedClips; none where the batches bring the embeddings."""
+    """References to ImageTowers; none where the batches bring the embeddings."""
     student: Any
-    """Reference to a LoadedClip."""
+    """Reference to an ImageTower."""
     anchors: Any
     """Reference to a list of Anchors, one for each teacher."""
     teacher_precision: Literal["auto", "fp32", "bf16"]
@@ -37,15 +37,15 @@ class DistillationBuilder:
 
     def __call__(self, device: torch.device) -> nn.Module:
         """The method, its teachers on `device` already."""
-        from beamclip.models.teacher import Teacher
+        from beamclip.models.teacher import ImageTeacher
         from beamclip.training.method import Distillation
         from beamclip.training.optim import teacher_precision
 
         precision = teacher_precision(self.teacher_precision, device)
-        teachers = [Teacher(ray.get(each), precision).to(device) for each in self.teachers]
+        teachers = [ImageTeacher(ray.get(each), precision).to(device) for each in self.teachers]
         if self.compile:
             for teacher in teachers:
-                teacher.compile_image_tower()
+                teacher.compile_network()
         return Distillation(
             ray.get(self.student),
             [teacher.encode_image for teacher in teachers],

@@ -108,7 +108,7 @@ class ShardEmbedder:
         ]
         if job.compile:
             for teacher in self.teachers:
-                teacher.compile_image_tower()
+                teacher.images.compile_network()
         self.pool = ThreadPoolExecutor(job.decode_threads)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

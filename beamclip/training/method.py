@@ -20,7 +20,7 @@ from beamclip.losses.csm import CsmConfig, csm_ensemble_loss, csm_loss
 from beamclip.losses.feature import FeatureConfig, feature_loss
 from beamclip.losses.psd import PsdConfig, psd_loss, psd_share
 from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE, sigmoid_loss
-from beamclip.models.clip import LoadedClip, normalise_pixels
+from beamclip.models.clip import ImageTower, LoadedClip, normalise_pixels
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.loop import Embedded
 
@@ -37,7 +37,7 @@ class Distillation(nn.Module):
 
     def __init__(
         self,
-        student: LoadedClip,
+        student: ImageTower,
         teachers: Sequence[Callable[[Tensor], Tensor]],
         anchors: Sequence[Anchors],
         *,
@@ -51,7 +51,7 @@ class Distillation(nn.Module):
         anchors: of each teacher, or of each whose embeddings a batch brings, of the same texts.
         """
         super().__init__()
-        self.visual = student.model.visual
+        self.visual = student.network
         self.anchors: Tensor
         for index, of_teacher in enumerate(anchors):
             name = "anchors" if index == 0 else f"anchors_{index}"

@@ -37,7 +37,7 @@ def distillation(config: str) -> Distillation:
     """A ViT that learns from another one of its kind."""
     embeddings = torch.randn(ANCHORS, 16, generator=torch.Generator().manual_seed(2))
     return Distillation(
-        new_clip(config, seed=1),
+        new_clip(config, seed=1).image_tower,
         [Teacher(new_clip(config, seed=0)).encode_image],
         [Anchors(F.normalize(embeddings, dim=1), torch.arange(ANCHORS))],
         csm=CsmConfig(tau_teacher=0.1, tau_student=0.2),

@@ -62,7 +62,7 @@ class DistillationBuilder:
             file.write("started\n")
         embeddings = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
         method = Distillation(
-            new_clip(self.config, seed=1),
+            new_clip(self.config, seed=1).image_tower,
             [Teacher(new_clip(self.config, seed=0)).to(device).encode_image],
             [Anchors(F.normalize(embeddings, dim=1), torch.arange(8))],
             csm=CsmConfig(tau_teacher=0.1, tau_student=0.1),

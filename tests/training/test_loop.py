@@ -73,7 +73,7 @@ def train(method: nn.Module, config: OptimConfig = FP32, total_steps: int = 10) 
 def distill(config: Path) -> Distillation:
     embeddings = torch.randn(6, 16, generator=torch.Generator().manual_seed(2))
     return Distillation(
-        new_clip(config, seed=1),
+        new_clip(config, seed=1).image_tower,
         [Teacher(new_clip(config, seed=0)).encode_image],
         [Anchors(F.normalize(embeddings, dim=1), torch.arange(6))],
         csm=CsmConfig(),

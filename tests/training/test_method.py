@@ -56,7 +56,7 @@ def distill(
     student: LoadedClip, embed: Callable[[Tensor], Tensor], augmentation: AugmentConfig = PLAIN
 ) -> Distillation:
     return Distillation(
-        student,
+        student.image_tower,
         [embed],
         [random_anchors(6, student.embed_dim)],
         csm=CsmConfig(tau_teacher=0.1, tau_student=0.2, csm_weight=3.0),
@@ -364,7 +364,7 @@ def test_embeddings_of_a_batch_stand_for_the_teachers_image_tower(tiny_config: P
     batch = photos(5)
     live, of_live = distill(student, teacher.encode_image)(batch)
     method = Distillation(
-        student,
+        student.image_tower,
         [],
         [random_anchors(6, 16)],
         csm=CsmConfig(tau_teacher=0.1, tau_student=0.2, csm_weight=3.0),
@@ -373,10 +373,10 @@ def test_embeddings_of_a_batch_stand_for_the_teachers_image_tower(tiny_config: P
     )
     pixels = augment(batch.pixels, batch.draws, PLAIN)
     cached, of_cached = method(replace(batch, embeddings=(teacher.encode_image(pixels).half(),)))
-    torch.testing.assert_close(cached, live, rtol=1e-3, atol=0)
+    torch.testing.assert_close(cached, live, rtol=3e-4, atol=0)
     assert set(of_cached) == set(of_live)
     others = (teacher.encode_image(pixels).roll(1, 0).half(),)
-    assert abs(method(replace(batch, embeddings=others))[0] - live) > 1e-2 * live
+    assert abs(method(replace(batch, embeddings=others))[0] - live) > 2e-3 * live
 
 
 def test_several_teachers_teach_by_the_mean_of_their_distributions(tiny_config: Path) -> None:
@@ -386,7 +386,7 @@ def test_several_teachers_teach_by_the_mean_of_their_distributions(tiny_config: 
     batch = photos(5)
     csm = CsmConfig(tau_teacher=0.1, tau_student=0.2)
     method = Distillation(
-        student,
+        student.image_tower,
         [teacher.encode_image for teacher in teachers],
         anchors,
         csm=csm,
