@@ -66,7 +66,7 @@ class Distillation(nn.Module):
 
     def set_grad_checkpointing(self) -> None:
         """Keep no activations within the student's blocks or stages, where its network knows how."""
-        self.visual.set_grad_checkpointing()
+        self.visual.set_grad_checkpointing()  # type: ignore[operator]
 
     def compile_networks(self) -> None:
         """Have torch compile the student at its next call."""
