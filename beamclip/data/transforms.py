@@ -1,15 +1,13 @@
-"""Decoding, cropping and augmentation, every random choice a function of (seed, epoch, sample key).
+"""Cropping and augmentation, every random choice a function of (seed, epoch, sample key).
 
 A sample draws its random numbers from a counter-based generator (SplitMix64, Steele et al. 2014,
 https://doi.org/10.1145/2660193.2660195) that is seeded by the run's seed, the epoch and the sample's
 key. Which worker, thread or batch handles the sample therefore cannot change its augmentation.
 
-The first four numbers of a sample place its crop, where the image is decoded; the next nine drive the
+The first four numbers of a sample place its crop, where the image is decoded; the next eleven drive the
 batched augmentation on the training device; the last chooses its caption.
 """
 
-import contextlib
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +17,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from beamclip.data.decode import REDUCTIONS, decode_image, decode_jpeg, decode_pixels, jpeg_size
+from beamclip.errors import InputError
+
 CROP_DRAWS = 4
-AUGMENT_DRAWS = 9
+AUGMENT_DRAWS = 11
 CAPTION_DRAWS = 1
 DRAWS = CROP_DRAWS + AUGMENT_DRAWS + CAPTION_DRAWS
 
-_WHITE = (255, 255, 255)
+REDUCTION_MARGIN = 1.5
+"""A JPEG is decoded at a smaller scale as long as the crop keeps so many times the size that is wanted. At
+once the size, features of a teacher move three times as far (see docs/benchmarks/decode.json)."""
+
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -51,6 +55,21 @@ class AugmentConfig:
     """Largest relative change of brightness, contrast and saturation, to either side."""
     grey: float = 0.0
     """Probability of removing all colour."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma_min: float = 0.1
+    """Smallest standard deviation of the blur, pixels of the crop."""
+    blur_sigma_max: float = 2.0
+    """Largest standard deviation of the blur, pixels of the crop."""
+    scaled_decoding: bool = True
+    """Decode a JPEG that is much larger than the crop needs at a half, a quarter or an eighth of its size."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.blur_sigma_min <= self.blur_sigma_max:
+            raise InputError(
+                f"blur_sigma_min is {self.blur_sigma_min} and blur_sigma_max {self.blur_sigma_max}: "
+                "give positive numbers, the smaller one first."
+            )
 
 
 def sample_uniforms(seed: int, epoch: int, keys: list[str]) -> NDArray[np.float32]:
@@ -71,38 +90,9 @@ def sample_uniforms(seed: int, epoch: int, keys: list[str]) -> NDArray[np.float3
     return ((z >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
 
 
-def decode_image(encoded: bytes) -> Image.Image:
-    """Decode to RGB, upright, on a white background.
-
-    Raises:
-        ValueError: the bytes are no complete image of a format that Pillow knows.
-    """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-    except Exception as error:  # Pillow raises a dozen types, from SyntaxError to DecompressionBombError
-        raise ValueError(f"cannot decode the image: {error}") from error
-    with contextlib.suppress(Exception):  # damaged EXIF is no reason to lose an image whose pixels are whole
-        ImageOps.exif_transpose(image, in_place=True)
-    return _on_white(image)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.float64) / 257.0
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, (*_WHITE, 255))
-        image = Image.alpha_composite(background, image)
-    return image.convert("RGB")
-
-
 def random_crop_box(
     width: int, height: int, draws: Sequence[float], config: AugmentConfig
-) -> tuple[float, float, float, float]:
+) -> tuple[int, int, int, int]:
     """Random resized crop (Szegedy et al., arXiv 1409.4842): area, aspect ratio, then the place.
 
     A crop too wide or too high for the image is as wide or as high as the image and keeps its area, not
@@ -113,16 +103,17 @@ def random_crop_box(
         draws: four numbers in [0, 1).
 
     Returns:
-        (left, upper, right, lower), pixels, within the image.
+        (left, upper, right, lower), pixels, within the image. The sides are rounded to whole pixels; each
+        place where they fit is as likely as the others.
     """
-    area = max(1.0, width * height * (config.crop_scale_min + (1.0 - config.crop_scale_min) * draws[0]))
+    area = width * height * (config.crop_scale_min + (1.0 - config.crop_scale_min) * draws[0])
     ratio = math.exp((2.0 * draws[1] - 1.0) * math.log(config.crop_ratio))
     crop_height = min(math.sqrt(area / ratio), height)
-    crop_width = min(area / crop_height, width)
-    crop_height = min(area / crop_width, height)
-    left = (width - crop_width) * draws[2]
-    upper = (height - crop_height) * draws[3]
-    return (left, upper, left + crop_width, upper + crop_height)
+    crop_width = max(1, round(min(area / max(crop_height, 1.0), width)))
+    crop_height = max(1, round(min(area / crop_width, height)))
+    left = int((width - crop_width + 1) * draws[2])
+    upper = int((height - crop_height + 1) * draws[3])
+    return left, upper, left + crop_width, upper + crop_height
 
 
 def load_training_image(
@@ -130,15 +121,59 @@ def load_training_image(
 ) -> NDArray[np.uint8]:
     """Decode, crop at random and resize with antialiasing.
 
+    Args:
+        draws: float32 [CROP_DRAWS] or more, the first of a sample's numbers.
+
     Returns:
         uint8 [size, size, 3].
 
     Raises:
         ValueError: the image cannot be decoded.
     """
-    image = decode_image(encoded)
-    box = random_crop_box(image.width, image.height, draws.tolist(), config)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    place = draws[:CROP_DRAWS].tolist()
+    crop = _reduced_crop(encoded, place, size, config) if config.scaled_decoding else None
+    if crop is None:
+        pixels = decode_pixels(encoded)
+        left, upper, right, lower = random_crop_box(pixels.shape[1], pixels.shape[0], place, config)
+        crop = pixels[upper:lower, left:right]
+    return resize_crop(crop, size)
+
+
+def _reduced_crop(
+    encoded: bytes, place: Sequence[float], size: int, config: AugmentConfig
+) -> NDArray[np.uint8] | None:
+    """The crop, decoded at a smaller scale; None where the image or the crop does not allow it."""
+    whole = jpeg_size(encoded)
+    if whole is None:
+        return None
+    box = random_crop_box(*whole, place, config)
+    reduction = reduction_for(min(box[2] - box[0], box[3] - box[1]), size)
+    pixels = decode_jpeg(encoded, reduction) if reduction > 1 else None
+    if pixels is None:
+        return None
+    left, upper, right, lower = (round(edge / reduction) for edge in box)
+    return pixels[upper:lower, left:right]
+
+
+def reduction_for(side: int, size: int, margin: float = REDUCTION_MARGIN) -> int:
+    """The divisor, 1 or one of REDUCTIONS, that leaves a crop's shorter side `margin` times `size` pixels."""
+    return next((divisor for divisor in REDUCTIONS if side >= margin * size * divisor), 1)
+
+
+def resize_crop(crop: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Bicubic, antialiased: Pillow's result to one level, in a fraction of its time.
+
+    Args:
+        crop: uint8 [H, W, 3], of any strides.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    # With a copy of its own torch would start as many threads for each thread that decodes as training has.
+    # The batch's axis must come first, or torch does not see that the channels are last, and is slow.
+    images = torch.from_numpy(crop.copy())[None].permute(0, 3, 1, 2)
+    resized = F.interpolate(images, (size, size), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def load_evaluation_image(
@@ -188,22 +223,44 @@ def _centred(edge: int, size: int) -> int:
 
 
 def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
-    """Batched augmentation on the device of the pixels: mirror, affine, colour.
+    """Batched augmentation on the device of the pixels: mirror, affine, colour, blur.
+
+    What is switched off costs nothing. Nothing waits for the device, and no step depends on a tensor's
+    values, so that it can be compiled; on a CPU it is faster as it is.
 
     Args:
         pixels: uint8 [B, 3, H, W].
-        draws: float32 [B, AUGMENT_DRAWS] in [0, 1), the numbers after the crop's.
+        draws: float32 [B, AUGMENT_DRAWS] in [0, 1), the numbers after the crop's: mirror, angle, zoom, two
+            shifts, brightness, contrast, saturation, grey, blur and its width.
+        config: probabilities and ranges.
 
     Returns:
         uint8 [B, 3, H, W].
     """
     centred = draws * 2.0 - 1.0
+    mirrored, greyed = draws[:, 0] < config.flip, draws[:, 8] < config.grey
+    moved = bool(config.rotate or config.translate or config.zoom)
+    if config.flip and not moved:
+        pixels = _mirror(pixels, mirrored)
+    if not (moved or config.jitter or config.grey or config.blur):
+        return pixels
     images = pixels.float()
-    if config.flip or config.rotate or config.translate or config.zoom:
-        images = _affine(images, draws[:, 0] < config.flip, centred[:, 1:5], config)
-    if config.jitter or config.grey:
-        images = _colour(images, 1.0 + config.jitter * centred[:, 5:8], draws[:, 8] < config.grey)
+    # The trainer's autocast would keep no more than 8 bits of what is multiplied here.
+    with torch.autocast(pixels.device.type, enabled=False):
+        if moved:
+            images = _affine(images, mirrored, centred[:, 1:5], config)
+        if config.jitter or config.grey:
+            images = _colour(images, 1.0 + config.jitter * centred[:, 5:8], greyed)
+        if config.blur:
+            span = config.blur_sigma_max - config.blur_sigma_min
+            sigma = config.blur_sigma_min + span * draws[:, 10]
+            images = _blur(images, sigma, draws[:, 9] < config.blur, math.ceil(3.0 * config.blur_sigma_max))
     return images.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _mirror(pixels: Tensor, mirrored: Tensor) -> Tensor:
+    # Differences of bytes wrap around and back; where() takes several times as long on bytes.
+    return pixels + (pixels.flip(3) - pixels) * mirrored.view(-1, 1, 1, 1)
 
 
 def _affine(images: Tensor, mirrored: Tensor, centred: Tensor, config: AugmentConfig) -> Tensor:
@@ -211,24 +268,58 @@ def _affine(images: Tensor, mirrored: Tensor, centred: Tensor, config: AugmentCo
     scale = 1.0 / (1.0 + config.zoom * centred[:, 1])
     cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
     sign = 1.0 - 2.0 * mirrored.float()
-    shift = 2.0 * config.translate * centred[:, 2:4]
-    theta = torch.stack(
-        [
-            torch.stack([sign * cos, -sin, shift[:, 0]], dim=1),
-            torch.stack([sign * sin, cos, shift[:, 1]], dim=1),
-        ],
-        dim=1,
-    )
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    shift = 2.0 * config.translate * centred[:, None, 2:4]
+    # affine_grid multiplies matrices of three columns, and takes as long as the sampling.
+    along_width = torch.stack([sign * cos, sign * sin], dim=1)[:, None] * _centres(images, 3)
+    along_height = torch.stack([-sin, cos], dim=1)[:, None] * _centres(images, 2) + shift
+    grid = along_width[:, None, :] + along_height[:, :, None]
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
+def _centres(images: Tensor, axis: int) -> Tensor:
+    """[edge, 1]: where grid_sample sees the centres of the pixels along an axis, within -1..1."""
+    edge = images.shape[axis]
+    return ((torch.arange(edge, device=images.device) * 2 + 1) / edge - 1.0)[:, None]
+
+
 def _colour(images: Tensor, factors: Tensor, greyed: Tensor) -> Tensor:
-    brightness, contrast, saturation = (factors[:, i].view(-1, 1, 1, 1) for i in range(3))
-    luma = images.new_tensor(_LUMA).view(1, 3, 1, 1)
-    images = images * brightness
-    mean = (images * luma).sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
-    images = mean + contrast * (images - mean)
-    grey = (images * luma).sum(dim=1, keepdim=True)
-    saturation = torch.where(greyed.view(-1, 1, 1, 1), torch.zeros_like(saturation), saturation)
-    return grey + saturation * (images - grey)
+    """Brightness, contrast and saturation as one affine map of a pixel's channels.
+
+    The three commute, because the weights of luma sum to one: torchvision, which draws their order, differs
+    by what it clips in between.
+
+    Args:
+        factors: [B, 3] of brightness, contrast and saturation; 1 changes nothing.
+        greyed: bool [B].
+    """
+    brightness, contrast, saturation = factors.unbind(dim=1)
+    saturation = saturation.masked_fill(greyed, 0.0)[:, None, None]
+    means = images.mean(dim=(2, 3)).unbind(dim=1)
+    luma = sum(weight * mean for weight, mean in zip(_LUMA, means, strict=True))
+    # Weights as scalars: a tensor made of them would be copied to the device, and awaited.
+    towards_grey = torch.stack([(1.0 - saturation) * weight for weight in _LUMA], dim=3).squeeze(2)
+    mix = saturation * torch.eye(3, device=images.device) + towards_grey
+    gain = (brightness * contrast)[:, None, None]
+    offset = (brightness * (1.0 - contrast) * luma)[:, None, None]
+    return torch.baddbmm(offset, gain * mix, images.flatten(2)).view_as(images)
+
+
+def _blur(images: Tensor, sigma: Tensor, chosen: Tensor, radius: int) -> Tensor:
+    """Gaussian blur of the chosen images; beyond the border the image is mirrored.
+
+    Args:
+        sigma: [B], pixels, > 0.
+        chosen: bool [B]; the others pass through a kernel that changes nothing.
+        radius: of the kernel, pixels; less where the image is smaller.
+    """
+    radius = min(radius, images.shape[2] - 1, images.shape[3] - 1)
+    distance = torch.arange(-radius, radius + 1, device=images.device)
+    weights = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)
+    weights = torch.where(chosen[:, None], weights, (distance == 0).float())
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    # One group of the convolution is one channel of one image, so that each image has its own kernel.
+    kernels = weights[:, None].expand(-1, images.shape[1], -1).reshape(-1, 1, weights.shape[1])
+    planes = F.pad(images.flatten(0, 1)[None], [radius] * 4, mode="reflect")
+    planes = F.conv2d(planes, kernels[:, :, None, :], groups=len(kernels))
+    planes = F.conv2d(planes, kernels[:, :, :, None], groups=len(kernels))
+    return planes.view_as(images)
