@@ -130,17 +130,55 @@ def load_training_image(
     Raises:
         ValueError: the image cannot be decoded.
     """
-    place = draws[:CROP_DRAWS].tolist()
-    crop = _reduced_crop(encoded, place, size, config) if config.scaled_decoding else None
-    if crop is None:
-        pixels = decode_pixels(encoded)
-        left, upper, right, lower = random_crop_box(pixels.shape[1], pixels.shape[0], place, config)
-        crop = pixels[upper:lower, left:right]
-    return resize_crop(crop, size)
+    return load_training_views(encoded, draws[None], size, config)[0]
+
+
+def load_training_views(
+    encoded: bytes, draws: NDArray[np.float32], size: int, config: AugmentConfig
+) -> NDArray[np.uint8]:
+    """Several crops of one image, which is decoded once at each scale that they need.
+
+    Args:
+        draws: float32 [K, CROP_DRAWS] or wider.
+
+    Returns:
+        uint8 [K, size, size, 3].
+
+    Raises:
+        ValueError: the image cannot be decoded.
+    """
+    decoded: dict[int, NDArray[np.uint8] | None] = {}
+    places = draws[:, :CROP_DRAWS].tolist()
+    return np.stack([resize_crop(_crop(encoded, place, size, config, decoded), size) for place in places])
+
+
+def _crop(
+    encoded: bytes,
+    place: Sequence[float],
+    size: int,
+    config: AugmentConfig,
+    decoded: dict[int, NDArray[np.uint8] | None],
+) -> NDArray[np.uint8]:
+    """Args:
+    decoded: the image at the scales that were needed so far; None where a scale cannot be had.
+    """
+    crop = _reduced_crop(encoded, place, size, config, decoded) if config.scaled_decoding else None
+    if crop is not None:
+        return crop
+    if 1 not in decoded:
+        decoded[1] = decode_pixels(encoded)
+    pixels = decoded[1]
+    assert pixels is not None
+    left, upper, right, lower = random_crop_box(pixels.shape[1], pixels.shape[0], place, config)
+    return pixels[upper:lower, left:right]
 
 
 def _reduced_crop(
-    encoded: bytes, place: Sequence[float], size: int, config: AugmentConfig
+    encoded: bytes,
+    place: Sequence[float],
+    size: int,
+    config: AugmentConfig,
+    decoded: dict[int, NDArray[np.uint8] | None],
 ) -> NDArray[np.uint8] | None:
     """The crop, decoded at a smaller scale; None where the image or the crop does not allow it."""
     whole = jpeg_size(encoded)
@@ -148,7 +186,11 @@ def _reduced_crop(
         return None
     box = random_crop_box(*whole, place, config)
     reduction = reduction_for(min(box[2] - box[0], box[3] - box[1]), size)
-    pixels = decode_jpeg(encoded, reduction) if reduction > 1 else None
+    if reduction == 1:
+        return None
+    if reduction not in decoded:
+        decoded[reduction] = decode_jpeg(encoded, reduction)
+    pixels = decoded[reduction]
     if pixels is None:
         return None
     left, upper, right, lower = (round(edge / reduction) for edge in box)

@@ -39,7 +39,7 @@ from beamclip.data.transforms import (
     CROP_DRAWS,
     AugmentConfig,
     augment,
-    load_training_image,
+    load_training_views,
     sample_uniforms,
 )
 from beamclip.models.teacher import Teacher
@@ -152,10 +152,7 @@ class ShardEmbedder:
         if row["problem"]:
             return None
         try:
-            size = self.manifest.image_size
-            return np.stack(
-                [load_training_image(row["image"], view, size, self.augmentation) for view in draws]
-            )
+            return load_training_views(row["image"], draws, self.manifest.image_size, self.augmentation)
         except ValueError:
             return None
 

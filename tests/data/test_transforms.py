@@ -28,6 +28,7 @@ from beamclip.data.transforms import (
     augment,
     load_evaluation_image,
     load_training_image,
+    load_training_views,
     random_crop_box,
     reduction_for,
     resize_crop,
@@ -562,3 +563,18 @@ def test_augmentations_are_distributed_as_torchvisions(name: str) -> None:
         assert found.std() == pytest.approx(wanted.std(), abs=0.15 * scale), figure
         gaps = np.quantile(found, QUANTILES) - np.quantile(wanted, QUANTILES)
         assert np.abs(gaps).max() < 0.35 * scale, figure
+
+
+@pytest.mark.parametrize("edges", [(900, 700), (60, 80)])
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_views_of_one_image_are_those_that_are_loaded_one_by_one(edges: tuple[int, int], kind: str) -> None:
+    """Crops of different sizes need different scales of a large JPEG."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (*edges, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    config = AugmentConfig(crop_scale_min=0.02)
+    draws = generator.random((6, 4), np.float32)
+    views = load_training_views(file.getvalue(), draws, 48, config)
+    for view, own in zip(views, draws, strict=True):
+        assert np.array_equal(view, load_training_image(file.getvalue(), own, 48, config))
