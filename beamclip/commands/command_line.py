@@ -113,7 +113,7 @@ def run_command(
     Returns:
         The exit code.
     """
-    out: Path | None = None
+    out: str | Path | None = None
     try:
         config = parse(config_class, sys.argv[1:] if argv is None else argv, description)
         out = getattr(config, "out", None)
@@ -150,10 +150,10 @@ def _summary(error: Exception) -> str:
     return text if type(error).__module__.startswith("beamclip") else f"{type(error).__name__}: {text}"
 
 
-def _keep_traceback(out: Path | None) -> str:
-    if out is None or not out.is_dir():
+def _keep_traceback(out: str | Path | None) -> str:
+    if out is None or not Path(out).is_dir():
         traceback.print_exc()
         return ""
-    path = out / "error.log"
+    path = Path(out, "error.log")
     path.write_text(traceback.format_exc())
     return f"\n       details in {path}"

@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 15.0
 def stage(name: str, text: str, note: str = "") -> None:
     """Print one stage: its name, what it is, and a short note at the right edge."""
     left = f"{name:<{NAME_WIDTH}}{text}"
-    print(f"{left:<{LINE_WIDTH - len(note)}}  {note}".rstrip(), flush=True)
+    print(f"{left:<{max(0, LINE_WIDTH - len(note))}}  {note}".rstrip(), flush=True)
 
 
 def count(number: int, noun: str) -> str:

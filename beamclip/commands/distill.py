@@ -36,7 +36,7 @@ from beamclip.data.shards import Columns, Shard, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
-from beamclip.models.clip import LoadedClip, load_clip, load_text_tower
+from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
 from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
@@ -52,7 +52,9 @@ class Inputs:
 
     shards: list[Shard]
     teachers: list[LoadedClip]
-    """With their text towers alone, where a cache has the rest."""
+    """For texts alone: their image towers are the workers' or, with a cache, nobody's."""
+    image_towers: list[ImageTower]
+    """None with a cache."""
     student: LoadedClip
     classes: list[ClassEntry]
     manifest: CacheManifest | None
@@ -92,13 +94,14 @@ def load_inputs(config: DistillConfig) -> Inputs:
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data)
     manifest = finished_manifest(config.data) if is_cache(config.data) else None
-    load = load_text_tower if manifest else load_clip
-    teachers = [load(address) for address in (config.teacher, *config.more_teachers)]
+    loaded = [load_clip(address) for address in (config.teacher, *config.more_teachers)]
+    teachers = [text_tower(clip) for clip in loaded]
     student = build_student(config.student, teachers[0], config.seed)
     views = cached_views(config, manifest, teachers, student) if manifest else None
     images = f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}"
     stage("shards", images, f"{count(manifest.augmentations, 'cached view')} each" if manifest else "")
-    return Inputs(shards, teachers, student, classes, manifest, views)
+    towers = [] if manifest else [clip.image_tower for clip in loaded]
+    return Inputs(shards, teachers, towers, student, classes, manifest, views)
 
 
 def needed_size(teachers: list[LoadedClip], student: LoadedClip) -> int:
@@ -202,7 +205,7 @@ def _anchors_of(
 def _plan(config: DistillConfig, inputs: Inputs, anchors: list[Anchors], run_dir: Path) -> Plan:
     return Plan(
         build_method=DistillationBuilder(
-            () if inputs.manifest else tuple(ray.put(teacher.image_tower) for teacher in inputs.teachers),
+            tuple(ray.put(inputs.image_towers.pop(0)) for _ in list(inputs.image_towers)),
             ray.put(inputs.student.image_tower),
             ray.put(anchors),
             config.teacher_precision,
@@ -249,7 +252,7 @@ def _score(config: DistillConfig, inputs: Inputs, anchors: Anchors | None, run_d
         return {}
     scoring = config.scoring
     data = ScoredData(config.scoring.eval_data, scoring.label_column, inputs.classes, scoring.scoring_batch)
-    teacher = load_clip(str(config.teacher)) if inputs.manifest else inputs.teachers[0]
+    teacher = load_clip(str(config.teacher))
     of_teacher, _ = score_zeroshot(teacher, anchors, data, config.workers)
     of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
     draw_comparison(

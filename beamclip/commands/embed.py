@@ -35,10 +35,11 @@ from beamclip.data.cache import (
 from beamclip.data.shards import STATS_SUFFIX, Shard, fingerprint, list_shards
 from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
-from beamclip.models.clip import LoadedClip, load_clip
+from beamclip.models.clip import LoadedClip, load_clip, text_tower
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, write_summary
+from beamclip.training.channel import Channel
 from beamclip.training.checkpoint import check_writable
-from beamclip.training.embedding import EmbeddingJob, JobBoard, ShardEmbedder, verify_cache
+from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
 from beamclip.training.optim import teacher_precision
 from beamclip.training.worker import in_one_line
 
@@ -82,10 +83,16 @@ def embed(config: EmbedConfig) -> Summary:
     with ray_session():
         check_resources(config.workers)
         manifest = _agreed_manifest(config, source)
-        board = JobBoard.remote(_job(config, source, manifest))  # type: ignore[attr-defined]
-        seconds = _build(config, source, manifest, board) if source.todo else 0.0
-        cosines = _verified(config, board)
-    manifest = replace(manifest, samples=_samples(source), skipped=skipped_in(source.out))
+        job = _job(config, source, manifest)
+        reference = ray.put(job)
+        seconds = _build(config, source, job, reference) if source.todo else 0.0
+        skipped = skipped_in(source.out)
+        if sum(skipped.values()) == _samples(source):
+            raise CacheError(
+                f"{config.data}: no image could be used: {skipped}. See the summary of the ingest."
+            )
+        cosines = _verified(config, reference)
+    manifest = replace(manifest, samples=_samples(source), skipped=skipped)
     write_manifest(source.out, manifest)
     views = todo * config.augmentations
     summary = Summary(
@@ -191,7 +198,8 @@ def _job(config: EmbedConfig, source: Source, manifest: CacheManifest) -> Embedd
     on_each = -(-config.workers.num_workers // max(1, nodes))
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, nodes))
     return EmbeddingJob(
-        teachers=tuple(ray.put(clip) for clip in source.teachers),
+        teachers=tuple(ray.put(clip.image_tower) for clip in source.teachers),
+        text_towers=tuple(ray.put(text_tower(clip)) for clip in source.teachers if config.captions),
         manifest=manifest,
         out=source.out,
         batch_size=config.embed_batch,
@@ -199,23 +207,25 @@ def _job(config: EmbedConfig, source: Source, manifest: CacheManifest) -> Embedd
         threads=config.workers.threads_per_worker or max(1, cpus // on_each),
         device="cuda" if config.workers.use_gpu else "cpu",
         compile=config.compile,
+        channel=Channel.remote(),  # type: ignore[attr-defined]
     )
 
 
-def _build(config: EmbedConfig, source: Source, manifest: CacheManifest, board: Any) -> float:
+def _build(config: EmbedConfig, source: Source, job: EmbeddingJob, reference: Any) -> float:
     """Embed the shards that are missing; gives the seconds from the first batch to the last."""
     workers = config.workers
     # The executor logs every start and end at INFO to the terminal of whoever runs it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     names = ", ".join(clip.address for clip in source.teachers)
-    views = f"{count(config.augmentations, 'view')} each, {manifest.image_size} px"
-    stage("embedding", f"{names}: {views}", manifest.teachers[0].precision)
+    views = f"{count(config.augmentations, 'view')} each, {job.manifest.image_size} px"
+    stage("embedding", f"{names}: {views}", job.manifest.teachers[0].precision)
     items = [{"shard": asdict(shard), "name": _name(shard)} for shard in source.todo]
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
     dataset.context.enable_progress_bars = False
     embedded = dataset.map_batches(
         ShardEmbedder,
-        fn_constructor_args=(board,),
+        # The list keeps Ray Data from replacing the reference by its value in every task.
+        fn_constructor_args=([reference],),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             min_size=min(config.min_workers, len(items)), max_size=min(workers.num_workers, len(items))
@@ -223,7 +233,7 @@ def _build(config: EmbedConfig, source: Source, manifest: CacheManifest, board: 
         num_cpus=workers.cpus_per_worker,
         num_gpus=1 if workers.use_gpu else 0,
     )
-    progress = _Progress(board, sum(shard.samples for shard in source.todo))
+    progress = _Progress(job.channel, sum(shard.samples for shard in source.todo))
     try:
         with progress:
             for _ in embedded.iter_batches(batch_size=None):
@@ -238,8 +248,8 @@ def _build(config: EmbedConfig, source: Source, manifest: CacheManifest, board: 
 class _Progress:
     """Shows what the actors tell, from a thread: the main one waits for the shards, and hears of Ctrl-C."""
 
-    def __init__(self, board: Any, samples: int) -> None:
-        self.board = board
+    def __init__(self, channel: Any, samples: int) -> None:
+        self.channel = channel
         self.samples = samples
         self.embedded = 0
         self.first = self.last = 0.0
@@ -263,7 +273,7 @@ class _Progress:
         ended = False
         while not ended:
             ended = self.ended.wait(SECONDS_BETWEEN_LOOKS)
-            for record in ray.get(self.board.take.remote()):
+            for record in ray.get(self.channel.take.remote()):
                 self._hear(record)
             if self.embedded:
                 line.show(self._text(), last=ended)
@@ -280,7 +290,7 @@ class _Progress:
         return f"{self.embedded:,}/{self.samples:,} images  {rate:,.0f} img/s  eta {clock(max(0.0, left))}"
 
 
-def _verified(config: EmbedConfig, board: Any) -> NDArray[np.float32]:
+def _verified(config: EmbedConfig, reference: Any) -> NDArray[np.float32]:
     """Cosines of what is kept and what the teachers say now; none where nobody asked for it.
 
     Raises:
@@ -291,7 +301,7 @@ def _verified(config: EmbedConfig, board: Any) -> NDArray[np.float32]:
     use_gpu = config.workers.use_gpu
     task = ray.remote(num_cpus=0, num_gpus=1 if use_gpu else 0)(verify_cache)
     try:
-        cosines: NDArray[np.float32] = ray.get(task.remote(board, config.verify))
+        cosines: NDArray[np.float32] = ray.get(task.remote([reference], config.verify))
     except ray.exceptions.RayError as error:
         raise CacheError(in_one_line(error)) from error
     if len(cosines):

@@ -4,6 +4,8 @@ Free of torch: every process that runs a read task imports this module, and torc
 """
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +21,15 @@ from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard
 
 ROWS_PER_TASK = 256
 """Small bundles share a read task up to here: a task costs Ray some milliseconds, whatever it reads."""
+
+BLOCK_BYTES = 8 << 20
+"""Of encoded samples that a read task hands over at a time."""
+
+READ_AHEAD_BYTES = 128 << 20
+"""What read tasks may have in the object store that a rank has not taken yet; about twice this is met."""
+
+LONGEST_REST = 0.5
+"""Seconds between two steps of Ray Data's executor while a rank has rows to draw from."""
 
 TASKS_PER_EXECUTION = 200
 """Read tasks in one execution of Ray Data. Each start costs about 0.3 s, and each task some memory."""
@@ -70,7 +81,9 @@ def bundles_left(shards: list[Shard], rows: RowSet, part: Part, epoch: int, left
         segments = tuple(
             Segment(shards[shard], rows.rows(shard, start, stop)) for shard, start, stop in part.pieces(index)
         )
-        yield Bundle(segments, epoch, opened.get(index))
+        keep = opened.get(index)
+        # The mask would travel with the task.
+        yield Bundle(segments, epoch, None if keep is None or keep.all() else keep)
 
 
 def read_bundle(bundle: Bundle, columns: Columns) -> Iterator[pa.Table]:
@@ -88,9 +101,52 @@ def read_bundle(bundle: Bundle, columns: Columns) -> Iterator[pa.Table]:
 
 def read_rows(bundles: Iterable[Bundle], columns: Columns) -> Generator[Row, None, None]:
     """Stream the rows of any number of bundles through Ray Data, in the order given."""
+    import ray.data
+
     for tasks in executions(tasks_of(bundles)):
-        for table in read_dataset(tasks, columns).iter_batches(batch_size=None, batch_format="pyarrow"):
+        dataset = read_dataset(tasks, columns)
+        # Ray would read ahead until half of its store is full, and join what a task yields to 128 MiB.
+        limits = ray.data.ExecutionResources(object_store_memory=READ_AHEAD_BYTES)
+        dataset.context.execution_options.resource_limits = limits
+        dataset.context.target_max_block_size = BLOCK_BYTES
+        dataset.context.custom_execution_callback_classes = [Unhurried]
+        tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        while (table := _awaited(tables)) is not None:
             yield from table.to_pylist()
+
+
+_waiting = threading.Event()
+"""Whether somebody in this process waits for rows."""
+
+
+def _awaited(tables: Iterator[pa.Table]) -> pa.Table | None:
+    _waiting.set()
+    try:
+        return next(tables, None)
+    finally:
+        _waiting.clear()
+
+
+class Unhurried:
+    """Lets Ray Data's executor rest while nobody waits for it; the names are those of its callbacks.
+
+    It runs in a thread of the process that trains. While its limits hold tasks back it would look at them
+    again and again: a core's worth of looking, and with Python's lock in its hands.
+    """
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Rest; in one step it takes over all blocks that are there, and starts all tasks that may."""
+        if _waiting.wait(LONGEST_REST):
+            time.sleep(0.01)
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Nothing."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Nothing."""
 
 
 def tasks_of(bundles: Iterable[Bundle]) -> Iterator[list[Bundle]]:

@@ -73,7 +73,7 @@ class Batch:
     """Images of one rank; a plain container, so that nothing moves it to a device unasked."""
 
     pixels: Tensor
-    """uint8 [B, 3, H, W]."""
+    """uint8 [B, 3, H, W], channels last in memory."""
     draws: Tensor
     """float32 [B, AUGMENT_DRAWS], the random numbers of the augmentation."""
     captions: list[str]
@@ -239,10 +239,10 @@ def _collate(
         choose_caption(row["texts"], float(draw[-1]), captions) if row["texts"] else ""
         for row, draw in zip(rows, draws, strict=True)
     ]
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return Batch(
-        # A copy into planes: the transposed view would be slow to convert on the device.
-        pixels=pixels.contiguous(),
+        # No operation of torch on so much data in this thread: it would start threads of its own, and where
+        # there are more of them than processors, those of training no longer spin for each other but sleep.
+        pixels=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
         draws=numbers[:, CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS].contiguous(),
         captions=chosen,
         keys=[row["key"] for row in rows],

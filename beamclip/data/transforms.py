@@ -286,7 +286,8 @@ def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
         pixels = _mirror(pixels, mirrored)
     if not (moved or config.jitter or config.grey or config.blur):
         return pixels
-    images = pixels.float()
+    # In planes, which sampling and the mixing of channels are faster on.
+    images = pixels.contiguous().float()
     # The trainer's autocast would keep no more than 8 bits of what is multiplied here.
     with torch.autocast(pixels.device.type, enabled=False):
         if moved:

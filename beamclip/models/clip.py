@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from copy import copy, deepcopy
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -29,9 +29,9 @@ __all__ = [
     "Preprocessing",
     "Tokenizer",
     "load_clip",
-    "load_text_tower",
     "new_clip",
     "normalise_pixels",
+    "text_tower",
 ]
 
 ClipModel: TypeAlias = CLIP | CustomTextCLIP
@@ -138,11 +138,12 @@ class _NoImageTower(nn.Module):
         raise RuntimeError("this model was loaded for texts alone.")
 
 
-def load_text_tower(address: str) -> LoadedClip:
-    """The same as load_clip, but that the model encodes texts alone: its image tower is not kept."""
-    clip = load_clip(address)
-    clip.model.visual = _NoImageTower()
-    return clip
+def text_tower(clip: LoadedClip) -> LoadedClip:
+    """The model for texts alone: it shares its text tower with `clip`, and has no image tower."""
+    model = copy(clip.model)
+    # The copy has the same submodules; it needs a list of its own to leave one out.
+    model._modules = {**clip.model._modules, "visual": _NoImageTower()}
+    return replace(clip, model=model)
 
 
 def new_clip(config: str | Path, seed: int, **replaced: Any) -> LoadedClip:

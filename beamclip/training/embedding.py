@@ -42,7 +42,7 @@ from beamclip.data.transforms import (
     load_training_views,
     sample_uniforms,
 )
-from beamclip.models.teacher import Teacher
+from beamclip.models.teacher import ImageTeacher, Teacher
 from beamclip.training.process import prepare_process
 
 Views = NDArray[np.uint8]
@@ -56,7 +56,9 @@ class EmbeddingJob:
     """Everything an actor needs, of plain data and references."""
 
     teachers: tuple[Any, ...]
-    """References to LoadedClips."""
+    """References to ImageTowers."""
+    text_towers: tuple[Any, ...]
+    """References to LoadedClips without image towers; none where captions are not embedded."""
     manifest: CacheManifest
     out: str
     """Address of the cache."""
@@ -67,48 +69,28 @@ class EmbeddingJob:
     """Of torch."""
     device: str
     compile: bool
-
-
-@ray.remote(num_cpus=0)
-class JobBoard:
-    """Gives the actors their job, and gathers what they tell of it."""
-
-    def __init__(self, job: EmbeddingJob) -> None:
-        self._job = job
-        self._records: list[dict[str, Any]] = []
-
-    def job(self) -> EmbeddingJob:
-        """What is to be done."""
-        return self._job
-
-    def put(self, record: dict[str, Any]) -> None:
-        """Add a record."""
-        self._records.append(record)
-
-    def take(self) -> list[dict[str, Any]]:
-        """All records since the last call, in order."""
-        records, self._records = self._records, []
-        return records
+    channel: Any
+    """Handle of a Channel, which hears of every batch."""
 
 
 class ShardEmbedder:
     """Source shards in, shards of the cache out; built once in each process that embeds."""
 
-    def __init__(self, board: Any) -> None:
-        """board: handle of a JobBoard."""
-        job: EmbeddingJob = ray.get(board.job.remote())
+    def __init__(self, references: list[Any]) -> None:
+        """references: to one EmbeddingJob, in a list, so that Ray does not unpack it."""
+        job: EmbeddingJob = ray.get(references[0])
         prepare_process(job.threads, job.manifest.seed)
-        self.board = board
         self.job = job
         self.manifest = job.manifest
         self.augmentation = AugmentConfig(**job.manifest.augmentation)
         self.teachers = [
-            Teacher(ray.get(reference), cached.precision).to(job.device)  # type: ignore[arg-type]
+            ImageTeacher(ray.get(reference), cached.precision).to(job.device)  # type: ignore[arg-type]
             for reference, cached in zip(job.teachers, job.manifest.teachers, strict=True)
         ]
         if job.compile:
             for teacher in self.teachers:
-                teacher.images.compile_network()
+                teacher.compile_network()
+        self.text_towers = [Teacher(ray.get(reference)).to(job.device) for reference in job.text_towers]
         self.pool = ThreadPoolExecutor(job.decode_threads)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -119,7 +101,7 @@ class ShardEmbedder:
 
     def tables(self, shard: Shard) -> Iterator[pa.Table]:
         """The rows of a shard, in order, with what the cache adds to them."""
-        self.board.put.remote({"embedded": 0, "time": time.time()})
+        self.job.channel.put.remote({"embedded": 0, "time": time.time()})
         for rows, draws, views in self._decoded(shard):
             lost = [
                 row["problem"] or (CORRUPT_IMAGE if each is None else None)
@@ -129,7 +111,7 @@ class ShardEmbedder:
             embeddings = self._embed([each for each in views if each is not None], draws[good])
             captions = self._embed_captions(rows) if self.manifest.captions else []
             yield self._table(rows, lost, good, draws, embeddings, captions)
-            self.board.put.remote({"embedded": len(rows), "time": time.time()})
+            self.job.channel.put.remote({"embedded": len(rows), "time": time.time()})
 
     def _decoded(self, shard: Shard) -> Iterator[_Decoded]:
         """Rows, their random numbers [rows, K, DRAWS] and their crops, one batch ahead of the teacher."""
@@ -176,9 +158,9 @@ class ShardEmbedder:
         captions = [row.get("caption") for row in rows]
         distinct = list(dict.fromkeys(caption for caption in captions if caption))
         if not distinct:
-            return [[None] * len(rows) for _ in self.teachers]
+            return [[None] * len(rows) for _ in self.text_towers]
         columns = []
-        for teacher in self.teachers:
+        for teacher in self.text_towers:
             encoded = dict(zip(distinct, _half(teacher.encode_text(distinct)), strict=True))
             columns.append([encoded[text].tobytes() if text else None for text in captions])
         return columns
@@ -224,17 +206,17 @@ def _spread(values: NDArray[Any], places: list[int], rows: int) -> list[bytes | 
     return column
 
 
-def verify_cache(board: Any, samples: int) -> NDArray[np.float32]:
+def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
     """Replay views of a cache as training does, run the teachers on them, and compare.
 
     Args:
-        board: handle of a JobBoard.
+        references: see ShardEmbedder.
         samples: rows to take, at even distances, each in one of its views; fewer where some have none.
 
     Returns:
         float32 [rows, teachers], cosines of cached and computed embeddings.
     """
-    embedder = ShardEmbedder(board)
+    embedder = ShardEmbedder(references)
     job, manifest = embedder.job, embedder.manifest
     rows = _views_at_even_distances(list_shards(job.out), manifest, samples)
     if not rows:

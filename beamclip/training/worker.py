@@ -180,8 +180,9 @@ def _start(plan: Plan, rank: int) -> _Start:
         for damage in found.damaged:
             plan.channel.put.remote({"notice": f"{damage}; passed over"})
         plan.channel.put.remote({"started_at": start.step})
-    agreed: _Start = ray.train.collective.broadcast_from_rank_zero(start)
-    return agreed
+    # Plain numbers: what passes on an object of ours would import this module, and torch with it.
+    number, step = ray.train.collective.broadcast_from_rank_zero(start and (start.number, start.step))
+    return _Start(number, step)
 
 
 def _position(plan: Plan, state: State | None, world_size: int) -> DataPosition:

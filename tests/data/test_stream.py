@@ -172,7 +172,7 @@ def test_fewer_samples_than_workers_are_refused(folder: Path) -> None:
 def test_batches_are_full_and_hold_what_the_shards_hold(folder: Path) -> None:
     for batch in take(batches_of(plain_rows(folder), batch_size=5, image_size=10), 12):
         assert (batch.pixels.dtype, batch.pixels.shape) == (torch.uint8, (5, 3, 10, 10))
-        assert batch.pixels.is_contiguous()
+        assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
         assert (batch.draws.dtype, batch.draws.shape) == (torch.float32, (5, AUGMENT_DRAWS))
         assert batch.captions == [f"caption {key}" for key in batch.keys]
         # Each image has one colour: that of its shard and number.

@@ -26,9 +26,10 @@ from beamclip.data.position import Position
 from beamclip.data.shards import Columns, Shard, iterate_rows, list_shards
 from beamclip.data.stream import training_batches
 from beamclip.data.transforms import DRAWS, AugmentConfig, augment
-from beamclip.models.clip import LoadedClip, new_clip
+from beamclip.models.clip import LoadedClip, new_clip, text_tower
 from beamclip.models.teacher import Teacher
-from beamclip.training.embedding import EmbeddingJob, JobBoard, ShardEmbedder, verify_cache
+from beamclip.training.channel import Channel
+from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
 
 VIEWS = 3
 STRONG = AugmentConfig(crop_scale_min=0.3, flip=0.5, grey=0.3)
@@ -82,7 +83,8 @@ def job(
     )
     write_manifest(out, manifest)
     job = EmbeddingJob(
-        teachers=tuple(ray.put(clip) for clip in teachers),
+        teachers=tuple(ray.put(clip.image_tower) for clip in teachers),
+        text_towers=tuple(ray.put(text_tower(clip)) for clip in teachers),
         manifest=manifest,
         out=out,
         batch_size=4 * VIEWS,
@@ -90,8 +92,9 @@ def job(
         threads=1,
         device="cpu",
         compile=False,
+        channel=Channel.remote(),
     )
-    embedder = ShardEmbedder(JobBoard.remote(job))
+    embedder = ShardEmbedder([ray.put(job)])
     for shard in damaged:
         name = Path(shard.path).stem
         embedder({"shard": np.array([asdict(shard)], dtype=object), "name": np.array([name])})
@@ -159,7 +162,7 @@ def test_captions_are_embedded_too(job: EmbeddingJob, teachers: list[LoadedClip]
 
 
 def test_verification_replays_rows_of_all_shards(job: EmbeddingJob) -> None:
-    cosines = verify_cache(JobBoard.remote(job), 50)
+    cosines = verify_cache([ray.put(job)], 50)
     assert cosines.shape[1] == 2
     assert 45 <= len(cosines) <= 50
     assert cosines.min() > 0.9999
@@ -184,5 +187,5 @@ def test_verification_finds_what_is_out_of_place(job: EmbeddingJob, tmp_path: Pa
         (tmp_path / file.name).write_bytes(file.read_bytes())
     for file in tmp_path.glob("*.parquet"):
         pq.write_table(spoil(pq.read_table(file)), file)
-    cosines = verify_cache(JobBoard.remote(replace(job, out=str(tmp_path))), 60)
+    cosines = verify_cache([ray.put(replace(job, out=str(tmp_path)))], 60)
     assert (cosines.min(axis=1) < 0.999).mean() > 0.2

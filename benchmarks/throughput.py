@@ -1,0 +1,453 @@
+"""Whether the data keep up with training: a step's ceiling, the loader alone, and both together as they run.
+
+python benchmarks/throughput.py [--rounds 5]
+
+A ResNet-18 learns from a teacher cache, at 224 px and at 64 px. In each round three things are measured in
+turn, each in processes of its own: steps on one batch in memory (the ceiling), the stream of batches with
+nobody training on them, and pipelines/distill.py. What was made for it is kept in --out.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from study.made_shards import Photos, made, photo_shards
+from study.reports import circumstances
+
+from beamclip.cluster import ray_session, set_ray_environment
+from beamclip.commands.console import percent, table
+from beamclip.data.cache import CachedViews, embedding_column
+from beamclip.data.captions import CaptionConfig
+from beamclip.data.order import Order
+from beamclip.data.position import Position, beginning
+from beamclip.data.rows import Bundle, Segment, read_bundle
+from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_shards
+from beamclip.data.stream import Batch, StreamConfig, prefetched, shuffled_rows, training_batches
+from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig
+from beamclip.export import write_open_clip_dir
+from beamclip.json_lines import read_json_lines
+from beamclip.losses.csm import CsmConfig
+from beamclip.losses.feature import FeatureConfig
+from beamclip.models.clip import load_clip, new_clip
+from beamclip.models.config import StudentConfig
+from beamclip.models.student import build_student
+from beamclip.prompts.anchors import Anchors
+from beamclip.summary import library_versions
+from beamclip.training.loop import Training
+from beamclip.training.method import Distillation
+from beamclip.training.optim import OptimConfig
+from beamclip.training.process import prepare_process
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[1]
+STUDENT = "resnet18"
+EMBED_DIM = 512
+VIEWS = 4
+ANCHORS = 1000
+WARM_UP_STEPS = 10
+"""Left out of every figure; also a window of a run's records."""
+CEILING_STEPS = 40
+STAGE_IMAGES = 2048
+READ_REPEATS = 7
+THREADS = os.cpu_count() or 1
+"""Of torch: what a single worker takes by default."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured."""
+
+    image_size: int
+    """Of the student and of the teacher, pixels."""
+    photos: Photos
+    batch_size: int
+    steps: int
+    """Of a run."""
+    loader_images: int
+    target: float
+    """A run's images per second over the ceiling's, at least."""
+
+    @property
+    def name(self) -> str:
+        """`224 px`."""
+        return f"{self.image_size} px"
+
+
+SETTINGS = (
+    Setting(224, Photos(256, 256, 8192, 2048, 1024), 32, steps=100, loader_images=8192, target=0.9),
+    Setting(64, Photos(64, 64, 32768, 4096, 4096), 256, steps=100, loader_images=65536, target=0.8),
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a setting's measurements read."""
+
+    shards: Path
+    cache: Path
+    teacher: Path
+    classes: Path
+
+
+Figures = dict[str, float]
+"""Of one setting in one round; see HEADINGS."""
+
+HEADINGS = {
+    "ceiling": "ceiling, images/s",
+    "loader": "loader alone, images/s",
+    "real": "run, images/s",
+    "data_wait_share": "run, share of time waiting for data",
+    "ratio": "run / ceiling",
+    "read_seconds": "read shards, one process, s per 1,000 images",
+    "rows_seconds": "read through Ray Data into the buffer, s per 1,000 images",
+    "decode_seconds": "decode, crop, collate, one thread, s per 1,000 images",
+}
+
+
+def main() -> None:
+    """Measure, print and write the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured in turn")
+    parser.add_argument("--out", type=Path, default=Path("runs/throughput"), help="where inputs are kept")
+    parser.add_argument(
+        "--report", type=Path, default=Path("docs/benchmarks/throughput.json"), help="to write"
+    )
+    options = parser.parse_args()
+    inputs = {setting: make_inputs(setting, options.out.resolve()) for setting in SETTINGS}
+    rounds: dict[Setting, list[Figures]] = {setting: [] for setting in SETTINGS}
+    for number in range(1, options.rounds + 1):
+        for setting in SETTINGS:
+            rounds[setting].append(measure(setting, inputs[setting], options.out.resolve()))
+            print(f"round {number}, {setting.name}: {in_words(rounds[setting][-1])}", flush=True)
+    cached = {setting.name: cache_figures(setting, inputs[setting]) for setting in SETTINGS}
+    for rows in (rounds_table(rounds), cache_table(cached)):
+        table(rows)
+        print()
+    command = f"python benchmarks/throughput.py --rounds {options.rounds}"
+    result = {
+        "circumstances": [line.removeprefix("- ") for line in circumstances(command).splitlines()],
+        "versions": library_versions(),
+        "settings": {
+            setting.name: {
+                "target_ratio": setting.target,
+                "quartiles": {name: quartiles([each[name] for each in figures]) for name in HEADINGS},
+                "rounds": figures,
+                "cache": cached[setting.name],
+            }
+            for setting, figures in rounds.items()
+        },
+    }
+    options.report.parent.mkdir(parents=True, exist_ok=True)
+    options.report.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"results written to {options.report}")
+
+
+def make_inputs(setting: Setting, out: Path) -> Inputs:
+    """Shards, a teacher of random weights, a class list and the teacher's cache; what is there stays."""
+    shards = photo_shards(setting.photos, out)
+    teacher = made(out / f"teacher-{setting.image_size}", lambda draft: _write_teacher(setting, draft))
+    classes = out / "classes.txt"
+    classes.write_text("".join(f"thing number {number}\n" for number in range(ANCHORS)))
+    cache = out / f"cache-{setting.image_size}-{setting.photos.samples}"
+    embed = ["--data", shards, "--teacher", teacher, "--augmentations", VIEWS, "--out"]
+    made(cache, lambda draft: run_pipeline("embed", [*embed, draft], out))
+    return Inputs(shards, cache, teacher, classes)
+
+
+def _write_teacher(setting: Setting, folder: Path) -> None:
+    """A tower that costs next to nothing; what it makes of an image does not matter here."""
+    config = {
+        "embed_dim": EMBED_DIM,
+        "vision_cfg": {
+            "image_size": setting.image_size,
+            "patch_size": 32,
+            "width": 64,
+            "head_width": 32,
+            "layers": 1,
+        },
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "teacher.json")
+        file.write_text(json.dumps(config))
+        write_open_clip_dir(new_clip(file, seed=0), folder, {})
+
+
+def run_pipeline(name: str, options: list[Any], out: Path) -> None:
+    """Run a public command on this machine; its output is appended to a log in `out`."""
+    away = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+    environment = {key: value for key, value in os.environ.items() if key not in away}
+    log = out / f"{name}.log"
+    command = [sys.executable, ROOT / "pipelines" / f"{name}.py", *options]
+    with log.open("a") as file:
+        done = subprocess.run(
+            [str(word) for word in command], stdout=file, stderr=file, env=environment, cwd=out, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(f"pipelines/{name}.py ended with exit code {done.returncode}; see {log}")
+
+
+def measure(setting: Setting, inputs: Inputs, out: Path) -> Figures:
+    """One round of one setting."""
+    ceiling = alone(measure_ceiling, setting, inputs)
+    loader = alone(measure_loader, setting, inputs)
+    real = measure_run(setting, inputs, out)
+    return {"ceiling": ceiling, **loader, **real, "ratio": real["real"] / ceiling}
+
+
+def alone(body: Callable[[Setting, Inputs], T], setting: Setting, inputs: Inputs) -> T:
+    """The result of a function of this module, called in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(body, setting, inputs).result()
+
+
+def measure_ceiling(setting: Setting, inputs: Inputs) -> float:
+    """Images per second of a worker's steps on a batch in memory."""
+    prepare_process(THREADS, seed=0)
+    training = Training(
+        _method(inputs), OptimConfig(), total_steps=10_000, device=torch.device("cpu"), seed=0
+    )
+    batch = _batch(setting)
+    for _ in range(WARM_UP_STEPS):
+        training.advance([batch])
+    began = time.perf_counter()
+    for _ in range(CEILING_STEPS):
+        training.advance([batch])
+    return CEILING_STEPS * setting.batch_size / (time.perf_counter() - began)
+
+
+def _method(inputs: Inputs) -> Distillation:
+    """As a worker builds it for a cache (see training.builders and training.worker)."""
+    teacher = load_clip(str(inputs.teacher))
+    student = build_student(StudentConfig(student=STUDENT), teacher, seed=0).image_tower
+    generator = torch.Generator().manual_seed(0)
+    points = F.normalize(torch.randn(ANCHORS, EMBED_DIM, generator=generator), dim=-1)
+    method = Distillation(
+        student.image_tower,
+        (),
+        [Anchors(points, torch.arange(ANCHORS))],
+        csm=CsmConfig(),
+        feature=FeatureConfig(),
+        augmentation=AugmentConfig(),
+    )
+    method.to(memory_format=torch.channels_last).train()
+    return method
+
+
+def _batch(setting: Setting) -> Batch:
+    """As it comes from a cache."""
+    generator = torch.Generator().manual_seed(0)
+    count, size = setting.batch_size, setting.image_size
+    names = [str(number) for number in range(count)]
+    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+    return Batch(
+        pixels=pixels.contiguous(memory_format=torch.channels_last),
+        draws=torch.rand(count, AUGMENT_DRAWS, generator=generator),
+        captions=names,
+        keys=names,
+        epochs=[0] * count,
+        position=Position(),
+        embeddings=(F.normalize(torch.randn(count, EMBED_DIM, generator=generator), dim=-1).half(),),
+    )
+
+
+def _columns() -> Columns:
+    """What a run on a cache of one teacher reads."""
+    return Columns(views=CachedViews((0,), VIEWS))
+
+
+def measure_loader(setting: Setting, inputs: Inputs) -> Figures:
+    """Images per second of the stream and seconds of its stages, with Ray up and nobody training."""
+    set_ray_environment()
+    prepare_process(THREADS, seed=0)
+    shards, stream = list_shards(str(inputs.cache)), StreamConfig()
+    with ray_session():
+        speed = _stream_speed(setting, shards, stream)
+        rows_seconds = _rows_seconds(shards, stream)
+    rows = [row for table in _read_in_turn(shards, stream) for row in table.to_pylist()]
+    return {
+        "loader": speed,
+        "rows_seconds": rows_seconds,
+        "read_seconds": _read_seconds(shards, stream),
+        "decode_seconds": _decode_seconds(setting, rows),
+    }
+
+
+def _stream_speed(setting: Setting, shards: list[Shard], stream: StreamConfig) -> float:
+    start = beginning(Order(0, 1, buffer=stream.shuffle_buffer, shards=stream.shuffle_shards))
+    batches = _batches(setting, shuffled_rows(shards, _columns(), start, 0), stream.decode_threads)
+    with prefetched(batches, stream.prefetch_batches) as ready:
+        _use_up(ready, stream.prefetch_batches + 1)
+        return setting.loader_images / _seconds(
+            lambda: _use_up(ready, setting.loader_images // setting.batch_size)
+        )
+
+
+def _batches(setting: Setting, rows: Any, threads: int) -> Any:
+    return training_batches(
+        rows,
+        batch_size=setting.batch_size,
+        image_size=setting.image_size,
+        augment=AugmentConfig(),
+        captions=CaptionConfig(),
+        seed=0,
+        start=Position(),
+        threads=threads,
+    )
+
+
+def _rows_seconds(shards: list[Shard], stream: StreamConfig) -> float:
+    """For 1,000 rows, the first ones left out: until then a new execution starts."""
+    start = beginning(Order(1, 1, buffer=stream.shuffle_buffer, shards=stream.shuffle_shards))
+    with closing(shuffled_rows(shards, _columns(), start, 0)) as rows:
+        _use_up(rows, 1)
+        return _seconds(lambda: _use_up(rows, 4 * STAGE_IMAGES)) / (4 * STAGE_IMAGES) * 1000
+
+
+def _read_in_turn(shards: list[Shard], stream: StreamConfig) -> Iterator[Any]:
+    """Tables of STAGE_IMAGES rows in all, as a read task makes them."""
+    together = shards[: stream.shuffle_shards]
+    each = STAGE_IMAGES // len(together)
+    return read_bundle(Bundle(tuple(Segment(shard, range(each)) for shard in together)), _columns())
+
+
+def _read_seconds(shards: list[Shard], stream: StreamConfig) -> float:
+    return _seconds(lambda: list(_read_in_turn(shards, stream))) / STAGE_IMAGES * 1000
+
+
+def _decode_seconds(setting: Setting, rows: list[Row]) -> float:
+    with closing(_batches(setting, (row for row in cycle(rows)), threads=1)) as batches:
+        count = STAGE_IMAGES // setting.batch_size
+        return _seconds(lambda: _use_up(batches, count)) / (count * setting.batch_size) * 1000
+
+
+def _use_up(items: Iterator[Any], count: int) -> None:
+    for _ in islice(items, count):
+        pass
+
+
+def _seconds(body: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    body()
+    return time.perf_counter() - began
+
+
+def measure_run(setting: Setting, inputs: Inputs, out: Path) -> Figures:
+    """A run by the public command: its windows but the first."""
+    with tempfile.TemporaryDirectory(dir=out, prefix="run-") as run:
+        run_pipeline(
+            "distill",
+            [
+                *("--data", inputs.cache, "--teacher", inputs.teacher, "--student", STUDENT),
+                *("--classes", inputs.classes, "--out", run, "--steps", setting.steps),
+                *("--batch-size", setting.batch_size, "--log-every", WARM_UP_STEPS),
+            ],
+            out,
+        )
+        steady = read_json_lines(Path(run, "metrics.jsonl"))[1:]
+    seconds = sum(record["window_seconds"] for record in steady)
+    images = sum(record["images_per_second"] * record["window_seconds"] for record in steady)
+    waited = sum(record["data_wait_share"] * record["window_seconds"] for record in steady)
+    return {"real": images / seconds, "data_wait_share": waited / seconds}
+
+
+def cache_figures(setting: Setting, inputs: Inputs) -> Figures:
+    """What embeddings cost to keep and to read, a sample."""
+    shard = list_shards(str(inputs.cache))[0]
+    plain, cached = (
+        _median_seconds(partial(_read_all, shard, columns)) for columns in (Columns(), _columns())
+    )
+    column = _median_seconds(lambda: _embeddings(shard))
+    samples = setting.photos.samples
+    files = list(inputs.cache.glob("*.parquet"))
+    return {
+        "embedding_column_microseconds": 1e6 * column / shard.samples,
+        "plain_row_microseconds": 1e6 * plain / shard.samples,
+        "cached_row_microseconds": 1e6 * cached / shard.samples,
+        "view_bytes": sum(map(_view_bytes, files)) / samples,
+        "cache_bytes": sum(file.stat().st_size for file in files) / samples,
+        "source_bytes": sum(file.stat().st_size for file in inputs.shards.glob("*.tar")) / samples,
+    }
+
+
+def _view_bytes(file: Path) -> int:
+    """Of all views' embeddings and random numbers in a shard."""
+    metadata = pq.ParquetFile(file).metadata
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    of_views = [column for column in columns if column.path_in_schema.startswith(("embedding.", "draws."))]
+    return sum(column.total_compressed_size for column in of_views)
+
+
+def _read_all(shard: Shard, columns: Columns) -> None:
+    for _ in iterate_rows(shard, columns, range(shard.samples)):
+        pass
+
+
+def _median_seconds(body: Callable[[], object]) -> float:
+    return statistics.median(_seconds(body) for _ in range(READ_REPEATS))
+
+
+def _embeddings(shard: Shard) -> torch.Tensor:
+    """Those of one view, float16 [samples, EMBED_DIM]."""
+    name = embedding_column(0, 0)
+    column = pq.read_table(shard.path, columns=[name], use_threads=False)[name]
+    joined = bytearray(b"".join(column.to_pylist()))
+    return torch.from_numpy(np.frombuffer(joined, "<f2").reshape(-1, EMBED_DIM))
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """Lower quartile, median, upper quartile."""
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+
+
+def in_words(figures: Figures) -> str:
+    """The round's rates, for the terminal."""
+    rates = ", ".join(f"{name} {figures[name]:,.1f}" for name in ("ceiling", "loader", "real"))
+    waited = percent(figures["data_wait_share"])
+    return f"{rates} images/s, run / ceiling {figures['ratio']:.3f}, waited {waited}"
+
+
+def rounds_table(rounds: dict[Setting, list[Figures]]) -> list[list[str]]:
+    """A row for each figure: the median and quartiles of its rounds."""
+    rows = [["figure", *(setting.name for setting in rounds)]]
+    for name, heading in HEADINGS.items():
+        cells = []
+        for figures in rounds.values():
+            low, middle, high = quartiles([each[name] for each in figures])
+            cells.append(f"{middle:,.4g} ({low:,.4g} to {high:,.4g})")
+        rows.append([heading, *cells])
+    rows.append(["target of run / ceiling", *(f"{setting.target:.2f}" for setting in rounds)])
+    return rows
+
+
+def cache_table(cached: dict[str, Figures]) -> list[list[str]]:
+    """A row for each figure of the caches, a sample each."""
+    names = next(iter(cached.values()))
+    head = [f"of a sample, {VIEWS} views of {EMBED_DIM} numbers", *cached]
+    return [head, *([name, *(f"{each[name]:,.1f}" for each in cached.values())] for name in names)]
+
+
+if __name__ == "__main__":
+    main()
