@@ -226,10 +226,9 @@ def _load_pretrained(trunk: nn.Module, name: str) -> dict[str, Any]:
 
 
 def _take_text_tower(student: ClipModel, teacher: ClipModel) -> None:
-    """Take all but the image tower from the teacher, without a copy, and freeze it."""
+    """Copy all but the image tower from the teacher, and freeze it."""
     theirs = {key: value for key, value in teacher.state_dict().items() if not key.startswith("visual.")}
-    # Neither trains it: both can have the same tensors.
-    result = student.load_state_dict(theirs, strict=False, assign=True)
+    result = student.load_state_dict(theirs, strict=False)
     differing = result.unexpected_keys + [key for key in result.missing_keys if not key.startswith("visual.")]
     assert not differing, f"text towers of one config differ in {differing}"
     for name, parameter in student.named_parameters():

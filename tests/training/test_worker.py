@@ -31,6 +31,7 @@ from beamclip.training.worker import Plan, Storage
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 STEPS = 12
+SEEDS = 8
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Curves:
     joined: list[float]
     """Of one process that takes the batches of these two."""
     one: list[list[float]]
-    """Of one process on batches of its own, for three seeds."""
+    """Of one process on batches of its own, for several seeds."""
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,10 @@ def curves(
     )
     # In a process that Ray ends: an execution of Ray Data that is cut short may trip over the end of its Ray.
     alone = ray.remote(num_cpus=0)(
-        lambda plan: (curve_of_one(plan, 0, world_size=2), [curve_of_one(plan, seed, 1) for seed in range(3)])
+        lambda plan: (
+            curve_of_one(plan, 0, world_size=2),
+            [curve_of_one(plan, seed, 1) for seed in range(SEEDS)],
+        )
     )
     references = alone.remote(plan)
     two = list[float]()
@@ -131,8 +135,8 @@ def test_two_workers_learn_as_one_does_at_the_same_global_batch(curves: Curves) 
     settled = slice(STEPS // 3, None)
     one = [np.mean(curve[settled]) for curve in curves.one]
     two = np.mean(curves.two[settled])
-    spread = max(one) - min(one)
-    assert min(one) - spread <= two <= max(one) + spread
+    # Eight orders of the data give their spread to a quarter of itself; three gave it by chance.
+    assert abs(two - np.mean(one)) <= 4 * np.std(one, ddof=1)
     assert two < 0.6 * curves.two[0]
 
 
