@@ -66,11 +66,13 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
-    # A Ray that lives as long as the command has no use for either, and each takes seconds to start.
+    # A Ray that lives as long as the command has no use for them; the first two take seconds to start, and
+    # the last one costs every process of Ray some memory and some of the time in which it does nothing.
     local: dict[str, Any] = {}
     if address == "local":
         local["include_dashboard"] = False
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")
     at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)

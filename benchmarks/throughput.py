@@ -240,7 +240,7 @@ def measure_ceiling(setting: Setting, inputs: Inputs) -> float:
 def _method(inputs: Inputs) -> Distillation:
     """As a worker builds it for a cache (see training.builders and training.worker)."""
     teacher = load_clip(str(inputs.teacher))
-    student = build_student(StudentConfig(student=STUDENT), teacher, seed=0).image_tower
+    student = build_student(StudentConfig(student=STUDENT), teacher, seed=0)
     generator = torch.Generator().manual_seed(0)
     points = F.normalize(torch.randn(ANCHORS, EMBED_DIM, generator=generator), dim=-1)
     method = Distillation(

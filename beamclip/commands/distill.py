@@ -43,6 +43,7 @@ from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.summary import Summary
 from beamclip.training.builders import DistillationBuilder
 from beamclip.training.checkpoint import State
+from beamclip.training.process import hand_back_freed_memory
 from beamclip.training.worker import Plan
 
 
@@ -155,8 +156,11 @@ def distill(config: DistillConfig) -> Summary:
         check_resources(config.workers)
         anchors, scored_anchors = _anchors(config, inputs, run_dir)
         plan = _plan(config, inputs, anchors, run_dir)
-        names = " + ".join(_teacher_name(teacher) for teacher in inputs.teachers)
-        title = f"{config.student.student} <- {names}{', cached' if inputs.manifest else ''}"
+        title = _title(config, inputs)
+        # All texts are encoded, and the workers have the image towers: here both would only take memory.
+        inputs.teachers.clear()
+        inputs.image_towers.clear()
+        hand_back_freed_memory()
         trained = train("distill", plan, config.workers, run_dir, tracking, title)
         restore_student(inputs.student, trained.state)
         if trained.history:
@@ -205,7 +209,7 @@ def _anchors_of(
 def _plan(config: DistillConfig, inputs: Inputs, anchors: list[Anchors], run_dir: Path) -> Plan:
     return Plan(
         build_method=DistillationBuilder(
-            tuple(ray.put(inputs.image_towers.pop(0)) for _ in list(inputs.image_towers)),
+            tuple(ray.put(tower) for tower in inputs.image_towers),
             ray.put(inputs.student.image_tower),
             ray.put(anchors),
             config.teacher_precision,
@@ -252,6 +256,7 @@ def _score(config: DistillConfig, inputs: Inputs, anchors: Anchors | None, run_d
         return {}
     scoring = config.scoring
     data = ScoredData(config.scoring.eval_data, scoring.label_column, inputs.classes, scoring.scoring_batch)
+    # Again: it was let go before the workers trained.
     teacher = load_clip(str(config.teacher))
     of_teacher, _ = score_zeroshot(teacher, anchors, data, config.workers)
     of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
@@ -285,6 +290,11 @@ def _card(config: DistillConfig, metrics: dict[str, float]) -> dict[str, Any]:
         "data": config.data,
         "metrics": metrics,
     }
+
+
+def _title(config: DistillConfig, inputs: Inputs) -> str:
+    names = " + ".join(_teacher_name(teacher) for teacher in inputs.teachers)
+    return f"{config.student.student} <- {names}{', cached' if inputs.manifest else ''}"
 
 
 def _teacher_name(teacher: LoadedClip) -> str:

@@ -91,7 +91,12 @@ def embed(config: EmbedConfig) -> Summary:
             raise CacheError(
                 f"{config.data}: no image could be used: {skipped}. See the summary of the ingest."
             )
-        cosines = _verified(config, reference)
+        try:
+            cosines = _verified(config, reference)
+        except CacheError:
+            # It may have been a finished cache, which training takes.
+            write_manifest(source.out, manifest)
+            raise
     manifest = replace(manifest, samples=_samples(source), skipped=skipped)
     write_manifest(source.out, manifest)
     views = todo * config.augmentations
@@ -304,16 +309,20 @@ def _verified(config: EmbedConfig, reference: Any) -> NDArray[np.float32]:
         cosines: NDArray[np.float32] = ray.get(task.remote([reference], config.verify))
     except ray.exceptions.RayError as error:
         raise CacheError(in_one_line(error)) from error
-    if len(cosines):
+    if len(cosines) == 0:
+        stage("verified", f"no image: of {config.verify} that were picked none could be used")
+    else:
         least, mean = float(cosines.min()), float(cosines.mean())
         stage(
             "verified",
             f"{count(len(cosines), 'image')} embedded anew",
             f"cosine {mean:.5f}, least {least:.5f}",
         )
-        if least < LEAST_COSINE:
+        # A comparison with NaN is false.
+        right = cosines >= LEAST_COSINE
+        if not right.all():
             raise CacheError(
-                f"--verify {config.verify}: {int((cosines < LEAST_COSINE).any(axis=1).sum())} of "
+                f"--verify {config.verify}: {int((~right).any(axis=1).sum())} of "
                 f"{len(cosines)} embeddings differ from those that the teacher gives now (least cosine "
                 f"{least:.4f}). Remove the cache's folder and build it anew."
             )

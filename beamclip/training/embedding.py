@@ -241,7 +241,8 @@ def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
                     for teacher, cached in zip(embedder.teachers, batch.embeddings, strict=True)
                 ]
             )
-    return np.concatenate(cosines, axis=1).T
+    # The last batch is filled up with rows of the first one.
+    return np.concatenate(cosines, axis=1).T[: len(rows)]
 
 
 def _views_at_even_distances(shards: list[Shard], manifest: CacheManifest, samples: int) -> list[Row]:

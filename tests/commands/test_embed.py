@@ -1,9 +1,12 @@
 """Caches by the public command: built, gone on with, refused, and trained from."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -13,10 +16,11 @@ from beamclip.commands.distill import distill, load_inputs
 from beamclip.commands.embed import embed
 from beamclip.commands.run_dir import read_history
 from beamclip.config import DistillConfig, EmbedConfig, ScoringConfig, read_config
-from beamclip.data.cache import read_manifest
+from beamclip.data.cache import CacheError, embedding_column, finished_manifest, read_manifest
 from beamclip.data.shards import list_shards
 from beamclip.data.stream import StreamConfig
 from beamclip.data.transforms import AugmentConfig
+from beamclip.errors import InputError
 from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import new_clip
 from beamclip.models.config import StudentConfig
@@ -111,8 +115,7 @@ def test_no_teacher_image_tower_is_built_for_training_from_a_cache(teacher, corp
 
 def test_a_cache_that_was_cut_off_is_finished_without_doing_anything_twice(config, cache, tmp_path, capsys):
     folder, _ = cache
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     lost = sorted(tmp_path.glob("*_stats.json"))[1]
     lost.unlink()
     manifest = json.loads((tmp_path / "cache.json").read_text()) | {"samples": None}
@@ -127,6 +130,22 @@ def test_a_cache_that_was_cut_off_is_finished_without_doing_anything_twice(confi
     assert "embedded before" in capsys.readouterr().out
 
 
+def test_a_finished_cache_that_fails_its_verification_is_finished_no_more(config, cache, tmp_path):
+    """By NaN, which is neither below nor above any limit."""
+    shutil.copytree(cache[0], tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.glob("*.parquet"):
+        table = pq.read_table(file)
+        place = table.schema.get_field_index(embedding_column(0, 1))
+        field = table.schema.field(place)
+        spoilt = pa.array([b"\xff" * field.type.byte_width] * len(table), field.type)
+        pq.write_table(table.set_column(place, field, spoilt), file)
+    finished_manifest(str(tmp_path))
+    with pytest.raises(CacheError, match=r"[1-9]\d* of \d+ embeddings differ"):
+        embed(replace(config, out=str(tmp_path)))
+    with pytest.raises(InputError, match="not finished"):
+        finished_manifest(str(tmp_path))
+
+
 def test_a_cache_begun_with_other_options_is_not_gone_on_with(config, cache, capsys):
     changed = replace(config, seed=1, augmentation=AugmentConfig(rotate=45.0))
     said = messages(capsys, changed, embed)
@@ -135,8 +154,7 @@ def test_a_cache_begun_with_other_options_is_not_gone_on_with(config, cache, cap
 
 
 def test_an_unfinished_cache_is_not_trained_from(teacher, corpus, cache, tmp_path, capsys):
-    for file in cache[0].iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(cache[0], tmp_path, dirs_exist_ok=True)
     manifest = json.loads((tmp_path / "cache.json").read_text()) | {"samples": None}
     (tmp_path / "cache.json").write_text(json.dumps(manifest))
     wrong = distill_config(teacher, corpus, tmp_path, tmp_path / "run")

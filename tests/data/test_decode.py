@@ -7,27 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from pictures import encode, noise, photo
 from PIL import Image
 
 from beamclip.data.decode import REDUCTIONS, decode_image, decode_jpeg, decode_pixels, jpeg_size
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
-    generator = np.random.default_rng(seed)
-    return generator.integers(0, 256, (height, width, channels), dtype=np.uint8)
-
-
-def photo(width: int, height: int) -> Image.Image:
-    """Noise over a gradient, so that a shift by a pixel changes every value."""
-    ramp = np.linspace(0, 128, width)[None, :, None] + np.linspace(0, 64, height)[:, None, None]
-    return Image.fromarray((ramp + noise(width, height) // 5).astype(np.uint8))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])

@@ -18,16 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pictures import encode
 from PIL import Image
 
 from beamclip.data.ingest import IngestConfig, IngestCounts, IngestSummary, ingest
 from beamclip.errors import InputError
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def picture(left: tuple[int, ...], right: tuple[int, ...]) -> Image.Image:

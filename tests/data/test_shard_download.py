@@ -5,17 +5,12 @@ import os
 
 import numpy as np
 import pytest
+from pictures import encode
 from PIL import Image
 
 from beamclip.data.shard_download import UprightResizer
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def half_transparent() -> Image.Image:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from pictures import encode, noise, photo
 from PIL import Image
 from scipy import stats
 from torchvision.transforms import InterpolationMode, v2
@@ -41,23 +42,6 @@ IDENTITY = AugmentConfig(
 )
 EVERYTHING = AugmentConfig(flip=0.5, grey=0.3, blur=0.5)
 KEYS = [f"{i:09d}" for i in range(4000)]
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
-    generator = np.random.default_rng(seed)
-    return generator.integers(0, 256, (height, width, channels), dtype=np.uint8)
-
-
-def photo(width: int, height: int) -> Image.Image:
-    """Noise over a gradient, so that a shift by a pixel changes every value."""
-    ramp = np.linspace(0, 128, width)[None, :, None] + np.linspace(0, 64, height)[:, None, None]
-    return Image.fromarray((ramp + noise(width, height) // 5).astype(np.uint8))
 
 
 def pixel_batch(count: int = 6, size: int = 17) -> torch.Tensor:
