@@ -37,7 +37,7 @@ from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
-from beamclip.models.student import build_student
+from beamclip.models.student import build_student, lend_text_tower, release_text_tower
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.summary import Summary
@@ -157,15 +157,18 @@ def distill(config: DistillConfig) -> Summary:
         anchors, scored_anchors = _anchors(config, inputs, run_dir)
         plan = _plan(config, inputs, anchors, run_dir)
         title = _title(config, inputs)
-        # All texts are encoded, and the workers have the image towers: here both would only take memory.
+        # All texts are encoded, and the workers have the image towers: here they would only take memory.
         inputs.teachers.clear()
         inputs.image_towers.clear()
+        release_text_tower(inputs.student)
         hand_back_freed_memory()
         trained = train("distill", plan, config.workers, run_dir, tracking, title)
         restore_student(inputs.student, trained.state)
+        teacher = load_clip(str(config.teacher))
+        lend_text_tower(inputs.student, teacher)
         if trained.history:
             plot_curves(trained.history, run_dir / PLOTS / "curves.png")
-        metrics = _score(config, inputs, scored_anchors, run_dir)
+        metrics = _score(config, inputs, teacher, scored_anchors, run_dir)
         card = _card(config, metrics)
         write_open_clip_dir(inputs.student, run_dir / MODEL, card)
         summary = finish(
@@ -251,13 +254,13 @@ def trained_weights(state: State) -> dict[str, torch.Tensor]:
     }
 
 
-def _score(config: DistillConfig, inputs: Inputs, anchors: Anchors | None, run_dir: Path) -> dict[str, float]:
+def _score(
+    config: DistillConfig, inputs: Inputs, teacher: LoadedClip, anchors: Anchors | None, run_dir: Path
+) -> dict[str, float]:
     if config.scoring.eval_data is None or anchors is None:
         return {}
     scoring = config.scoring
     data = ScoredData(config.scoring.eval_data, scoring.label_column, inputs.classes, scoring.scoring_batch)
-    # Again: it was let go before the workers trained.
-    teacher = load_clip(str(config.teacher))
     of_teacher, _ = score_zeroshot(teacher, anchors, data, config.workers)
     of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
     draw_comparison(

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from beamclip.cluster import WorkersConfig
 from beamclip.training.channel import Channel, Record
 from beamclip.training.checkpoint import State, find_checkpoint, mark, read_checkpoint
+from beamclip.training.process import CPU_WORKER_ENVIRONMENT
 from beamclip.training.worker import HopelessError, Plan, in_one_line, train_worker
 
 POLL_SECONDS = 0.2
@@ -98,6 +99,7 @@ def _run(
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             callbacks=[EndWhenHopeless()],  # type: ignore[list-item]
             logging_config=ray.train.LoggingConfig("ERROR"),  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": {} if workers.use_gpu else CPU_WORKER_ENVIRONMENT},
         ),
     )
     future = _in_background(trainer.fit)

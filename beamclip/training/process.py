@@ -4,6 +4,13 @@ import ctypes
 
 import torch
 
+CPU_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+"""To be there when a process starts that will train on the CPU.
+
+By default glibc gives a thread blocks of its own of at most 64 MiB, and Ray trains in a thread: what is
+larger is taken from the kernel and handed back in every step, whatever `prepare_process` says.
+"""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 

@@ -15,7 +15,13 @@ from beamclip.errors import InputError
 from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, new_clip
 from beamclip.models.pixels import normalise_pixels
-from beamclip.models.student import StudentConfig, backbone_features, build_student
+from beamclip.models.student import (
+    StudentConfig,
+    backbone_features,
+    build_student,
+    lend_text_tower,
+    release_text_tower,
+)
 
 TEXTS = ["a photo of a crane", "a drawing of a whale"]
 # Networks that end in a hidden layer of their own keep a classifier: it is the projection.
@@ -60,6 +66,20 @@ def test_only_the_image_tower_trains_and_the_teacher_is_untouched(micro_clip: Lo
         for parameter in student.model.parameters():
             parameter.zero_()
     assert all(torch.equal(value, before[key]) for key, value in micro_clip.model.state_dict().items())
+
+
+@pytest.mark.parametrize("config", ["tiny-vit", "tiny-msclip"])
+def test_a_student_does_without_its_text_tower_for_a_time(config: str) -> None:
+    teacher = new_clip(config, seed=0)
+    student = build_student(SMALL, teacher, seed=0)
+    release_text_tower(student)
+    kept = [name for name, value in student.model.named_parameters() if value.numel()]
+    assert kept == [f"visual.{name}" for name, _ in student.model.visual.named_parameters()]
+    with torch.no_grad():
+        assert student.model.visual(images_for(student)).shape == (2, teacher.embed_dim)
+        lend_text_tower(student, teacher)
+        tokens = teacher.tokenizer(TEXTS)
+        assert torch.equal(student.model.encode_text(tokens), teacher.model.encode_text(tokens))
 
 
 @pytest.mark.parametrize(
