@@ -66,8 +66,8 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
-    # A Ray that lives as long as the command has no use for them; the first two take seconds to start, and
-    # the last one costs every process of Ray some memory and some of the time in which it does nothing.
+    # A Ray that lives as long as the command has no use for them: the first two take seconds to start, and
+    # for the last one an agent looks at all processes every few seconds.
     local: dict[str, Any] = {}
     if address == "local":
         local["include_dashboard"] = False

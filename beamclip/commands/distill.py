@@ -157,6 +157,7 @@ def distill(config: DistillConfig) -> Summary:
         anchors, scored_anchors = _anchors(config, inputs, run_dir)
         plan = _plan(config, inputs, anchors, run_dir)
         title = _title(config, inputs)
+        fingerprint = inputs.teachers[0].fingerprint
         # All texts are encoded, and the workers have the image towers: here they would only take memory.
         inputs.teachers.clear()
         inputs.image_towers.clear()
@@ -164,7 +165,7 @@ def distill(config: DistillConfig) -> Summary:
         hand_back_freed_memory()
         trained = train("distill", plan, config.workers, run_dir, tracking, title)
         restore_student(inputs.student, trained.state)
-        teacher = load_clip(str(config.teacher))
+        teacher = teacher_again(config, fingerprint)
         lend_text_tower(inputs.student, teacher)
         if trained.history:
             plot_curves(trained.history, run_dir / PLOTS / "curves.png")
@@ -243,6 +244,22 @@ def restore_student(student: LoadedClip, state: State) -> None:
     }
     student.model.visual.load_state_dict(visual)
     student.model.eval()
+
+
+def teacher_again(config: DistillConfig, fingerprint: str) -> LoadedClip:
+    """The teacher, which was let go while the student trained.
+
+    Raises:
+        InputError: it is another one now, whose text tower would not fit the student.
+    """
+    teacher = load_clip(str(config.teacher))
+    if teacher.fingerprint != fingerprint:
+        raise InputError(
+            f"--teacher {config.teacher}: has other weights now than when training began "
+            f"({teacher.fingerprint[:12]}, not {fingerprint[:12]}). The checkpoints are kept: put the first "
+            f"ones back, and give --resume {config.out}."
+        )
+    return teacher
 
 
 def trained_weights(state: State) -> dict[str, torch.Tensor]:

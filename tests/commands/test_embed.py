@@ -12,7 +12,7 @@ import yaml
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
-from beamclip.commands.distill import distill, load_inputs
+from beamclip.commands.distill import distill, load_inputs, teacher_again
 from beamclip.commands.embed import embed
 from beamclip.commands.run_dir import read_history
 from beamclip.config import DistillConfig, EmbedConfig, ScoringConfig, read_config
@@ -184,6 +184,14 @@ def test_a_cache_of_another_augmentation(teacher, corpus, cache, tmp_path, capsy
     wrong = distill_config(teacher, corpus, cache[0], tmp_path / "run", augmentation=changed)
     said = messages(capsys, wrong, distill)
     assert "crop_scale_min: 0.6 there, 0.08 here" in said
+
+
+def test_a_teacher_that_changed_while_the_student_trained_is_refused(teacher, corpus, cache, tmp_path):
+    config = distill_config(teacher, corpus, cache[0], tmp_path / "run")
+    fingerprint = read_manifest(str(cache[0])).teachers[0].fingerprint
+    assert teacher_again(config, fingerprint).fingerprint == fingerprint
+    with pytest.raises(InputError, match=r"other weights now.*--resume .*run"):
+        teacher_again(config, "0" * 64)
 
 
 def test_all_teachers_of_a_cache_teach_together(teacher, second_teacher, corpus, cache, workspace):
