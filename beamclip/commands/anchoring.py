@@ -1,5 +1,6 @@
 """Text anchors of a run: from a class list, from captions of the shards, or from both."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,23 @@ from beamclip.prompts.anchors import (
     truncated_prompts,
 )
 from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.contexts import Source
 
 
 def class_anchors(
-    classes: list[ClassEntry], config: PromptConfig, clip: LoadedClip, workers: WorkersConfig, cache_dir: Path
+    classes: list[ClassEntry],
+    config: PromptConfig,
+    outside: Mapping[str, Source],
+    clip: LoadedClip,
+    workers: WorkersConfig,
+    cache_dir: Path,
 ) -> Anchors:
-    """Anchors of a class list, encoded once for each (text tower, prompts); cut prompts are named."""
-    prompts = class_prompts(classes, config)
+    """Anchors of a class list, encoded once for each (text tower, prompts); cut prompts are named.
+
+    Args:
+        outside: see context_sources.
+    """
+    prompts = class_prompts(classes, config, outside)
     _warn_of_cuts(prompts, classes, clip)
     missing = _EncodeOnce(clip, workers)
     anchors = encode_anchors(

@@ -11,6 +11,7 @@ import torch
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.anchoring import captions_as_anchors, class_anchors, joined
 from beamclip.commands.console import count, percent, stage
+from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
 from beamclip.commands.train import (
@@ -40,6 +41,7 @@ from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
 from beamclip.models.student import build_student, lend_text_tower, release_text_tower
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.prompts.contexts import Source
 from beamclip.summary import Summary
 from beamclip.training.builders import DistillationBuilder
 from beamclip.training.checkpoint import State
@@ -92,6 +94,7 @@ def load_inputs(config: DistillConfig) -> Inputs:
     shards = list_shards(config.data)
     check_batches(config, shards)
     classes = load_classes(config.classes) if config.classes else []
+    check_contexts(classes, config.prompts, config.data)
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data)
     manifest = finished_manifest(config.data) if is_cache(config.data) else None
@@ -191,16 +194,17 @@ def distill(config: DistillConfig) -> Summary:
 def _anchors(config: DistillConfig, inputs: Inputs, run_dir: Path) -> tuple[list[Anchors], Anchors | None]:
     """Each teacher's anchors to train on, and the first one's of the classes, which scores are made with."""
     cache = run_dir.parent / "anchors"
-    pairs = [_anchors_of(teacher, config, inputs, cache) for teacher in inputs.teachers]
+    outside = context_sources(inputs.classes, config.prompts, config.data, cache)
+    pairs = [_anchors_of(teacher, config, inputs, outside, cache) for teacher in inputs.teachers]
     return [used for used, _ in pairs], pairs[0][1]
 
 
 def _anchors_of(
-    teacher: LoadedClip, config: DistillConfig, inputs: Inputs, cache: Path
+    teacher: LoadedClip, config: DistillConfig, inputs: Inputs, outside: dict[str, Source], cache: Path
 ) -> tuple[Anchors, Anchors | None]:
     parts = []
     if inputs.classes:
-        parts.append(class_anchors(inputs.classes, config.prompts, teacher, config.workers, cache))
+        parts.append(class_anchors(inputs.classes, config.prompts, outside, teacher, config.workers, cache))
     of_classes = parts[0] if parts else None
     if config.anchors != "classes":
         drawn = captions_as_anchors(

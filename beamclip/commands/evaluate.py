@@ -7,6 +7,7 @@ from typing import Any
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.anchoring import class_anchors
 from beamclip.commands.console import count, percent, stage, table
+from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.config import EvaluateConfig, parameters, write_config
@@ -31,6 +32,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     model, address, class_list = _required(config)
     run_dir = new_run_dir(config.out, "evaluate")
     classes = load_classes(class_list)
+    check_contexts(classes, config.prompts, address)
     clip = load_clip(model)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(config, run_dir / CONFIG_FILE)
@@ -105,7 +107,9 @@ def _run_tasks(
     metrics: dict[str, float] = {}
     stages: dict[str, Any] = {}
     if "zeroshot" in config.tasks:
-        anchors = class_anchors(classes, config.prompts, clip, config.workers, run_dir.parent / "anchors")
+        cache = run_dir.parent / "anchors"
+        outside = context_sources(classes, config.prompts, config.data, cache)
+        anchors = class_anchors(classes, config.prompts, outside, clip, config.workers, cache)
         metrics |= zeroshot_metrics(
             encoded.embeddings, encoded.labels, anchors, len(classes), temperature=SCORING_TEMPERATURE
         )

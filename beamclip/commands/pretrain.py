@@ -9,6 +9,7 @@ import ray
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.anchoring import class_anchors
 from beamclip.commands.console import count, percent, stage
+from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.distill import trained_weights
 from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, score_zeroshot
@@ -64,6 +65,7 @@ def load_inputs(config: PretrainConfig) -> Inputs:
     classes = load_classes(config.classes) if config.classes else []
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data)
+        check_contexts(classes, config.prompts, config.data)
     clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
     stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
     return Inputs(shards, clip, classes)
@@ -169,7 +171,9 @@ def _score(
 ) -> dict[str, float]:
     if config.scoring.eval_data is None:
         return {}
-    anchors = class_anchors(classes, config.prompts, clip, config.workers, run_dir.parent / "anchors")
+    cache = run_dir.parent / "anchors"
+    outside = context_sources(classes, config.prompts, config.data, cache)
+    anchors = class_anchors(classes, config.prompts, outside, clip, config.workers, cache)
     scoring = config.scoring
     data = ScoredData(config.scoring.eval_data, scoring.label_column, classes, scoring.scoring_batch)
     metrics, encoded = score_zeroshot(clip, anchors, data, config.workers)

@@ -6,7 +6,7 @@ anchor is the unit mean of their unit embeddings, or each prompt stays an anchor
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from beamclip.errors import InputError
 from beamclip.prompts.classes import ClassEntry
-from beamclip.prompts.contexts import ContextSource, contexts_of, require_contexts
+from beamclip.prompts.contexts import Source, class_contexts
 from beamclip.prompts.templates import fill, resolve_templates
 
 AnchorReduce = Literal["mean", "separate"]
@@ -34,10 +33,18 @@ class PromptConfig:
 
     templates: tuple[str, ...] = ("photo",)
     """Sets of templates (name, photo, ensemble, symbol) or literal templates with {} for the class."""
-    context_source: ContextSource = "none"
-    """Where contexts come from: the class list's `contexts` (file) or its `parents` (hierarchy)."""
+    context_source: str = "none"
+    """Where contexts come from: the class list's `contexts` (file) or `parents` (hierarchy), the lexicon
+    (wordnet) by its `synset`, words beside the name in the shards' captions (captions), or several of these,
+    as hierarchy+captions, in turn."""
     num_contexts: int = 0
     """Contexts a class, first ones first, one prompt each; 0 leaves the bare name."""
+    context_data: str | None = None
+    """Shards whose captions context_source captions reads; by default the ones of --data."""
+    context_columns: tuple[str, ...] = ()
+    """Fields of a sample's JSON with further texts that context_source captions reads, such as tags."""
+    wordnet: Path | None = None
+    """Princeton's dict folder of WordNet, for context_source wordnet; by default what nltk has installed."""
     anchor_reduce: AnchorReduce = "mean"
     """mean: one anchor a class, the unit mean of its prompts. separate: one anchor a prompt."""
 
@@ -52,27 +59,24 @@ class Anchors:
     """[M] int64: the class, or caption, each anchor belongs to."""
 
 
-def class_prompts(classes: Sequence[ClassEntry], config: PromptConfig) -> list[list[str]]:
+def class_prompts(
+    classes: Sequence[ClassEntry], config: PromptConfig, outside: Mapping[str, Source] | None = None
+) -> list[list[str]]:
     """Prompts of each class, in the order of the classes: templates x contexts, or templates x bare name.
+
+    Args:
+        outside: the sources of contexts that need more than the class list, by name.
 
     Raises:
         InputError: a template cannot be used, or contexts are asked for and there are none.
     """
     templates = resolve_templates(config.templates)
-    if config.num_contexts < 0:
-        raise InputError(f"num_contexts is {config.num_contexts}; it must be 0 or more.")
-    if config.num_contexts > 0 and config.context_source == "none":
-        raise InputError(
-            f"num_contexts is {config.num_contexts}, but context_source is none. "
-            "Choose a context source, or set num_contexts to 0."
-        )
-    if config.num_contexts > 0:
-        require_contexts(classes, config.context_source)
-    return [[fill(template, slot) for template in templates for slot in _slots(c, config)] for c in classes]
+    contexts = class_contexts(classes, config.context_source, config.num_contexts, outside)
+    slots = [_slots(entry, own) for entry, own in zip(classes, contexts, strict=True)]
+    return [[fill(template, slot) for template in templates for slot in of_class] for of_class in slots]
 
 
-def _slots(entry: ClassEntry, config: PromptConfig) -> list[str]:
-    contexts = contexts_of(entry, config.context_source)[: config.num_contexts]
+def _slots(entry: ClassEntry, contexts: Sequence[str]) -> list[str]:
     return [f"{entry.name}, {context}" for context in contexts] or [entry.name]
 
 

@@ -1,50 +1,105 @@
 """Contexts: what tells a class from another of the same name ("crane, a type of bird").
 
-BeamCLIP (https://arxiv.org/abs/2301.02903) calls it context-based prompt augmentation. A source turns one
-class into texts, most helpful first. To add one, write the function, enter it in `_SOURCES` and name it in
-`ContextSource`.
+BeamCLIP (https://arxiv.org/abs/2301.02903) calls it context-based prompt augmentation. A source is a function
+that turns one class into texts, most helpful first. Two read the class list; the others need something of
+their own, a lexicon or counted captions, and are made by whoever has it (prompts.wordnet, data.cooccurrence).
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import chain, islice, zip_longest
 
 from beamclip.errors import InputError
 from beamclip.prompts.classes import ClassEntry
 
-ContextSource = Literal["none", "file", "hierarchy"]
+Source = Callable[[ClassEntry], tuple[str, ...]]
+"""One class -> its contexts, most helpful first; none where the source knows none."""
+
+NONE = "none"
+WORDNET = "wordnet"
+CAPTIONS = "captions"
+_LACKING = {
+    "file": "carry `contexts`. Add them to the class list (YAML or JSON)",
+    "hierarchy": "carry `parents`. Add them to the class list (YAML or JSON)",
+    WORDNET: "carry a `synset`. Add it to the class list (YAML or JSON)",
+    CAPTIONS: "occur in the captions by their names. Give captions that name them (--context-columns)",
+}
+"""Name of each source -> what its classes do, and what helps where none does."""
 
 
-def contexts_of(entry: ClassEntry, source: ContextSource) -> tuple[str, ...]:
-    """Contexts of one class, most helpful first; empty where the source knows none."""
-    return _SOURCES[source](entry)
-
-
-def require_contexts(classes: Sequence[ClassEntry], source: ContextSource) -> None:
-    """Raise InputError if the source knows no context for any of the classes."""
-    key = _KEYS_READ.get(source)
-    if key is not None and not any(contexts_of(entry, source) for entry in classes):
-        raise InputError(
-            f"context_source is {source}, but 0 of {len(classes)} classes carry `{key}`. "
-            f"Add `{key}` to the class list (YAML or JSON), or choose another context source."
-        )
-
-
-def _none(entry: ClassEntry) -> tuple[str, ...]:
-    return ()
-
-
-def _file(entry: ClassEntry) -> tuple[str, ...]:
+def file_contexts(entry: ClassEntry) -> tuple[str, ...]:
+    """The class list's own."""
     return entry.contexts
 
 
-def _hierarchy(entry: ClassEntry) -> tuple[str, ...]:
+def hierarchy_contexts(entry: ClassEntry) -> tuple[str, ...]:
+    """What the class is a type of, nearest first."""
     return tuple(f"a type of {parent}" for parent in entry.parents)
 
 
-_SOURCES: dict[ContextSource, Callable[[ClassEntry], tuple[str, ...]]] = {
-    "none": _none,
-    "file": _file,
-    "hierarchy": _hierarchy,
-}
-_KEYS_READ: dict[ContextSource, str] = {"file": "contexts", "hierarchy": "parents"}
-"""Which key of a class list a source reads, where it reads one."""
+def source_names(context_source: str) -> tuple[str, ...]:
+    """The sources that `hierarchy+captions` names; none for `none`.
+
+    Raises:
+        InputError: one is unknown, stands twice, or `none` stands with another.
+    """
+    names = tuple(name.strip() for name in context_source.split("+"))
+    for name in names:
+        if name not in (NONE, *_LACKING):
+            known = [NONE, *_LACKING]
+            close = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"The sources are {', '.join(known)}."
+            raise InputError(f"context_source {context_source!r}: there is no source {name!r}. {hint}")
+    if len(set(names)) < len(names) or (NONE in names and len(names) > 1):
+        raise InputError(
+            f"context_source {context_source!r}: each source once, joined by +, or {NONE} alone."
+        )
+    return () if names == (NONE,) else names
+
+
+def class_contexts(
+    classes: Sequence[ClassEntry],
+    context_source: str,
+    count: int,
+    outside: Mapping[str, Source] | None = None,
+) -> list[tuple[str, ...]]:
+    """The first contexts of each class, in the order of the classes.
+
+    Several sources give theirs in turn: the first of each, the second of each, and so on, none twice.
+
+    Args:
+        context_source: names of sources, joined by +.
+        count: contexts a class, at most.
+        outside: the sources that need more than the class list, by name.
+
+    Raises:
+        InputError: see `source_names`; or contexts are asked for and one of the sources knows none at all.
+        ValueError: a source is missing from `outside`.
+    """
+    names = source_names(context_source)
+    if count < 0:
+        raise InputError(f"num_contexts is {count}; it must be 0 or more.")
+    if count == 0:
+        return [()] * len(classes)
+    if not names:
+        raise InputError(
+            f"num_contexts is {count}, but context_source is {NONE}. "
+            "Choose a context source, or set num_contexts to 0."
+        )
+    known = {"file": file_contexts, "hierarchy": hierarchy_contexts, **(outside or {})}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise ValueError(f"the source {missing[0]} was not given.")
+    found = [[known[name](entry) for entry in classes] for name in names]
+    for name, contexts in zip(names, found, strict=True):
+        if not any(contexts):
+            raise InputError(
+                f"context_source is {context_source}, but 0 of {len(classes)} classes {_LACKING[name]}, "
+                "or choose another context source."
+            )
+    return [tuple(islice(_in_turn(of_class), count)) for of_class in zip(*found, strict=True)]
+
+
+def _in_turn(sources: Sequence[Sequence[str]]) -> list[str]:
+    turns = chain.from_iterable(zip_longest(*sources))
+    return list(dict.fromkeys(context for context in turns if context is not None))

@@ -1,0 +1,93 @@
+"""The sources of contexts that need more than a class list, made ready for one command."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
+
+from beamclip.commands.console import count, stage
+from beamclip.data.cooccurrence import caption_words
+from beamclip.data.shards import Columns, Shard, check_texts, fingerprint, list_shards
+from beamclip.errors import InputError
+from beamclip.prompts.anchors import PromptConfig
+from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.contexts import CAPTIONS, NONE, WORDNET, Source, class_contexts, source_names
+from beamclip.prompts.wordnet import wordnet_contexts
+
+MOST_WORDS = 16
+"""Kept of each class: another number of contexts asks for no other pass over the captions."""
+
+
+def check_contexts(classes: Sequence[ClassEntry], config: PromptConfig, data: str | None) -> None:
+    """Refuse what cannot be had, before anything is started; captions are not counted yet.
+
+    Args:
+        data: address of the command's shards, if it has any.
+
+    Raises:
+        InputError: see `class_contexts`; or there are no captions to read.
+    """
+    names = source_names(config.context_source)
+    lexicon = _lexicon(config)
+    for name in (names or (NONE,)) if config.num_contexts else ():
+        if name == CAPTIONS:
+            address = _address(config, data)
+            check_texts(list_shards(address), _columns(config), address)
+        else:
+            class_contexts(classes, name, config.num_contexts, lexicon)
+
+
+def context_sources(
+    classes: Sequence[ClassEntry], config: PromptConfig, data: str | None, cache_dir: Path
+) -> dict[str, Source]:
+    """The lexicon and the captions, as far as the configuration asks for them; Ray is up.
+
+    Args:
+        data: address of the command's shards, if it has any.
+        cache_dir: where the words of captions are kept.
+    """
+    sources = _lexicon(config)
+    if config.num_contexts and CAPTIONS in source_names(config.context_source):
+        shards = list_shards(_address(config, data))
+        words = _words(sorted({entry.name for entry in classes}), config, shards, cache_dir)
+        sources[CAPTIONS] = lambda entry: words[entry.name]
+    return sources
+
+
+def _address(config: PromptConfig, data: str | None) -> str:
+    address = config.context_data or data
+    if address is None:
+        raise InputError("context_source captions reads the captions of shards. Give --data SHARDS.")
+    return address
+
+
+def _columns(config: PromptConfig) -> Columns:
+    return Columns(caption=True, more_texts=config.context_columns)
+
+
+def _lexicon(config: PromptConfig) -> dict[str, Source]:
+    if config.num_contexts and WORDNET in source_names(config.context_source):
+        return {WORDNET: wordnet_contexts(config.wordnet)}
+    return {}
+
+
+def _words(
+    names: list[str], config: PromptConfig, shards: list[Shard], cache_dir: Path
+) -> dict[str, tuple[str, ...]]:
+    most = max(MOST_WORDS, config.num_contexts)
+    paths = [shard.path for shard in shards]
+    key = json.dumps([paths, fingerprint(shards), config.context_columns, most, names])
+    path = cache_dir / f"words-{hashlib.sha256(key.encode()).hexdigest()}.json"
+    note = "cached"
+    if not path.exists():
+        found = caption_words(shards, names, _columns(config), most)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{uuid4().hex}.part")
+        draft.write_text(json.dumps(found))
+        draft.replace(path)
+        note = "counted"
+    words = {name: tuple(own) for name, own in json.loads(path.read_text()).items()}
+    telling = sum(bool(own) for own in words.values())
+    stage("contexts", f"words beside {telling:,} of {count(len(names), 'name')} in captions", note)
+    return words

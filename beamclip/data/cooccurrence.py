@@ -1,0 +1,127 @@
+"""Words that stand beside class names in the captions of shards, ranked by pointwise mutual information.
+
+One pass over the shards by Ray Data, a task a shard; nothing but counts leaves the tasks. Two classes of one
+name get the same words: captions do not say which of them is meant.
+"""
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from beamclip.data.shards import Columns, Shard, iterate_rows
+
+LEAST_TOGETHER = 2
+"""Samples that a word and a class must share: one alone has the highest rank of all, and says nothing."""
+MOST_COUNTED = 4_000_000
+"""Words and pairs of word and class that are counted at a time; beyond it those met once are dropped."""
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+
+
+@dataclass
+class Counts:
+    """In how many samples something was met."""
+
+    samples: int = 0
+    words: Counter[str] = field(default_factory=Counter)
+    names: Counter[str] = field(default_factory=Counter)
+    """Names of classes, as their words with a space between them."""
+    together: Counter[str] = field(default_factory=Counter)
+    """A name, a line break, and a word beside it."""
+
+    def add(self, other: "Counts") -> None:
+        """Add those of other samples."""
+        self.samples += other.samples
+        self.words.update(other.words)
+        self.names.update(other.names)
+        self.together.update(other.together)
+        for counter in (self.words, self.together):
+            if len(counter) > MOST_COUNTED:
+                for key in [key for key, number in counter.items() if number == 1]:
+                    del counter[key]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in their order, in small letters; hyphens and apostrophes within stay."""
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def count_samples(samples: Iterable[Sequence[str]], names: Iterable[str]) -> Counts:
+    """Count the words, names, and words beside names in samples of one or more texts each.
+
+    A name is met where its words follow each other in one of the texts. Its own words do not count as beside
+    it.
+    """
+    by_first: dict[str, list[list[str]]] = defaultdict(list)
+    for phrase in map(words_of, {" ".join(words_of(name)) for name in names}):
+        by_first[phrase[0] if phrase else ""].append(phrase)
+    counts = Counts()
+    for texts in samples:
+        tokenised = [words_of(text) for text in texts]
+        words = set().union(*tokenised)
+        met = {name for tokens in tokenised for name in _names_in(tokens, by_first)}
+        counts.samples += 1
+        counts.words.update(words)
+        counts.names.update(met)
+        for name in met:
+            counts.together.update(f"{name}\n{word}" for word in words.difference(name.split(" ")))
+    return counts
+
+
+def _names_in(tokens: list[str], by_first: dict[str, list[list[str]]]) -> Iterator[str]:
+    for place, token in enumerate(tokens):
+        for phrase in by_first.get(token, ()):
+            if tokens[place : place + len(phrase)] == phrase:
+                yield " ".join(phrase)
+
+
+def ranked_words(counts: Counts, names: Iterable[str], most: int) -> dict[str, tuple[str, ...]]:
+    """Name -> the words that are met beside it more often than by chance, the most telling first.
+
+    By pointwise mutual information, ln(samples x together / (name x word)), nats; of equal ones the more
+    frequent first.
+    """
+    beside: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
+    for pair, together in counts.together.items():
+        name, word = pair.split("\n")
+        if together >= LEAST_TOGETHER:
+            by_chance = counts.names[name] * counts.words[word]
+            beside[name].append((math.log(counts.samples * together / by_chance), together, word))
+    found = {}
+    for name in names:
+        telling = [each for each in beside[" ".join(words_of(name))] if each[0] > 0]
+        telling.sort(key=lambda each: (-each[0], -each[1], each[2]))
+        found[name] = tuple(word for _, _, word in telling[:most])
+    return found
+
+
+def caption_words(
+    shards: list[Shard], names: Sequence[str], columns: Columns, most: int
+) -> dict[str, tuple[str, ...]]:
+    """See `ranked_words`, of the captions of all shards.
+
+    Args:
+        names: of the classes.
+        columns: which texts of a sample are read.
+        most: words for each name.
+    """
+    import ray.data
+
+    wanted: Any = ray.put(names)
+
+    def count_shard(row: dict[str, Any]) -> dict[str, Any]:
+        shard = Shard(row["path"], row["samples"], row["format"])
+        rows = iterate_rows(shard, columns, range(shard.samples))
+        counts = count_samples((each["texts"] for each in rows if each.get("texts")), ray.get(wanted))
+        return {"counts": json.dumps(vars(counts))}
+
+    items = [asdict(shard) for shard in shards]
+    total = Counts()
+    for row in ray.data.from_items(items, override_num_blocks=len(items)).map(count_shard).iter_rows():
+        samples, *counters = json.loads(row["counts"]).values()
+        total.add(Counts(samples, *map(Counter, counters)))
+    return ranked_words(total, names, most)

@@ -1,0 +1,108 @@
+"""Contexts of classes that carry a WordNet synset: what it is a type of, its gloss, its other names."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from beamclip.errors import InputError
+from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.contexts import Source
+
+HYPERNYMS = 3
+"""Taken of those above a synset; from there on they are as general as "organism"."""
+
+_ADVICE = (
+    "Give --wordnet the dict folder of WordNet 3.0 from Princeton, or install the lexicon: "
+    "python -m nltk.downloader wordnet"
+)
+_ID = re.compile(r"([nvars])(\d{8})")
+
+
+def wordnet_contexts(folder: Path | None) -> Source:
+    """The source `wordnet`: of each synset its nearest hypernym, gloss, other lemmas, further hypernyms.
+
+    Args:
+        folder: Princeton's dict folder, of the version that the class list's synsets are of (ImageNet's ids
+            are WordNet 3.0's); None takes the lexicon that nltk has installed.
+
+    Raises:
+        InputError: nltk or the lexicon is missing; from the source: a class has a synset that it lacks.
+    """
+    reader = _open_lexicon(folder)
+
+    def contexts(entry: ClassEntry) -> tuple[str, ...]:
+        if entry.synset is None:
+            return ()
+        synset = _find(reader, entry)
+        above = [f"a type of {_plain(each.lemma_names()[0])}" for each in _hypernyms(synset)]
+        gloss = synset.definition().split(";")[0].strip()
+        lemmas = [_plain(lemma) for lemma in synset.lemma_names()]
+        others = [f"also called {lemma}" for lemma in lemmas if lemma.lower() != entry.name.lower()]
+        return (*above[:1], gloss, *others, *above[1:])
+
+    return contexts
+
+
+def _open_lexicon(folder: Path | None) -> Any:
+    try:
+        import nltk
+        from nltk.corpus.reader.wordnet import WordNetCorpusReader
+    except ImportError as error:
+        raise InputError(
+            "context_source wordnet needs nltk, which is not installed: pip install 'beamclip[wordnet]'"
+        ) from error
+    if folder is None:
+        try:
+            nltk.corpus.wordnet.ensure_loaded()
+        except LookupError as error:
+            raise InputError(f"context_source wordnet: nltk has no WordNet installed. {_ADVICE}.") from error
+        return nltk.corpus.wordnet
+    if not (folder / "data.noun").is_file():
+        raise InputError(f"--wordnet {folder}: no WordNet there (data.noun is missing). {_ADVICE}.")
+    # nltk reads nothing outside the folders of this list.
+    nltk.data.path.append(str(folder.resolve()))
+
+    class Lexicon(WordNetCorpusReader):
+        """English alone: the map to other languages' lexicons needs the one that nltk installs."""
+
+        def map_wn(self, version: str = "wordnet") -> None:
+            return None
+
+    with warnings.catch_warnings():
+        # Of the other languages.
+        warnings.simplefilter("ignore")
+        try:
+            return Lexicon(str(folder.resolve()), None)
+        except OSError as error:
+            raise InputError(f"--wordnet {folder}: cannot be read as WordNet: {error}") from error
+
+
+def _find(reader: Any, entry: ClassEntry) -> Any:
+    match = _ID.fullmatch(str(entry.synset))
+    with warnings.catch_warnings():
+        # The error below says more.
+        warnings.simplefilter("ignore")
+        synset = reader.synset_from_pos_and_offset(match[1], int(match[2])) if match else None
+    if synset is None:
+        raise InputError(
+            f"class {entry.id} ({entry.name}): the lexicon has no synset {entry.synset!r}. Write synsets as "
+            "n02012849; the number belongs to one version of WordNet, ImageNet's to 3.0."
+        )
+    return synset
+
+
+def _hypernyms(synset: Any) -> list[Any]:
+    """The chain of first hypernyms, nearest first."""
+    above: list[Any] = []
+    while len(above) < HYPERNYMS:
+        lowest = above[-1] if above else synset
+        nearest = lowest.hypernyms() or lowest.instance_hypernyms()
+        if not nearest:
+            break
+        above.append(nearest[0])
+    return above
+
+
+def _plain(lemma: str) -> str:
+    return lemma.replace("_", " ")
