@@ -174,6 +174,31 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
+class PromptsConfig:
+    """Look at the prompts of a class list, and at what contexts do to their anchors."""
+
+    classes: Path | None = None
+    """Required. Class list (text, YAML or JSON)."""
+    teacher: str | None = None
+    """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pretrain.py."""
+    data: str | None = None
+    """Shards whose captions context_source captions reads."""
+    show: tuple[str, ...] = ()
+    """Names or ids of classes to print the prompts of, beside those of the closest pair."""
+    pairs: int = 20
+    """Closest pairs of classes to print and to draw."""
+    out: Path | None = None
+    """Folder of the results; by default a new one below runs/."""
+    config: Path | None = None
+    """YAML file with values for any of these options; flags come before it."""
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1:
+            raise InputError(f"pairs is {self.pairs}: give 1 or more.")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Score a model on labelled images."""
 

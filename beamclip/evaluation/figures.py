@@ -4,6 +4,7 @@ The colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which
 apart.
 """
 
+import unicodedata
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,18 @@ def styled() -> AbstractContextManager[None]:
         "ytick.color": MUTED,
     }
     return style.context(["default", settings])
+
+
+def drawable_text(text: str, length: int) -> str:
+    """The text as the fonts can draw it: one line, shortened, a box for a letter that none of them has."""
+    _, drawable = fonts()
+    joined = unicodedata.normalize("NFC", " ".join(text.split()))
+    # Joiners and variation selectors are invisible by themselves, a box in their place would be noise.
+    letters = [c for c in joined if ord(c) in drawable or unicodedata.category(c) not in ("Cf", "Mn")]
+    if len(letters) > length:
+        letters = [*"".join(letters[: length - 1]).rstrip(), "…"]
+    # An unpaired or paired dollar sign would start a formula.
+    return "".join(c if ord(c) in drawable else "□" for c in letters).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, out: Path) -> Path:

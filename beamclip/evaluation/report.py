@@ -4,7 +4,6 @@ Figures are made without pyplot, so that nothing global is left behind and no di
 """
 
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from beamclip.evaluation.figures import BLUE, GREEN, INK, MUTED, ORANGE, fonts, save_figure, styled
+from beamclip.evaluation.figures import BLUE, GREEN, INK, MUTED, ORANGE, drawable_text, save_figure, styled
 
 TOP = 3
 """Predictions shown for each image and model."""
@@ -207,7 +206,7 @@ def _draw_curve(axes: Axes, panel: Panel, steps: Floats, values: Floats) -> None
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0) if panel.percent else "{x:g}")
-    axes.set_title(_shown(panel.title, 34), loc="left", fontweight="bold")
+    axes.set_title(drawable_text(panel.title, 34), loc="left", fontweight="bold")
     if len(finite):
         notation = ".1%" if panel.percent else ".3g" if abs(finite[-1]) < 1000 else ",.0f"
         axes.set_title(f"last {finite[-1]:{notation}}", loc="right", color=MUTED, fontsize=8)
@@ -230,7 +229,7 @@ def _draw_card(
     picture = card.add_axes((0.02, 0.06, 0.22, 0.74))
     picture.imshow(pixels, interpolation="nearest" if min(pixels.shape[:2]) < 96 else "antialiased")
     picture.set_axis_off()
-    card.text(0.02, 0.86, _shown(truth, 70), fontweight="bold", fontsize=10, va="bottom")
+    card.text(0.02, 0.86, drawable_text(truth, 70), fontweight="bold", fontsize=10, va="bottom")
     for place, (model, scores) in enumerate(models):
         axes = card.add_axes((0.27 + 0.37 * place, 0.06, 0.34, 0.62))
         _draw_bars(axes, model, scores, truth, names)
@@ -252,7 +251,7 @@ def _draw_bars(axes: Axes, model: str, scores: Tensor, truth: str, names: Sequen
         axes.barh(row, 1.0, height=0.84, color="#f3f3f3")
         axes.barh(row, value, height=0.84, color=GREEN if right else "#9a9a9a", alpha=0.45)
         mark, weight, colour = ("✓ ", "bold", "#00573f") if right else ("", "normal", INK)
-        label = mark + _shown(names[k], 26)
+        label = mark + drawable_text(names[k], 26)
         axes.text(0.02, row, label, va="center", fontsize=8.5, color=colour, fontweight=weight)
         percent = f"{value:.0%}" if value >= 0.005 else "< 1%"
         axes.text(0.985, row, percent, va="center", ha="right", fontsize=8.5, color=colour)
@@ -270,10 +269,10 @@ def _name_sides(row: Sequence[Axes], image_names: Sequence[str], anchor_names: S
     across, down = (math.ceil(len(names) / LABELLED) for names in (anchor_names, image_names))
     row[0].set_xticks(range(0, len(anchor_names), across))
     row[0].set_yticks(range(0, len(image_names), down))
-    row[0].set_yticklabels([_shown(name, 24) for name in image_names[::down]])
+    row[0].set_yticklabels([drawable_text(name, 24) for name in image_names[::down]])
     row[0].set_ylabel("image")
     for axes in row:
-        axes.set_xticklabels([_shown(name, 24) for name in anchor_names[::across]], rotation=90)
+        axes.set_xticklabels([drawable_text(name, 24) for name in anchor_names[::across]], rotation=90)
         axes.tick_params(length=0, labelsize=7.5)
         axes.set_xlabel("text anchor")
 
@@ -295,18 +294,6 @@ def _correlation(first: Floats, second: Floats) -> str:
 def _blank(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, transform=axes.transAxes)
     axes.set_axis_off()
-
-
-def _shown(text: str, length: int) -> str:
-    """The text as the fonts can draw it: one line, shortened, a box for a letter that none of them has."""
-    _, drawable = fonts()
-    joined = unicodedata.normalize("NFC", " ".join(text.split()))
-    # Joiners and variation selectors are invisible by themselves, a box in their place would be noise.
-    letters = [c for c in joined if ord(c) in drawable or unicodedata.category(c) not in ("Cf", "Mn")]
-    if len(letters) > length:
-        letters = [*"".join(letters[: length - 1]).rstrip(), "…"]
-    # An unpaired or paired dollar sign would start a formula.
-    return "".join(c if ord(c) in drawable else "□" for c in letters).replace("$", r"\$")
 
 
 def _doubles(values: Tensor) -> Floats:

@@ -13,6 +13,7 @@ from matplotlib import colormaps
 from matplotlib.image import imread
 
 from beamclip.evaluation import report
+from beamclip.evaluation.figures import drawable_text
 from beamclip.evaluation.report import plot_curves, plot_predictions, plot_similarity
 
 Pixels = npt.NDArray[np.float64]
@@ -240,7 +241,7 @@ def test_names_that_no_font_can_draw_raise_no_warning(tmp_path: Path) -> None:
     ],
 )
 def test_names_are_shortened_to_one_line_that_can_be_drawn(text: str, shown: str) -> None:
-    assert report._shown(text, 11) == shown
+    assert drawable_text(text, 11) == shown
 
 
 def test_drawing_leaves_the_global_settings_as_they_were(tmp_path: Path) -> None:

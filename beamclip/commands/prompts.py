@@ -1,0 +1,209 @@
+"""Look at the prompts of a class list, and at what contexts do to their anchors."""
+
+import contextlib
+import csv
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from beamclip.cluster import WorkersConfig, ray_session
+from beamclip.commands.anchoring import class_anchors
+from beamclip.commands.console import count, stage, table
+from beamclip.commands.context_sources import check_contexts, context_sources
+from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, new_run_dir
+from beamclip.config import PromptsConfig, write_config
+from beamclip.errors import InputError
+from beamclip.evaluation.anchor_report import plot_contexts
+from beamclip.evaluation.anchor_spread import Spread, class_means, closest_pairs, nearest, spread
+from beamclip.models.clip import LoadedClip, load_clip, text_tower
+from beamclip.prompts.anchors import PromptConfig, class_prompts
+from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.prompts.contexts import CAPTIONS, source_names
+from beamclip.summary import Summary, write_summary
+
+PROMPTS_FILE, PAIRS_FILE, PICTURE = "prompts.csv", "pairs.csv", f"{PLOTS}/contexts.png"
+LINES_A_CLASS = 8
+"""Prompts printed of a class; the file has all."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Bare names against contexts; each tuple holds both, in this order."""
+
+    classes: list[ClassEntry]
+    num_contexts: tuple[int, int]
+    prompts: tuple[list[list[str]], list[list[str]]]
+    """Of each class."""
+    means: tuple[Tensor, Tensor]
+    """float32 [K, D], unit mean of each class's anchors."""
+
+    def label(self, place: int) -> str:
+        """A class's name, with its id where another class has the same name."""
+        entry = self.classes[place]
+        shared = sum(each.name == entry.name for each in self.classes) > 1
+        return f"{entry.name} ({entry.id})" if shared else entry.name
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two classes whose bare names have close anchors."""
+
+    places: tuple[int, int]
+    label: str
+    cosines: tuple[float, float]
+    """Of their anchors: bare, and with contexts."""
+
+
+def show_prompts(config: PromptsConfig) -> Summary:
+    """Compare anchors of bare names with those of the configured contexts; print, draw and write it.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    began = time.perf_counter()
+    classes, clip = _load(config)
+    asked = _asked(config.show, classes)
+    run_dir = new_run_dir(config.out, "prompts")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_config(config, run_dir / CONFIG_FILE)
+    compared = _compare(config, classes, clip, run_dir.parent / "anchors")
+    pairs = _closest(compared, config.pairs)
+    spreads = [spread(each) for each in compared.means]
+    _write_prompts(run_dir / PROMPTS_FILE, compared)
+    _write_pairs(run_dir / PAIRS_FILE, compared, pairs)
+    contexts = f"{compared.num_contexts[1]} from {config.prompts.context_source}"
+    plot_contexts(
+        [(pair.label, *pair.cosines) for pair in pairs],
+        nearest(compared.means[0]),
+        nearest(compared.means[1]),
+        f"Anchors of {count(len(classes), 'class')}: bare names, and with contexts ({contexts})",
+        run_dir / PICTURE,
+    )
+    _print_prompts(asked or list(pairs[0].places), compared)
+    _print_pairs(pairs, compared.num_contexts[1])
+    _print_spread(spreads, compared.num_contexts[1])
+    summary = _summary(began, compared, spreads)
+    write_summary(run_dir, summary)
+    print(f"{run_dir}: {PROMPTS_FILE}  {PAIRS_FILE}  {PICTURE}  summary.json")
+    return summary
+
+
+def _load(config: PromptsConfig) -> tuple[list[ClassEntry], LoadedClip]:
+    if config.classes is None or config.teacher is None:
+        missing = "--classes FILE" if config.classes is None else "--teacher T"
+        raise InputError(f"{missing} is missing. --help lists all options.")
+    classes = load_classes(config.classes)
+    if len(classes) < 2:
+        raise InputError(f"{config.classes}: holds one class. Give two or more: they are compared.")
+    check_contexts(classes, config.prompts, config.data)
+    return classes, text_tower(load_clip(config.teacher))
+
+
+def _compare(config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip, cache: Path) -> Compared:
+    # The captions are counted on Ray; nothing else needs it.
+    counting = CAPTIONS in source_names(config.prompts.context_source) and config.prompts.num_contexts
+    with ray_session() if counting else contextlib.nullcontext():
+        outside = context_sources(classes, config.prompts, config.data, cache)
+    bare, chosen = replace(config.prompts, num_contexts=0), config.prompts
+
+    def means(setting: PromptConfig) -> Tensor:
+        anchors = class_anchors(classes, setting, outside, clip, WorkersConfig(), cache)
+        return class_means(anchors, len(classes))
+
+    return Compared(
+        classes,
+        (0, chosen.num_contexts),
+        (class_prompts(classes, bare, outside), class_prompts(classes, chosen, outside)),
+        (means(bare), means(chosen)),
+    )
+
+
+def _closest(compared: Compared, most: int) -> list[Pair]:
+    return [
+        Pair(
+            (a, b),
+            f"{compared.label(a)} / {compared.label(b)}",
+            (
+                float(compared.means[0][a] @ compared.means[0][b]),
+                float(compared.means[1][a] @ compared.means[1][b]),
+            ),
+        )
+        for a, b in closest_pairs(compared.means[0], most)
+    ]
+
+
+def _asked(names: Sequence[str], classes: list[ClassEntry]) -> list[int]:
+    """Places of the classes with these names or ids, all those of one name."""
+    found = []
+    for name in names:
+        places = [i for i, entry in enumerate(classes) if name in (entry.id, entry.name)]
+        if not places:
+            raise InputError(f"--show {name!r}: no class has this name or id.")
+        found += places
+    return found
+
+
+def _print_prompts(places: Sequence[int], compared: Compared) -> None:
+    for place in dict.fromkeys(places):
+        stage("class", f"{compared.classes[place].name} ({compared.classes[place].id})")
+        for prompts, heading in zip(compared.prompts, ("bare", "contexts"), strict=True):
+            for line, prompt in enumerate(prompts[place][:LINES_A_CLASS]):
+                stage("" if line else f"  {heading}", prompt)
+            if len(prompts[place]) > LINES_A_CLASS:
+                stage("", f"... and {len(prompts[place]) - LINES_A_CLASS} more")
+    print()
+
+
+def _print_pairs(pairs: list[Pair], contexts: int) -> None:
+    rows = [["closest pairs of bare names", "cosine", f"{contexts} contexts", "change"]]
+    for pair in pairs:
+        bare, moved = pair.cosines
+        rows.append([pair.label, f"{bare:.3f}", f"{moved:.3f}", f"{moved - bare:+.3f}"])
+    table(rows)
+    print()
+
+
+def _print_spread(spreads: list[Spread], contexts: int) -> None:
+    headings = {
+        "mean_cosine": "cosine of two classes, mean",
+        "nearest_cosine": "cosine of a class and its nearest, mean",
+        "effective_rank": "effective rank",
+    }
+    rows = [["anchors", "bare", f"{contexts} contexts"]]
+    for name, heading in headings.items():
+        rows.append([heading, *(f"{getattr(each, name):.3f}" for each in spreads)])
+    table(rows)
+
+
+def _write_prompts(path: Path, compared: Compared) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "name", "num_contexts", "prompt"])
+        for number, prompts in zip(compared.num_contexts, compared.prompts, strict=True):
+            for entry, own in zip(compared.classes, prompts, strict=True):
+                writer.writerows([entry.id, entry.name, number, prompt] for prompt in own)
+
+
+def _write_pairs(path: Path, compared: Compared, pairs: list[Pair]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id_a", "name_a", "id_b", "name_b", "cosine_bare", "cosine_contexts"])
+        for pair in pairs:
+            entries = [compared.classes[place] for place in pair.places]
+            named = [text for entry in entries for text in (entry.id, entry.name)]
+            writer.writerow([*named, *(f"{cosine:.6f}" for cosine in pair.cosines)])
+
+
+def _summary(began: float, compared: Compared, spreads: list[Spread]) -> Summary:
+    bare, chosen = (asdict(each) for each in spreads)
+    return Summary(
+        command="prompts",
+        status="finished",
+        wall_seconds=time.perf_counter() - began,
+        metrics={**{f"bare_{name}": value for name, value in bare.items()}, **chosen},
+        paths={"prompts": PROMPTS_FILE, "pairs": PAIRS_FILE, "plots": PLOTS},
+        stages={"classes": len(compared.classes), "prompts": sum(map(len, compared.prompts[1]))},
+    )
