@@ -184,7 +184,7 @@ class PromptsConfig:
     data: str | None = None
     """Shards whose captions context_source captions reads."""
     show: tuple[str, ...] = ()
-    """Names or ids of classes to print the prompts of, beside those of the closest pair."""
+    """Names or ids of classes to print the prompts of; by default the closest pair."""
     pairs: int = 20
     """Closest pairs of classes to print and to draw."""
     out: Path | None = None

@@ -141,7 +141,9 @@ def _asked(names: Sequence[str], classes: list[ClassEntry]) -> list[int]:
     for name in names:
         places = [i for i, entry in enumerate(classes) if name in (entry.id, entry.name)]
         if not places:
-            raise InputError(f"--show {name!r}: no class has this name or id.")
+            near = [entry.name for entry in classes if name.lower() in entry.name.lower()][:3]
+            hint = f" Some have it in their names: {', '.join(near)}." if near else ""
+            raise InputError(f"--show {name!r}: no class has this name or id.{hint}")
         found += places
     return found
 
@@ -151,7 +153,7 @@ def _print_prompts(places: Sequence[int], compared: Compared) -> None:
         stage("class", f"{compared.classes[place].name} ({compared.classes[place].id})")
         for prompts, heading in zip(compared.prompts, ("bare", "contexts"), strict=True):
             for line, prompt in enumerate(prompts[place][:LINES_A_CLASS]):
-                stage("" if line else f"  {heading}", prompt)
+                stage("" if line else heading, prompt)
             if len(prompts[place]) > LINES_A_CLASS:
                 stage("", f"... and {len(prompts[place]) - LINES_A_CLASS} more")
     print()
