@@ -39,13 +39,12 @@ def _draw_pairs(axes: Axes, pairs: Sequence[tuple[str, float, float]]) -> None:
     rows = np.arange(len(pairs))
     before, after = (np.array([pair[place] for pair in pairs]) for place in (1, 2))
     axes.hlines(rows, before, after, color=MUTED, linewidth=1)
-    axes.scatter(before, rows, color=ORANGE, s=22, zorder=3, label="bare names")
-    axes.scatter(after, rows, color=BLUE, s=22, zorder=3, label="with contexts")
-    axes.set_yticks(rows, [drawable_text(label, 44) for label, _, _ in pairs])
+    axes.scatter(before, rows, color=ORANGE, s=22, zorder=3)
+    axes.scatter(after, rows, color=BLUE, s=22, zorder=3)
+    axes.set_yticks(rows, [drawable_text(label, 64) for label, _, _ in pairs])
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.set_xlabel("cosine of the two anchors")
     axes.set_title("The closest pairs of bare names", loc="left")
-    axes.legend(loc="lower left", frameon=False)
 
 
 def _draw_neighbours(axes: Axes, bare: Tensor, with_contexts: Tensor) -> None:
