@@ -5,6 +5,7 @@ name get the same words: captions do not say which of them is meant.
 """
 
 import json
+import logging
 import math
 import re
 from collections import Counter, defaultdict
@@ -119,9 +120,13 @@ def caption_words(
         counts = count_samples((each["texts"] for each in rows if each.get("texts")), ray.get(wanted))
         return {"counts": json.dumps(vars(counts))}
 
+    # The executor logs every start and end at INFO to the terminal of whoever runs it.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = [asdict(shard) for shard in shards]
+    counted = ray.data.from_items(items, override_num_blocks=len(items)).map(count_shard)
+    counted.context.enable_progress_bars = False
     total = Counts()
-    for row in ray.data.from_items(items, override_num_blocks=len(items)).map(count_shard).iter_rows():
+    for row in counted.iter_rows():
         samples, *counters = json.loads(row["counts"]).values()
         total.add(Counts(samples, *map(Counter, counters)))
     return ranked_words(total, names, most)
