@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ _ADVICE = (
 _ID = re.compile(r"([nvars])(\d{8})")
 
 
+@cache
 def wordnet_contexts(folder: Path | None) -> Source:
     """The source `wordnet`: of each synset its nearest hypernym, gloss, other lemmas, further hypernyms.
+
+    Opening a lexicon takes seconds: a process does it once for each folder.
 
     Args:
         folder: Princeton's dict folder, of the version that the class list's synsets are of (ImageNet's ids
