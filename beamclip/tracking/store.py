@@ -27,10 +27,6 @@ MAX_PARAMS = 100
 """Params or tags that MLflow takes in one request."""
 
 
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""By which MLflow shows its pages for training, not those for language models."""
-
-
 @dataclass(frozen=True)
 class RunRecord:
     """What a store must know to make a run, or to find it by its id."""
@@ -85,9 +81,7 @@ class Store:
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    return str(
-                        self._client.create_experiment(name, _artifacts(self.uri), tags=EXPERIMENT_TAGS)
-                    )
+                    return str(self._client.create_experiment(name, artifact_location=_artifacts(self.uri)))
                 except Exception:
                     # Another run may have made it on the server a moment ago.
                     found = self._client.get_experiment_by_name(name)
