@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,9 @@ class WorkersConfig:
     num_workers: int = 1
     """Training workers, each with its share of the global batch."""
     use_gpu: bool = False
-    """One GPU for each worker."""
+    """Train on GPUs."""
+    gpus_per_worker: float = 1.0
+    """GPUs that Ray sets aside for a worker with --use-gpu; below 1, several runs or trials share one."""
     cpus_per_worker: float = 0.5
     """CPUs that Ray sets aside for a worker; what is left over reads the data."""
     threads_per_worker: int | None = None
@@ -51,11 +53,27 @@ class WorkersConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: give 1 or more.")
+        if self.gpus_per_worker <= 0 or self.cpus_per_worker < 0:
+            raise InputError(
+                f"gpus_per_worker is {self.gpus_per_worker:g} and cpus_per_worker {self.cpus_per_worker:g}: "
+                "shares of a machine, and the first one above 0."
+            )
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray sets aside for one worker."""
+        gpus = {"GPU": self.gpus_per_worker} if self.use_gpu else {}
+        return {"CPU": self.cpus_per_worker, **gpus}
 
 
 @contextlib.contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """Ray is up inside; a Ray that was up before is left as it is, one that this started is stopped.
+
+    Args:
+        environment: variables for all processes that Ray starts for this command.
+        dashboard: whether a Ray that is started here has one: without it, trainings that a sweep stops early
+            keep their resources.
 
     Raises:
         InputError: RAY_ADDRESS names a cluster that does not answer.
@@ -68,9 +86,9 @@ def ray_session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     # A Ray that lives as long as the command has no use for them: the first two take seconds to start, and
     # for the last one an agent looks at all processes every few seconds.
-    local: dict[str, Any] = {}
+    local: dict[str, Any] = {"runtime_env": {"env_vars": dict(environment)}} if environment else {}
     if address == "local":
-        local["include_dashboard"] = False
+        local["include_dashboard"] = dashboard
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
     at_sigterm = signal.getsignal(signal.SIGTERM)
@@ -110,7 +128,7 @@ def check_resources(config: WorkersConfig) -> None:
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), int(total.get("GPU", 0))
     wanted = config.num_workers * config.cpus_per_worker
-    lacking_gpus = config.use_gpu and gpus < config.num_workers
+    lacking_gpus = config.use_gpu and gpus < config.num_workers * config.gpus_per_worker
     if "RAY_ADDRESS" in os.environ and (lacking_gpus or wanted > cpus):
         log.warning("the cluster has %g CPUs and %d GPUs; waiting for its autoscaler to add more", cpus, gpus)
         return

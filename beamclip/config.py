@@ -26,6 +26,7 @@ from beamclip.losses.feature import FeatureConfig
 from beamclip.losses.psd import PsdConfig
 from beamclip.models.config import StudentConfig
 from beamclip.prompts.anchors import PromptConfig
+from beamclip.sweep.search import SearchConfig
 from beamclip.tracking import TrackingConfig
 from beamclip.training.checkpoint import CheckpointConfig
 from beamclip.training.loop import CadenceConfig
@@ -90,6 +91,18 @@ class DistillConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True)
+class SweepConfig(DistillConfig):
+    """Try settings of a distillation, at the price of the students alone: all share one teacher cache."""
+
+    out: Path | None = None
+    """Folder of the sweep; by default a new one below runs/."""
+    resume: str | None = None
+    """Folder of a sweep to go on with, under the options it was started with: trials that came to their end
+    are not run again, others go on from their checkpoints."""
+    search: SearchConfig = field(default_factory=SearchConfig)
 
 
 @dataclass(frozen=True)

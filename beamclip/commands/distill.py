@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.anchoring import captions_as_anchors, class_anchors, joined
@@ -21,7 +20,6 @@ from beamclip.commands.train import (
     open_run,
     show_skipped,
     storage_of,
-    total_steps,
     tracked,
     train,
 )
@@ -33,7 +31,7 @@ from beamclip.data.cache import (
     finished_manifest,
     is_cache,
 )
-from beamclip.data.shards import Columns, Shard, list_labelled, list_shards
+from beamclip.data.shards import Shard, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
@@ -43,10 +41,8 @@ from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.contexts import Source
 from beamclip.summary import Summary
-from beamclip.training.builders import DistillationBuilder
-from beamclip.training.checkpoint import State
+from beamclip.training.distillation import Images, distillation_plan, restore_student
 from beamclip.training.process import hand_back_freed_memory
-from beamclip.training.worker import Plan
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,30 @@ def load_inputs(config: DistillConfig) -> Inputs:
     Raises:
         InputError: for the first thing that cannot be used.
     """
+    check_options(config)
+    shards = list_shards(str(config.data))
+    check_batches(config, shards)
+    classes = load_classes(config.classes) if config.classes else []
+    check_contexts(classes, config.prompts, config.data)
+    if config.scoring.eval_data:
+        list_labelled(config.scoring.eval_data)
+    manifest = finished_manifest(str(config.data)) if is_cache(str(config.data)) else None
+    loaded = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
+    teachers = [text_tower(clip) for clip in loaded]
+    student = build_student(config.student, teachers[0], config.seed)
+    views = cached_views(config, manifest, teachers, student) if manifest else None
+    images = f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}"
+    stage("shards", images, f"{count(manifest.augmentations, 'cached view')} each" if manifest else "")
+    towers = [] if manifest else [clip.image_tower for clip in loaded]
+    return Inputs(shards, teachers, towers, student, classes, manifest, views)
+
+
+def check_options(config: DistillConfig) -> None:
+    """Refuse options that say too little, or contradict each other.
+
+    Raises:
+        InputError: with the option.
+    """
     if config.data is None or config.teacher is None:
         missing = "--data SHARDS" if config.data is None else "--teacher T"
         raise InputError(f"{missing} is missing. Without any option at all, the quickstart runs instead.")
@@ -91,21 +111,6 @@ def load_inputs(config: DistillConfig) -> Inputs:
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(config.csm, name)}: a temperature is above 0."
             )
-    shards = list_shards(config.data)
-    check_batches(config, shards)
-    classes = load_classes(config.classes) if config.classes else []
-    check_contexts(classes, config.prompts, config.data)
-    if config.scoring.eval_data:
-        list_labelled(config.scoring.eval_data)
-    manifest = finished_manifest(config.data) if is_cache(config.data) else None
-    loaded = [load_clip(address) for address in (config.teacher, *config.more_teachers)]
-    teachers = [text_tower(clip) for clip in loaded]
-    student = build_student(config.student, teachers[0], config.seed)
-    views = cached_views(config, manifest, teachers, student) if manifest else None
-    images = f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}"
-    stage("shards", images, f"{count(manifest.augmentations, 'cached view')} each" if manifest else "")
-    towers = [] if manifest else [clip.image_tower for clip in loaded]
-    return Inputs(shards, teachers, towers, student, classes, manifest, views)
 
 
 def needed_size(teachers: list[LoadedClip], student: LoadedClip) -> int:
@@ -157,8 +162,15 @@ def distill(config: DistillConfig) -> Summary:
     open_run(config, run_dir, inputs.shards)
     with ray_session(), tracked(config, run_dir, "distill") as tracking:
         check_resources(config.workers)
-        anchors, scored_anchors = _anchors(config, inputs, run_dir)
-        plan = _plan(config, inputs, anchors, run_dir)
+        anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")
+        plan = distillation_plan(
+            config,
+            Images(inputs.shards, inputs.views, inputs.image_size),
+            teachers=[ray.put(tower) for tower in inputs.image_towers],
+            student=ray.put(inputs.student.image_tower),
+            anchors=ray.put(anchors),
+            storage=storage_of(config, run_dir),
+        )
         title = _title(config, inputs)
         fingerprint = inputs.teachers[0].fingerprint
         # All texts are encoded, and the workers have the image towers: here they would only take memory.
@@ -167,7 +179,7 @@ def distill(config: DistillConfig) -> Summary:
         release_text_tower(inputs.student)
         hand_back_freed_memory()
         trained = train("distill", plan, config.workers, run_dir, tracking, title)
-        restore_student(inputs.student, trained.state)
+        restore_student(inputs.student.model.visual, trained.state)
         teacher = teacher_again(config, fingerprint)
         lend_text_tower(inputs.student, teacher)
         if trained.history:
@@ -191,9 +203,12 @@ def distill(config: DistillConfig) -> Summary:
     return summary
 
 
-def _anchors(config: DistillConfig, inputs: Inputs, run_dir: Path) -> tuple[list[Anchors], Anchors | None]:
-    """Each teacher's anchors to train on, and the first one's of the classes, which scores are made with."""
-    cache = run_dir.parent / "anchors"
+def anchors_of(config: DistillConfig, inputs: Inputs, cache: Path) -> tuple[list[Anchors], Anchors | None]:
+    """Each teacher's anchors to train on, and the first one's of the classes, which scores are made with.
+
+    Args:
+        cache: folder in which encoded prompts are kept.
+    """
     outside = context_sources(inputs.classes, config.prompts, config.data, cache)
     pairs = [_anchors_of(teacher, config, inputs, outside, cache) for teacher in inputs.teachers]
     return [used for used, _ in pairs], pairs[0][1]
@@ -214,42 +229,6 @@ def _anchors_of(
     return joined(parts), of_classes
 
 
-def _plan(config: DistillConfig, inputs: Inputs, anchors: list[Anchors], run_dir: Path) -> Plan:
-    return Plan(
-        build_method=DistillationBuilder(
-            tuple(ray.put(tower) for tower in inputs.image_towers),
-            ray.put(inputs.student.image_tower),
-            ray.put(anchors),
-            config.teacher_precision,
-            config.csm,
-            config.feature,
-            config.augmentation,
-            config.optim.compile,
-        ),
-        shards=inputs.shards,
-        columns=Columns(views=inputs.views),
-        image_size=inputs.image_size,
-        total_steps=total_steps(config, sum(shard.samples for shard in inputs.shards)),
-        seed=config.seed,
-        threads=config.workers.threads_per_worker,
-        stream=config.stream,
-        augmentation=config.augmentation,
-        optim=config.optim,
-        cadence=config.cadence,
-        storage=storage_of(config, run_dir),
-    )
-
-
-def restore_student(student: LoadedClip, state: State) -> None:
-    """Put trained weights into a student: the average where one was kept, else the last ones."""
-    weights = trained_weights(state)
-    visual = {
-        key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")
-    }
-    student.model.visual.load_state_dict(visual)
-    student.model.eval()
-
-
 def teacher_again(config: DistillConfig, fingerprint: str) -> LoadedClip:
     """The teacher, which was let go while the student trained.
 
@@ -264,15 +243,6 @@ def teacher_again(config: DistillConfig, fingerprint: str) -> LoadedClip:
             f"ones back, and give --resume {config.out}."
         )
     return teacher
-
-
-def trained_weights(state: State) -> dict[str, torch.Tensor]:
-    """The method's weights that a run ends with."""
-    if state["ema"] is None:
-        return dict(state["method"])
-    return {
-        key.removeprefix("module."): value for key, value in state["ema"].items() if key.startswith("module.")
-    }
 
 
 def _score(

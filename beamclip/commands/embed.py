@@ -68,6 +68,17 @@ class Source:
 
 
 def embed(config: EmbedConfig) -> Summary:
+    """Build a teacher cache, and say how to go on from it.
+
+    Raises:
+        InputError, CacheError: see `build_cache`.
+    """
+    summary = build_cache(config)
+    _show(summary.paths["cache"], summary)
+    return summary
+
+
+def build_cache(config: EmbedConfig) -> Summary:
     """Build a teacher cache, or finish one, and verify it.
 
     Raises:
@@ -118,7 +129,6 @@ def embed(config: EmbedConfig) -> Summary:
         stages={"embedding_seconds": seconds, "bytes_per_sample": _bytes(source.out) / _samples(source)},
     )
     _leave(config, source.out, summary)
-    _show(source.out, summary)
     return summary
 
 

@@ -10,7 +10,6 @@ from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.anchoring import class_anchors
 from beamclip.commands.console import count, percent, stage
 from beamclip.commands.context_sources import check_contexts, context_sources
-from beamclip.commands.distill import trained_weights
 from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.train import (
@@ -19,7 +18,6 @@ from beamclip.commands.train import (
     open_run,
     show_skipped,
     storage_of,
-    total_steps,
     tracked,
     train,
 )
@@ -35,7 +33,9 @@ from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder
 from beamclip.training.checkpoint import State
+from beamclip.training.loop import trained_weights
 from beamclip.training.method import initial_logits
+from beamclip.training.optim import total_steps
 from beamclip.training.worker import Plan
 
 
@@ -138,6 +138,7 @@ def pretrain(config: PretrainConfig) -> Summary:
 
 
 def _plan(config: PretrainConfig, inputs: Inputs, run_dir: Path) -> Plan:
+    samples = sum(shard.samples for shard in inputs.shards)
     return Plan(
         build_method=PretrainingBuilder(
             ray.put(inputs.clip), config.augmentation, config.objective, config.psd, config.seed
@@ -145,7 +146,7 @@ def _plan(config: PretrainConfig, inputs: Inputs, run_dir: Path) -> Plan:
         shards=inputs.shards,
         columns=columns_of(config),
         image_size=inputs.clip.image_size,
-        total_steps=total_steps(config, sum(shard.samples for shard in inputs.shards)),
+        total_steps=total_steps(config.optim, samples, config.stream.batch_size),
         seed=config.seed,
         threads=config.workers.threads_per_worker,
         stream=config.stream,

@@ -1,6 +1,5 @@
 """The part that distilling and pre-training share: run a plan, show it, record it."""
 
-import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,8 +45,6 @@ class Progress:
     first_step: int = 0
     started: bool = False
     """Whether workers were up before."""
-    logged_step: int = 0
-    """The last step that MLflow knows."""
 
     @property
     def step(self) -> int:
@@ -73,6 +70,27 @@ class Progress:
         return sum(record["window_seconds"] for record in self.fresh)
 
 
+class Recorder:
+    """Keeps the records of a run in its folder and in MLflow, each step once."""
+
+    def __init__(self, run_dir: Path, tracking: Tracking) -> None:
+        self.run_dir = run_dir
+        self.tracking = tracking
+        self._logged_step = max((int(record["step"]) for record in read_history(run_dir)), default=0)
+
+    def rewind(self, step: int) -> list[dict[str, float]]:
+        """Training goes on behind a step; gives the records up to it."""
+        return rewind_history(self.run_dir, step)
+
+    def keep(self, record: dict[str, Any]) -> None:
+        """Add a record."""
+        append_history(self.run_dir, record)
+        # After a restart, the steps since the last checkpoint come a second time; MLflow forgets nothing.
+        if record["step"] > self._logged_step:
+            self._logged_step = int(record["step"])
+            self.tracking.log([{key: value for key, value in record.items() if key != "pid"}])
+
+
 @dataclass(frozen=True)
 class Trained:
     """What training gave."""
@@ -85,11 +103,6 @@ class Trained:
     images_per_second: float | None
     """Mean over the windows between records, checkpoints and start-up left out."""
     skipped: dict[str, int]
-
-
-def total_steps(config: TrainConfig, samples: int) -> int:
-    """Optimiser steps of a run; the last epoch is completed."""
-    return config.optim.steps or math.ceil(config.optim.epochs * samples / config.stream.batch_size)
 
 
 def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
@@ -165,7 +178,7 @@ def train(
     where = f"{count(workers.num_workers, 'worker')} on {'GPU' if workers.use_gpu else 'CPU'}"
     stage("training", f"{title}, {count(plan.total_steps, 'step')}, batch {plan.stream.batch_size}", where)
     progress = Progress(read_history(run_dir))
-    progress.logged_step = progress.step
+    recorder = Recorder(run_dir, tracking)
     line = ProgressLine()
 
     def on_record(record: dict[str, Any]) -> None:
@@ -174,17 +187,13 @@ def train(
             stage("damaged", record["notice"])
         if "started_at" in record:
             line.close()
-            progress.begin(rewind_history(run_dir, record["started_at"]), record["started_at"])
+            progress.begin(recorder.rewind(record["started_at"]), record["started_at"])
         if "saved_step" in record:
             copier.submit(copy_beside, plan.storage.checkpoints, run_dir)
         if "loss" not in record:
             return
         progress.history.append(record)
-        append_history(run_dir, record)
-        # After a restart, the steps since the last checkpoint come a second time; MLflow forgets nothing.
-        if record["step"] > progress.logged_step:
-            progress.logged_step = int(record["step"])
-            tracking.log([{key: value for key, value in record.items() if key != "pid"}])
+        recorder.keep(record)
         line.show(_progress_text(progress, plan.total_steps), last=record["step"] == plan.total_steps)
 
     # Beside this thread, which hears of Ctrl-C: a store may keep it waiting for minutes.

@@ -1,9 +1,11 @@
 """Labelled images -> embeddings and backbone features, through Ray Data, every sample exactly once."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -48,31 +50,28 @@ class EncodeSpec:
     precision: Precision = "fp32"
 
 
-class Encoder:
-    """Rows of shards in, arrays out; built once in each process that encodes."""
+class Decoder:
+    """Rows of shards in, images as a model takes them out."""
 
-    def __init__(self, clip: LoadedClip, spec: EncodeSpec, device: str) -> None:
-        self.spec = spec
+    def __init__(self, clip: LoadedClip) -> None:
         self.preprocess = clip.preprocess_cfg
-        self.preprocessing = clip.preprocessing
-        self.device = torch.device(device)
-        self.teacher = Teacher(clip, spec.precision).to(self.device)
+        self.size = clip.preprocessing.size
         self.threads = ThreadPoolExecutor(2)
 
-    def __call__(self, table: pa.Table) -> dict[str, NDArray[Any]]:
-        """One batch of rows; damaged ones come back as rows with a reason and no arrays."""
+    def __call__(self, table: pa.Table) -> tuple[list[NDArray[np.uint8]], dict[str, NDArray[Any]]]:
+        """The images of a batch of rows, and label and problem of each row.
+
+        Damaged rows come last, with a reason instead of an image and of a label.
+        """
         rows = table.to_pylist()
         images = list(self.threads.map(self._load, rows))
-        good = [(row, image) for row, image in zip(rows, images, strict=True) if image is not None]
+        good = [row for row, image in zip(rows, images, strict=True) if image is not None]
         lost = [row for row, image in zip(rows, images, strict=True) if image is None]
-        arrays = self._encode([image for _, image in good])
-        blank = {name: np.zeros((len(lost), array.shape[1]), np.float32) for name, array in arrays.items()}
-        return {
-            **{name: np.concatenate([array, blank[name]]) for name, array in arrays.items()},
-            "label": np.array([row["label"] for row, _ in good] + [""] * len(lost), dtype=object),
-            "problem": np.array(
-                [""] * len(good) + [row["problem"] or CORRUPT_IMAGE for row in lost], dtype=object
-            ),
+        labels = [row["label"] for row in good] + [""] * len(lost)
+        problems = [""] * len(good) + [row["problem"] or CORRUPT_IMAGE for row in lost]
+        return [image for image in images if image is not None], {
+            "label": np.array(labels, dtype=object),
+            "problem": np.array(problems, dtype=object),
         }
 
     def _load(self, row: Row) -> NDArray[np.uint8] | None:
@@ -81,13 +80,34 @@ class Encoder:
         try:
             return load_evaluation_image(
                 row["image"],
-                self.preprocessing.size,
+                self.size,
                 resize_mode=self.preprocess["resize_mode"],
                 interpolation=self.preprocess["interpolation"],
                 fill_color=self.preprocess["fill_color"],
             )
         except ValueError:
             return None
+
+
+class Encoder:
+    """Rows of shards in, arrays out; built once in each process that encodes."""
+
+    def __init__(self, clip: LoadedClip, spec: EncodeSpec, device: str) -> None:
+        self.spec = spec
+        self.decode = Decoder(clip)
+        self.preprocessing = clip.preprocessing
+        self.device = torch.device(device)
+        self.teacher = Teacher(clip, spec.precision).to(self.device)
+
+    def __call__(self, table: pa.Table) -> dict[str, NDArray[Any]]:
+        """One batch of rows; damaged ones come back as rows with a reason and no arrays."""
+        images, columns = self.decode(table)
+        lost = len(columns["label"]) - len(images)
+        arrays = {
+            name: np.concatenate([array, np.zeros((lost, array.shape[1]), np.float32)])
+            for name, array in self._encode(images).items()
+        }
+        return {**arrays, **columns}
 
     @torch.inference_mode()
     def _encode(self, images: list[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
@@ -124,32 +144,95 @@ def encode_labelled(
     Raises:
         InputError: there is no such data, or none of its labels is in the class list.
     """
-    bundles = [Bundle((Segment(shard, range(shard.samples)),)) for shard in list_labelled(address)]
-    dataset = read_dataset([*tasks_of(bundles)], Columns(label=label_column))
+    dataset = _labelled_rows(list_labelled(address), label_column)
+    batches = _encoded_batches(dataset, clip, spec, workers)
+    arrays, labels, skipped = _scorable(batches, address, class_ids, label_column)
+    tensors = {
+        name: torch.from_numpy(arrays[name]) if name in arrays else torch.zeros(0, 0)
+        for name in ("embeddings", "features")
+    }
+    return Encoded(tensors["embeddings"], tensors["features"], torch.from_numpy(labels), skipped)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Labelled images, decoded once for any number of models that take them alike."""
+
+    images: NDArray[np.uint8]
+    """[N, size, size, 3]."""
+    labels: NDArray[np.int64]
+    """[N], indices into the class list."""
+    skipped: dict[str, int]
+    """Samples left out, by reason."""
+
+
+def load_held_out(
+    clip: LoadedClip, address: str, class_ids: Sequence[str], label_column: str, most: int
+) -> HeldOut:
+    """Decode a labelled data set as a model takes it, or a part of it at even distances.
+
+    Args:
+        most: images, at most.
+
+    Raises:
+        InputError: see `encode_labelled`.
+    """
+    decode = Decoder(clip)
+    dataset = _labelled_rows(list_labelled(address), label_column, most)
+
+    def batches() -> Iterator[dict[str, NDArray[Any]]]:
+        for table in dataset.iter_batches(batch_size=256, batch_format="pyarrow"):
+            images, columns = decode(table)
+            blank = [np.zeros((decode.size, decode.size, 3), np.uint8)]
+            yield {"images": np.stack(images + blank * (len(columns["label"]) - len(images))), **columns}
+
+    arrays, labels, skipped = _scorable(batches(), address, class_ids, label_column)
+    return HeldOut(arrays["images"], labels, skipped)
+
+
+def _labelled_rows(shards: list[Shard], label_column: str, most: int | None = None) -> Any:
+    """A ray.data.Dataset of all rows, or of at most so many."""
+    total = sum(shard.samples for shard in shards)
+    if most is None or most >= total:
+        bundles = [Bundle((Segment(shard, range(shard.samples)),)) for shard in shards]
+    else:
+        chosen = groupby(_spread(shards, most), key=itemgetter(0))
+        bundles = [
+            Bundle((Segment(shard, np.array([row for _, row in rows], np.int64)),)) for shard, rows in chosen
+        ]
+    return read_dataset([*tasks_of(bundles)], Columns(label=label_column))
+
+
+def _scorable(
+    batches: Iterable[dict[str, NDArray[Any]]], address: str, class_ids: Sequence[str], label_column: str
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64], dict[str, int]]:
+    """The arrays of the rows whose labels are in the class list, their labels, and how many were left out.
+
+    Raises:
+        InputError: there are none.
+    """
     index = {class_id: i for i, class_id in enumerate(class_ids)}
     skipped: Counter[str] = Counter()
-    parts: dict[str, list[NDArray[Any]]] = {"embeddings": [], "features": [], "labels": []}
+    parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    labels: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     seen: set[str] = set()
-    for batch in _encoded_batches(dataset, clip, spec, workers):
+    for batch in batches:
         skipped.update(problem for problem in batch["problem"] if problem)
         known = np.array([label in index for label in batch["label"]], dtype=bool)
         foreign = ~known & (batch["problem"] == "")
         skipped.update({UNKNOWN_LABEL: int(foreign.sum())} if foreign.any() else {})
         seen.update(batch["label"][foreign][:3])
-        parts["labels"].append(np.array([index[label] for label in batch["label"][known]], dtype=np.int64))
-        for name in ("embeddings", "features"):
-            if name in batch:
-                parts[name].append(np.asarray(batch[name], np.float32)[known])
-    tensors = {
-        name: torch.from_numpy(np.concatenate(p)) if p else torch.zeros(0, 0) for name, p in parts.items()
-    }
-    if len(tensors["labels"]) == 0:
+        labels.append(np.array([index[label] for label in batch["label"][known]], dtype=np.int64))
+        for name in batch.keys() - {"label", "problem"}:
+            parts[name].append(batch[name][known])
+    found = np.concatenate(labels)
+    if len(found) == 0:
         raise InputError(
             f"{address}: no image to score; skipped: {dict(skipped)}. "
             f"The labels (column {label_column!r}) must be ids of the class list. "
             f"Met: {', '.join(sorted(seen)[:3]) or 'none'}; the list has {', '.join(class_ids[:3])}, ..."
         )
-    return Encoded(tensors["embeddings"], tensors["features"], tensors["labels"], dict(skipped))
+    return {name: np.concatenate(part) for name, part in parts.items()}, found, dict(skipped)
 
 
 def _encoded_batches(dataset: Any, clip: LoadedClip, spec: EncodeSpec, workers: WorkersConfig) -> Any:

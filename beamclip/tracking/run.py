@@ -56,6 +56,7 @@ class Tracking:
         params: Mapping[str, object],
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
+        uri: str | None = None,
     ) -> "Tracking":
         """Begin a run, or go on in one.
 
@@ -66,8 +67,9 @@ class Tracking:
                 differs from what the run already has becomes a tag `resumed.NAME`.
             tags: MLflow tags of a new run.
             run_id: the run to go on in, whatever its status is.
+            uri: of the store, by default `tracking_uri(run_dir)`.
         """
-        uri = tracking_uri(run_dir)
+        uri = uri or tracking_uri(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         name = config.run_name or run_dir.resolve().name
         run = RunRecord(run_id, config.experiment, name, dict(tags or {}), start_ms=_now_ms())

@@ -5,9 +5,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -20,7 +21,7 @@ from beamclip.cluster import WorkersConfig
 from beamclip.training.channel import Channel, Record
 from beamclip.training.checkpoint import State, find_checkpoint, mark, read_checkpoint
 from beamclip.training.process import CPU_WORKER_ENVIRONMENT
-from beamclip.training.worker import HopelessError, Plan, in_one_line, train_worker
+from beamclip.training.worker import HopelessError, Plan, in_one_line, train_alone, train_worker
 
 POLL_SECONDS = 0.2
 
@@ -52,12 +53,16 @@ class EndWhenHopeless(ray.train.UserCallback):
                 raise error
 
 
-def fit(plan: Plan, workers: WorkersConfig, on_record: Callable[[Record], None]) -> Outcome:
+def fit(
+    plan: Plan, workers: WorkersConfig, on_record: Callable[[Record], None], *, in_process: bool = False
+) -> Outcome:
     """Train, or go on training where the plan's checkpoints end.
 
     Args:
         plan: without a channel; this function makes it.
         on_record: called in this thread for every record of rank 0, in order.
+        in_process: the one worker is a thread of this process, which has its resources already; a loss of
+            the process is for whoever started it.
 
     Raises:
         InputError: the address of the checkpoints cannot be written to.
@@ -67,30 +72,24 @@ def fit(plan: Plan, workers: WorkersConfig, on_record: Callable[[Record], None])
     plan = replace(plan, storage=storage)
     scratch_folder = tempfile.TemporaryDirectory(prefix="beamclip-ray-", ignore_cleanup_errors=True)
     with interrupts() as interrupted, scratch_folder as scratch:
-        _run(plan, workers, scratch, on_record, interrupted)
+        # On this node: another one may be lost, and the run with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        channel = Channel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        plan = replace(plan, channel=channel)
+        body = partial(train_alone, plan) if in_process else _trainer(plan, workers, scratch).fit
+        _run(body, channel, on_record, interrupted, in_process=in_process)
     found = find_checkpoint(plan.storage.checkpoints)
     if found.manifest is None:
         raise TrainingError(f"training ended without a checkpoint. {' '.join(found.damaged)}".rstrip())
     return Outcome(read_checkpoint(plan.storage.checkpoints, found.manifest.step), interrupted.is_set())
 
 
-def _run(
-    plan: Plan,
-    workers: WorkersConfig,
-    scratch: str,
-    on_record: Callable[[Record], None],
-    interrupted: threading.Event,
-) -> None:
-    # On this node: another one may be lost, and the run with it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    channel = Channel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    trainer = ray.train.torch.TorchTrainer(
+def _trainer(plan: Plan, workers: WorkersConfig, scratch: str) -> ray.train.torch.TorchTrainer:
+    return ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"plan": ray.put(replace(plan, channel=channel))},
+        train_loop_config={"plan": ray.put(plan)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers,
-            use_gpu=workers.use_gpu,
-            resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
+            num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),
         run_config=ray.train.RunConfig(
             # Ray reports nothing and keeps nothing there: the workers write their checkpoints themselves.
@@ -102,12 +101,25 @@ def _run(
             worker_runtime_env={"env_vars": {} if workers.use_gpu else CPU_WORKER_ENVIRONMENT},
         ),
     )
-    future = _in_background(trainer.fit)
+
+
+def _run(
+    body: Callable[[], Any],
+    channel: Any,
+    on_record: Callable[[Record], None],
+    interrupted: threading.Event,
+    *,
+    in_process: bool,
+) -> None:
+    future = _in_background(body)
     try:
         _watch(future, channel, interrupted, on_record)
     except BaseException:
         # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
         channel.request_stop.remote()
+        if in_process:
+            # It would compete with what this process does next.
+            wait([future])
         raise
     _check(future)
 
@@ -148,7 +160,7 @@ def _watch(
 def _check(future: "Future[Any]") -> None:
     try:
         future.result()
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, HopelessError) as error:
         raise TrainingError(_cause(error)) from error
 
 

@@ -236,6 +236,15 @@ class Training:
             yield
 
 
+def trained_weights(state: State) -> dict[str, Tensor]:
+    """The method's weights that a run ends with: the average where one was kept, else the last ones."""
+    if state["ema"] is None:
+        return dict(state["method"])
+    return {
+        key.removeprefix("module."): value for key, value in state["ema"].items() if key.startswith("module.")
+    }
+
+
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Batch norms use the batch's statistics without adding them to the running ones."""

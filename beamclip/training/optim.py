@@ -48,6 +48,11 @@ class OptimConfig:
                 raise InputError(f"{name} is {value}: give 1 or more.")
 
 
+def total_steps(config: OptimConfig, samples: int, batch_size: int) -> int:
+    """Optimiser steps of a run over so many samples; the last epoch is completed."""
+    return config.steps or math.ceil(config.epochs * samples / batch_size)
+
+
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     """Linear warm-up, then a half cosine to 0; `step` counts from 0."""
     rising = max(1, round(config.warmup * total))

@@ -12,9 +12,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.train
-import ray.train.collective
-import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -45,6 +42,7 @@ from beamclip.training.checkpoint_writer import CheckpointWriter
 from beamclip.training.loop import CadenceConfig, NonFiniteLossError, Request, Training, run_loop
 from beamclip.training.optim import OptimConfig
 from beamclip.training.process import prepare_process
+from beamclip.training.team import Team, alone, ray_train_team
 from beamclip.training.trace import Trace
 
 _REPEATABLE = (
@@ -114,8 +112,21 @@ def train_worker(config: dict[str, Any]) -> None:
     Raises:
         HopelessError: the run cannot be finished, however often its workers are restarted.
     """
+    _train_or_despair(ray.get(config["plan"]), ray_train_team())
+
+
+def train_alone(plan: Plan) -> None:
+    """Train in this process, which is the only worker.
+
+    Raises:
+        HopelessError: the run cannot be finished, however often this is called again.
+    """
+    _train_or_despair(plan, alone())
+
+
+def _train_or_despair(plan: Plan, team: Team) -> None:
     try:
-        _train(ray.get(config["plan"]))
+        _train(plan, team)
     except _REPEATABLE as error:
         # Plain text: an exception of another package may not survive the way to the controller.
         raise HopelessError(f"{in_one_line(error)}\n\n{traceback.format_exc()}") from None
@@ -129,26 +140,24 @@ def in_one_line(error: BaseException) -> str:
     return text if type(cause).__module__.startswith("beamclip") else f"{type(cause).__name__}: {text}"
 
 
-def _train(plan: Plan) -> None:
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    workers_on_node = context.get_local_world_size()
+def _train(plan: Plan, team: Team) -> None:
+    rank, world_size = team.rank, team.world_size
     # Ray sets OMP_NUM_THREADS to the worker's share of a CPU, which may be one half.
-    prepare_process(plan.threads or max(1, (os.cpu_count() or 1) // workers_on_node), plan.seed)
+    prepare_process(plan.threads or max(1, (os.cpu_count() or 1) // team.on_node), plan.seed)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    start = _start(plan, rank)
+    start = _start(plan, team)
     state = read_checkpoint(plan.storage.checkpoints, start.step) if start.step else None
     position = _position(plan, state, world_size)
     # Before the model: the first rows come in while it is built.
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(
-            prefetched(_batches(plan, position, rank, world_size), plan.stream.prefetch_batches)
+            prefetched(_batches(plan, position, team), plan.stream.prefetch_batches)
         )
-        training = _training(plan, rank)
+        training = _training(plan, team)
         if state:
             training.load(state)
         writer = stack.enter_context(_writer(plan, world_size)) if rank == 0 else None
-        hooks = _Hooks(plan, position, start.step, rank, writer, _trace(plan, start, rank, world_size, stack))
+        hooks = _Hooks(plan, position, start.step, team, writer, _trace(plan, start, team, stack))
         run_loop(training, batches, plan.cadence, hooks)
 
 
@@ -162,17 +171,17 @@ class _Start:
     """Of the checkpoint to go on from; 0: from the beginning."""
 
 
-def _start(plan: Plan, rank: int) -> _Start:
+def _start(plan: Plan, team: Team) -> _Start:
     """Rank 0 looks for the newest whole checkpoint, and tells of damaged ones that it passed over."""
     if not is_marked(plan.storage.checkpoints, plan.storage.mark):
         node = ray.util.get_node_ip_address()
         raise CheckpointError(
-            f"worker {rank} on {node} does not see what the command left at {plan.storage.checkpoints}. Give "
-            "--checkpoints an address that all nodes reach, as s3://bucket/run; or another command goes on "
+            f"worker {team.rank} on {node} does not see what the command left at {plan.storage.checkpoints}. "
+            "Give --checkpoints an address that all nodes reach, as s3://bucket/run; or another command goes on "
             "with this run."
         )
     start = None
-    if rank == 0:
+    if team.rank == 0:
         found = find_checkpoint(plan.storage.checkpoints)
         start = _Start(time.time_ns(), found.manifest.step if found.manifest else 0)
         # They would count for whole ones when old ones are removed.
@@ -181,7 +190,7 @@ def _start(plan: Plan, rank: int) -> _Start:
             plan.channel.put.remote({"notice": f"{damage}; passed over"})
         plan.channel.put.remote({"started_at": start.step})
     # Plain numbers: what passes on an object of ours would import this module, and torch with it.
-    number, step = ray.train.collective.broadcast_from_rank_zero(start and (start.number, start.step))
+    number, step = team.from_rank_zero(start and (start.number, start.step))
     return _Start(number, step)
 
 
@@ -194,30 +203,33 @@ def _position(plan: Plan, state: State | None, world_size: int) -> DataPosition:
     return continued(from_plain(state["position"]), order, samples)
 
 
-def _training(plan: Plan, rank: int) -> Training:
-    device = ray.train.torch.get_device()
+def _training(plan: Plan, team: Team) -> Training:
+    device = team.device
     method = plan.build_method(device).to(device).to(memory_format=torch.channels_last)
     method.train()
-    # Rank 0's buffers are the ones that are saved; sending them to the others each step would change nothing.
-    wrapped = ray.train.torch.prepare_model(method, parallel_strategy_kwargs={"broadcast_buffers": False})
     return Training(
-        wrapped, plan.optim, total_steps=plan.total_steps, device=device, seed=plan.seed, rank=rank
+        team.prepared(method),
+        plan.optim,
+        total_steps=plan.total_steps,
+        device=device,
+        seed=plan.seed,
+        rank=team.rank,
     )
 
 
-def _batches(plan: Plan, position: DataPosition, rank: int, world_size: int) -> Any:
+def _batches(plan: Plan, position: DataPosition, team: Team) -> Any:
     stream = plan.stream
     batches = training_batches(
-        shuffled_rows(plan.shards, plan.columns, position, rank),
-        batch_size=stream.batch_size // world_size // plan.optim.accumulation,
+        shuffled_rows(plan.shards, plan.columns, position, team.rank),
+        batch_size=stream.batch_size // team.world_size // plan.optim.accumulation,
         image_size=plan.image_size,
         augment=plan.augmentation,
         captions=plan.captions,
         seed=plan.seed,
-        start=position.ranks[rank],
+        start=position.ranks[team.rank],
         threads=stream.decode_threads,
     )
-    return pinned(batches) if ray.train.torch.get_device().type == "cuda" else batches
+    return pinned(batches) if team.device.type == "cuda" else batches
 
 
 def _writer(plan: Plan, world_size: int) -> CheckpointWriter:
@@ -235,17 +247,15 @@ def _writer(plan: Plan, world_size: int) -> CheckpointWriter:
     )
 
 
-def _trace(
-    plan: Plan, start: _Start, rank: int, world_size: int, stack: contextlib.ExitStack
-) -> Trace | None:
+def _trace(plan: Plan, start: _Start, team: Team, stack: contextlib.ExitStack) -> Trace | None:
     if plan.storage.trace is None:
         return None
     trace = Trace(
         Path(plan.storage.trace),
         started=start.number,
         first_step=start.step,
-        rank=rank,
-        world_size=world_size,
+        rank=team.rank,
+        world_size=team.world_size,
     )
     stack.callback(trace.close)
     return trace
@@ -259,14 +269,14 @@ class _Hooks:
         plan: Plan,
         start: DataPosition,
         first_step: int,
-        rank: int,
+        team: Team,
         writer: CheckpointWriter | None,
         trace: Trace | None,
     ) -> None:
         """first_step: that the run stood at; writer: on rank 0 alone."""
         self.plan = plan
         self.start = start
-        self.rank = rank
+        self.team = team
         self.writer = writer
         self.trace = trace
         self.warned = False
@@ -302,13 +312,11 @@ class _Hooks:
         if step < self.ask_step:
             return "nothing"
         # Rank 0 answers for all, and says when to ask again: their clocks would not agree.
-        stop, steps = ray.train.collective.broadcast_from_rank_zero(
-            self._answer(step) if self.rank == 0 else None
-        )
+        stop, steps = self.team.from_rank_zero(self._answer(step) if self.team.rank == 0 else None)
         self.ask_step = step + steps
         if stop:
             return "stop"
-        if not self.warned and ray.train.get_preemption_info() is not None:
+        if not self.warned and self.team.preempted():
             self.warned = True
             return "save"
         return "nothing"

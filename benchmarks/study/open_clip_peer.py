@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from study.process_tree import TreeRun, run_tree
 
-from beamclip.commands.distill import restore_student
 from beamclip.data.shards import list_shards
 from beamclip.export import WEIGHTS_FILE, write_open_clip_dir
 from beamclip.json_lines import read_json_lines
@@ -26,6 +25,7 @@ from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
 from beamclip.training.checkpoint import MANIFEST_FILE, read_checkpoint
+from beamclip.training.distillation import restore_student
 
 ROOT = Path(__file__).parents[2]
 WEBDATASET = "webdataset==0.2.86"
@@ -284,7 +284,7 @@ def _saved_by_open_clip(work: Work, out: Path) -> list[Saved]:
 def _saved_by_us(work: Work, out: Path) -> list[Saved]:
     def read(step: int) -> LoadedClip:
         student = load_clip(str(_student(work, whole=True)))
-        restore_student(student, read_checkpoint(str(out / "checkpoints"), step))
+        restore_student(student.model.visual, read_checkpoint(str(out / "checkpoints"), step))
         return student
 
     manifests = sorted((out / "checkpoints").glob(f"step=*/{MANIFEST_FILE}"))

@@ -1,0 +1,1 @@
+"""A sweep: what it tries, how a trial runs, what is reported."""

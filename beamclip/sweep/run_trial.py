@@ -1,0 +1,163 @@
+"""What the process of a trial does: train a student, score it on held-out images, report."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import ray
+import ray.tune
+import torch
+
+from beamclip.config import DistillConfig
+from beamclip.errors import InputError
+from beamclip.models.config import StudentConfig
+from beamclip.prompts.anchors import PromptConfig
+from beamclip.sweep.space import applied
+from beamclip.sweep.trial import METRIC
+from beamclip.training.channel import Record
+from beamclip.training.checkpoint import State, read_checkpoint
+from beamclip.training.distillation import Images, distillation_plan, restore_student
+from beamclip.training.launch import TrainingError, fit
+from beamclip.training.worker import Storage
+
+NO_SCORE = -1.0
+"""Reported for a trial that failed: Tune wants a number."""
+
+Report = dict[str, Any]
+"""What a trial tells the sweep: "step", "scored" (how often it was), "zeroshot_top1", "zeroshot_top5",
+"seconds", "steps", "records" of training since the last report; or "problem"."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a sweep have in common; large parts are references into the object store."""
+
+    base: DistillConfig
+    """With the teacher cache as its data."""
+    images: Images
+    students: dict[str, tuple[Any, Any]]
+    """By `student_key`: the untrained ImageTower, and the HeldOut images as it takes them."""
+    anchors: dict[str, tuple[Any, Any]]
+    """By `prompts_key`: the list of Anchors to train on, and the Anchors of the classes."""
+    num_classes: int
+    checkpoints: str
+    """Address below which each trial has its own."""
+    scores: int
+    """Times that a trial is scored."""
+    temperature: float
+    """Of the scores, where a class has several anchors."""
+
+
+def student_key(student: StudentConfig, seed: int) -> str:
+    """Names an untrained student."""
+    return json.dumps([asdict(student), seed], default=str)
+
+
+def prompts_key(prompts: PromptConfig) -> str:
+    """Names a set of anchors."""
+    return json.dumps(asdict(prompts), default=str)
+
+
+def run_trial(trial: dict[str, Any], shared: Shared) -> None:
+    """The body of a trial, or of what is left of it: a trial whose process was lost goes on.
+
+    Args:
+        trial: its "number" and its "settings".
+    """
+    config = applied(shared.base, trial["settings"])
+    plan = distillation_plan(
+        config,
+        shared.images,
+        teachers=(),
+        student=shared.students[student_key(config.student, config.seed)][0],
+        anchors=shared.anchors[prompts_key(config.prompts)][0],
+        storage=Storage(
+            checkpoints=trial_checkpoints(shared.checkpoints, trial["number"]),
+            # The one that is being scored must stay, however far training is ahead.
+            keep_checkpoints=shared.scores,
+        ),
+    )
+    every = -(-plan.total_steps // shared.scores)
+    plan = replace(plan, cadence=replace(plan.cadence, checkpoint_every=every))
+    reporter = _Reporter(_Scorer(config, shared), plan.total_steps, every)
+
+    def on_record(record: Record) -> None:
+        if "saved_step" in record:
+            reporter.report(read_checkpoint(plan.storage.checkpoints, record["saved_step"]))
+        else:
+            reporter.records.append(record)
+
+    try:
+        outcome = fit(plan, config.workers, on_record, in_process=config.workers.num_workers == 1)
+        # It may have been lost between its last checkpoint and its last score.
+        reporter.report(outcome.state)
+    except (TrainingError, InputError) as error:
+        ray.tune.report({METRIC: NO_SCORE, "problem": str(error)})
+
+
+def trial_checkpoints(address: str, number: int) -> str:
+    """The address of a trial's checkpoints, below that of all."""
+    return f"{address.rstrip('/')}/{number:03d}"
+
+
+class _Scorer:
+    """Zero-shot accuracy of a student, from the weights in a checkpoint."""
+
+    def __init__(self, config: DistillConfig, shared: Shared) -> None:
+        # Imported while the first rows are read; with open_clip it takes seconds.
+        from beamclip.models.teacher import ImageTeacher
+
+        student, held_out = shared.students[student_key(config.student, config.seed)]
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tower = ImageTeacher(ray.get(student)).to(self.device)
+        self.held_out = ray.get(held_out)
+        self.anchors = ray.get(shared.anchors[prompts_key(config.prompts)][1])
+        self.num_classes = shared.num_classes
+        self.temperature = shared.temperature
+        self.batch_size = config.scoring.scoring_batch
+
+    def score(self, state: State) -> dict[str, float]:
+        """See zeroshot_metrics."""
+        from beamclip.evaluation.zeroshot import zeroshot_metrics
+
+        restore_student(self.tower.network, state)
+        parts = []
+        for start in range(0, len(self.held_out.images), self.batch_size):
+            images = torch.tensor(self.held_out.images[start : start + self.batch_size], device=self.device)
+            parts.append(self.tower.encode_image(images.permute(0, 3, 1, 2)).cpu())
+        labels = torch.tensor(self.held_out.labels)
+        return zeroshot_metrics(
+            torch.cat(parts), labels, self.anchors, self.num_classes, temperature=self.temperature
+        )
+
+
+class _Reporter:
+    """Sends a trial's scores to the sweep, each once, with the records of training before it."""
+
+    def __init__(self, scorer: _Scorer, steps: int, every: int) -> None:
+        self.scorer = scorer
+        self.steps = steps
+        self.every = every
+        self.records: list[Record] = []
+        self.step = 0
+        self.began = time.perf_counter()
+
+    def report(self, state: State) -> None:
+        """Score, and wait until the sweep has taken note; it may end this trial there and then."""
+        step = state["step"]
+        if step == self.step:
+            return
+        scores = self.scorer.score(state)
+        records, self.records, self.step = self.records, [], step
+        seconds = time.perf_counter() - self.began
+        ray.tune.report(
+            {
+                "step": step,
+                "steps": self.steps,
+                "scored": -(-step // self.every),
+                "seconds": seconds,
+                "records": records,
+                **scores,
+            }
+        )

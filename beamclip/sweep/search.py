@@ -1,0 +1,47 @@
+"""How a sweep looks for good options, as the user asks for it."""
+
+from dataclasses import dataclass
+
+from beamclip.errors import InputError
+
+DEFAULT_TRIALS = 16
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What a sweep tries, and how widely."""
+
+    vary: tuple[str, ...] = ()
+    """Options of a distillation and what to try: OPTION=VALUE,VALUE or, evenly on a logarithmic scale,
+    OPTION=LOW..HIGH. By default tau_teacher and tau_student, and with a --context-source also num_contexts
+    and anchor_reduce."""
+    trials: int | None = None
+    """Trials, by default 16: combinations drawn at random, each once."""
+    grid: bool = False
+    """Try every combination instead."""
+    optuna: bool = False
+    """Have Optuna choose each trial by the scores of those before it, instead (pip install
+    'beamclip[optuna]')."""
+    asha: bool = True
+    """Stop a trial that is behind the better half of those that were scored at the same step (ASHA, arXiv
+    1810.05934). At the steps of a learning rate schedule: who learns slowly at first is stopped, too."""
+    scores: int = 4
+    """Times that a trial is scored on the held-out images, at even distances, the last one at its end."""
+    scored_images: int = 10_000
+    """Held-out images each score is made from, at even distances over all; they are decoded once."""
+    max_concurrent: int | None = None
+    """Trials at a time; by default as many as there are CPUs for, or GPUs."""
+    augmentations: int = 4
+    """Views of each image in the teacher cache that is built where --data are plain shards."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "scores", "scored_images", "max_concurrent", "augmentations"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: give 1 or more.")
+        if self.grid and self.optuna:
+            raise InputError("--grid tries every combination, --optuna chooses: give one of them.")
+        if self.grid and self.trials:
+            raise InputError(
+                f"--grid tries every combination, and --trials {self.trials} some. Leave one of them out."
+            )

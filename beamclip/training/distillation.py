@@ -1,0 +1,80 @@
+"""A distillation as its workers see it: the plan made of its options, and the student in what they leave."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from beamclip.config import DistillConfig
+from beamclip.data.cache import CachedViews
+from beamclip.data.shards import Columns, Shard
+from beamclip.training.builders import DistillationBuilder
+from beamclip.training.checkpoint import State
+from beamclip.training.loop import trained_weights
+from beamclip.training.optim import total_steps
+from beamclip.training.worker import Plan, Storage
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a distillation trains on."""
+
+    shards: list[Shard]
+    views: CachedViews | None
+    """What to take from a teacher cache; None where the shards are plain ones."""
+    size: int
+    """Side of the pixels that reach the method."""
+
+    @property
+    def samples(self) -> int:
+        """In all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+
+def distillation_plan(
+    config: DistillConfig,
+    images: Images,
+    *,
+    teachers: Sequence[Any],
+    student: Any,
+    anchors: Any,
+    storage: Storage,
+) -> Plan:
+    """The plan of a distillation.
+
+    Args:
+        teachers, student, anchors: references; see DistillationBuilder.
+    """
+    return Plan(
+        build_method=DistillationBuilder(
+            tuple(teachers),
+            student,
+            anchors,
+            config.teacher_precision,
+            config.csm,
+            config.feature,
+            config.augmentation,
+            config.optim.compile,
+        ),
+        shards=images.shards,
+        columns=Columns(views=images.views),
+        image_size=images.size,
+        total_steps=total_steps(config.optim, images.samples, config.stream.batch_size),
+        seed=config.seed,
+        threads=config.workers.threads_per_worker,
+        stream=config.stream,
+        augmentation=config.augmentation,
+        optim=config.optim,
+        cadence=config.cadence,
+        storage=storage,
+    )
+
+
+def restore_student(visual: nn.Module, state: State) -> None:
+    """Put what a distillation's workers trained into an image tower, which is in eval mode then."""
+    weights = trained_weights(state)
+    visual.load_state_dict(
+        {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
+    )
+    visual.eval()
