@@ -176,7 +176,8 @@ def _start(plan: Plan, team: Team) -> _Start:
     if not is_marked(plan.storage.checkpoints, plan.storage.mark):
         node = ray.util.get_node_ip_address()
         raise CheckpointError(
-            f"worker {team.rank} on {node} does not see what the command left at {plan.storage.checkpoints}. "
+            f"worker {team.rank} on {node} does not see what the command left at "
+            f"{plan.storage.checkpoints}. "
             "Give --checkpoints an address that all nodes reach, as s3://bucket/run; or another command goes on "
             "with this run."
         )
