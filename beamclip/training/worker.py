@@ -177,9 +177,8 @@ def _start(plan: Plan, team: Team) -> _Start:
         node = ray.util.get_node_ip_address()
         raise CheckpointError(
             f"worker {team.rank} on {node} does not see what the command left at "
-            f"{plan.storage.checkpoints}. "
-            "Give --checkpoints an address that all nodes reach, as s3://bucket/run; or another command goes on "
-            "with this run."
+            f"{plan.storage.checkpoints}. Give --checkpoints an address that all nodes reach, as "
+            "s3://bucket/run; or another command goes on with this run."
         )
     start = None
     if team.rank == 0:
