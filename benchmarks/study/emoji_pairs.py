@@ -1,7 +1,7 @@
 """Captioned images held in memory: no cluster stands between a small study and its figures."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ class Pairs:
     images: list[bytes]
     captions: list[str]
     labels: list[int]
+    more_texts: list[tuple[str, ...]] = field(default_factory=list)
+    """Further texts of each image; training draws one of all. By default there are none."""
 
 
 def load_emoji(folder: Path) -> tuple[Pairs, Pairs, list[str]]:
@@ -64,7 +66,7 @@ def endless_rows(pairs: Pairs, seed: int) -> Generator[Row, None, None]:
             yield {
                 "key": pairs.keys[i],
                 "image": pairs.images[i],
-                "texts": [pairs.captions[i]],
+                "texts": [pairs.captions[i], *(pairs.more_texts[i] if pairs.more_texts else ())],
                 "epoch": epoch,
                 "problem": None,
             }
@@ -74,7 +76,12 @@ def endless_rows(pairs: Pairs, seed: int) -> Generator[Row, None, None]:
 def encode_pairs(clip: LoadedClip, pairs: Pairs, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Unit embeddings of all images [N, D] and of some texts [M, D]."""
     teacher = Teacher(clip)
-    pixels = np.stack([load_evaluation_image(image, clip.image_size) for image in pairs.images])
-    batches = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().split(256)
+    batches = load_images(pairs, clip.image_size).split(256)
     images = torch.cat([teacher.encode_image(batch) for batch in batches])
     return images, teacher.encode_text(list(texts))
+
+
+def load_images(pairs: Pairs, size: int) -> Tensor:
+    """All images as models see them that are scored, uint8 [N, 3, size, size]."""
+    pixels = np.stack([load_evaluation_image(image, size) for image in pairs.images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()

@@ -32,9 +32,11 @@ from beamclip.evaluation.encode import (
     Encoder,
     EncodeSpec,
     encode_labelled,
+    load_held_out,
     sample_images,
 )
 from beamclip.models.clip import LoadedClip, new_clip
+from beamclip.models.teacher import Teacher
 
 CLASSES = ["ant", "bee", "cat"]
 HERE = WorkersConfig(num_workers=1)
@@ -135,6 +137,28 @@ def test_every_image_is_encoded_as_open_clip_itself_would(
     assert encoded.skipped == {}
     assert (encoded.embeddings.dtype, encoded.features.dtype) == (torch.float32, torch.float32)
     assert len(encoded.features) == 14
+
+
+def test_held_out_images_are_what_the_model_is_given_and_the_damaged_are_counted(
+    ray_cluster: None, clip: LoadedClip, clean: Path, damaged: Path
+) -> None:
+    held_out = load_held_out(clip, str(clean), CLASSES, "kind", most=100)
+    pixels = torch.from_numpy(held_out.images).permute(0, 3, 1, 2)
+    embeddings = Teacher(clip).encode_image(pixels)
+    torch.testing.assert_close(embeddings, encode(clip, clean).embeddings, atol=1e-6, rtol=0.0)
+    assert held_out.labels.tolist() == [i % 3 for i in range(14)]
+    lossy = load_held_out(clip, str(damaged), CLASSES, "kind", most=100)
+    assert (len(lossy.images), len(lossy.labels), lossy.skipped) == (9, 9, DAMAGE)
+
+
+def test_a_part_of_the_held_out_images_lies_at_even_distances(
+    ray_cluster: None, clip: LoadedClip, clean: Path
+) -> None:
+    every = load_held_out(clip, str(clean), CLASSES, "kind", most=100)
+    part = load_held_out(clip, str(clean), CLASSES, "kind", most=4)
+    places = [14 * (2 * i + 1) // 8 for i in range(4)]
+    np.testing.assert_array_equal(part.images, every.images[places])
+    np.testing.assert_array_equal(part.labels, every.labels[places])
 
 
 def test_embeddings_have_unit_length(ray_cluster: None, clip: LoadedClip, clean: Path) -> None:

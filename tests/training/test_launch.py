@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -176,6 +177,41 @@ def test_rank_0_sends_a_record_of_every_step_in_order(undisturbed: Finished) -> 
     assert {record["pid"] for record in records}.isdisjoint({os.getpid()})
     saved = [record["saved_step"] for record in undisturbed.run.records if "saved_step" in record]
     assert saved == [4, 8, 12]
+
+
+@ray.remote(num_cpus=0.1)
+def alone(plan: Plan, interrupt_at: int | None = None) -> tuple[list[dict[str, Any]], dict[str, Any] | str]:
+    """A run in the process of this task; its records, and its state or what it failed by."""
+    records = []
+
+    def listen(record: dict[str, Any]) -> None:
+        records.append(record)
+        if record.get("step") == interrupt_at:
+            raise KeyboardInterrupt
+
+    try:
+        return records, fit(plan, ONE, listen, in_process=True).state
+    except TrainingError as error:
+        return records, str(error)
+    except KeyboardInterrupt:
+        return records, " ".join(thread.name for thread in threading.enumerate())
+
+
+def test_a_run_in_this_process_equals_one_in_a_worker_of_ray_train(
+    new_run: NewRun, undisturbed: Finished
+) -> None:
+    records, state = ray.get(alone.remote(new_run().plan))
+    losses = {record["step"]: record["loss"] for record in records if "loss" in record}
+    assert losses == undisturbed.run.losses
+    assert_same_state(state, undisturbed.outcome.state)
+
+
+def test_a_run_in_this_process_fails_by_a_line_and_leaves_no_thread_when_left(new_run: NewRun) -> None:
+    _, problem = ray.get(alone.remote(new_run(fault=break_weights).plan))
+    assert "step 6: loss nan" in problem
+    _, threads = ray.get(alone.remote(new_run().plan, interrupt_at=2))
+    assert "beamclip-fit" not in threads
+    assert "beamclip-prefetch" not in threads
 
 
 def test_training_through_ray_learns(undisturbed: Finished) -> None:

@@ -1,0 +1,306 @@
+"""Contexts: whether they help a teacher and its student, where, and by how much.
+
+python benchmarks/cpa.py --emoji FOLDER
+
+FOLDER holds pairs.parquet (path, label, hexcode, tags, group, subgroup, split) and its images. Two kinds of
+teacher are trained from scratch: one on names alone, and one on names that now and then have a context
+beside them. Each is scored zero-shot by anchors of bare names and of 1, 2 and 4 contexts from the taxonomy
+(subgroup, group and tags), from words beside the names in captions, and from both; and for each of these
+anchors a student is distilled from it. Scores are of drawings in a held-out style, of all classes and of the
+ambiguous ones. What has a result in --out is not run again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from study.emoji_pairs import Pairs, endless_rows, load_emoji, load_images
+from study.options import of_trials, read_options
+from study.pretraining import Recipe, train
+from study.reports import circumstances, markdown_table, plus_minus, write_figures
+from study.trials import Result, Trial, over_seeds, run_trials
+from torch import Tensor
+
+from beamclip.commands.console import table
+from beamclip.data.captions import CaptionConfig
+from beamclip.data.cooccurrence import count_samples, ranked_words, words_of
+from beamclip.data.position import Position
+from beamclip.data.stream import prefetched, training_batches
+from beamclip.data.transforms import AugmentConfig
+from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
+from beamclip.evaluation.zeroshot import class_scores, topk_accuracy
+from beamclip.losses.csm import CsmConfig
+from beamclip.losses.feature import FeatureConfig
+from beamclip.models.clip import LoadedClip
+from beamclip.models.config import StudentConfig
+from beamclip.models.student import build_student
+from beamclip.models.teacher import Teacher
+from beamclip.prompts.anchors import Anchors, PromptConfig, class_prompts, encode_anchors, truncated_prompts
+from beamclip.prompts.classes import ClassEntry
+from beamclip.training.loop import Training
+from beamclip.training.method import Distillation
+from beamclip.training.optim import OptimConfig
+
+CONTEXT_LENGTH = 32
+TEXT = {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 1}
+BASE = Recipe(
+    model="nano-resnet10t",
+    batch_size=128,
+    optim=OptimConfig(epochs=16, lr=1e-3),
+    model_changes={"text_cfg": TEXT},
+)
+NAMES, CONTEXTS = "names", "names and contexts"
+TEACHERS = {NAMES: BASE, CONTEXTS: BASE}
+"""What the captions of a teacher are made of."""
+SOURCES = {
+    "taxonomy": "hierarchy+file",
+    "captions": "captions",
+    "both": "hierarchy+file+captions",
+}
+COUNTS = (1, 2, 4)
+SETTINGS = [("bare names", 0), *((source, count) for source in SOURCES for count in COUNTS)]
+COLOURS = dict(zip(SOURCES, (BLUE, ORANGE, GREEN), strict=True))
+
+STUDENT = StudentConfig(student="resnet10t")
+CSM = CsmConfig(tau_teacher=0.04, tau_student=0.05)
+STUDENT_OPTIM = OptimConfig(epochs=6, lr=2e-3)
+STUDENT_BATCH = 64
+TEMPERATURE = 0.01
+FIGURES = {
+    "teacher_all": "teacher, all",
+    "teacher_ambiguous": "teacher, ambiguous",
+    "student_all": "student, all",
+    "student_ambiguous": "student, ambiguous",
+    "student_bare": "student, all, by bare names",
+}
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """The data of a trial."""
+
+    train: Pairs
+    test: Pairs
+    classes: list[ClassEntry]
+    ambiguous: list[int]
+    """Indices of classes."""
+
+
+def main() -> None:
+    """Run what is missing, and write table, plot and report."""
+    options = read_options("cpa", __doc__)
+    seeds = range(options.seeds)
+    trials = [Trial(kind, recipe, seed) for seed in seeds for kind, recipe in TEACHERS.items()]
+    results = run_trials(trials, run, options.emoji, options.out, options.jobs)
+    parts = [circumstances(*of_trials("cpa", seeds, options.jobs))]
+    first = results[0]
+    parts.append(
+        f"{first['classes']} classes, {first['ambiguous_classes']} of them ambiguous: a name of one word "
+        "that is a word of another class's name, too."
+    )
+    parts.append(f"![Zero-shot top-1 over the number of contexts]({options.report.stem}.png)")
+    for kind in TEACHERS:
+        rows = score_table(results, kind)
+        table(rows)
+        parts += [f"Teacher trained on {kind}, zero-shot top-1, %:", markdown_table(rows)]
+    parts += ["Difference to bare names, points, seed by seed:", markdown_table(gain_table(results))]
+    plot(results, options.report.with_suffix(".png"))
+    write_figures(options.report, "Contexts in prompts", "\n\n".join(parts))
+
+
+def run(trial: Trial, emoji: Path) -> Result:
+    """Train a teacher; score it, and a student of it, by each kind of anchors."""
+    data = load(emoji)
+    pairs = with_contexts(data) if trial.arm == CONTEXTS else data.train
+    clip, _ = train(trial.recipe, pairs, trial.seed)
+    teacher = Teacher(clip)
+    images = encoded(teacher, data.test, clip.image_size)
+    labels = torch.tensor(data.test.labels)
+    unclear = torch.isin(labels, torch.tensor(data.ambiguous))
+    words = caption_words(data)
+    result: Result = {"classes": len(data.classes), "ambiguous_classes": len(data.ambiguous)}
+    bare: Anchors | None = None
+    for source, count in SETTINGS:
+        prompts = prompts_of(data.classes, source, count, words)
+        anchors = encode_anchors(prompts, teacher.encode_text, "mean", cache_dir=None, encoder_fingerprint="")
+        bare = bare or anchors
+        student = distilled(clip, teacher, anchors, data.train, trial.seed)
+        own = encoded(student, data.test, clip.image_size)
+        name = f"{source}, {count}"
+        for who, embeddings in (("teacher", images), ("student", own)):
+            result[f"{name}/{who}_all"] = top1(embeddings, labels, anchors, len(data.classes))
+            result[f"{name}/{who}_ambiguous"] = top1(
+                embeddings[unclear], labels[unclear], anchors, len(data.classes)
+            )
+        result[f"{name}/student_bare"] = top1(own, labels, bare, len(data.classes))
+        cut = truncated_prompts(prompts, clip.tokenizer, CONTEXT_LENGTH)
+        result[f"{name}/prompts"], result[f"{name}/cut"] = sum(map(len, prompts)), len(cut)
+    return {**result, "zeroshot_top1": result["bare names, 0/teacher_all"]}
+
+
+def load(folder: Path) -> Emoji:
+    """Images, and classes with their place in the taxonomy and their tags."""
+    train_pairs, test_pairs, names = load_emoji(folder)
+    rows = pd.read_parquet(folder / "pairs.parquet").drop_duplicates("hexcode").sort_values("hexcode")
+    classes = [
+        ClassEntry(
+            id=row.hexcode,
+            name=row.label,
+            parents=(row.subgroup.replace("-", " "), row.group.replace("-", " ")),
+            contexts=tuple(str(tag) for tag in row.tags if str(tag).casefold() != row.label.casefold()),
+        )
+        for row in rows.itertuples()
+    ]
+    assert [entry.name for entry in classes] == names
+    return Emoji(train_pairs, test_pairs, classes, ambiguous(names))
+
+
+def ambiguous(names: Sequence[str]) -> list[int]:
+    """Names of one word that is among the words of another name."""
+    words = [set(words_of(name)) for name in names]
+    users: dict[str, int] = {}
+    for of_name in words:
+        for word in of_name:
+            users[word] = users.get(word, 0) + 1
+    return [i for i, name in enumerate(names) if len(name.split()) == 1 and users.get(name.casefold(), 0) > 1]
+
+
+def with_contexts(data: Emoji) -> Pairs:
+    """The training pairs, whose captions are, at random, the bare name or the name with one context."""
+    texts = [
+        tuple(
+            f"{entry.name}, {context}"
+            for context in (*(f"a type of {parent}" for parent in entry.parents), *entry.contexts)
+        )
+        for entry in (data.classes[label] for label in data.train.labels)
+    ]
+    return replace(data.train, more_texts=texts)
+
+
+def caption_words(data: Emoji) -> dict[str, tuple[str, ...]]:
+    """Words beside each name in captions: the name and the tags of each training image."""
+    samples = [
+        (entry.name, *entry.contexts) for entry in (data.classes[label] for label in data.train.labels)
+    ]
+    names = [entry.name for entry in data.classes]
+    return ranked_words(count_samples(samples, names), names, max(COUNTS))
+
+
+def prompts_of(
+    classes: list[ClassEntry], source: str, count: int, words: dict[str, tuple[str, ...]]
+) -> list[list[str]]:
+    """The prompts of each class."""
+    config = PromptConfig(templates=("name",), context_source=SOURCES.get(source, "none"), num_contexts=count)
+    return class_prompts(classes, config, {"captions": lambda entry: words[entry.name]})
+
+
+def encoded(model: Teacher, pairs: Pairs, size: int) -> Tensor:
+    """Unit embeddings of all images, [N, D]."""
+    return torch.cat([model.encode_image(batch) for batch in load_images(pairs, size).split(256)])
+
+
+def top1(embeddings: Tensor, labels: Tensor, anchors: Anchors, num_classes: int) -> float:
+    """Zero-shot accuracy among all classes."""
+    scores = class_scores(embeddings, anchors, num_classes, temperature=TEMPERATURE)
+    return topk_accuracy(scores, labels, ks=(1,))[1]
+
+
+def distilled(clip: LoadedClip, teacher: Teacher, anchors: Anchors, pairs: Pairs, seed: int) -> Teacher:
+    """A student of the teacher over these anchors, from images alone."""
+    student = build_student(STUDENT, clip, seed)
+    augmentation = AugmentConfig()
+    method = Distillation(
+        student.image_tower,
+        [teacher.encode_image],
+        [anchors],
+        csm=CSM,
+        feature=FeatureConfig(),
+        augmentation=augmentation,
+    )
+    method.to(memory_format=torch.channels_last).train()
+    total = round(STUDENT_OPTIM.epochs * len(pairs.keys) / STUDENT_BATCH)
+    training = Training(method, STUDENT_OPTIM, total_steps=total, device=torch.device("cpu"), seed=seed)
+    stream = training_batches(
+        endless_rows(pairs, seed),
+        batch_size=STUDENT_BATCH,
+        image_size=clip.image_size,
+        augment=augmentation,
+        captions=CaptionConfig(),
+        seed=seed,
+        start=Position(),
+        threads=1,
+    )
+    with prefetched(stream, 4) as batches:
+        while training.step < total:
+            training.advance([next(batches)])
+    student.model.eval()
+    return Teacher(student)
+
+
+def score_table(results: list[Result], kind: str) -> list[list[str]]:
+    """A row for each kind of anchors."""
+    rows = [["anchors", "contexts", *FIGURES.values()]]
+    for source, count in SETTINGS:
+        name = f"{source}, {count}"
+        cells = [plus_minus(*over_seeds(results, kind, f"{name}/{figure}")[:2]) for figure in FIGURES]
+        rows.append([source, str(count), *cells])
+    return rows
+
+
+def gain_table(results: list[Result]) -> list[list[str]]:
+    """What contexts add, from the differences within each seed."""
+    figures = [figure for figure in FIGURES if figure != "student_bare"]
+    rows = [["teacher trained on", "anchors", "contexts", *(FIGURES[figure] for figure in figures)]]
+    gains = [
+        {
+            **result,
+            **{
+                f"{source}, {count}/gain/{figure}": result[f"{source}, {count}/{figure}"]
+                - result[f"bare names, 0/{figure}"]
+                for source, count in SETTINGS[1:]
+                for figure in figures
+            },
+        }
+        for result in results
+    ]
+    for kind in TEACHERS:
+        for source, count in SETTINGS[1:]:
+            cells = [
+                plus_minus(*over_seeds(gains, kind, f"{source}, {count}/gain/{figure}")[:2])
+                for figure in figures
+            ]
+            rows.append([kind, source, str(count), *cells])
+    return rows
+
+
+def plot(results: list[Result], out: Path) -> None:
+    """Scores over the number of contexts: a row a teacher, a panel a figure, bars of one deviation."""
+    figures = [figure for figure in FIGURES if figure != "student_bare"]
+    with styled():
+        figure = Figure(figsize=(12, 6), layout="constrained")
+        grid = figure.subplots(len(TEACHERS), len(figures), sharex=True)
+        for row, kind in zip(grid, TEACHERS, strict=True):
+            for axes, name in zip(row, figures, strict=True):
+                bare = over_seeds(results, kind, f"bare names, 0/{name}")
+                axes.axhline(100 * bare[0], color=MUTED, linestyle=":", label="bare names")
+                for source, colour in COLOURS.items():
+                    points = [over_seeds(results, kind, f"{source}, {count}/{name}") for count in COUNTS]
+                    means, spreads = [100 * p[0] for p in points], [100 * p[1] for p in points]
+                    axes.errorbar(
+                        COUNTS, means, spreads, color=colour, marker="o", ms=4, capsize=3, label=source
+                    )
+                axes.set_title(f"{FIGURES[name]}\n(taught on {kind})")
+                axes.set_ylabel("zero-shot top-1, %")
+                axes.set_xticks(COUNTS)
+                axes.set_ylim(bottom=0)
+        for axes in grid[-1]:
+            axes.set_xlabel("contexts")
+        grid[0][0].legend(frameon=False)
+        save_figure(figure, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""A sweep through the command: one cache, trials that are lost, fail and are resumed, a report that holds."""
+
+import csv
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from beamclip.commands.command_line import run_command
+from beamclip.commands.distill import distill
+from beamclip.commands.sweep import sweep
+from beamclip.config import DistillConfig, SweepConfig
+from beamclip.json_lines import read_json_lines
+from beamclip.summary import read_summary
+from beamclip.sweep.trial import Trial, read_trials
+
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def class_file(corpus, workspace) -> Path:
+    """The corpus' classes, each with a context."""
+    entries = yaml.safe_load(corpus.classes.read_text())
+    path = workspace / "classes-with-contexts.yaml"
+    path.write_text(yaml.safe_dump([{**entry, "contexts": ["a drawing"]} for entry in entries]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def given(teacher, corpus, class_file) -> list[str]:
+    """The flags that all sweeps here share."""
+    return [
+        *("--data", str(corpus.train), "--teacher", str(teacher[0]), "--classes", str(class_file)),
+        *("--eval-data", str(corpus.test), "--student", "test_resnet", "--batch-size", "20"),
+        *("--steps", str(STEPS), "--log-every", "1", "--context-source", "file"),
+    ]
+
+
+def run_sweep(*flags: object) -> int:
+    return run_command(SweepConfig, sweep, "", argv=[str(flag) for flag in flags])
+
+
+class Killer(threading.Thread):
+    """Kills the process of a trial as soon as that has reported once."""
+
+    def __init__(self, trial: Path) -> None:
+        super().__init__(daemon=True)
+        self.trial = trial
+        self.killed: int | None = None
+        self.start()
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 120
+        while self.killed is None and time.monotonic() < deadline:
+            records = read_json_lines(self.trial / "metrics.jsonl")
+            if records:
+                self.killed = int(records[0]["pid"])
+                os.kill(self.killed, signal.SIGKILL)
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def swept(given, workspace) -> Path:
+    """Two temperatures with and without contexts, and a rate at which nothing can be learnt."""
+    out = workspace / "sweep"
+    flags = ["--vary", "lr=1e-3,1e38", "num_contexts=0,1", "anchor_reduce=mean,separate", "--grid"]
+    killer = Killer(out / "trials" / "000")
+    code = run_sweep(*given, *flags, "--scores", 3, "--no-asha", "--augmentations", 1, "--out", out)
+    assert code == 0
+    killer.join()
+    assert killer.killed is not None
+    return out
+
+
+@pytest.fixture(scope="module")
+def trials(swept) -> dict[int, Trial]:
+    return read_trials(swept)
+
+
+def test_combinations_that_mean_the_same_are_tried_once(trials):
+    # Of a bare name, one prompt a class: its mean is itself. With one context it is, too.
+    assert [tuple(trial.settings.values()) for trial in trials.values()] == [
+        (1e-3, 0, "mean"),
+        (1e-3, 1, "mean"),
+        (1e38, 0, "mean"),
+        (1e38, 1, "mean"),
+    ]
+
+
+def test_trials_are_scored_at_even_distances_and_one_that_was_lost_goes_on(trials, swept):
+    for number in (0, 1):
+        assert trials[number].status == "finished"
+        assert [score.step for score in trials[number].scores] == [3, 6, 9]
+    records = read_json_lines(swept / "trials" / "000" / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    assert len({record["pid"] for record in records}) == 2
+
+
+def test_a_trial_that_fails_is_recorded_and_ends_nothing(trials, swept):
+    for number in (2, 3):
+        assert trials[number].status == "failed"
+        assert "Lower --lr" in trials[number].problem
+    summary = read_summary(swept)
+    assert (summary.status, summary.counts.attempted, summary.counts.succeeded) == ("finished", 4, 2)
+    assert sum(summary.counts.failed.values()) == 2
+    with (swept / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["finished", "finished", "failed", "failed"]
+    assert float(rows[0]["zeroshot_top1"]) == max(trials[number].score for number in (0, 1))
+
+
+def test_checkpoints_of_trials_at_their_end_are_gone(swept):
+    kept = {path.name for path in (swept / "checkpoints").iterdir()}
+    assert kept <= {"002", "003"}
+
+
+def test_mlflow_has_a_parent_with_a_child_for_each_trial(trials, swept, workspace):
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    parent = client.get_run(read_summary(swept).mlflow_run_id)
+    assert parent.info.status == "FINISHED"
+    assert {"trials.csv", "best.yaml", "plots", "summary.json"} <= {
+        file.path for file in client.list_artifacts(parent.info.run_id)
+    }
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    by_number = {int(run.info.run_name.rpartition("/")[2]): run for run in children}
+    assert {number: run.info.status for number, run in by_number.items()} == {
+        0: "FINISHED",
+        1: "FINISHED",
+        2: "FAILED",
+        3: "FAILED",
+    }
+    for number in (0, 1):
+        run = by_number[number]
+        assert run.data.params["num_contexts"] == str(number)
+        assert run.data.params["lr"] == "0.001"
+        history = client.get_metric_history(run.info.run_id, "zeroshot_top1")
+        assert [(metric.step, metric.value) for metric in history] == [
+            (score.step, score.zeroshot_top1) for score in trials[number].scores
+        ]
+        losses = client.get_metric_history(run.info.run_id, "loss")
+        assert [metric.step for metric in losses] == list(range(1, STEPS + 1))
+
+
+def test_training_with_the_best_options_gives_the_score_of_the_trial(trials, swept, workspace):
+    out = workspace / "best-again"
+    argv = ["--config", str(swept / "best.yaml"), "--out", str(out)]
+    assert run_command(DistillConfig, distill, "", argv=argv) == 0
+    metrics = read_summary(out).metrics
+    best = max((trial for trial in trials.values() if trial.scores), key=lambda trial: trial.score)
+    assert metrics["zeroshot_top1"] == best.score
+    assert metrics["zeroshot_top5"] == best.scores[-1].zeroshot_top5
+
+
+def test_a_resumed_sweep_runs_what_is_left_and_nothing_else(trials, swept, capsys):
+    # As a driver leaves it that was killed while trial 1 was on its way.
+    path = swept / "trials" / "001" / "trial.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "status": "running", "scores": content["scores"][:1]}))
+    untouched = (swept / "trials" / "000" / "metrics.jsonl").stat().st_mtime_ns
+    assert run_sweep("--resume", swept) == 0
+    printed = capsys.readouterr().out
+    assert "1 done before" in printed
+    again = read_trials(swept)
+    assert {number: trial.status for number, trial in again.items()} == {
+        0: "finished",
+        1: "finished",
+        2: "failed",
+        3: "failed",
+    }
+    assert again[1].scores == trials[1].scores
+    assert again[0] == trials[0]
+    assert (swept / "trials" / "000" / "metrics.jsonl").stat().st_mtime_ns == untouched
+    # The cache of the first start was found.
+    assert "embedding" not in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--vary", "tau_techer=0.1"], "Did you mean tau_teacher"),
+        (["--vary", "tau_teacher=0.1,0"], "a temperature is above 0"),
+        (["--vary", "context_source=hierarchy", "num_contexts=0,1"], "carry `parents`"),
+        (["--vary", "student=resnet18,resnet81"], "resnet81"),
+        (["--vary", "batch_size=20,999"], "cannot fill a batch of 999"),
+        (["--vary", "lr=1e-4..1e-2", "--grid"], "lr has a range"),
+        (["--vary", "lr=1e-3", "--max-concurrent", "99"], "--max-concurrent 99: 99 trials"),
+        (["--vary", "lr=1e-3", "--eval-data", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused_before_a_trial_or_a_cache(
+    flags, expected, given, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    out = tmp_path / "sweep"
+    assert run_sweep(*given, *flags, "--out", out) == 2
+    assert expected in capsys.readouterr().err
+    assert not (out / "cache").exists()
+    assert not (out / "trials").exists()
+
+
+def test_a_folder_with_a_sweep_is_not_mixed_with_another(given, swept, capsys):
+    assert run_sweep(*given, "--vary", "lr=1e-3", "--out", swept) == 2
+    assert f"--resume {swept}" in capsys.readouterr().err
