@@ -1,86 +1,30 @@
 """Try settings of a distillation: one teacher cache, one set of anchors for each setting of the prompts."""
 
-import contextlib
-import hashlib
-import itertools
 import json
 import os
-import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import ray
 
 from beamclip.cluster import ray_session
-from beamclip.commands.console import ProgressLine, clock, count, percent, stage, table
-from beamclip.commands.context_sources import check_contexts
-from beamclip.commands.distill import (
-    Inputs,
-    anchors_of,
-    cached_views,
-    check_options,
-    load_inputs,
-    needed_size,
-)
-from beamclip.commands.embed import build_cache
-from beamclip.commands.run_dir import (
-    CONFIG_FILE,
-    PLOTS,
-    checkpoint_address,
-    new_run_dir,
-    remember_tracked_run,
-    tracked_run_id,
-)
-from beamclip.commands.scoring import SCORING_TEMPERATURE
-from beamclip.commands.train import Recorder, check_batches, tracked
-from beamclip.config import DistillConfig, EmbedConfig, SweepConfig, parameters, write_config
-from beamclip.data.cache import finished_manifest, is_cache, read_manifest
-from beamclip.data.shards import list_shards
+from beamclip.commands.console import clock, count, stage, table
+from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, checkpoint_address, new_run_dir
+from beamclip.commands.sweep_inputs import load_sweep, prepared
+from beamclip.commands.sweep_watch import Watch
+from beamclip.commands.train import tracked
+from beamclip.config import DistillConfig, SweepConfig, write_config
 from beamclip.errors import InputError
-from beamclip.evaluation.encode import load_held_out
-from beamclip.models.clip import LoadedClip
-from beamclip.models.student import build_student
-from beamclip.prompts.anchors import Anchors, PromptConfig
 from beamclip.summary import Counts, Status, Summary, write_summary
 from beamclip.sweep.report import BEST_FILE, TRIALS_FILE, best_of, table_rows, write_report
-from beamclip.sweep.run_trial import Report, Shared, prompts_key, student_key, trial_checkpoints
+from beamclip.sweep.run_trial import Shared, prompts_key
 from beamclip.sweep.search import DEFAULT_TRIALS
-from beamclip.sweep.space import (
-    Settings,
-    Space,
-    Values,
-    applied,
-    combinations,
-    drawn,
-    grid,
-    in_words,
-    parse_space,
-    shown,
-)
-from beamclip.sweep.trial import Score, Trial, read_trials, trial_dir, write_trial
+from beamclip.sweep.space import Settings, Space, applied, combinations, drawn, grid, in_words
+from beamclip.sweep.trial import Trial, read_trials, write_trial
 from beamclip.sweep.tuning import Advisor, Suggestions, resources, run_trials, tune_environment
 from beamclip.tracking import Tracking
-from beamclip.tracking.store import tracking_uri
 from beamclip.training.checkpoint import check_writable
-from beamclip.training.distillation import Images
 from beamclip.training.launch import TrainingError, interrupts
-from beamclip.training.process import hand_back_freed_memory
-
-CACHE = "cache"
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What the flags of a sweep name, loaded and checked."""
-
-    inputs: Inputs
-    space: Space
-    students: dict[str, LoadedClip]
-    """By `student_key`."""
 
 
 def sweep(config: SweepConfig) -> Summary:
@@ -93,7 +37,7 @@ def sweep(config: SweepConfig) -> Summary:
     """
     began = time.perf_counter()
     out = new_run_dir(config.out, "sweep")
-    loaded = _load(config)
+    loaded = load_sweep(config)
     _open_sweep_dir(config, out)
     workers = config.workers
     with (
@@ -101,9 +45,10 @@ def sweep(config: SweepConfig) -> Summary:
         tracked(config, out, "sweep") as tracking,
     ):
         concurrent = _trials_at_once(config, _wanted(config, loaded.space))
-        shared, trials, advisor = _prepared(config, loaded, out, concurrent)
-        suggestions = _suggestions(config, trials, advisor)
-        watch = _Watch(out, config, shared, tracking, trials, len(suggestions))
+        shared, meanings = prepared(config, loaded, out, concurrent)
+        trials = read_trials(out) or _planned(config, loaded.space, shared.base, meanings, out)
+        suggestions = _suggestions(config, loaded.space, trials)
+        watch = Watch(out, config, shared, tracking, trials, len(suggestions))
         text = f"{count(len(suggestions), 'trial')}, {concurrent} at a time, {_threads(shared)}"
         stage("trials", text, _done_before(trials))
         with interrupts() as interrupted, watch.watching(interrupted):
@@ -112,64 +57,15 @@ def sweep(config: SweepConfig) -> Summary:
         summary = _leave_report(
             config, loaded.space, shared, out, tracking, began=began, interrupted=interrupted.is_set()
         )
-    _show(out, loaded.space, summary)
-    if summary.status == "interrupted":
-        raise KeyboardInterrupt(f"what was done is in {out}/{TRIALS_FILE}; go on with --resume {out}")
-    if summary.status == "failed":
-        problems = [trial.problem for trial in read_trials(out).values() if trial.problem]
-        raise TrainingError(f"no trial came to a score. First: {problems[0] if problems else 'none was run'}")
+        _show(out, loaded.space, summary)
+        if summary.status == "interrupted":
+            raise KeyboardInterrupt(f"what was done is in {out}/{TRIALS_FILE}; go on with --resume {out}")
+        if summary.status == "failed":
+            problems = [trial.problem for trial in read_trials(out).values() if trial.problem]
+            raise TrainingError(
+                f"no trial came to a score. First: {problems[0] if problems else 'none was run'}"
+            )
     return summary
-
-
-def _load(config: SweepConfig) -> Loaded:
-    """Load everything that can be wrong before anything is started."""
-    check_options(config)
-    if config.classes is None or config.scoring.eval_data is None:
-        missing = "--classes FILE" if config.classes is None else "--eval-data LABELLED"
-        raise InputError(f"{missing} is missing: trials are compared by zero-shot scores on held-out images.")
-    space = parse_space(config.search.vary, config)
-    if config.search.grid:
-        grid(space)
-    for name, choice in space.items():
-        values = choice.values if isinstance(choice, Values) else (choice.low, choice.high)
-        for value in values:
-            check_options(applied(config, {name: value}))
-    inputs = load_inputs(config)
-    # The cache brings what they see.
-    inputs.image_towers.clear()
-    for settings in _partial(space, config, ("stream", "optim")):
-        check_batches(applied(config, settings), inputs.shards)
-    for settings in _partial(space, config, ("prompts",)):
-        check_contexts(inputs.classes, applied(config, settings).prompts, config.data)
-    students = {}
-    for settings in _partial(space, config, ("student",), ("seed",)):
-        changed = applied(config, settings)
-        student = build_student(changed.student, inputs.teachers[0], changed.seed)
-        if inputs.manifest is not None:
-            cached_views(changed, inputs.manifest, inputs.teachers, student)
-        students[student_key(changed.student, changed.seed)] = student
-    tried = " x ".join(f"{name} ({_extent(choice)})" for name, choice in space.items())
-    total = combinations(space)
-    stage("space", tried, f"{count(total, 'combination')}" if total else "")
-    return Loaded(inputs, space, students)
-
-
-def _extent(choice: Any) -> str:
-    if isinstance(choice, Values):
-        return ", ".join(map(shown, choice.values))
-    return f"{choice.low:g} to {choice.high:g}"
-
-
-def _partial(
-    space: Space, config: DistillConfig, sections: tuple[str, ...], options: tuple[str, ...] = ()
-) -> Iterator[Settings]:
-    """Every combination of the values of those options that belong to these sections."""
-    own = {item.name for section in sections for item in fields(getattr(config, section))} | set(options)
-    values = {
-        name: choice.values for name, choice in space.items() if name in own and isinstance(choice, Values)
-    }
-    for combination in itertools.product(*values.values()):
-        yield dict(zip(values, combination, strict=True))
 
 
 def _open_sweep_dir(config: SweepConfig, out: Path) -> None:
@@ -177,16 +73,12 @@ def _open_sweep_dir(config: SweepConfig, out: Path) -> None:
         (out / PLOTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be made ({error.strerror}). Give another.") from error
-    check_writable(_checkpoints(config, out))
+    check_writable(checkpoint_address(config.checkpoint.checkpoints, out))
     if config.resume is None and read_trials(out):
         raise InputError(
             f"--out {out}: holds a sweep. Go on with it by --resume {out}, or give another --out."
         )
     write_config(config, out / CONFIG_FILE)
-
-
-def _checkpoints(config: SweepConfig, out: Path) -> str:
-    return checkpoint_address(config.checkpoint.checkpoints, out)
 
 
 def _wanted(config: SweepConfig, space: Space) -> int:
@@ -229,158 +121,48 @@ def _trials_at_once(config: SweepConfig, wanted: int) -> int:
     return asked or max(1, min(full, wanted))
 
 
-def _prepared(
-    config: SweepConfig, loaded: Loaded, out: Path, concurrent: int
-) -> tuple[Shared, dict[int, Trial], Advisor | None]:
-    """All that is made once for all trials; and those trials that are known before the first one runs."""
-    data = _cache(config, loaded, out)
-    base = _base(config, data, out, concurrent)
-    cached = replace(loaded.inputs, manifest=finished_manifest(data), shards=list_shards(data))
-    assert cached.manifest is not None
-    views = [cached_views(base, cached.manifest, cached.teachers, clip) for clip in loaded.students.values()]
-    prompts = [applied(base, settings).prompts for settings in _partial(loaded.space, base, ("prompts",))]
-    anchors = {
-        prompts_key(each): anchors_of(replace(base, prompts=each), loaded.inputs, out.parent / "anchors")
-        for each in prompts
-    }
-    shared = Shared(
-        base=base,
-        images=Images(cached.shards, views[0], cached.manifest.image_size),
-        students=_students(config, loaded),
-        anchors={key: (ray.put(used), ray.put(own)) for key, (used, own) in anchors.items()},
-        num_classes=len(cached.classes),
-        checkpoints=_checkpoints(config, out),
-        scores=config.search.scores,
-        temperature=SCORING_TEMPERATURE,
-    )
-    trials = read_trials(out)
-    if not trials and not config.search.optuna:
-        same = {key: _digest(used) for key, (used, _) in anchors.items()}
-        listed = _distinct(_listed(config, loaded.space), base, same)
-        trials = {number: Trial(number, settings) for number, settings in enumerate(listed)}
-        for trial in trials.values():
-            write_trial(out, trial)
-    advisor = None
-    if config.search.optuna:
-        advisor = Advisor(loaded.space, config.seed, [trial for trial in trials.values() if trial.done])
-    loaded.inputs.teachers.clear()
-    loaded.students.clear()
-    hand_back_freed_memory()
-    return shared, trials, advisor
-
-
-def _cache(config: SweepConfig, loaded: Loaded, out: Path) -> str:
-    """The teacher cache: the data themselves, or one that is built of them, or was by an earlier start."""
-    if loaded.inputs.manifest is not None:
-        return str(config.data)
-    address = str((out / CACHE).resolve())
-    if not is_cache(address) or read_manifest(address).samples is None:
-        sizes = [needed_size(loaded.inputs.teachers, student) for student in loaded.students.values()]
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        workers = replace(config.workers, num_workers=max(1, gpus if config.workers.use_gpu else 1))
-        build_cache(
-            EmbedConfig(
-                data=config.data,
-                teacher=config.teacher,
-                more_teachers=config.more_teachers,
-                out=address,
-                augmentations=config.search.augmentations,
-                image_size=max(sizes),
-                seed=config.seed,
-                teacher_precision=config.teacher_precision,
-                augmentation=config.augmentation,
-                workers=replace(workers, gpus_per_worker=1.0),
-            )
-        )
-    return address
-
-
-def _base(config: SweepConfig, data: str, out: Path, concurrent: int) -> DistillConfig:
-    """What trials change, and best.yaml holds: a distillation that can be run from anywhere."""
-    values = {item.name: getattr(config, item.name) for item in fields(DistillConfig)}
-    distillation = DistillConfig(**values)
-    threads = config.workers.threads_per_worker
-    if threads is None and not config.workers.use_gpu:
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        threads = max(1, cpus // (concurrent * config.workers.num_workers))
-    return replace(
-        distillation,
-        data=_absolute(data),
-        teacher=_absolute(str(config.teacher)),
-        more_teachers=tuple(_absolute(address) for address in config.more_teachers),
-        classes=Path(_absolute(str(config.classes))),
-        out=None,
-        resume=None,
-        config=None,
-        prompts=replace(
-            config.prompts,
-            context_data=config.prompts.context_data and _absolute(config.prompts.context_data),
-        ),
-        scoring=replace(config.scoring, eval_data=_absolute(str(config.scoring.eval_data))),
-        workers=replace(config.workers, threads_per_worker=threads),
-    )
-
-
-def _absolute(address: str) -> str:
-    """A path that holds in any folder; other addresses as they are."""
-    path = Path(address).expanduser()
-    return str(path.resolve()) if path.exists() else address
-
-
-def _students(config: SweepConfig, loaded: Loaded) -> dict[str, tuple[Any, Any]]:
-    """The students and, once for each way to prepare them, the held-out images."""
-    held_out: dict[str, Any] = {}
-    students = {}
-    scoring = config.scoring
-    ids = [entry.id for entry in loaded.inputs.classes]
-    for key, clip in loaded.students.items():
-        preparation = json.dumps({**clip.preprocess_cfg, "mean": None, "std": None}, default=str)
-        if preparation not in held_out:
-            images = load_held_out(
-                clip, str(scoring.eval_data), ids, scoring.label_column, config.search.scored_images
-            )
-            text = f"{count(len(images.labels), 'image')} of {clip.image_size} px, decoded once"
-            lost = sum(images.skipped.values())
-            stage("held out", text, f"{lost:,} skipped" if lost else "")
-            held_out[preparation] = ray.put(images)
-        students[key] = (ray.put(clip.image_tower), held_out[preparation])
-    return students
-
-
-def _listed(config: SweepConfig, space: Space) -> list[Settings]:
-    if config.search.grid:
-        return grid(space)
-    return drawn(space, config.search.trials or DEFAULT_TRIALS, config.seed)
-
-
-def _digest(anchors: list[Anchors]) -> str:
-    digest = hashlib.sha256()
-    for each in anchors:
-        digest.update(each.embeddings.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _distinct(listed: list[Settings], base: DistillConfig, same: dict[str, str]) -> list[Settings]:
-    """Settings without those that mean the same as others: one prompt a class is its own mean, and so on.
+def _planned(
+    config: SweepConfig, space: Space, base: DistillConfig, meanings: dict[str, str], out: Path
+) -> dict[int, Trial]:
+    """The trials that are known before the first one runs, written down; Optuna's are not.
 
     Args:
-        same: `prompts_key` -> what is equal for equal anchors.
+        meanings: `prompts_key` -> what is equal for equal anchors.
     """
-    found: dict[str, Settings] = {}
+    if config.search.optuna:
+        return {}
+    wanted = _wanted(config, space)
+    # More than are wanted: some are left out below.
+    listed = grid(space) if config.search.grid else drawn(space, 10 * wanted, config.seed)
+    distinct: dict[str, Settings] = {}
+    equal = 0
     for settings in listed:
-        config = applied(base, settings)
-        meaning = replace(config, prompts=PromptConfig(context_source=same[prompts_key(config.prompts)]))
-        found.setdefault(json.dumps(parameters(meaning), default=str), settings)
-    if len(found) < len(listed):
-        left = len(listed) - len(found)
-        stage("equal", f"{count(left, 'combination')} with the anchors of another one", "left out")
-    return list(found.values())
+        if len(distinct) == wanted:
+            break
+        meaning = _meaning(settings, base, meanings)
+        equal += meaning in distinct
+        distinct.setdefault(meaning, settings)
+    if equal:
+        stage("equal", f"{count(equal, 'combination')} with the same anchors as another one", "left out")
+    trials = {number: Trial(number, settings) for number, settings in enumerate(distinct.values())}
+    for trial in trials.values():
+        write_trial(out, trial)
+    return trials
 
 
-def _suggestions(config: SweepConfig, trials: dict[int, Trial], advisor: Advisor | None) -> Suggestions:
+def _meaning(settings: Settings, base: DistillConfig, meanings: dict[str, str]) -> str:
+    """Equal for settings that train alike: of one prompt a class, say, the mean is the prompt itself."""
+    prompts = applied(base, settings).prompts
+    others = {name: value for name, value in settings.items() if not hasattr(prompts, name)}
+    return json.dumps([meanings[prompts_key(prompts)], others], default=str)
+
+
+def _suggestions(config: SweepConfig, space: Space, trials: dict[int, Trial]) -> Suggestions:
     left = [trial for trial in trials.values() if not trial.done]
-    numbers = range(len(trials), config.search.trials or DEFAULT_TRIALS) if advisor else ()
-    return Suggestions(left, advisor, numbers)
+    if not config.search.optuna:
+        return Suggestions(left, None, ())
+    advisor = Advisor(space, config.seed, [trial for trial in trials.values() if trial.done])
+    return Suggestions(left, advisor, range(len(trials), _wanted(config, space)))
 
 
 def _threads(shared: Shared) -> str:
@@ -394,130 +176,6 @@ def _threads(shared: Shared) -> str:
 def _done_before(trials: dict[int, Trial]) -> str:
     done = sum(trial.done for trial in trials.values())
     return f"{done} done before" if done else ""
-
-
-class _Watch:
-    """Hears what becomes of the trials: writes it down, tells MLflow, shows it. See tuning.Listener."""
-
-    def __init__(
-        self,
-        out: Path,
-        config: SweepConfig,
-        shared: Shared,
-        parent: Tracking,
-        trials: dict[int, Trial],
-        wanted: int,
-    ) -> None:
-        self.out = out
-        self.config = config
-        self.shared = shared
-        self.parent = parent
-        self.trials = trials
-        self.left = wanted
-        self.recorders: dict[int, Recorder] = {}
-        self.interrupted = threading.Event()
-        self.line = ProgressLine()
-
-    @contextlib.contextmanager
-    def watching(self, interrupted: threading.Event) -> Iterator[None]:
-        """Trials that are under way when this is left are marked as interrupted in MLflow."""
-        self.interrupted = interrupted
-        try:
-            yield
-        finally:
-            self.line.close()
-            for number in [*self.recorders]:
-                self.recorders.pop(number).tracking.close("KILLED")
-            self._clear()
-
-    def started(self, number: int, settings: Settings) -> None:
-        known = self.trials.get(number, Trial(number, settings))
-        self._note(replace(known, status="running", problem=None))
-        if number not in self.recorders:
-            self.recorders[number] = self._recorder(number, settings)
-        self._show()
-
-    def reported(self, number: int, report: Report) -> None:
-        trial = self.trials[number]
-        if "problem" in report:
-            self._note(replace(trial, problem=report["problem"]))
-            return
-        for record in report["records"]:
-            if "started_at" in record:
-                self.recorders[number].rewind(record["started_at"])
-            elif "loss" in record:
-                self.recorders[number].keep(record)
-        score = Score(report["step"], report["zeroshot_top1"], report["zeroshot_top5"])
-        before = tuple(each for each in trial.scores if each.step < score.step)
-        self._note(
-            replace(
-                trial, scores=(*before, score), steps=report["steps"], seconds=report["seconds"], problem=None
-            )
-        )
-        metrics = {"zeroshot_top1": score.zeroshot_top1, "zeroshot_top5": score.zeroshot_top5}
-        self.recorders[number].tracking.log([{"step": score.step, **metrics}])
-        self._show()
-
-    def ended(self, number: int, problem: str | None) -> None:
-        trial = self.trials[number]
-        if self.interrupted.is_set() and trial.step < max(1, trial.steps):
-            return
-        problem = problem or trial.problem
-        ended = "finished" if trial.step == trial.steps else "stopped"
-        trial = replace(trial, status="failed" if problem else ended, problem=problem)  # type: ignore[arg-type]
-        self._note(trial)
-        self.left -= 1
-        tracking = self.recorders.pop(number).tracking
-        tracking.artifact(trial_dir(self.out, number) / CONFIG_FILE)
-        tracking.close("FAILED" if problem else "FINISHED")
-        self._clear()
-        self.line.close()
-        said = f"failed: {problem}" if problem else in_words(trial.settings)
-        note = "" if problem else percent(trial.score or 0.0)
-        stage(f"trial {trial.name}", said, note if trial.status != "stopped" else f"{note}, stopped")
-        best = best_of([*self.trials.values()])
-        if best is not None:
-            done = sum(each.done for each in self.trials.values())
-            self.parent.log([{"step": done, "best_zeroshot_top1": best.score or 0.0}])
-        self._show()
-
-    def _note(self, trial: Trial) -> None:
-        self.trials[trial.number] = trial
-        write_trial(self.out, trial)
-
-    def _recorder(self, number: int, settings: Settings) -> Recorder:
-        """A folder, and an MLflow run below that of the sweep."""
-        folder = trial_dir(self.out, number)
-        config = applied(self.shared.base, settings)
-        write_config(config, folder / CONFIG_FILE)
-        parent = {"mlflow.parentRunId": self.parent.run_id} if self.parent.run_id else {}
-        name = f"{self.out.resolve().name}/{number:03d}"
-        tracking = Tracking.start(
-            replace(self.config.tracking, run_name=name, system_metrics=False),
-            run_dir=folder,
-            params=parameters(config),
-            tags={"command": "trial", **parent},
-            run_id=tracked_run_id(folder),
-            uri=tracking_uri(self.out),
-        )
-        remember_tracked_run(folder, tracking.run_id)
-        return Recorder(folder, tracking)
-
-    def _clear(self) -> None:
-        """Remove the checkpoints of trials that have no more use for them.
-
-        One that was stopped may still be writing its last: what is left now is found at the next trial's end.
-        """
-        for trial in self.trials.values():
-            if trial.done:
-                fs, path = fsspec.core.url_to_fs(trial_checkpoints(self.shared.checkpoints, trial.number))
-                with contextlib.suppress(OSError):
-                    fs.rm(path, recursive=True)
-
-    def _show(self) -> None:
-        best = best_of([*self.trials.values()])
-        text = f"{count(self.left, 'trial')} to go, {len(self.recorders)} running"
-        self.line.show(f"{text}  best {percent(best.score or 0.0)} (trial {best.name})" if best else text)
 
 
 def _leave_report(

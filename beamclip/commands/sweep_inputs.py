@@ -1,0 +1,224 @@
+"""What all trials of a sweep share: loaded and checked, then made once."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from beamclip.commands.console import count, stage
+from beamclip.commands.context_sources import check_contexts
+from beamclip.commands.distill import (
+    Inputs,
+    anchors_of,
+    cached_views,
+    check_options,
+    load_inputs,
+    needed_size,
+)
+from beamclip.commands.embed import build_cache
+from beamclip.commands.run_dir import checkpoint_address
+from beamclip.commands.scoring import SCORING_TEMPERATURE
+from beamclip.commands.train import check_batches
+from beamclip.config import DistillConfig, EmbedConfig, SweepConfig
+from beamclip.data.cache import finished_manifest, is_cache, read_manifest
+from beamclip.data.shards import list_shards
+from beamclip.errors import InputError
+from beamclip.evaluation.encode import load_held_out
+from beamclip.models.clip import LoadedClip
+from beamclip.models.student import build_student
+from beamclip.prompts.anchors import Anchors
+from beamclip.sweep.run_trial import Shared, prompts_key, student_key
+from beamclip.sweep.space import Settings, Space, Values, applied, combinations, grid, parse_space, shown
+from beamclip.training.distillation import Images
+from beamclip.training.process import hand_back_freed_memory
+
+CACHE = "cache"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the flags of a sweep name, loaded and checked."""
+
+    inputs: Inputs
+    space: Space
+    students: dict[str, LoadedClip]
+    """By `student_key`."""
+
+
+def load_sweep(config: SweepConfig) -> Loaded:
+    """Load everything that can be wrong before anything is started."""
+    check_options(config)
+    if config.classes is None or config.scoring.eval_data is None:
+        missing = "--classes FILE" if config.classes is None else "--eval-data LABELLED"
+        raise InputError(f"{missing} is missing: trials are compared by zero-shot scores on held-out images.")
+    space = parse_space(config.search.vary, config)
+    if config.search.grid:
+        grid(space)
+    for name, choice in space.items():
+        values = choice.values if isinstance(choice, Values) else (choice.low, choice.high)
+        for value in values:
+            check_options(applied(config, {name: value}))
+    inputs = load_inputs(config)
+    # The cache brings what they see.
+    inputs.image_towers.clear()
+    for settings in _partial(space, config, ("stream", "optim")):
+        check_batches(applied(config, settings), inputs.shards)
+    for settings in _partial(space, config, ("prompts",)):
+        check_contexts(inputs.classes, applied(config, settings).prompts, config.data)
+    students = {}
+    for settings in _partial(space, config, ("student",), ("seed",)):
+        changed = applied(config, settings)
+        student = build_student(changed.student, inputs.teachers[0], changed.seed)
+        if inputs.manifest is not None:
+            cached_views(changed, inputs.manifest, inputs.teachers, student)
+        students[student_key(changed.student, changed.seed)] = student
+    tried = " x ".join(f"{name} ({_extent(choice)})" for name, choice in space.items())
+    total = combinations(space)
+    stage("space", tried, f"{count(total, 'combination')}" if total else "")
+    return Loaded(inputs, space, students)
+
+
+def _extent(choice: Any) -> str:
+    if isinstance(choice, Values):
+        return ", ".join(map(shown, choice.values))
+    return f"{choice.low:g} to {choice.high:g}"
+
+
+def _partial(
+    space: Space, config: DistillConfig, sections: tuple[str, ...], options: tuple[str, ...] = ()
+) -> Iterator[Settings]:
+    """Every combination of the values of those options that belong to these sections."""
+    own = {item.name for section in sections for item in fields(getattr(config, section))} | set(options)
+    values = {
+        name: choice.values for name, choice in space.items() if name in own and isinstance(choice, Values)
+    }
+    for combination in itertools.product(*values.values()):
+        yield dict(zip(values, combination, strict=True))
+
+
+def prepared(
+    config: SweepConfig, loaded: Loaded, out: Path, concurrent: int
+) -> tuple[Shared, dict[str, str]]:
+    """All that is made once for all trials; what was loaded is let go.
+
+    Args:
+        out: folder of the sweep.
+        concurrent: trials at a time.
+
+    Returns:
+        Beside it, for each `prompts_key` a name that is the same for the same anchors.
+    """
+    data = _cache(config, loaded, out)
+    base = _base(config, data, out, concurrent)
+    cached = replace(loaded.inputs, manifest=finished_manifest(data), shards=list_shards(data))
+    assert cached.manifest is not None
+    views = [cached_views(base, cached.manifest, cached.teachers, clip) for clip in loaded.students.values()]
+    prompts = [applied(base, settings).prompts for settings in _partial(loaded.space, base, ("prompts",))]
+    anchors = {
+        prompts_key(each): anchors_of(replace(base, prompts=each), loaded.inputs, out.parent / "anchors")
+        for each in prompts
+    }
+    shared = Shared(
+        base=base,
+        images=Images(cached.shards, views[0], cached.manifest.image_size),
+        students=_students(config, loaded),
+        anchors={key: (ray.put(used), ray.put(own)) for key, (used, own) in anchors.items()},
+        num_classes=len(cached.classes),
+        checkpoints=checkpoint_address(config.checkpoint.checkpoints, out),
+        scores=config.search.scores,
+        temperature=SCORING_TEMPERATURE,
+    )
+    loaded.inputs.teachers.clear()
+    loaded.students.clear()
+    hand_back_freed_memory()
+    return shared, {key: _digest(used) for key, (used, _) in anchors.items()}
+
+
+def _cache(config: SweepConfig, loaded: Loaded, out: Path) -> str:
+    """The teacher cache: the data themselves, or one that is built of them, or was by an earlier start."""
+    if loaded.inputs.manifest is not None:
+        return str(config.data)
+    address = str((out / CACHE).resolve())
+    if not is_cache(address) or read_manifest(address).samples is None:
+        sizes = [needed_size(loaded.inputs.teachers, student) for student in loaded.students.values()]
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        workers = replace(config.workers, num_workers=max(1, gpus if config.workers.use_gpu else 1))
+        build_cache(
+            EmbedConfig(
+                data=config.data,
+                teacher=config.teacher,
+                more_teachers=config.more_teachers,
+                out=address,
+                augmentations=config.search.augmentations,
+                image_size=max(sizes),
+                seed=config.seed,
+                teacher_precision=config.teacher_precision,
+                augmentation=config.augmentation,
+                workers=replace(workers, gpus_per_worker=1.0),
+            )
+        )
+    return address
+
+
+def _base(config: SweepConfig, data: str, out: Path, concurrent: int) -> DistillConfig:
+    """What trials change, and best.yaml holds: a distillation that can be run from anywhere."""
+    values = {item.name: getattr(config, item.name) for item in fields(DistillConfig)}
+    distillation = DistillConfig(**values)
+    threads = config.workers.threads_per_worker
+    if threads is None and not config.workers.use_gpu:
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        threads = max(1, cpus // (concurrent * config.workers.num_workers))
+    return replace(
+        distillation,
+        data=_absolute(data),
+        teacher=_absolute(str(config.teacher)),
+        more_teachers=tuple(_absolute(address) for address in config.more_teachers),
+        classes=Path(_absolute(str(config.classes))),
+        out=None,
+        resume=None,
+        config=None,
+        prompts=replace(
+            config.prompts,
+            context_data=config.prompts.context_data and _absolute(config.prompts.context_data),
+        ),
+        scoring=replace(config.scoring, eval_data=_absolute(str(config.scoring.eval_data))),
+        workers=replace(config.workers, threads_per_worker=threads),
+    )
+
+
+def _absolute(address: str) -> str:
+    """A path that holds in any folder; other addresses as they are."""
+    path = Path(address).expanduser()
+    return str(path.resolve()) if path.exists() else address
+
+
+def _students(config: SweepConfig, loaded: Loaded) -> dict[str, tuple[Any, Any]]:
+    """The students and, once for each way to prepare them, the held-out images."""
+    held_out: dict[str, Any] = {}
+    students = {}
+    scoring = config.scoring
+    ids = [entry.id for entry in loaded.inputs.classes]
+    for key, clip in loaded.students.items():
+        preparation = json.dumps({**clip.preprocess_cfg, "mean": None, "std": None}, default=str)
+        if preparation not in held_out:
+            images = load_held_out(
+                clip, str(scoring.eval_data), ids, scoring.label_column, config.search.scored_images
+            )
+            text = f"{count(len(images.labels), 'image')} of {clip.image_size} px, decoded once"
+            lost = sum(images.skipped.values())
+            stage("held out", text, f"{lost:,} skipped" if lost else "")
+            held_out[preparation] = ray.put(images)
+        students[key] = (ray.put(clip.image_tower), held_out[preparation])
+    return students
+
+
+def _digest(anchors: list[Anchors]) -> str:
+    digest = hashlib.sha256()
+    for each in anchors:
+        digest.update(each.embeddings.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,144 @@
+"""What is done with the news of a sweep's trials: written down, told to MLflow, shown."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+
+from beamclip.commands.console import ProgressLine, count, percent, stage
+from beamclip.commands.run_dir import CONFIG_FILE, remember_tracked_run, tracked_run_id
+from beamclip.commands.train import Recorder
+from beamclip.config import SweepConfig, parameters, write_config
+from beamclip.sweep.report import best_of
+from beamclip.sweep.run_trial import Report, Shared, trial_checkpoints
+from beamclip.sweep.space import Settings, applied, in_words
+from beamclip.sweep.trial import Score, Trial, trial_dir, write_trial
+from beamclip.tracking import Tracking
+from beamclip.tracking.store import tracking_uri
+
+
+class Watch:
+    """Hears what becomes of the trials: writes it down, tells MLflow, shows it. See tuning.Listener."""
+
+    def __init__(
+        self,
+        out: Path,
+        config: SweepConfig,
+        shared: Shared,
+        parent: Tracking,
+        trials: dict[int, Trial],
+        wanted: int,
+    ) -> None:
+        self.out = out
+        self.config = config
+        self.shared = shared
+        self.parent = parent
+        self.trials = trials
+        self.left = wanted
+        self.recorders: dict[int, Recorder] = {}
+        self.interrupted = threading.Event()
+        self.line = ProgressLine()
+
+    @contextlib.contextmanager
+    def watching(self, interrupted: threading.Event) -> Iterator[None]:
+        """Trials that are under way when this is left are marked as interrupted in MLflow."""
+        self.interrupted = interrupted
+        try:
+            yield
+        finally:
+            self.line.close()
+            for number in [*self.recorders]:
+                self.recorders.pop(number).tracking.close("KILLED")
+            self._clear()
+
+    def started(self, number: int, settings: Settings) -> None:
+        known = self.trials.get(number, Trial(number, settings))
+        self._note(replace(known, status="running", problem=None))
+        if number not in self.recorders:
+            self.recorders[number] = self._recorder(number, settings)
+        self._show()
+
+    def reported(self, number: int, report: Report) -> None:
+        trial = self.trials[number]
+        if "problem" in report:
+            self._note(replace(trial, problem=report["problem"]))
+            return
+        for record in report["records"]:
+            if "started_at" in record:
+                self.recorders[number].rewind(record["started_at"])
+            elif "loss" in record:
+                self.recorders[number].keep(record)
+        score = Score(report["step"], report["zeroshot_top1"], report["zeroshot_top5"])
+        before = tuple(each for each in trial.scores if each.step < score.step)
+        self._note(
+            replace(
+                trial, scores=(*before, score), steps=report["steps"], seconds=report["seconds"], problem=None
+            )
+        )
+        metrics = {"zeroshot_top1": score.zeroshot_top1, "zeroshot_top5": score.zeroshot_top5}
+        self.recorders[number].tracking.log([{"step": score.step, **metrics}])
+        self._show()
+
+    def ended(self, number: int, problem: str | None) -> None:
+        trial = self.trials[number]
+        if self.interrupted.is_set() and trial.step < max(1, trial.steps):
+            return
+        problem = problem or trial.problem
+        ended = "finished" if trial.step == trial.steps else "stopped"
+        trial = replace(trial, status="failed" if problem else ended, problem=problem)  # type: ignore[arg-type]
+        self._note(trial)
+        self.left -= 1
+        tracking = self.recorders.pop(number).tracking
+        tracking.artifact(trial_dir(self.out, number) / CONFIG_FILE)
+        tracking.close("FAILED" if problem else "FINISHED")
+        self._clear()
+        self.line.close()
+        said = f"failed: {problem}" if problem else in_words(trial.settings)
+        note = "" if problem else percent(trial.score or 0.0)
+        stage(f"trial {trial.name}", said, note if trial.status != "stopped" else f"{note}, stopped")
+        best = best_of([*self.trials.values()])
+        if best is not None:
+            done = sum(each.done for each in self.trials.values())
+            self.parent.log([{"step": done, "best_zeroshot_top1": best.score or 0.0}])
+        self._show()
+
+    def _note(self, trial: Trial) -> None:
+        self.trials[trial.number] = trial
+        write_trial(self.out, trial)
+
+    def _recorder(self, number: int, settings: Settings) -> Recorder:
+        """A folder, and an MLflow run below that of the sweep."""
+        folder = trial_dir(self.out, number)
+        config = applied(self.shared.base, settings)
+        write_config(config, folder / CONFIG_FILE)
+        parent = {"mlflow.parentRunId": self.parent.run_id} if self.parent.run_id else {}
+        name = f"{self.out.resolve().name}/{number:03d}"
+        tracking = Tracking.start(
+            replace(self.config.tracking, run_name=name, system_metrics=False),
+            run_dir=folder,
+            params=parameters(config),
+            tags={"command": "trial", **parent},
+            run_id=tracked_run_id(folder),
+            uri=tracking_uri(self.out),
+        )
+        remember_tracked_run(folder, tracking.run_id)
+        return Recorder(folder, tracking)
+
+    def _clear(self) -> None:
+        """Remove the checkpoints of trials that have no more use for them.
+
+        One that was stopped may still be writing its last: what is left now is found at the next trial's end.
+        """
+        for trial in self.trials.values():
+            if trial.done:
+                fs, path = fsspec.core.url_to_fs(trial_checkpoints(self.shared.checkpoints, trial.number))
+                with contextlib.suppress(OSError):
+                    fs.rm(path, recursive=True)
+
+    def _show(self) -> None:
+        best = best_of([*self.trials.values()])
+        text = f"{count(self.left, 'trial')} to go, {len(self.recorders)} running"
+        self.line.show(f"{text}  best {percent(best.score or 0.0)} (trial {best.name})" if best else text)
