@@ -1,6 +1,7 @@
 """What is done with the news of a sweep's trials: written down, told to MLflow, shown."""
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,8 @@ from beamclip.sweep.space import Settings, applied, in_words
 from beamclip.sweep.trial import Score, Trial, trial_dir, write_trial
 from beamclip.tracking import Tracking
 from beamclip.tracking.store import tracking_uri
+
+log = logging.getLogger(__name__)
 
 
 class Watch:
@@ -39,6 +42,7 @@ class Watch:
         self.trials = trials
         self.left = wanted
         self.recorders: dict[int, Recorder] = {}
+        self.to_clear = {trial.number for trial in trials.values() if trial.done}
         self.interrupted = threading.Event()
         self.line = ProgressLine()
 
@@ -90,6 +94,7 @@ class Watch:
         ended = "finished" if trial.step == trial.steps else "stopped"
         trial = replace(trial, status="failed" if problem else ended, problem=problem)  # type: ignore[arg-type]
         self._note(trial)
+        self.to_clear |= {number} if trial.done else set()
         self.left -= 1
         tracking = self.recorders.pop(number).tracking
         tracking.artifact(trial_dir(self.out, number) / CONFIG_FILE)
@@ -132,11 +137,14 @@ class Watch:
 
         One that was stopped may still be writing its last: what is left now is found at the next trial's end.
         """
-        for trial in self.trials.values():
-            if trial.done:
-                fs, path = fsspec.core.url_to_fs(trial_checkpoints(self.shared.checkpoints, trial.number))
-                with contextlib.suppress(OSError):
-                    fs.rm(path, recursive=True)
+        for number in [*self.to_clear]:
+            fs, path = fsspec.core.url_to_fs(trial_checkpoints(self.shared.checkpoints, number))
+            try:
+                fs.rm(path, recursive=True)
+            except FileNotFoundError:
+                self.to_clear.discard(number)
+            except OSError as error:
+                log.warning("%s: checkpoints of a trial at its end stay: %s", path, error)
 
     def _show(self) -> None:
         best = best_of([*self.trials.values()])
