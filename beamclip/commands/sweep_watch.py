@@ -82,8 +82,10 @@ class Watch:
                 trial, scores=(*before, score), steps=report["steps"], seconds=report["seconds"], problem=None
             )
         )
-        metrics = {"zeroshot_top1": score.zeroshot_top1, "zeroshot_top5": score.zeroshot_top5}
-        self.recorders[number].tracking.log([{"step": score.step, **metrics}])
+        if score.step > trial.step:
+            # Else it was heard of before its process was lost; MLflow forgets nothing.
+            metrics = {"zeroshot_top1": score.zeroshot_top1, "zeroshot_top5": score.zeroshot_top5}
+            self.recorders[number].tracking.log([{"step": score.step, **metrics}])
         self._show()
 
     def ended(self, number: int, problem: str | None) -> None:

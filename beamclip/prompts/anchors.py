@@ -111,7 +111,8 @@ def encode_anchors(
     units = _cached_units(list(row), encode_text, cache_dir, encoder_fingerprint, batch_size)
     embeddings = units[[row[prompt] for prompt in flat]]
     class_index = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(p) for p in prompts]))
-    if reduce == "separate":
+    # Of one prompt each the means are the prompts, to the last bit.
+    if reduce == "separate" or len(flat) == len(prompts):
         return Anchors(embeddings, class_index)
     sums = embeddings.new_zeros(len(prompts), embeddings.shape[1]).index_add_(0, class_index, embeddings)
     return Anchors(F.normalize(sums, dim=1), torch.arange(len(prompts)))

@@ -1,10 +1,12 @@
 """What the process of a trial does: train a student, score it on held-out images, report."""
 
 import json
+import posixpath
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import fsspec
 import ray
 import ray.tune
 import torch
@@ -16,11 +18,12 @@ from beamclip.prompts.anchors import PromptConfig
 from beamclip.sweep.space import applied
 from beamclip.sweep.trial import METRIC
 from beamclip.training.channel import Record
-from beamclip.training.checkpoint import State, read_checkpoint
+from beamclip.training.checkpoint import State, read_checkpoint, set_aside
 from beamclip.training.distillation import Images, distillation_plan, restore_student
 from beamclip.training.launch import TrainingError, fit
-from beamclip.training.worker import Storage
+from beamclip.training.worker import Plan, Storage
 
+REPORTED_FILE = "reported"
 NO_SCORE = -1.0
 """Reported for a trial that failed: Tune wants a number."""
 
@@ -80,7 +83,9 @@ def run_trial(trial: dict[str, Any], shared: Shared) -> None:
     )
     every = -(-plan.total_steps // shared.scores)
     plan = replace(plan, cadence=replace(plan.cadence, checkpoint_every=every))
-    reporter = _Reporter(_Scorer(config, shared), plan.total_steps, every)
+    reporter = _Reporter(_Scorer(config, shared), plan, every)
+    # What was trained ahead of the last report, records and all, went with the process that was lost.
+    set_aside(plan.storage.checkpoints, after=reporter.step)
 
     def on_record(record: Record) -> None:
         if "saved_step" in record:
@@ -90,7 +95,6 @@ def run_trial(trial: dict[str, Any], shared: Shared) -> None:
 
     try:
         outcome = fit(plan, config.workers, on_record, in_process=config.workers.num_workers == 1)
-        # It may have been lost between its last checkpoint and its last score.
         reporter.report(outcome.state)
     except (TrainingError, InputError) as error:
         ray.tune.report({METRIC: NO_SCORE, "problem": str(error)})
@@ -133,15 +137,20 @@ class _Scorer:
 
 
 class _Reporter:
-    """Sends a trial's scores to the sweep, each once, with the records of training before it."""
+    """Sends a trial's scores to the sweep, each once, with the records of training before it.
 
-    def __init__(self, scorer: _Scorer, steps: int, every: int) -> None:
+    Beside the checkpoints it notes what was sent, for a process that comes after this one.
+    """
+
+    def __init__(self, scorer: _Scorer, plan: Plan, every: int) -> None:
         self.scorer = scorer
-        self.steps = steps
+        self.steps = plan.total_steps
         self.every = every
         self.records: list[Record] = []
-        self.step = 0
         self.began = time.perf_counter()
+        self.fs, root = fsspec.core.url_to_fs(plan.storage.checkpoints)
+        self.note = posixpath.join(root, REPORTED_FILE)
+        self.step = int(self.fs.cat_file(self.note)) if self.fs.exists(self.note) else 0
 
     def report(self, state: State) -> None:
         """Score, and wait until the sweep has taken note; it may end this trial there and then."""
@@ -161,3 +170,4 @@ class _Reporter:
                 **scores,
             }
         )
+        self.fs.pipe_file(self.note, str(step).encode())

@@ -186,7 +186,7 @@ def alone(plan: Plan, interrupt_at: int | None = None) -> tuple[list[dict[str, A
 
     def listen(record: dict[str, Any]) -> None:
         records.append(record)
-        if record.get("step") == interrupt_at:
+        if record.get("step", 0) == interrupt_at:
             raise KeyboardInterrupt
 
     try:
