@@ -42,7 +42,7 @@ def sweep(config: SweepConfig) -> Summary:
     workers = config.workers
     with (
         ray_session(tune_environment(workers), dashboard=workers.num_workers > 1),
-        tracked(config, out, "sweep") as tracking,
+        tracked(config, out, "sweep", varied=loaded.space) as tracking,
     ):
         concurrent = _trials_at_once(config, _wanted(config, loaded.space))
         shared, meanings = prepared(config, loaded, out, concurrent)

@@ -1,7 +1,7 @@
 """The part that distilling and pre-training share: run a plan, show it, record it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -149,12 +149,18 @@ def open_run(config: TrainConfig, run_dir: Path, shards: list[Shard]) -> None:
 
 
 @contextmanager
-def tracked(config: TrainConfig, run_dir: Path, command: str) -> Iterator[Tracking]:
-    """Begin the MLflow run of a run, or go on in it; it is closed with the right status."""
+def tracked(
+    config: TrainConfig, run_dir: Path, command: str, *, varied: Collection[str] = ()
+) -> Iterator[Tracking]:
+    """Begin the MLflow run of a run, or go on in it; it is closed with the right status.
+
+    Args:
+        varied: options that have no one value in it.
+    """
     tracking = Tracking.start(
         config.tracking,
         run_dir=run_dir,
-        params=parameters(config),
+        params={name: value for name, value in parameters(config).items() if name not in varied},
         tags={"command": command},
         run_id=tracked_run_id(run_dir),
     )

@@ -125,6 +125,8 @@ def test_mlflow_has_a_parent_with_a_child_for_each_trial(trials, swept, workspac
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     parent = client.get_run(read_summary(swept).mlflow_run_id)
     assert parent.info.status == "FINISHED"
+    assert "lr" not in parent.data.params
+    assert parent.data.params["batch_size"] == "20"
     assert {"trials.csv", "best.yaml", "plots", "summary.json"} <= {
         file.path for file in client.list_artifacts(parent.info.run_id)
     }
