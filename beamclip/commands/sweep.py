@@ -87,7 +87,7 @@ def _wanted(config: SweepConfig, space: Space) -> int:
     if config.search.grid and total is not None:
         return total
     trials = config.search.trials or DEFAULT_TRIALS
-    return trials if total is None or config.search.optuna else min(trials, total)
+    return trials if total is None else min(trials, total)
 
 
 def _trials_at_once(config: SweepConfig, wanted: int) -> int:

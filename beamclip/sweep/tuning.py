@@ -22,6 +22,8 @@ from beamclip.training.process import CPU_WORKER_ENVIRONMENT
 
 REDUCTION = 2
 """One in so many goes on at a step of ASHA's ladder, which are so many times apart."""
+ASKED_AGAIN = 50
+"""Times that Optuna is asked for settings that are new."""
 CPUS_BESIDE_WORKERS = 0.1
 """Of a trial of several workers, for the process that watches them."""
 
@@ -64,10 +66,12 @@ class Advisor:
         self._optuna = optuna
         self._space = space
         self._distributions = {name: self._distribution(choice) for name, choice in space.items()}
-        self._study = optuna.create_study(
-            direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        )
+        known = list(known)
+        # Another seed at each start: the first one's draws were used.
+        sampler = optuna.samplers.TPESampler(seed=seed + len(known), constant_liar=True)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._asked: dict[int, Any] = {}
+        self._tried = [trial.settings for trial in known]
         for trial in known:
             if trial.score is not None:
                 self._study.add_trial(
@@ -79,13 +83,19 @@ class Advisor:
                 )
 
     def ask(self, number: int) -> Settings:
-        """Settings for a trial."""
-        self._asked[number] = self._study.ask(self._distributions)
-        found = self._asked[number].params
-        return {
-            name: choice.values[found[name]] if isinstance(choice, Values) else found[name]
-            for name, choice in self._space.items()
-        }
+        """Settings for a trial; as far as there are any, some that were not tried before."""
+        for left in reversed(range(ASKED_AGAIN)):
+            asked = self._study.ask(self._distributions)
+            settings = {
+                name: choice.values[asked.params[name]] if isinstance(choice, Values) else asked.params[name]
+                for name, choice in self._space.items()
+            }
+            if settings not in self._tried or not left:
+                break
+            self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
+        self._asked[number] = asked
+        self._tried.append(settings)
+        return settings
 
     def tell(self, number: int, score: float | None) -> None:
         """What came of a trial; None where it has no score."""

@@ -37,6 +37,18 @@ def test_optuna_is_asked_after_the_list_and_told_every_score():
     assert [trial.value for trial in advisor._study.trials] == [0.5, None, None]
 
 
+def test_optuna_tries_nothing_twice_in_one_start_or_two():
+    pytest.importorskip("optuna")
+    first = Advisor(SPACE, 0, [])
+    asked = [first.ask(number) for number in range(3)]
+    known = [Trial(number, settings, "failed") for number, settings in enumerate(asked)]
+    second = Advisor(SPACE, 0, known)
+    asked += [second.ask(number) for number in range(3, 6)]
+    assert len({tuple(settings.values()) for settings in asked}) == 6
+    # There is nothing new left.
+    assert second.ask(6) in asked
+
+
 def test_optuna_learns_from_the_trials_of_an_earlier_start():
     pytest.importorskip("optuna")
     space = parse_space(["lr=1e-5..1e-1"], DistillConfig())
