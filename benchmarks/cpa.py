@@ -2,14 +2,16 @@
 
 python benchmarks/cpa.py --emoji FOLDER
 
-FOLDER holds pairs.parquet (path, label, hexcode, tags, group, subgroup, split) and its images. Two kinds of
-teacher are trained from scratch: one on names alone, and one on names that now and then have a context
-beside them. Each is scored zero-shot by anchors of bare names and of 1, 2 and 4 contexts from the taxonomy
-(subgroup, group and tags), from words beside the names in captions, and from both; and for each of these
-anchors a student is distilled from it. Scores are of drawings in a held-out style, of all classes and of the
-ambiguous ones. What has a result in --out is not run again.
+FOLDER holds pairs.parquet (path, label, hexcode, tags, group, subgroup, split) and its images. Three kinds
+of teacher are trained from scratch: one on names alone, one on names that now and then have a context beside
+them, and one that meets short names, too, which many classes share: the last words of the whole ones. Each
+is scored zero-shot by anchors of bare names and of 1, 2 and 4 contexts from the taxonomy (subgroup, group
+and tags), from words beside the names in captions, and from both; and for each of these anchors a student is
+distilled from it. Scores are of drawings in a held-out style, of all classes and of the ambiguous ones. What
+has a result in --out is not run again.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,16 +54,23 @@ BASE = Recipe(
     optim=OptimConfig(epochs=16, lr=1e-3),
     model_changes={"text_cfg": TEXT},
 )
-NAMES, CONTEXTS = "names", "names and contexts"
-TEACHERS = {NAMES: BASE, CONTEXTS: BASE}
-"""What the captions of a teacher are made of."""
+NAMES, CONTEXTS, SHORT = "names", "names and contexts", "short names and contexts"
+TEACHERS = {NAMES: BASE, CONTEXTS: BASE, SHORT: BASE}
+"""What the captions of a teacher are made of; of the last, what the class list is made of as well."""
 SOURCES = {
     "taxonomy": "hierarchy+file",
     "captions": "captions",
     "both": "hierarchy+file+captions",
 }
 COUNTS = (1, 2, 4)
-SETTINGS = [("bare names", 0), *((source, count) for source in SOURCES for count in COUNTS)]
+SETTINGS = {
+    kind: [
+        ("bare names", 0),
+        # Captions have the same words for all classes of one name.
+        *((source, count) for source in (SOURCES if kind != SHORT else ("taxonomy",)) for count in COUNTS),
+    ]
+    for kind in TEACHERS
+}
 COLOURS = dict(zip(SOURCES, (BLUE, ORANGE, GREEN), strict=True))
 
 STUDENT = StudentConfig(student="resnet10t")
@@ -97,9 +106,11 @@ def main() -> None:
     results = run_trials(trials, run, options.emoji, options.out, options.jobs)
     parts = [circumstances(*of_trials("cpa", seeds, options.jobs))]
     first = results[0]
+    shared = next(result for result in results if result["trial"]["arm"] == SHORT)
     parts.append(
         f"{first['classes']} classes, {first['ambiguous_classes']} of them ambiguous: a name of one word "
-        "that is a word of another class's name, too."
+        "that is a word of another class's name, too. Of the short names, "
+        f"{shared['ambiguous_classes']} are another class's as well."
     )
     parts.append(f"![Zero-shot top-1 over the number of contexts]({options.report.stem}.png)")
     for kind in TEACHERS:
@@ -114,7 +125,9 @@ def main() -> None:
 def run(trial: Trial, emoji: Path) -> Result:
     """Train a teacher; score it, and a student of it, by each kind of anchors."""
     data = load(emoji)
-    pairs = with_contexts(data) if trial.arm == CONTEXTS else data.train
+    if trial.arm == SHORT:
+        data = shortened(data)
+    pairs = data.train if trial.arm == NAMES else with_contexts(data)
     clip, _ = train(trial.recipe, pairs, trial.seed)
     teacher = Teacher(clip)
     images = encoded(teacher, data.test, clip.image_size)
@@ -123,7 +136,7 @@ def run(trial: Trial, emoji: Path) -> Result:
     words = caption_words(data)
     result: Result = {"classes": len(data.classes), "ambiguous_classes": len(data.ambiguous)}
     bare: Anchors | None = None
-    for source, count in SETTINGS:
+    for source, count in SETTINGS[trial.arm]:
         prompts = prompts_of(data.classes, source, count, words)
         anchors = encode_anchors(prompts, teacher.encode_text, "mean", cache_dir=None, encoder_fingerprint="")
         bare = bare or anchors
@@ -168,15 +181,26 @@ def ambiguous(names: Sequence[str]) -> list[int]:
     return [i for i, name in enumerate(names) if len(name.split()) == 1 and users.get(name.casefold(), 0) > 1]
 
 
-def with_contexts(data: Emoji) -> Pairs:
-    """The training pairs, whose captions are, at random, the bare name or the name with one context."""
-    texts = [
-        tuple(
-            f"{entry.name}, {context}"
-            for context in (*(f"a type of {parent}" for parent in entry.parents), *entry.contexts)
-        )
-        for entry in (data.classes[label] for label in data.train.labels)
+def shortened(data: Emoji) -> Emoji:
+    """The same classes by the last words of their names; ambiguous are those that share it."""
+    classes = [
+        replace(entry, name=words_of(entry.name)[-1]) for entry in data.classes if words_of(entry.name)
     ]
+    assert len(classes) == len(data.classes)
+    counts = Counter(entry.name for entry in classes)
+    return replace(
+        data, classes=classes, ambiguous=[i for i, entry in enumerate(classes) if counts[entry.name] > 1]
+    )
+
+
+def with_contexts(data: Emoji) -> Pairs:
+    """The training pairs, with more captions to draw from: the class's name, and it with each context."""
+    texts = []
+    for label, caption in zip(data.train.labels, data.train.captions, strict=True):
+        entry = data.classes[label]
+        contexts = (*(f"a type of {parent}" for parent in entry.parents), *entry.contexts)
+        prompts = dict.fromkeys((entry.name, *(f"{entry.name}, {context}" for context in contexts)))
+        texts.append(tuple(prompt for prompt in prompts if prompt != caption))
     return replace(data.train, more_texts=texts)
 
 
@@ -243,7 +267,7 @@ def distilled(clip: LoadedClip, teacher: Teacher, anchors: Anchors, pairs: Pairs
 def score_table(results: list[Result], kind: str) -> list[list[str]]:
     """A row for each kind of anchors."""
     rows = [["anchors", "contexts", *FIGURES.values()]]
-    for source, count in SETTINGS:
+    for source, count in SETTINGS[kind]:
         name = f"{source}, {count}"
         cells = [plus_minus(*over_seeds(results, kind, f"{name}/{figure}")[:2]) for figure in FIGURES]
         rows.append([source, str(count), *cells])
@@ -260,14 +284,14 @@ def gain_table(results: list[Result]) -> list[list[str]]:
             **{
                 f"{source}, {count}/gain/{figure}": result[f"{source}, {count}/{figure}"]
                 - result[f"bare names, 0/{figure}"]
-                for source, count in SETTINGS[1:]
+                for source, count in SETTINGS[result["trial"]["arm"]][1:]
                 for figure in figures
             },
         }
         for result in results
     ]
     for kind in TEACHERS:
-        for source, count in SETTINGS[1:]:
+        for source, count in SETTINGS[kind][1:]:
             cells = [
                 plus_minus(*over_seeds(gains, kind, f"{source}, {count}/gain/{figure}")[:2])
                 for figure in figures
@@ -280,13 +304,14 @@ def plot(results: list[Result], out: Path) -> None:
     """Scores over the number of contexts: a row a teacher, a panel a figure, bars of one deviation."""
     figures = [figure for figure in FIGURES if figure != "student_bare"]
     with styled():
-        figure = Figure(figsize=(12, 6), layout="constrained")
+        figure = Figure(figsize=(12, 8.4), layout="constrained")
         grid = figure.subplots(len(TEACHERS), len(figures), sharex=True)
         for row, kind in zip(grid, TEACHERS, strict=True):
             for axes, name in zip(row, figures, strict=True):
                 bare = over_seeds(results, kind, f"bare names, 0/{name}")
                 axes.axhline(100 * bare[0], color=MUTED, linestyle=":", label="bare names")
-                for source, colour in COLOURS.items():
+                for source in dict(SETTINGS[kind][1:]):
+                    colour = COLOURS[source]
                     points = [over_seeds(results, kind, f"{source}, {count}/{name}") for count in COUNTS]
                     means, spreads = [100 * p[0] for p in points], [100 * p[1] for p in points]
                     axes.errorbar(
