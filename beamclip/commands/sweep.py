@@ -10,7 +10,7 @@ import ray
 from beamclip.cluster import ray_session
 from beamclip.commands.console import clock, count, stage, table
 from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, checkpoint_address, new_run_dir
-from beamclip.commands.sweep_inputs import load_sweep, prepared
+from beamclip.commands.sweep_inputs import from_anywhere, load_sweep, prepared
 from beamclip.commands.sweep_watch import Watch
 from beamclip.commands.train import tracked
 from beamclip.config import DistillConfig, SweepConfig, write_config
@@ -37,6 +37,7 @@ def sweep(config: SweepConfig) -> Summary:
     """
     began = time.perf_counter()
     out = new_run_dir(config.out, "sweep")
+    config = from_anywhere(config)
     loaded = load_sweep(config)
     _open_sweep_dir(config, out)
     workers = config.workers

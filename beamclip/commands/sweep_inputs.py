@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -38,6 +38,7 @@ from beamclip.training.distillation import Images
 from beamclip.training.process import hand_back_freed_memory
 
 CACHE = "cache"
+Address = TypeVar("Address", str, Path, str | None, Path | None)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,31 @@ class Loaded:
     space: Space
     students: dict[str, LoadedClip]
     """By `student_key`."""
+
+
+def from_anywhere(config: SweepConfig) -> SweepConfig:
+    """The configuration with paths that hold in any folder: best.yaml is run from another one."""
+    prompts, student, scoring = config.prompts, config.student, config.scoring
+    return replace(
+        config,
+        data=_absolute(config.data),
+        teacher=_absolute(config.teacher),
+        more_teachers=tuple(_absolute(address) for address in config.more_teachers),
+        classes=_absolute(config.classes),
+        student=replace(student, init_checkpoint=_absolute(student.init_checkpoint)),
+        prompts=replace(
+            prompts, context_data=_absolute(prompts.context_data), wordnet=_absolute(prompts.wordnet)
+        ),
+        scoring=replace(scoring, eval_data=_absolute(scoring.eval_data)),
+    )
+
+
+def _absolute(address: Address) -> Address:
+    """The whole path of what is there; all else, such as s3:// or None, as it is."""
+    if address is None:
+        return address
+    path = Path(address).expanduser()
+    return type(address)(path.resolve()) if path.exists() else address
 
 
 def load_sweep(config: SweepConfig) -> Loaded:
@@ -166,35 +192,20 @@ def _cache(config: SweepConfig, loaded: Loaded, out: Path) -> str:
 
 
 def _base(config: SweepConfig, data: str, out: Path, concurrent: int) -> DistillConfig:
-    """What trials change, and best.yaml holds: a distillation that can be run from anywhere."""
+    """The distillation that trials change; best.yaml is one of them."""
     values = {item.name: getattr(config, item.name) for item in fields(DistillConfig)}
-    distillation = DistillConfig(**values)
     threads = config.workers.threads_per_worker
     if threads is None and not config.workers.use_gpu:
         cpus = int(ray.cluster_resources().get("CPU", 1))
         threads = max(1, cpus // (concurrent * config.workers.num_workers))
     return replace(
-        distillation,
-        data=_absolute(data),
-        teacher=_absolute(str(config.teacher)),
-        more_teachers=tuple(_absolute(address) for address in config.more_teachers),
-        classes=Path(_absolute(str(config.classes))),
+        DistillConfig(**values),
+        data=data,
         out=None,
         resume=None,
         config=None,
-        prompts=replace(
-            config.prompts,
-            context_data=config.prompts.context_data and _absolute(config.prompts.context_data),
-        ),
-        scoring=replace(config.scoring, eval_data=_absolute(str(config.scoring.eval_data))),
         workers=replace(config.workers, threads_per_worker=threads),
     )
-
-
-def _absolute(address: str) -> str:
-    """A path that holds in any folder; other addresses as they are."""
-    path = Path(address).expanduser()
-    return str(path.resolve()) if path.exists() else address
 
 
 def _students(config: SweepConfig, loaded: Loaded) -> dict[str, tuple[Any, Any]]:
@@ -221,4 +232,5 @@ def _digest(anchors: list[Anchors]) -> str:
     digest = hashlib.sha256()
     for each in anchors:
         digest.update(each.embeddings.numpy().tobytes())
+        digest.update(each.class_index.numpy().tobytes())
     return digest.hexdigest()

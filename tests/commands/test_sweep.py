@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.sweep import sweep
+from beamclip.commands.sweep_inputs import from_anywhere
 from beamclip.config import DistillConfig, SweepConfig
 from beamclip.json_lines import read_json_lines
 from beamclip.summary import read_summary
@@ -212,6 +214,15 @@ def test_what_cannot_be_tried_is_refused_before_a_trial_or_a_cache(
     assert expected in capsys.readouterr().err
     assert not (out / "cache").exists()
     assert not (out / "trials").exists()
+
+
+def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    given = SweepConfig(data="shards", teacher="open_clip:ViT-B-32/openai", classes=Path("classes.txt"))
+    config = from_anywhere(given)
+    assert config == replace(given, data=str(tmp_path / "shards"), classes=tmp_path / "classes.txt")
 
 
 def test_a_folder_with_a_sweep_is_not_mixed_with_another(given, swept, capsys):
