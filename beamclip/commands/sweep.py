@@ -39,7 +39,7 @@ def sweep(config: SweepConfig) -> Summary:
     out = new_run_dir(config.out, "sweep")
     config = from_anywhere(config)
     loaded = load_sweep(config)
-    _open_sweep_dir(config, out)
+    _open_sweep_dir(config, loaded.space, out)
     workers = config.workers
     with (
         ray_session(tune_environment(workers), dashboard=workers.num_workers > 1),
@@ -47,7 +47,7 @@ def sweep(config: SweepConfig) -> Summary:
     ):
         concurrent = _trials_at_once(config, _wanted(config, loaded.space))
         shared, meanings = prepared(config, loaded, out, concurrent)
-        trials = read_trials(out) or _planned(config, loaded.space, shared.base, meanings, out)
+        trials = _planned(config, loaded.space, shared.base, meanings, out)
         suggestions = _suggestions(config, loaded.space, trials)
         watch = Watch(out, config, shared, tracking, trials, len(suggestions))
         text = f"{count(len(suggestions), 'trial')}, {concurrent} at a time, {_threads(shared)}"
@@ -69,7 +69,7 @@ def sweep(config: SweepConfig) -> Summary:
     return summary
 
 
-def _open_sweep_dir(config: SweepConfig, out: Path) -> None:
+def _open_sweep_dir(config: SweepConfig, space: Space, out: Path) -> None:
     try:
         (out / PLOTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,6 +79,12 @@ def _open_sweep_dir(config: SweepConfig, out: Path) -> None:
         raise InputError(
             f"--out {out}: holds a sweep. Go on with it by --resume {out}, or give another --out."
         )
+    for trial in read_trials(out).values():
+        if set(trial.settings) != set(space):
+            raise InputError(
+                f"--resume {out}: its trials vary {', '.join(trial.settings)}, and --vary says "
+                f"{', '.join(space)}. Leave --vary out, or start a new sweep."
+            )
     write_config(config, out / CONFIG_FILE)
 
 
@@ -125,13 +131,15 @@ def _trials_at_once(config: SweepConfig, wanted: int) -> int:
 def _planned(
     config: SweepConfig, space: Space, base: DistillConfig, meanings: dict[str, str], out: Path
 ) -> dict[int, Trial]:
-    """The trials that are known before the first one runs, written down; Optuna's are not.
+    """The trials that are known before the first one runs, written down: those of an earlier start, and as
+    many more as are asked for now. Optuna's own are not.
 
     Args:
         meanings: `prompts_key` -> what is equal for equal anchors.
     """
+    known = read_trials(out)
     if config.search.optuna:
-        return {}
+        return known
     wanted = _wanted(config, space)
     # More than are wanted: some are left out below.
     listed = grid(space) if config.search.grid else drawn(space, 10 * wanted, config.seed)
@@ -145,10 +153,12 @@ def _planned(
         distinct.setdefault(meaning, settings)
     if equal:
         stage("equal", f"{count(equal, 'combination')} with the same anchors as another one", "left out")
-    trials = {number: Trial(number, settings) for number, settings in enumerate(distinct.values())}
-    for trial in trials.values():
-        write_trial(out, trial)
-    return trials
+    tried = [trial.settings for trial in known.values()]
+    fresh = [settings for settings in distinct.values() if settings not in tried]
+    for number, settings in enumerate(fresh[: max(0, wanted - len(tried))], start=max(known, default=-1) + 1):
+        known[number] = Trial(number, settings)
+        write_trial(out, known[number])
+    return known
 
 
 def _meaning(settings: Settings, base: DistillConfig, meanings: dict[str, str]) -> str:

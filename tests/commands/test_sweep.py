@@ -15,14 +15,19 @@ from mlflow.tracking import MlflowClient
 
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
-from beamclip.commands.sweep import sweep
+from beamclip.commands.sweep import _planned, sweep
 from beamclip.commands.sweep_inputs import from_anywhere
 from beamclip.config import DistillConfig, SweepConfig
 from beamclip.json_lines import read_json_lines
+from beamclip.prompts.anchors import PromptConfig
 from beamclip.summary import read_summary
+from beamclip.sweep.run_trial import prompts_key
+from beamclip.sweep.search import SearchConfig
+from beamclip.sweep.space import parse_space
 from beamclip.sweep.trial import Trial, read_trials
 
 STEPS = 9
+CONFIG = SweepConfig()
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +197,32 @@ def test_a_resumed_sweep_runs_what_is_left_and_nothing_else(trials, swept, capsy
     assert "embedding" not in printed
 
 
+def test_more_trials_can_be_asked_for_and_none_comes_twice(tmp_path):
+    space = parse_space(["tau_teacher=0.1,0.2", "num_contexts=0,1", "anchor_reduce=mean,separate"], CONFIG)
+    # Anchors are the same where there are no contexts, however they are reduced.
+    meanings = {
+        prompts_key(PromptConfig(num_contexts=number, anchor_reduce=reduce)): f"{number} {number and reduce}"
+        for number in (0, 1)
+        for reduce in ("mean", "separate")
+    }
+
+    def planned(trials: int) -> list[dict]:
+        config = replace(CONFIG, search=SearchConfig(trials=trials))
+        found = _planned(config, space, CONFIG, meanings, tmp_path)
+        assert found == read_trials(tmp_path)
+        assert [*found] == [*range(len(found))]
+        return [trial.settings for trial in found.values()]
+
+    three = planned(3)
+    five = planned(5)
+    assert five[:3] == three
+    assert len(five) == 5
+    every = planned(100)
+    assert every[:5] == five
+    # Of eight combinations two mean what others do.
+    assert len(every) == 6
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -228,3 +259,5 @@ def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch
 def test_a_folder_with_a_sweep_is_not_mixed_with_another(given, swept, capsys):
     assert run_sweep(*given, "--vary", "lr=1e-3", "--out", swept) == 2
     assert f"--resume {swept}" in capsys.readouterr().err
+    assert run_sweep("--resume", swept, "--vary", "tau_teacher=0.1,0.2") == 2
+    assert "its trials vary lr, num_contexts, anchor_reduce" in capsys.readouterr().err
