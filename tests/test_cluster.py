@@ -56,6 +56,13 @@ def test_a_cluster_that_was_joined_does_not_grow_for_workers_that_fit_and_starve
         check_resources(starving(cpus))
 
 
+def test_workers_may_share_a_gpu() -> None:
+    assert WorkersConfig(use_gpu=True, gpus_per_worker=0.25).resources == {"CPU": 0.5, "GPU": 0.25}
+    assert WorkersConfig(gpus_per_worker=0.25).resources == {"CPU": 0.5}
+    with pytest.raises(InputError, match="gpus_per_worker is 0"):
+        WorkersConfig(gpus_per_worker=0.0)
+
+
 def test_a_ray_that_was_up_before_stays_up(ray_cluster: None) -> None:
     with ray_session():
         assert ray.is_initialized()

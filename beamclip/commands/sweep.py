@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
@@ -45,7 +46,7 @@ def sweep(config: SweepConfig) -> Summary:
         ray_session(tune_environment(workers), dashboard=workers.num_workers > 1),
         tracked(config, out, "sweep", varied=loaded.space) as tracking,
     ):
-        concurrent = _trials_at_once(config, _wanted(config, loaded.space))
+        concurrent = trials_at_once(config, _wanted(config, loaded.space), ray.cluster_resources())
         shared, meanings = prepared(config, loaded, out, concurrent)
         trials = _planned(config, loaded.space, shared.base, meanings, out)
         suggestions = _suggestions(config, loaded.space, trials)
@@ -97,14 +98,17 @@ def _wanted(config: SweepConfig, space: Space) -> int:
     return trials if total is None else min(trials, total)
 
 
-def _trials_at_once(config: SweepConfig, wanted: int) -> int:
+def trials_at_once(config: SweepConfig, wanted: int, cluster: Mapping[str, float]) -> int:
     """How many trials run at a time.
+
+    Args:
+        wanted: trials in all.
+        cluster: its "CPU" and "GPU".
 
     Raises:
         InputError: they would leave no CPU to read data with, or there are fewer GPUs.
     """
     workers = config.workers
-    cluster = ray.cluster_resources()
     outer = resources(workers)["CPU"] if workers.num_workers > 1 else 0.0
     cpus = outer + workers.num_workers * workers.cpus_per_worker
     room = [int((cluster.get("CPU", 0.0) - 1) / cpus)] if cpus else []

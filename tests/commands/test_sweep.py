@@ -13,11 +13,13 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
-from beamclip.commands.sweep import _planned, sweep
+from beamclip.commands.sweep import _planned, sweep, trials_at_once
 from beamclip.commands.sweep_inputs import from_anywhere
 from beamclip.config import DistillConfig, SweepConfig
+from beamclip.errors import InputError
 from beamclip.json_lines import read_json_lines
 from beamclip.prompts.anchors import PromptConfig
 from beamclip.summary import read_summary
@@ -245,6 +247,32 @@ def test_what_cannot_be_tried_is_refused_before_a_trial_or_a_cache(
     assert expected in capsys.readouterr().err
     assert not (out / "cache").exists()
     assert not (out / "trials").exists()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "wanted", "at_once"),
+    [
+        (2, 0, WorkersConfig(), 16, 2),
+        (16, 0, WorkersConfig(), 64, 16),
+        (16, 0, WorkersConfig(), 3, 3),
+        (16, 0, WorkersConfig(cpus_per_worker=2), 16, 7),
+        (17, 0, WorkersConfig(num_workers=4, cpus_per_worker=1), 16, 3),
+        (32, 2, WorkersConfig(use_gpu=True, gpus_per_worker=0.25), 64, 8),
+        (32, 8, WorkersConfig(use_gpu=True, num_workers=4), 64, 2),
+    ],
+)
+def test_as_many_trials_run_at_a_time_as_there_is_room_for(cpus, gpus, workers, wanted, at_once):
+    config = replace(CONFIG, workers=workers)
+    assert trials_at_once(config, wanted, {"CPU": cpus, "GPU": gpus}) == at_once
+    fewer = replace(config, search=SearchConfig(max_concurrent=1))
+    assert trials_at_once(fewer, wanted, {"CPU": cpus, "GPU": gpus}) == 1
+
+
+@pytest.mark.parametrize("workers", [WorkersConfig(use_gpu=True), WorkersConfig(cpus_per_worker=1.5)])
+def test_a_cluster_without_room_for_one_trial_is_refused(workers, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError, match="Lower --cpus-per-worker"):
+        trials_at_once(replace(CONFIG, workers=workers), 4, {"CPU": 2.0})
 
 
 def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch):
