@@ -317,10 +317,11 @@ def plot(results: list[Result], out: Path) -> None:
                     axes.errorbar(
                         COUNTS, means, spreads, color=colour, marker="o", ms=4, capsize=3, label=source
                     )
-                axes.set_title(f"{FIGURES[name]}\n(taught on {kind})")
-                axes.set_ylabel("zero-shot top-1, %")
                 axes.set_xticks(COUNTS)
                 axes.set_ylim(bottom=0)
+            row[0].set_ylabel(f"taught on {kind}\n\nzero-shot top-1, %")
+        for axes, name in zip(grid[0], figures, strict=True):
+            axes.set_title(FIGURES[name])
         for axes in grid[-1]:
             axes.set_xlabel("contexts")
         grid[0][0].legend(frameon=False)
