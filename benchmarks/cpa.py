@@ -106,11 +106,16 @@ def main() -> None:
     results = run_trials(trials, run, options.emoji, options.out, options.jobs)
     parts = [circumstances(*of_trials("cpa", seeds, options.jobs))]
     first = results[0]
-    shared = next(result for result in results if result["trial"]["arm"] == SHORT)
     parts.append(
         f"{first['classes']} classes, {first['ambiguous_classes']} of them ambiguous: a name of one word "
-        "that is a word of another class's name, too. Of the short names, "
-        f"{shared['ambiguous_classes']} are another class's as well."
+        "that is a word of another class's name, too."
+    )
+    short = shortened(load(options.emoji)).classes
+    alike = {count: sharing(short, count) for count in (0, *COUNTS)}
+    parts.append(
+        "By short names, classes that have exactly the prompts of another one: "
+        + ", ".join(f"{classes} with {count} contexts" for count, classes in alike.items())
+        + "; those with 0 are the ambiguous ones."
     )
     parts.append(f"![Zero-shot top-1 over the number of contexts]({options.report.stem}.png)")
     for kind in TEACHERS:
@@ -191,6 +196,13 @@ def shortened(data: Emoji) -> Emoji:
     return replace(
         data, classes=classes, ambiguous=[i for i, entry in enumerate(classes) if counts[entry.name] > 1]
     )
+
+
+def sharing(classes: list[ClassEntry], count: int) -> int:
+    """Classes whose prompts, with so many contexts of the taxonomy, are those of another one, too."""
+    prompts = [tuple(of_class) for of_class in prompts_of(classes, "taxonomy" if count else "", count, {})]
+    counts = Counter(prompts)
+    return sum(counts[of_class] > 1 for of_class in prompts)
 
 
 def with_contexts(data: Emoji) -> Pairs:
