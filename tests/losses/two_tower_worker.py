@@ -74,6 +74,8 @@ def main(rank: int, world_size: int, folder: Path) -> None:
         if rank == 0:
             gradients = {key: p.grad for key, p in towers.module.named_parameters()}
             torch.save(gradients, folder / f"{name}.gradients.pt")
+    # Who leaves while the other still talks to it is ended by the library now and then.
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -179,22 +179,31 @@ def test_rank_0_sends_a_record_of_every_step_in_order(undisturbed: Finished) -> 
     assert saved == [4, 8, 12]
 
 
+Listener = Callable[[dict[str, Any]], None]
+
+
 @ray.remote(num_cpus=0.1)
-def alone(plan: Plan, interrupt_at: int | None = None) -> tuple[list[dict[str, Any]], dict[str, Any] | str]:
+def alone(
+    plan: Plan, listen: Listener = lambda record: None
+) -> tuple[list[dict[str, Any]], dict[str, Any] | str]:
     """A run in the process of this task; its records, and its state or what it failed by."""
     records = []
 
-    def listen(record: dict[str, Any]) -> None:
+    def on_record(record: dict[str, Any]) -> None:
         records.append(record)
-        if record.get("step", 0) == interrupt_at:
-            raise KeyboardInterrupt
+        listen(record)
 
     try:
-        return records, fit(plan, ONE, listen, in_process=True).state
+        return records, fit(plan, ONE, on_record, in_process=True).state
     except TrainingError as error:
         return records, str(error)
     except KeyboardInterrupt:
         return records, " ".join(thread.name for thread in threading.enumerate())
+
+
+def leave_at_step_2(record: dict[str, Any]) -> None:
+    if record.get("step") == 2:
+        raise KeyboardInterrupt
 
 
 def test_a_run_in_this_process_equals_one_in_a_worker_of_ray_train(
@@ -209,7 +218,7 @@ def test_a_run_in_this_process_equals_one_in_a_worker_of_ray_train(
 def test_a_run_in_this_process_fails_by_a_line_and_leaves_no_thread_when_left(new_run: NewRun) -> None:
     _, problem = ray.get(alone.remote(new_run(fault=break_weights).plan))
     assert "step 6: loss nan" in problem
-    _, threads = ray.get(alone.remote(new_run().plan, interrupt_at=2))
+    _, threads = ray.get(alone.remote(new_run().plan, leave_at_step_2))
     assert "beamclip-fit" not in threads
     assert "beamclip-prefetch" not in threads
 
@@ -333,21 +342,22 @@ def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
 def test_a_run_that_another_command_goes_on_with_ends_and_writes_nothing(new_run: NewRun) -> None:
     run = new_run(fault=lambda method, number: time.sleep(0.3))
 
+    folder = str(run.folder)
+
     def take_over(record: dict[str, Any]) -> None:
         if record.get("step") == 1:
-            mark(str(run.folder))
+            mark(folder)
 
-    with pytest.raises(TrainingError, match="another command goes on with this run"):
-        run.go(take_over)
+    _, problem = ray.get(alone.remote(run.plan, take_over))
+    assert "another command goes on with this run" in problem
     assert run.starts == 1
     assert run.checkpoints == set()
 
 
 def test_a_finished_run_that_is_resumed_does_nothing(undisturbed: Finished, tmp_path: Path) -> None:
-    again = undisturbed.run.copied(tmp_path)
-    outcome = again.go()
-    assert again.losses == {}
-    assert_same_state(outcome.state, undisturbed.outcome.state)
+    records, state = ray.get(alone.remote(undisturbed.run.copied(tmp_path).plan))
+    assert not any("loss" in record for record in records)
+    assert_same_state(state, undisturbed.outcome.state)
 
 
 @pytest.fixture(scope="module")
