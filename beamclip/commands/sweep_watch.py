@@ -59,6 +59,7 @@ class Watch:
             self._clear()
 
     def started(self, number: int, settings: Settings) -> None:
+        """Open the trial's folder and its MLflow run, unless it only begins again."""
         known = self.trials.get(number, Trial(number, settings))
         self._note(replace(known, status="running", problem=None))
         if number not in self.recorders:
@@ -66,15 +67,16 @@ class Watch:
         self._show()
 
     def reported(self, number: int, report: Report) -> None:
+        """Keep the records of training, then the score, or the problem."""
         trial = self.trials[number]
-        if "problem" in report:
-            self._note(replace(trial, problem=report["problem"]))
-            return
         for record in report["records"]:
             if "started_at" in record:
                 self.recorders[number].rewind(record["started_at"])
             elif "loss" in record:
                 self.recorders[number].keep(record)
+        if "problem" in report:
+            self._note(replace(trial, problem=report["problem"]))
+            return
         score = Score(report["step"], report["zeroshot_top1"], report["zeroshot_top5"])
         before = tuple(each for each in trial.scores if each.step < score.step)
         self._note(
@@ -89,6 +91,7 @@ class Watch:
         self._show()
 
     def ended(self, number: int, problem: str | None) -> None:
+        """Say how the trial ended; one that Ctrl-C cut off stays as it is, for --resume."""
         trial = self.trials[number]
         if self.interrupted.is_set() and trial.step < max(1, trial.steps):
             return

@@ -28,8 +28,9 @@ NO_SCORE = -1.0
 """Reported for a trial that failed: Tune wants a number."""
 
 Report = dict[str, Any]
-"""What a trial tells the sweep: "step", "scored" (how often it was), "zeroshot_top1", "zeroshot_top5",
-"seconds", "steps", "records" of training since the last report; or "problem"."""
+"""What a trial tells the sweep: the "records" of training since the last report. With them "step", "steps"
+(of the whole training), "scored" (how often it was), "seconds", "zeroshot_top1" and "zeroshot_top5"
+(fractions), or the "problem" by which it failed."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def run_trial(trial: dict[str, Any], shared: Shared) -> None:
         outcome = fit(plan, config.workers, on_record, in_process=config.workers.num_workers == 1)
         reporter.report(outcome.state)
     except (TrainingError, InputError) as error:
-        ray.tune.report({METRIC: NO_SCORE, "problem": str(error)})
+        ray.tune.report({METRIC: NO_SCORE, "problem": str(error), "records": reporter.records})
 
 
 def trial_checkpoints(address: str, number: int) -> str:

@@ -23,8 +23,8 @@ class SearchConfig:
     """Have Optuna choose each trial by the scores of those before it, instead (pip install
     'beamclip[optuna]')."""
     asha: bool = True
-    """Stop a trial that is behind the better half of those that were scored at the same step (ASHA, arXiv
-    1810.05934). At the steps of a learning rate schedule: who learns slowly at first is stopped, too."""
+    """Stop a trial whose score is not among the better half of those so far at the same share of the steps
+    (ASHA, arXiv 1810.05934). It stops options that are slow at first and would win at the end, too."""
     scores: int = 4
     """Times that a trial is scored on the held-out images, at even distances, the last one at its end."""
     scored_images: int = 10_000

@@ -116,6 +116,8 @@ def test_a_trial_that_fails_is_recorded_and_ends_nothing(trials, swept):
     for number in (2, 3):
         assert trials[number].status == "failed"
         assert "Lower --lr" in trials[number].problem
+        records = read_json_lines(swept / "trials" / f"{number:03d}" / "metrics.jsonl")
+        assert [record["step"] for record in records] == [1]
     summary = read_summary(swept)
     assert (summary.status, summary.counts.attempted, summary.counts.succeeded) == ("finished", 4, 2)
     assert sum(summary.counts.failed.values()) == 2
