@@ -132,7 +132,7 @@ class PretrainConfig:
     prompts: PromptConfig = field(default_factory=PromptConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=20.0))
+    optim: OptimConfig = field(default_factory=OptimConfig)
     cadence: CadenceConfig = field(default_factory=CadenceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)

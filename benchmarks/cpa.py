@@ -19,7 +19,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from study.emoji_pairs import Pairs, endless_rows, load_emoji, load_images
+from study.distilling import distilled
+from study.emoji_pairs import Pairs, load_emoji, load_images
 from study.options import of_trials, read_options
 from study.pretraining import Recipe, train
 from study.reports import circumstances, markdown_table, plus_minus, write_figures
@@ -27,23 +28,13 @@ from study.trials import Result, Trial, over_seeds, run_trials
 from torch import Tensor
 
 from beamclip.commands.console import table
-from beamclip.data.captions import CaptionConfig
 from beamclip.data.cooccurrence import count_samples, ranked_words, words_of
-from beamclip.data.position import Position
-from beamclip.data.stream import prefetched, training_batches
-from beamclip.data.transforms import AugmentConfig
 from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.evaluation.zeroshot import class_scores, topk_accuracy
 from beamclip.losses.csm import CsmConfig
-from beamclip.losses.feature import FeatureConfig
-from beamclip.models.clip import LoadedClip
-from beamclip.models.config import StudentConfig
-from beamclip.models.student import build_student
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors, PromptConfig, class_prompts, encode_anchors, truncated_prompts
 from beamclip.prompts.classes import ClassEntry
-from beamclip.training.loop import Training
-from beamclip.training.method import Distillation
 from beamclip.training.optim import OptimConfig
 
 CONTEXT_LENGTH = 32
@@ -73,7 +64,7 @@ SETTINGS = {
 }
 COLOURS = dict(zip(SOURCES, (BLUE, ORANGE, GREEN), strict=True))
 
-STUDENT = StudentConfig(student="resnet10t")
+STUDENT = "resnet10t"
 CSM = CsmConfig(tau_teacher=0.04, tau_student=0.05)
 STUDENT_OPTIM = OptimConfig(epochs=6, lr=2e-3)
 STUDENT_BATCH = 64
@@ -145,7 +136,16 @@ def run(trial: Trial, emoji: Path) -> Result:
         prompts = prompts_of(data.classes, source, count, words)
         anchors = encode_anchors(prompts, teacher.encode_text, "mean", cache_dir=None, encoder_fingerprint="")
         bare = bare or anchors
-        student = distilled(clip, teacher, anchors, data.train, trial.seed)
+        student = distilled(
+            clip,
+            anchors,
+            data.train,
+            student=STUDENT,
+            csm=CSM,
+            optim=STUDENT_OPTIM,
+            batch_size=STUDENT_BATCH,
+            seed=trial.seed,
+        )
         own = encoded(student, data.test, clip.image_size)
         name = f"{source}, {count}"
         for who, embeddings in (("teacher", images), ("student", own)):
@@ -242,38 +242,6 @@ def top1(embeddings: Tensor, labels: Tensor, anchors: Anchors, num_classes: int)
     """Zero-shot accuracy among all classes."""
     scores = class_scores(embeddings, anchors, num_classes, temperature=TEMPERATURE)
     return topk_accuracy(scores, labels, ks=(1,))[1]
-
-
-def distilled(clip: LoadedClip, teacher: Teacher, anchors: Anchors, pairs: Pairs, seed: int) -> Teacher:
-    """A student of the teacher over these anchors, from images alone."""
-    student = build_student(STUDENT, clip, seed)
-    augmentation = AugmentConfig()
-    method = Distillation(
-        student.image_tower,
-        [teacher.encode_image],
-        [anchors],
-        csm=CSM,
-        feature=FeatureConfig(),
-        augmentation=augmentation,
-    )
-    method.to(memory_format=torch.channels_last).train()
-    total = round(STUDENT_OPTIM.epochs * len(pairs.keys) / STUDENT_BATCH)
-    training = Training(method, STUDENT_OPTIM, total_steps=total, device=torch.device("cpu"), seed=seed)
-    stream = training_batches(
-        endless_rows(pairs, seed),
-        batch_size=STUDENT_BATCH,
-        image_size=clip.image_size,
-        augment=augmentation,
-        captions=CaptionConfig(),
-        seed=seed,
-        start=Position(),
-        threads=1,
-    )
-    with prefetched(stream, 4) as batches:
-        while training.step < total:
-            training.advance([next(batches)])
-    student.model.eval()
-    return Teacher(student)
 
 
 def score_table(results: list[Result], kind: str) -> list[list[str]]:

@@ -226,7 +226,7 @@ def measure_ceiling(setting: Setting, inputs: Inputs) -> float:
     """Images per second of a worker's steps on a batch in memory."""
     prepare_process(THREADS, seed=0)
     training = Training(
-        _method(inputs), OptimConfig(), total_steps=10_000, device=torch.device("cpu"), seed=0
+        _method(inputs), OptimConfig(lr=1e-3), total_steps=10_000, device=torch.device("cpu"), seed=0
     )
     batch = _batch(setting)
     for _ in range(WARM_UP_STEPS):

@@ -18,7 +18,9 @@ from beamclip.commands.train import (
     check_batches,
     finish,
     open_run,
+    show_chosen,
     show_skipped,
+    sized,
     storage_of,
     tracked,
     train,
@@ -75,7 +77,7 @@ def load_inputs(config: DistillConfig) -> Inputs:
     """
     check_options(config)
     shards = list_shards(str(config.data))
-    check_batches(config, shards)
+    check_batches(sized(config, shards), shards)
     classes = load_classes(config.classes) if config.classes else []
     check_contexts(classes, config.prompts, config.data)
     if config.scoring.eval_data:
@@ -159,6 +161,8 @@ def distill(config: DistillConfig) -> Summary:
     began = time.perf_counter()
     run_dir = new_run_dir(config.out, "distill")
     inputs = load_inputs(config)
+    given, config = config, sized(config, inputs.shards)
+    show_chosen(given, config, inputs.shards)
     open_run(config, run_dir, inputs.shards)
     with ray_session(), tracked(config, run_dir, "distill") as tracking:
         check_resources(config.workers)

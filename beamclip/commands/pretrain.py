@@ -16,7 +16,9 @@ from beamclip.commands.train import (
     check_batches,
     finish,
     open_run,
+    show_chosen,
     show_skipped,
+    sized,
     storage_of,
     tracked,
     train,
@@ -60,7 +62,7 @@ def load_inputs(config: PretrainConfig) -> Inputs:
         raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
     _refuse_idle_options(config)
     shards = list_shards(config.data)
-    check_batches(config, shards)
+    check_batches(sized(config, shards), shards)
     check_texts(shards, columns_of(config), config.data)
     classes = load_classes(config.classes) if config.classes else []
     if config.scoring.eval_data:
@@ -99,6 +101,8 @@ def pretrain(config: PretrainConfig) -> Summary:
     began = time.perf_counter()
     run_dir = new_run_dir(config.out, "pretrain")
     inputs = load_inputs(config)
+    given, config = config, sized(config, inputs.shards)
+    show_chosen(given, config, inputs.shards)
     open_run(config, run_dir, inputs.shards)
     with ray_session(), tracked(config, run_dir, "pretrain") as tracking:
         check_resources(config.workers)
@@ -139,6 +143,8 @@ def pretrain(config: PretrainConfig) -> Summary:
 
 def _plan(config: PretrainConfig, inputs: Inputs, run_dir: Path) -> Plan:
     samples = sum(shard.samples for shard in inputs.shards)
+    batch_size = config.stream.batch_size
+    assert batch_size is not None
     return Plan(
         build_method=PretrainingBuilder(
             ray.put(inputs.clip), config.augmentation, config.objective, config.psd, config.seed
@@ -146,7 +152,8 @@ def _plan(config: PretrainConfig, inputs: Inputs, run_dir: Path) -> Plan:
         shards=inputs.shards,
         columns=columns_of(config),
         image_size=inputs.clip.image_size,
-        total_steps=total_steps(config.optim, samples, config.stream.batch_size),
+        batch_size=batch_size,
+        total_steps=total_steps(config.optim, samples, batch_size),
         seed=config.seed,
         threads=config.workers.threads_per_worker,
         stream=config.stream,

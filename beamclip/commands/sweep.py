@@ -13,7 +13,7 @@ from beamclip.commands.console import clock, count, stage, table
 from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, checkpoint_address, new_run_dir
 from beamclip.commands.sweep_inputs import from_anywhere, load_sweep, prepared
 from beamclip.commands.sweep_watch import Watch
-from beamclip.commands.train import tracked
+from beamclip.commands.train import show_chosen, sized, tracked
 from beamclip.config import DistillConfig, SweepConfig, write_config
 from beamclip.errors import InputError
 from beamclip.summary import Counts, Status, Summary, write_summary
@@ -40,6 +40,8 @@ def sweep(config: SweepConfig) -> Summary:
     out = new_run_dir(config.out, "sweep")
     config = from_anywhere(config)
     loaded = load_sweep(config)
+    given, config = config, sized(config, loaded.inputs.shards)
+    show_chosen(given, config, loaded.inputs.shards)
     _open_sweep_dir(config, loaded.space, out)
     workers = config.workers
     with (

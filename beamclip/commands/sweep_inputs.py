@@ -23,7 +23,7 @@ from beamclip.commands.distill import (
 from beamclip.commands.embed import build_cache
 from beamclip.commands.run_dir import checkpoint_address
 from beamclip.commands.scoring import SCORING_TEMPERATURE
-from beamclip.commands.train import check_batches
+from beamclip.commands.train import check_batches, sized
 from beamclip.config import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.data.cache import finished_manifest, is_cache, read_manifest
 from beamclip.data.shards import list_shards
@@ -93,7 +93,7 @@ def load_sweep(config: SweepConfig) -> Loaded:
     # The cache brings what they see.
     inputs.image_towers.clear()
     for settings in _partial(space, config, ("stream", "optim")):
-        check_batches(applied(config, settings), inputs.shards)
+        check_batches(sized(applied(config, settings), inputs.shards), inputs.shards)
     for settings in _partial(space, config, ("prompts",)):
         check_contexts(inputs.classes, applied(config, settings).prompts, config.data)
     students = {}

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from beamclip.cluster import WorkersConfig, check_resources
 from beamclip.commands.console import ProgressLine, clock, count, percent, stage
@@ -23,7 +23,7 @@ from beamclip.commands.run_dir import (
     rewind_history,
     tracked_run_id,
 )
-from beamclip.config import DistillConfig, PretrainConfig, parameters, write_config
+from beamclip.config import DistillConfig, PretrainConfig, SweepConfig, parameters, write_config
 from beamclip.data.position import from_plain, skipped_of
 from beamclip.data.shards import Shard, fingerprint
 from beamclip.errors import InputError
@@ -31,9 +31,11 @@ from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
 from beamclip.training.checkpoint import State
 from beamclip.training.launch import Outcome, fit
+from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
 from beamclip.training.worker import Plan, Storage
 
 TrainConfig = DistillConfig | PretrainConfig
+AnyTrainConfig = TypeVar("AnyTrainConfig", DistillConfig, SweepConfig, PretrainConfig)
 
 
 @dataclass
@@ -105,14 +107,43 @@ class Trained:
     skipped: dict[str, int]
 
 
+def sized(config: AnyTrainConfig, shards: list[Shard]) -> AnyTrainConfig:
+    """The options with the batch size, epochs and learning rate that were left open; see training.recipe."""
+    recipe = PRETRAINING if isinstance(config, PretrainConfig) else DISTILLATION
+    images = sum(shard.samples for shard in shards)
+    workers = config.workers.num_workers
+    stream, optim = complete(recipe, images, config.stream, config.optim, num_workers=workers)
+    return replace(config, stream=stream, optim=optim)
+
+
+def show_chosen(given: TrainConfig, config: TrainConfig, shards: list[Shard]) -> None:
+    """One line on what `sized` chose, and why; none where everything was given."""
+    recipe = PRETRAINING if isinstance(config, PretrainConfig) else DISTILLATION
+    chosen = []
+    if given.stream.batch_size is None:
+        chosen.append(f"batch {config.stream.batch_size}")
+    if given.optim.epochs is None and given.optim.steps is None:
+        chosen.append(f"{config.optim.epochs:g} epochs")
+    if given.optim.lr is None:
+        chosen.append(f"lr {config.optim.lr:g}")
+    if chosen:
+        images = count(sum(shard.samples for shard in shards), "image")
+        why = f"at least {recipe.epochs} epochs and {recipe.steps:,} steps"
+        stage("chosen", f"{', '.join(chosen)} for {images}", why)
+
+
 def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
     """Refuse batches that cannot be cut evenly or filled.
+
+    Args:
+        config: as `sized` leaves it.
 
     Raises:
         InputError: with the numbers.
     """
     batch, parts = config.stream.batch_size, config.workers.num_workers * config.optim.accumulation
-    if batch < 1 or batch % parts:
+    assert batch is not None
+    if batch % parts:
         raise InputError(
             f"--batch-size {batch}: cannot be split evenly over {config.workers.num_workers} workers x "
             f"{config.optim.accumulation} accumulated passes. Give a multiple of {parts}."
@@ -182,7 +213,7 @@ def train(
     """
     check_resources(workers)
     where = f"{count(workers.num_workers, 'worker')} on {'GPU' if workers.use_gpu else 'CPU'}"
-    stage("training", f"{title}, {count(plan.total_steps, 'step')}, batch {plan.stream.batch_size}", where)
+    stage("training", f"{title}, {count(plan.total_steps, 'step')}, batch {plan.batch_size}", where)
     progress = Progress(read_history(run_dir))
     recorder = Recorder(run_dir, tracking)
     line = ProgressLine()
@@ -206,7 +237,7 @@ def train(
     with ThreadPoolExecutor(1) as copier:
         outcome = fit(plan, workers, on_record)
     line.close()
-    trained = _trained(outcome, progress, plan.stream.batch_size)
+    trained = _trained(outcome, progress, plan.batch_size)
     if outcome.interrupted:
         _leave_interrupted(command, run_dir, tracking, trained)
     return trained

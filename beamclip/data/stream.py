@@ -51,8 +51,8 @@ its rows are now and then all that a rank has in an epoch."""
 class StreamConfig:
     """How samples reach the training loop."""
 
-    batch_size: int = 256
-    """Images in a global batch, over all workers."""
+    batch_size: int | None = None
+    """Images in a global batch, over all workers; by default chosen by the number of images."""
     shuffle_buffer: int = 4096
     """Encoded samples that a worker holds to draw from at random."""
     shuffle_shards: int = 16
@@ -64,7 +64,7 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: give 1 or more.")
 
 

@@ -44,8 +44,11 @@ def distillation_plan(
     """The plan of a distillation.
 
     Args:
+        config: with a batch size, epochs or steps, and a learning rate; see training.recipe.
         teachers, student, anchors: references; see DistillationBuilder.
     """
+    batch_size = config.stream.batch_size
+    assert batch_size is not None
     return Plan(
         build_method=DistillationBuilder(
             tuple(teachers),
@@ -60,7 +63,8 @@ def distillation_plan(
         shards=images.shards,
         columns=Columns(views=images.views),
         image_size=images.size,
-        total_steps=total_steps(config.optim, images.samples, config.stream.batch_size),
+        batch_size=batch_size,
+        total_steps=total_steps(config.optim, images.samples, batch_size),
         seed=config.seed,
         threads=config.workers.threads_per_worker,
         stream=config.stream,

@@ -14,12 +14,13 @@ from beamclip.errors import InputError
 class OptimConfig:
     """Optimisation of a run."""
 
-    epochs: float = 10.0
-    """Passes over the data; ignored where `steps` is given."""
+    epochs: float | None = None
+    """Passes over the data; by default chosen by the number of images. Ignored where `steps` is given."""
     steps: int | None = None
-    """Optimiser steps."""
-    lr: float = 1e-3
-    """Peak learning rate of AdamW (arXiv 1711.05101), for the global batch as it stands."""
+    """Optimiser steps; by default what `epochs` come to."""
+    lr: float | None = None
+    """Peak learning rate of AdamW (arXiv 1711.05101), for the global batch as it stands; by default chosen
+    by the batch size."""
     weight_decay: float = 0.05
     """Decoupled weight decay; none on biases, norms, embeddings and scalars."""
     shared_weight_decay: float = 0.2
@@ -49,12 +50,24 @@ class OptimConfig:
 
 
 def total_steps(config: OptimConfig, samples: int, batch_size: int) -> int:
-    """Optimiser steps of a run over so many samples; the last epoch is completed."""
-    return config.steps or math.ceil(config.epochs * samples / batch_size)
+    """Optimiser steps of a run over so many samples; the last epoch is completed.
+
+    Args:
+        config: with epochs or steps; see training.recipe.
+    """
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    return math.ceil(config.epochs * samples / batch_size)
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """Linear warm-up, then a half cosine to 0; `step` counts from 0."""
+    """Linear warm-up, then a half cosine to 0; `step` counts from 0.
+
+    Args:
+        config: with a learning rate; see training.recipe.
+    """
+    assert config.lr is not None
     rising = max(1, round(config.warmup * total))
     if step < rising:
         return config.lr * (step + 1) / rising
@@ -83,6 +96,7 @@ def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW
         {"params": free, "weight_decay": 0.0},
     ]
     filled = [group for group in groups if group["params"]]
+    assert config.lr is not None
     return torch.optim.AdamW(filled, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 

@@ -92,6 +92,8 @@ class Plan:
     columns: Columns
     image_size: int
     """Height and width of the pixels that reach the method."""
+    batch_size: int
+    """Images of a step, over all workers."""
     total_steps: int
     seed: int
     threads: int | None
@@ -221,7 +223,7 @@ def _batches(plan: Plan, position: DataPosition, team: Team) -> Any:
     stream = plan.stream
     batches = training_batches(
         shuffled_rows(plan.shards, plan.columns, position, team.rank),
-        batch_size=stream.batch_size // team.world_size // plan.optim.accumulation,
+        batch_size=plan.batch_size // team.world_size // plan.optim.accumulation,
         image_size=plan.image_size,
         augment=plan.augmentation,
         captions=plan.captions,

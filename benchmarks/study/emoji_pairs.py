@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from torch import Tensor
 
+from beamclip.data.glyphs import GlyphConfig, write_corpus
 from beamclip.data.shards import Row
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.models.clip import LoadedClip
@@ -42,6 +44,26 @@ def _pairs(table: pd.DataFrame, folder: Path, index: dict[str, int]) -> Pairs:
         images=[(folder / path).read_bytes() for path in table["path"]],
         captions=table["label"].tolist(),
         labels=[index[hexcode] for hexcode in table["hexcode"]],
+    )
+
+
+def load_glyphs(folder: Path, images: int, test_images: int) -> tuple[Pairs, Pairs, list[str]]:
+    """The embedded corpus, drawn into `folder` where it is not there yet: as `load_emoji`."""
+    paths = write_corpus(GlyphConfig(images=images, test_images=test_images), folder, workers=1)
+    classes = yaml.safe_load(paths.classes.read_text())
+    index = {entry["id"]: i for i, entry in enumerate(classes)}
+    splits = []
+    for table in (pd.read_parquet(paths.train), pd.read_parquet(paths.test)):
+        images_of = [(folder / path).read_bytes() for path in table["path"]]
+        labels = [index[label] for label in table["label"]]
+        splits.append(Pairs(table["path"].tolist(), images_of, table["caption"].tolist(), labels))
+    return splits[0], splits[1], [entry["name"] for entry in classes]
+
+
+def subset(pairs: Pairs, rows: Sequence[int]) -> Pairs:
+    """Some rows of pairs without further texts."""
+    return Pairs(
+        *([values[i] for i in rows] for values in (pairs.keys, pairs.images, pairs.captions, pairs.labels))
     )
 
 

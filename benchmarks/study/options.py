@@ -17,7 +17,7 @@ class StudyOptions:
     jobs: int
 
 
-def read_options(name: str, description: str | None) -> StudyOptions:
+def read_options(name: str, description: str | None, *, seeds: int = 3) -> StudyOptions:
     """The command line of the study `name`, whose results and report are named after it by default."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -25,7 +25,7 @@ def read_options(name: str, description: str | None) -> StudyOptions:
     parser.add_argument("--emoji", type=Path, required=True, help="folder with pairs.parquet and images/")
     parser.add_argument("--out", type=Path, default=Path(f"runs/{name}"), help="where results are kept")
     parser.add_argument("--report", type=Path, default=Path(f"docs/studies/{name}.md"), help="to write")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each setting")
+    parser.add_argument("--seeds", type=int, default=seeds, help="trainings of each setting")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, of one thread each")
     return StudyOptions(**vars(parser.parse_args()))
 

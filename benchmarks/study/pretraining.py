@@ -30,7 +30,7 @@ class Recipe:
     objective: Objective = "clip"
     psd: PsdConfig = field(default_factory=PsdConfig)
     batch_size: int = 128
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=16, lr=1e-3))
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     model_changes: dict[str, Any] = field(default_factory=dict)
     """Top-level values that take the place of the model config's."""

@@ -30,7 +30,7 @@ from beamclip.training.optim import OptimConfig
 SAMPLES = 8
 ANCHORS = 6
 MILD = AugmentConfig(flip=0.5, grey=0.2)
-EXACT = OptimConfig(clip_norm=0.0, precision="fp32")
+EXACT = OptimConfig(lr=1e-3, clip_norm=0.0, precision="fp32")
 
 
 def distillation(config: str) -> Distillation:

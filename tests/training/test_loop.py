@@ -32,7 +32,7 @@ from beamclip.training.method import Distillation, ImageTextPretraining
 from beamclip.training.optim import OptimConfig, autocast_dtype, build_optimizer, learning_rate
 
 CPU = torch.device("cpu")
-FP32 = OptimConfig(precision="fp32")
+FP32 = OptimConfig(lr=1e-3, precision="fp32")
 
 
 class Brightness(nn.Module):
@@ -274,7 +274,7 @@ def test_without_an_average_the_state_has_none() -> None:
 def test_bf16_comes_close_to_fp32_and_keeps_weights_in_fp32(tiny_config: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
-        training = train(distill(tiny_config), OptimConfig(precision=precision))  # type: ignore[arg-type]
+        training = train(distill(tiny_config), OptimConfig(lr=1e-3, precision=precision))  # type: ignore[arg-type]
         losses[precision] = training.advance([photos(0, count=16)])[1]["loss"].item()
         assert {parameter.dtype for parameter in training.method.parameters()} == {torch.float32}
     assert losses["bf16"] != losses["fp32"]
@@ -295,7 +295,7 @@ def test_four_steps_equal_two_and_two_with_a_saved_state_between(tiny_config: Pa
     def start() -> Training:
         method = distill(tmp_path / "dropping.json")
         method.train()
-        return train(method, OptimConfig(precision="fp32", ema_decay=0.9), total_steps=4)
+        return train(method, OptimConfig(lr=1e-3, precision="fp32", ema_decay=0.9), total_steps=4)
 
     def losses(training: Training, steps: range) -> list[float]:
         return [training.advance([photos(step)])[1]["loss"].item() for step in steps]

@@ -138,7 +138,7 @@ def test_training_leaves_weights_and_batch_statistics_of_the_teacher_alone() -> 
     student_before = copy.deepcopy(student.model.visual.state_dict())
     method = distill(student, teacher.encode_image)
     method.train()
-    training = Training(method, OptimConfig(), total_steps=2, device=torch.device("cpu"), seed=0)
+    training = Training(method, OptimConfig(lr=1e-3), total_steps=2, device=torch.device("cpu"), seed=0)
     for _ in range(2):
         training.advance([photos(4, clip.image_size)])
     torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
@@ -329,7 +329,7 @@ def test_recomputed_activations_leave_the_gradients_as_they_are(
         visual = method.visual if name == "distillation" else method.clip.visual
         calls: list[int] = []
         visual.transformer.resblocks[0].ln_1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        config = OptimConfig(clip_norm=0.0, precision="fp32", grad_checkpointing=enable)
+        config = OptimConfig(lr=1e-3, clip_norm=0.0, precision="fp32", grad_checkpointing=enable)
         monkeypatch.setitem(program["gradients_of_step"].__globals__, "EXACT", config)
         gradients.append(program["gradients_of_step"](method.train(), [whole]))
         runs.append(len(calls))
@@ -342,7 +342,7 @@ def pretrain(config: Path) -> ImageTextPretraining:
 
 
 def training_of(method: nn.Module) -> Training:
-    config = OptimConfig(precision="fp32")
+    config = OptimConfig(lr=1e-3, precision="fp32")
     return Training(method, config, total_steps=10, device=torch.device("cpu"), seed=0)
 
 

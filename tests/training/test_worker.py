@@ -58,7 +58,7 @@ def global_batches(plan: Plan, world_size: int) -> Iterator[Batch]:
     shares = [
         training_batches(
             shuffled_rows(plan.shards, plan.columns, beginning(order), rank),
-            batch_size=plan.stream.batch_size // world_size,
+            batch_size=plan.batch_size // world_size,
             image_size=plan.image_size,
             augment=plan.augmentation,
             captions=plan.captions,
@@ -109,11 +109,12 @@ def curves(
         shards=shards,
         columns=Columns(caption=True),
         image_size=32,
+        batch_size=12,
         total_steps=STEPS,
         seed=0,
-        stream=StreamConfig(batch_size=12, shuffle_buffer=16),
+        stream=StreamConfig(shuffle_buffer=16),
         augmentation=AugmentConfig(),
-        optim=OptimConfig(precision="fp32"),
+        optim=OptimConfig(lr=1e-3, precision="fp32"),
         cadence=CadenceConfig(log_every=1),
         storage=Storage(str(tmp_path_factory.mktemp("two") / "checkpoints")),
     )

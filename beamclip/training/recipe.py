@@ -1,0 +1,64 @@
+"""Batch size, epochs and learning rate of a run that was given none, from the number of its images.
+
+A student or a small CLIP model is not done after a number of epochs but after a number of steps: ten epochs
+of a few thousand images are over before it has learned. So a run makes at least so many epochs, and at least
+so many steps; where there are more images than these steps take, batches grow before steps do, since a large
+batch is what keeps a GPU busy. The figures behind the numbers are in docs/studies/defaults.md.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from beamclip.data.stream import StreamConfig
+from beamclip.training.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a kind of training is sized where nobody says."""
+
+    epochs: int
+    """Least passes over the data."""
+    steps: int
+    """Least optimiser steps."""
+    batch_size: int
+    """Least images in a batch."""
+    largest_batch: int
+    """Most images in a batch, a power of two times `batch_size`."""
+    lr: float
+    """Peak learning rate at the least batch; it grows with the square root of the batch size
+    (arXiv 2205.10287), the rule for AdamW."""
+
+
+DISTILLATION = Recipe(epochs=10, steps=1200, batch_size=64, largest_batch=256, lr=2e-3)
+PRETRAINING = Recipe(epochs=20, steps=600, batch_size=128, largest_batch=256, lr=1e-3)
+
+LEAST_IN_A_PASS = 16
+"""Images of one worker's forward pass: batch norms estimate their statistics from them."""
+
+
+def complete(
+    recipe: Recipe, images: int, stream: StreamConfig, optim: OptimConfig, *, num_workers: int = 1
+) -> tuple[StreamConfig, OptimConfig]:
+    """The options with what was left open chosen; what was given stays.
+
+    Args:
+        images: in all shards, > 0.
+        num_workers: a batch that is chosen is a multiple of the workers' forward passes.
+    """
+    parts = num_workers * optim.accumulation
+    batch = stream.batch_size or _batch_size(recipe, images, parts)
+    epochs, lr = optim.epochs, optim.lr
+    if epochs is None and optim.steps is None:
+        epochs = float(max(recipe.epochs, math.ceil(recipe.steps * batch / images)))
+    if lr is None:
+        lr = float(f"{recipe.lr * math.sqrt(batch / recipe.batch_size):.2g}")
+    return replace(stream, batch_size=batch), replace(optim, epochs=epochs, lr=lr)
+
+
+def _batch_size(recipe: Recipe, images: int, parts: int) -> int:
+    batch = recipe.batch_size
+    while 2 * batch <= recipe.largest_batch and recipe.epochs * images >= recipe.steps * 2 * batch:
+        batch *= 2
+    batch = min(max(batch, LEAST_IN_A_PASS * parts), images)
+    return max(batch // parts, 1) * parts

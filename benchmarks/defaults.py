@@ -1,0 +1,232 @@
+"""Defaults: how many steps, how large a batch and which learning rate a run needs where nobody says.
+
+python benchmarks/defaults.py --emoji FOLDER
+
+FOLDER holds pairs.parquet (path, label, hexcode, split) and its images; the embedded corpus of symbols is
+drawn into --out. Of both, the drawings in styles that training does not see are halved by a hash of their
+names: settings are chosen by the scores on one half, and what `beamclip.training.recipe` makes of the number
+of images is scored on the other, with five seeds, beside what a run was made of before. What has a result in
+--out is not run again.
+"""
+
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from study.distilling import distilled
+from study.emoji_pairs import Pairs, load_emoji, load_glyphs, load_images, subset
+from study.options import of_trials, read_options
+from study.pretraining import Recipe, train
+from study.reports import circumstances, markdown_table, plus_minus, write_figures
+from study.trials import Result, Trial, run_trials
+from torch import Tensor
+
+from beamclip.commands.console import table
+from beamclip.data.stream import StreamConfig
+from beamclip.evaluation.zeroshot import topk_accuracy
+from beamclip.losses.csm import CsmConfig
+from beamclip.models.clip import LoadedClip, new_clip
+from beamclip.models.teacher import Teacher
+from beamclip.prompts.anchors import encode_anchors
+from beamclip.training.optim import OptimConfig
+from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
+
+IMAGES = {"emoji": 3834, "glyphs": 8000}
+"""Data sets, by the number of their training images."""
+GLYPH_TEST_IMAGES = 1600
+TEACHER, STUDENT = "nano-resnet10t", "resnet10t"
+HALVES = ("validation", "test")
+BEFORE = {"distill": (256, 10, 1e-3), "pretrain": (256, 20, 1e-3)}
+"""Batch size, epochs and learning rate of the fixed defaults that came first."""
+TRIED = {
+    "distill": [(64, 10, 2e-3), (64, 20, 1e-3), (64, 20, 2e-3), (128, 20, 2e-3), (256, 20, 2e-3)],
+    "pretrain": [(64, 20, 1e-3), (128, 20, 1e-3), (128, 20, 2e-3), (128, 10, 1e-3)],
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set of this study."""
+
+    train: Pairs
+    halves: dict[str, Pairs]
+    names: list[str]
+
+
+def main() -> None:
+    """Run what is missing, and write the report."""
+    options = read_options("defaults", __doc__, seeds=5)
+    seeds = range(options.seeds)
+    run = partial(score_trial, out=options.out)
+    teachers = [
+        trial_of(data, "pretrain", chosen(data, "pretrain"), seed) for data in IMAGES for seed in seeds
+    ]
+    results = run_trials(teachers, run, options.emoji, options.out, options.jobs)
+    tried = [
+        trial_of(data, task, setting, 0)
+        for data in IMAGES
+        for task in TRIED
+        for setting in dict.fromkeys((chosen(data, task), BEFORE[task], *TRIED[task]))
+    ]
+    final = [
+        trial_of(data, task, setting, seed)
+        for data in IMAGES
+        for task in TRIED
+        for setting in (chosen(data, task), BEFORE[task])
+        for seed in seeds
+    ]
+    trials = list({trial.file_name: trial for trial in (*tried, *final)}.values())
+    results = run_trials(trials, run, options.emoji, options.out, options.jobs)
+    parts = [circumstances(*of_trials("defaults", seeds, options.jobs))]
+    for task in TRIED:
+        rows = tried_table(results, task)
+        table(rows)
+        parts += [f"`{task}`, seed 0, zero-shot top-1 on validation data, %:", markdown_table(rows)]
+    for task in TRIED:
+        rows = final_table(results, task, len(seeds))
+        table(rows)
+        parts += [f"`{task}`, test data, %:", markdown_table(rows)]
+    write_figures(options.report, "Defaults", "\n\n".join(parts))
+
+
+def chosen(data: str, task: str) -> tuple[int, float, float]:
+    """Batch size, epochs and learning rate of a run without options."""
+    recipe = DISTILLATION if task == "distill" else PRETRAINING
+    stream, optim = complete(recipe, IMAGES[data], StreamConfig(), OptimConfig())
+    assert stream.batch_size is not None
+    assert optim.epochs is not None
+    assert optim.lr is not None
+    return stream.batch_size, optim.epochs, optim.lr
+
+
+def trial_of(data: str, task: str, setting: tuple[int, float, float], seed: int) -> Trial:
+    """A training; its arm names the data, the task and the setting."""
+    batch, epochs, lr = setting
+    model = STUDENT if task == "distill" else TEACHER
+    recipe = Recipe(model, batch_size=batch, optim=OptimConfig(epochs=float(epochs), lr=lr))
+    return Trial(f"{data} {task} {batch} x {epochs:g}, {lr:g}", recipe, seed)
+
+
+def score_trial(trial: Trial, emoji: Path, out: Path) -> Result:
+    """Train, and score on both halves; a student beside its teacher, the one of its seed and data."""
+    name, task = trial.arm.split()[:2]
+    data = load(name, emoji, out)
+    weights = out / f"{name}-teacher-seed{trial.seed}.pt"
+    if task == "pretrain":
+        clip, _ = train(trial.recipe, data.train, trial.seed)
+        scores = {half: top1(Teacher(clip), clip, data, half) for half in HALVES}
+        if trial == trial_of(name, "pretrain", chosen(name, "pretrain"), trial.seed):
+            torch.save(clip.model.state_dict(), weights)
+        return {**scores, "zeroshot_top1": scores["validation"]}
+    clip = new_clip(TEACHER, 0)
+    clip.model.load_state_dict(torch.load(weights, weights_only=True))
+    clip.model.eval()
+    teacher = Teacher(clip)
+    anchors = encode_anchors(
+        [[name] for name in data.names], teacher.encode_text, "mean", cache_dir=None, encoder_fingerprint=""
+    )
+    student = distilled(
+        clip,
+        anchors,
+        data.train,
+        student=STUDENT,
+        csm=CsmConfig(),
+        optim=trial.recipe.optim,
+        batch_size=trial.recipe.batch_size,
+        seed=trial.seed,
+    )
+    scores = {half: top1(student, clip, data, half) for half in HALVES}
+    taught = {f"teacher_{half}": top1(teacher, clip, data, half) for half in HALVES}
+    return {**scores, **taught, "zeroshot_top1": scores["validation"]}
+
+
+def load(name: str, emoji: Path, out: Path) -> Data:
+    """A data set by its name."""
+    if name == "emoji":
+        train_pairs, held_out, names = load_emoji(emoji)
+    else:
+        train_pairs, held_out, names = load_glyphs(out / "glyphs", IMAGES[name], GLYPH_TEST_IMAGES)
+    side = [zlib.crc32(key.encode()) % 2 for key in held_out.keys]
+    halves = {
+        half: subset(held_out, np.flatnonzero(np.equal(side, i)).tolist()) for i, half in enumerate(HALVES)
+    }
+    return Data(train_pairs, halves, names)
+
+
+def top1(model: Teacher, texts: LoadedClip, data: Data, half: str) -> float:
+    """Zero-shot accuracy by bare names, which the captions are."""
+    pairs = data.halves[half]
+    images: Tensor = torch.cat(
+        [model.encode_image(b) for b in load_images(pairs, model.clip.image_size).split(256)]
+    )
+    anchors = Teacher(texts).encode_text(data.names)
+    return topk_accuracy(images @ anchors.T, torch.tensor(pairs.labels), ks=(1,))[1]
+
+
+def tried_table(results: list[Result], task: str) -> list[list[str]]:
+    """A row for each setting that was tried with the first seed."""
+    rows = [
+        ["data", "batch x epochs, lr", "top-1", "of the teacher's" if task == "distill" else "of the best"]
+    ]
+    found = [r for r in results if r["trial"]["seed"] == 0 and r["trial"]["arm"].split()[1] == task]
+    best = {
+        data: max(r["validation"] for r in found if r["trial"]["arm"].startswith(data)) for data in IMAGES
+    }
+    for result in sorted(found, key=lambda r: r["trial"]["arm"]):
+        data, _, setting = result["trial"]["arm"].split(maxsplit=2)
+        whole = result["teacher_validation"] if task == "distill" else best[data]
+        mark = (
+            " (default)" if result["trial"]["arm"] == trial_of(data, task, chosen(data, task), 0).arm else ""
+        )
+        mark = " (before)" if result["trial"]["arm"] == trial_of(data, task, BEFORE[task], 0).arm else mark
+        rows.append(
+            [
+                data,
+                setting + mark,
+                f"{100 * result['validation']:.1f}",
+                f"{100 * result['validation'] / whole:.0f}",
+            ]
+        )
+    return rows
+
+
+def final_table(results: list[Result], task: str, seeds: int) -> list[list[str]]:
+    """The default beside the one before it, over all seeds, and their difference seed by seed."""
+    figure = of_teacher if task == "distill" else of_all
+    what = "of the teacher's top-1" if task == "distill" else "top-1"
+    rows = [["data", f"default, {what}", f"before, {what}", "difference, 95 % interval"]]
+    for data in IMAGES:
+        values = []
+        for setting in (chosen(data, task), BEFORE[task]):
+            arm = trial_of(data, task, setting, 0).arm
+            own = sorted((r for r in results if r["trial"]["arm"] == arm), key=lambda r: r["trial"]["seed"])
+            values.append(np.array([figure(result) for result in own]))
+        difference = values[0] - values[1]
+        half = T_95[seeds] * difference.std(ddof=1) / np.sqrt(seeds)
+        cells = [plus_minus(v.mean(), v.std(ddof=1)) for v in values]
+        rows.append([data, *cells, plus_minus(difference.mean(), half)])
+    return rows
+
+
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Student's t for a two-sided interval of 95 % over so many seeds."""
+
+
+def of_teacher(result: dict[str, Any]) -> float:
+    """Share of the teacher's accuracy that a student keeps on test data."""
+    share: float = result["test"] / result["teacher_test"]
+    return share
+
+
+def of_all(result: dict[str, Any]) -> float:
+    """Accuracy on test data."""
+    accuracy: float = result["test"]
+    return accuracy
+
+
+if __name__ == "__main__":
+    main()

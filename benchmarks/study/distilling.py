@@ -1,0 +1,62 @@
+"""One distillation of a study: the method and the loop's step, in this process, on images in memory."""
+
+import torch
+from study.emoji_pairs import Pairs, endless_rows
+
+from beamclip.data.captions import CaptionConfig
+from beamclip.data.position import Position
+from beamclip.data.stream import prefetched, training_batches
+from beamclip.data.transforms import AugmentConfig
+from beamclip.losses.csm import CsmConfig
+from beamclip.losses.feature import FeatureConfig
+from beamclip.models.clip import LoadedClip
+from beamclip.models.config import StudentConfig
+from beamclip.models.student import build_student
+from beamclip.models.teacher import Teacher
+from beamclip.prompts.anchors import Anchors
+from beamclip.training.loop import Training
+from beamclip.training.method import Distillation
+from beamclip.training.optim import OptimConfig, total_steps
+
+
+def distilled(
+    clip: LoadedClip,
+    anchors: Anchors,
+    pairs: Pairs,
+    *,
+    student: str,
+    csm: CsmConfig,
+    optim: OptimConfig,
+    batch_size: int,
+    seed: int,
+) -> Teacher:
+    """A student of `clip`, trained over these anchors from the images alone, ready to be scored."""
+    teacher = Teacher(clip)
+    learner = build_student(StudentConfig(student=student), clip, seed)
+    augmentation = AugmentConfig()
+    method = Distillation(
+        learner.image_tower,
+        [teacher.encode_image],
+        [anchors],
+        csm=csm,
+        feature=FeatureConfig(),
+        augmentation=augmentation,
+    )
+    method.to(memory_format=torch.channels_last).train()
+    total = total_steps(optim, len(pairs.keys), batch_size)
+    training = Training(method, optim, total_steps=total, device=torch.device("cpu"), seed=seed)
+    stream = training_batches(
+        endless_rows(pairs, seed),
+        batch_size=batch_size,
+        image_size=clip.image_size,
+        augment=augmentation,
+        captions=CaptionConfig(),
+        seed=seed,
+        start=Position(),
+        threads=1,
+    )
+    with prefetched(stream, 4) as batches:
+        while training.step < total:
+            training.advance([next(batches)])
+    learner.model.eval()
+    return Teacher(learner)
