@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import ray
+import ray.tune
 
 from beamclip.cluster import ray_session
 from beamclip.commands.console import clock, count, stage, table
@@ -18,7 +19,7 @@ from beamclip.config import DistillConfig, SweepConfig, write_config
 from beamclip.errors import InputError
 from beamclip.summary import Counts, Status, Summary, write_summary
 from beamclip.sweep.report import BEST_FILE, TRIALS_FILE, best_of, table_rows, write_report
-from beamclip.sweep.run_trial import Shared, prompts_key
+from beamclip.sweep.run_trial import Shared, prompts_key, run_trial
 from beamclip.sweep.search import DEFAULT_TRIALS
 from beamclip.sweep.space import Settings, Space, applied, combinations, drawn, grid, in_words
 from beamclip.sweep.trial import Trial, read_trials, write_trial
@@ -57,7 +58,8 @@ def sweep(config: SweepConfig) -> Summary:
         stage("trials", text, _done_before(trials))
         with interrupts() as interrupted, watch.watching(interrupted):
             if len(suggestions):
-                run_trials(shared, suggestions, config.search, concurrent, watch, interrupted)
+                body = ray.tune.with_parameters(run_trial, shared=shared)
+                run_trials(body, workers, suggestions, config.search, concurrent, watch, interrupted)
         summary = _leave_report(
             config, loaded.space, shared, out, tracking, began=began, interrupted=interrupted.is_set()
         )
@@ -176,10 +178,11 @@ def _meaning(settings: Settings, base: DistillConfig, meanings: dict[str, str]) 
 
 def _suggestions(config: SweepConfig, space: Space, trials: dict[int, Trial]) -> Suggestions:
     left = [trial for trial in trials.values() if not trial.done]
+    max_failures = config.workers.max_failures
     if not config.search.optuna:
-        return Suggestions(left, None, ())
+        return Suggestions(left, None, (), max_failures)
     advisor = Advisor(space, config.seed, [trial for trial in trials.values() if trial.done])
-    return Suggestions(left, advisor, range(len(trials), _wanted(config, space)))
+    return Suggestions(left, advisor, range(len(trials), _wanted(config, space)), max_failures)
 
 
 def _threads(shared: Shared) -> str:

@@ -81,13 +81,26 @@ class Watch:
         before = tuple(each for each in trial.scores if each.step < score.step)
         self._note(
             replace(
-                trial, scores=(*before, score), steps=report["steps"], seconds=report["seconds"], problem=None
+                trial,
+                status="finished" if score.step == report["steps"] else "running",
+                scores=(*before, score),
+                steps=report["steps"],
+                seconds=report["seconds"],
+                problem=None,
             )
         )
         if score.step > trial.step:
             # Else it was heard of before its process was lost; MLflow forgets nothing.
             metrics = {"zeroshot_top1": score.zeroshot_top1, "zeroshot_top5": score.zeroshot_top5}
             self.recorders[number].tracking.log([{"step": score.step, **metrics}])
+        self._show()
+
+    def lost(self, number: int, cause: str) -> None:
+        """Say from where the trial will go on."""
+        trial = self.trials[number]
+        where = f"goes on at step {trial.step}" if trial.step else "begins again"
+        self.line.close()
+        stage(f"trial {trial.name}", f"{cause}; it {where}")
         self._show()
 
     def ended(self, number: int, problem: str | None) -> None:

@@ -1,12 +1,10 @@
 """What the process of a trial does: train a student, score it on held-out images, report."""
 
 import json
-import posixpath
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import fsspec
 import ray
 import ray.tune
 import torch
@@ -23,7 +21,6 @@ from beamclip.training.distillation import Images, distillation_plan, restore_st
 from beamclip.training.launch import TrainingError, fit
 from beamclip.training.worker import Plan, Storage
 
-REPORTED_FILE = "reported"
 NO_SCORE = -1.0
 """Reported for a trial that failed: Tune wants a number."""
 
@@ -67,7 +64,7 @@ def run_trial(trial: dict[str, Any], shared: Shared) -> None:
     """The body of a trial, or of what is left of it: a trial whose process was lost goes on.
 
     Args:
-        trial: its "number" and its "settings".
+        trial: its "number", its "settings" and the "step" of the last score that the sweep has heard of.
     """
     config = applied(shared.base, trial["settings"])
     plan = distillation_plan(
@@ -84,21 +81,24 @@ def run_trial(trial: dict[str, Any], shared: Shared) -> None:
     )
     every = -(-plan.total_steps // shared.scores)
     plan = replace(plan, cadence=replace(plan.cadence, checkpoint_every=every))
-    reporter = _Reporter(_Scorer(config, shared), plan, every)
+    reporter = _Reporter(_Scorer(config, shared), plan, every, trial["step"])
     # What was trained ahead of the last report, records and all, went with the process that was lost.
     set_aside(plan.storage.checkpoints, after=reporter.step)
 
     def on_record(record: Record) -> None:
-        if "saved_step" in record:
-            reporter.report(read_checkpoint(plan.storage.checkpoints, record["saved_step"]))
-        else:
+        saved = record.get("saved_step")
+        # The last one waits until training has ended.
+        if saved is not None and saved < plan.total_steps:
+            reporter.report(read_checkpoint(plan.storage.checkpoints, saved))
+        elif saved is None:
             reporter.records.append(record)
 
     try:
         outcome = fit(plan, config.workers, on_record, in_process=config.workers.num_workers == 1)
         reporter.report(outcome.state)
     except (TrainingError, InputError) as error:
-        ray.tune.report({METRIC: NO_SCORE, "problem": str(error), "records": reporter.records})
+        problem = {"problem": str(error), "records": reporter.records}
+        ray.tune.report({METRIC: NO_SCORE, **problem, "done": True})
 
 
 def trial_checkpoints(address: str, number: int) -> str:
@@ -138,25 +138,21 @@ class _Scorer:
 
 
 class _Reporter:
-    """Sends a trial's scores to the sweep, each once, with the records of training before it.
+    """Sends a trial's scores to the sweep, each once, with the records of training before it."""
 
-    Beside the checkpoints it notes what was sent, for a process that comes after this one.
-    """
-
-    def __init__(self, scorer: _Scorer, plan: Plan, every: int) -> None:
+    def __init__(self, scorer: _Scorer, plan: Plan, every: int, step: int) -> None:
+        """step: of the last score that was sent."""
         self.scorer = scorer
         self.steps = plan.total_steps
         self.every = every
         self.records: list[Record] = []
         self.began = time.perf_counter()
-        self.fs, root = fsspec.core.url_to_fs(plan.storage.checkpoints)
-        self.note = posixpath.join(root, REPORTED_FILE)
-        self.step = int(self.fs.cat_file(self.note)) if self.fs.exists(self.note) else 0
+        self.step = step
 
     def report(self, state: State) -> None:
         """Score, and wait until the sweep has taken note; it may end this trial there and then."""
         step = state["step"]
-        if step == self.step:
+        if step <= self.step:
             return
         scores = self.scorer.score(state)
         records, self.records, self.step = self.records, [], step
@@ -169,6 +165,7 @@ class _Reporter:
                 "seconds": seconds,
                 "records": records,
                 **scores,
+                # With its last score, a trial is finished, whatever becomes of its process.
+                "done": step == self.steps,
             }
         )
-        self.fs.pipe_file(self.note, str(step).encode())

@@ -1,29 +1,36 @@
 """Ray Tune under a sweep: who is tried next, who is stopped early, who is told of it."""
 
+import contextlib
 import logging
 import os
+import pickle
 import tempfile
 import threading
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray.tune
+from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from beamclip.cluster import WorkersConfig
 from beamclip.errors import InputError
-from beamclip.sweep.run_trial import NO_SCORE, Report, Shared, run_trial
+from beamclip.sweep.run_trial import NO_SCORE, Report
 from beamclip.sweep.search import SearchConfig
 from beamclip.sweep.space import Range, Settings, Space, Values
 from beamclip.sweep.trial import METRIC, Trial
 from beamclip.training.process import CPU_WORKER_ENVIRONMENT
+from beamclip.training.worker import in_one_line
 
 REDUCTION = 2
 """One in so many goes on at a step of ASHA's ladder, which are so many times apart."""
 ASKED_AGAIN = 50
 """Times that Optuna is asked for settings that are new."""
+_ADVICE = ". Most often memory ran out; lower --max-concurrent or --batch-size"
 CPUS_BESIDE_WORKERS = 0.1
 """Of a trial of several workers, for the process that watches them."""
 
@@ -32,12 +39,25 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     # Ctrl-C is ours to hear.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # A process that takes the next trial has to end the training of the one that was stopped first.
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
+    # A process that takes the next trial has to end the training of the one that was stopped first. Where it
+    # takes longer than this, Tune drops the next trial without a word, and its place with it: never, then.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "1000000",
+    # Whether it counts is decided here; Tune would start the trial again as it was at its first start.
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What a trial's process is given."""
+
+    number: int
+    settings: Settings
+    step: int
+    """Of the last score that was heard of."""
 
 
 class Listener(Protocol):
@@ -48,6 +68,9 @@ class Listener(Protocol):
 
     def reported(self, number: int, report: Report) -> None:
         """A trial was scored."""
+
+    def lost(self, number: int, cause: str) -> None:
+        """A trial's process was lost, mostly; the trial will begin again."""
 
     def ended(self, number: int, problem: str | None) -> None:
         """A trial is at its end, was stopped early, or was lost, for a reason."""
@@ -121,17 +144,26 @@ class Advisor:
 
 
 class Suggestions(Searcher):
-    """Trials in the order in which they are to run: first those on a list, then those of an advisor."""
+    """Trials in the order in which they are to run: first those on a list, then those of an advisor.
 
-    def __init__(self, listed: Iterable[Trial], advisor: Advisor | None, numbers: Iterable[int]) -> None:
+    One whose process was lost comes back to the head of the list. Tune's own restarts are not used: where a
+    process dies between two trials, Tune hears of it twice, and takes the second of them for failed.
+    """
+
+    def __init__(
+        self, listed: Iterable[Trial], advisor: Advisor | None, numbers: Iterable[int], max_failures: int = 0
+    ) -> None:
         """Args:
         numbers: of the trials that the advisor is asked for.
+        max_failures: times that a trial comes back.
         """
         super().__init__(metric=METRIC, mode="max")
-        self._listed = deque(listed)
+        self._listed = deque(_Begun(trial.number, trial.settings, trial.step) for trial in listed)
         self._advisor = advisor
         self._numbers = deque(numbers)
-        self._running: dict[str, int] = {}
+        self.max_failures = max_failures
+        self._running: dict[str, _Begun] = {}
+        self._losses: Counter[tuple[int, bool]] = Counter()
 
     def __len__(self) -> int:
         return len(self._listed) + len(self._numbers)
@@ -139,24 +171,49 @@ class Suggestions(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next trial; the names are those of Tune's interface."""
         if self._listed:
-            trial = self._listed.popleft()
-            number, settings = trial.number, trial.settings
+            begun = self._listed.popleft()
         elif self._advisor is not None and self._numbers:
             number = self._numbers.popleft()
-            settings = self._advisor.ask(number)
+            begun = _Begun(number, self._advisor.ask(number), 0)
         else:
-            return Searcher.FINISHED
-        self._running[trial_id] = number
-        return {"number": number, "settings": settings}
+            # One of those that run may come back.
+            return None if self._running else Searcher.FINISHED
+        self._running[trial_id] = begun
+        return asdict(begun)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Keep in mind from where the trial would go on."""
+        self._running[trial_id] = replace(self._running[trial_id], step=result["step"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Pass the score on."""
-        number = self._running.pop(trial_id)
-        score = None if error or result is None else result.get(METRIC)
+        """Pass the score on. Of a trial that ended by an error, `comes_back` decides."""
+        if not error:
+            score = None if result is None else result.get(METRIC)
+            self._end(trial_id, None if score == NO_SCORE else score)
+
+    def comes_back(self, trial_id: str, *, had_started: bool, counts: bool) -> bool:
+        """Whether a trial that ended by an error is put on the list again, or has failed.
+
+        Args:
+            had_started: otherwise it was to run in a process that had died before, for which it is not to
+                blame; where it cannot start at all, it fails none the less.
+            counts: whether this is one of the times that max_failures allows.
+        """
+        begun = self._running[trial_id]
+        losses = (begun.number, had_started)
+        self._losses[losses] += counts
+        if self._losses[losses] > self.max_failures + (not had_started):
+            self._end(trial_id, None)
+            return False
+        self._listed.appendleft(self._running.pop(trial_id))
+        return True
+
+    def _end(self, trial_id: str, score: float | None) -> None:
+        begun = self._running.pop(trial_id)
         if self._advisor is not None:
-            self._advisor.tell(number, None if score == NO_SCORE else score)
+            self._advisor.tell(begun.number, score)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles what it was given, to be restored by itself, which never happens here."""
@@ -172,13 +229,16 @@ class Suggestions(Searcher):
 class _Ear(ray.tune.Callback):
     """Tune's callbacks, passed on."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, suggestions: Suggestions) -> None:
         self.listener = listener
+        self.suggestions = suggestions
+        self.started: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.started.add(trial.trial_id)
         self.listener.started(trial.config["number"], trial.config["settings"])
 
     def on_trial_result(
@@ -190,7 +250,14 @@ class _Ear(ray.tune.Callback):
         self.listener.ended(trial.config["number"], None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.listener.ended(trial.config["number"], _cause(str(trial.get_error() or "")))
+        error, number = _error_of(trial), trial.config["number"]
+        had_started = trial.trial_id in self.started
+        counts = not getattr(error, "preempted", False)
+        if not self.suggestions.comes_back(trial.trial_id, had_started=had_started, counts=counts):
+            allowed = f"and --max-failures {self.suggestions.max_failures} allows no more restarts"
+            self.listener.ended(number, f"{_cause(error)}, {allowed}{_ADVICE if _is_loss(error) else ''}")
+        elif had_started:
+            self.listener.lost(number, _cause(error))
 
 
 class _StopWhen(ray.tune.Stopper):
@@ -222,7 +289,8 @@ def resources(workers: WorkersConfig) -> dict[str, float]:
 
 
 def run_trials(
-    shared: Shared,
+    body: Callable[[dict[str, Any]], None],
+    workers: WorkersConfig,
     suggestions: Suggestions,
     search: SearchConfig,
     concurrent: int,
@@ -231,22 +299,25 @@ def run_trials(
 ) -> None:
     """Run all trials, so many at a time, until the last one ended or the event is set.
 
-    A trial whose process is lost is started again, as often as the workers' max_failures says; one that fails
-    otherwise says so in a report. Neither ends the others.
+    A trial whose process is lost is started again, as often as the suggestions say; one that fails otherwise
+    says so in a report. Neither ends the others.
+
+    Args:
+        body: what a trial's process does; see run_trial, and Suggestions for what it is given.
     """
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    workers = shared.base.workers
     ladder = ASHAScheduler("scored", max_t=search.scores, reduction_factor=REDUCTION, stop_last_trials=False)
     with tempfile.TemporaryDirectory(prefix="beamclip-tune-", ignore_cleanup_errors=True) as scratch:
         ray.tune.Tuner(
-            ray.tune.with_resources(ray.tune.with_parameters(run_trial, shared=shared), resources(workers)),
+            ray.tune.with_resources(body, resources(workers)),
             tune_config=ray.tune.TuneConfig(
                 metric=METRIC,
                 mode="max",
                 search_alg=suggestions,
                 scheduler=ladder if search.asha and search.scores > 1 else FIFOScheduler(),
-                num_samples=len(suggestions),
+                # As many as are suggested, those that come back among them.
+                num_samples=-1,
                 max_concurrent_trials=concurrent,
                 # Its imports take longer than many a trial.
                 reuse_actors=True,
@@ -259,18 +330,27 @@ def run_trials(
                 storage_path=scratch,
                 verbose=0,
                 stop=_StopWhen(interrupted),
-                callbacks=[_Ear(listener)],
-                failure_config=ray.tune.FailureConfig(max_failures=workers.max_failures),
+                callbacks=[_Ear(listener, suggestions)],
+                failure_config=ray.tune.FailureConfig(max_failures=0),
             ),
         ).fit()
 
 
-def _cause(traceback: str) -> str:
-    """The last line of the last error, of a process or a node that was lost mostly."""
-    lines = [line.strip() for line in traceback.splitlines() if line.strip()]
-    if not lines or "ActorDied" in traceback or "actor died" in traceback:
-        return "its process was lost, more often than --max-failures allows. Most often memory ran out"
-    return lines[-1]
+def _error_of(trial: Any) -> BaseException | None:
+    """By which a trial ended, where it can be read."""
+    # Tune's own get_error looks where the file is copied to later.
+    with contextlib.suppress(Exception):
+        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+        return error.as_instanceof_cause() if isinstance(error, RayTaskError) else error
+    return None
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    return error is None or isinstance(error, RayActorError)
+
+
+def _cause(error: BaseException | None) -> str:
+    return "its process was lost" if error is None or _is_loss(error) else in_one_line(error)
 
 
 def _name(trial: Any) -> str:

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +16,13 @@ from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.sweep import _planned, sweep, trials_at_once
 from beamclip.commands.sweep_inputs import from_anywhere
+from beamclip.commands.sweep_watch import Watch
 from beamclip.config import DistillConfig, SweepConfig
 from beamclip.errors import InputError
 from beamclip.json_lines import read_json_lines
 from beamclip.prompts.anchors import PromptConfig
 from beamclip.summary import read_summary
-from beamclip.sweep.run_trial import prompts_key
+from beamclip.sweep.run_trial import Report, prompts_key
 from beamclip.sweep.search import SearchConfig
 from beamclip.sweep.space import parse_space
 from beamclip.sweep.trial import Trial, read_trials
@@ -56,35 +55,26 @@ def run_sweep(*flags: object) -> int:
     return run_command(SweepConfig, sweep, "", argv=[str(flag) for flag in flags])
 
 
-class Killer(threading.Thread):
-    """Kills the process of a trial as soon as that has reported once."""
-
-    def __init__(self, trial: Path) -> None:
-        super().__init__(daemon=True)
-        self.trial = trial
-        self.killed: int | None = None
-        self.start()
-
-    def run(self) -> None:
-        deadline = time.monotonic() + 120
-        while self.killed is None and time.monotonic() < deadline:
-            records = read_json_lines(self.trial / "metrics.jsonl")
-            if records:
-                self.killed = int(records[0]["pid"])
-                os.kill(self.killed, signal.SIGKILL)
-            time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def swept(given, workspace) -> Path:
-    """Two temperatures with and without contexts, and a rate at which nothing can be learnt."""
+    """Two temperatures with and without contexts, and a rate at which nothing can be learnt.
+
+    The process of the first trial is killed while it waits for its first score to be taken note of.
+    """
     out = workspace / "sweep"
     flags = ["--vary", "lr=1e-3,1e38", "num_contexts=0,1", "anchor_reduce=mean,separate", "--grid"]
-    killer = Killer(out / "trials" / "000")
-    code = run_sweep(*given, *flags, "--scores", 3, "--no-asha", "--augmentations", 1, "--out", out)
+
+    def reported(watch: Watch, number: int, report: Report) -> None:
+        hear(watch, number, report)
+        if number == 0 and report["step"] == 3:
+            os.kill(report["pid"], signal.SIGKILL)
+            (out / "killed").write_text(str(report["pid"]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        hear = Watch.reported
+        patch.setattr(Watch, "reported", reported)
+        code = run_sweep(*given, *flags, "--scores", 3, "--no-asha", "--augmentations", 1, "--out", out)
     assert code == 0
-    killer.join()
-    (out / "killed").write_text(str(killer.killed))
     return out
 
 

@@ -1,12 +1,26 @@
-"""Who is tried next: what is left on the list, then what Optuna makes of the scores."""
+"""Who is tried next: what is left on the list, then what Optuna makes of the scores; who is tried again."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
+import ray.cloudpickle
+import ray.tune
 from ray.tune.search import Searcher
 
+from beamclip.cluster import WorkersConfig
 from beamclip.config import DistillConfig
-from beamclip.sweep.space import Range, Values, parse_space
+from beamclip.sweep.search import SearchConfig
+from beamclip.sweep.space import Range, Settings, Values, parse_space
 from beamclip.sweep.trial import METRIC, Score, Trial
-from beamclip.sweep.tuning import Advisor, Suggestions
+from beamclip.sweep.tuning import Advisor, Suggestions, run_trials, tune_environment
+
+# The processes of the trials cannot import a test module.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 SPACE = {"tau_teacher": Values((0.01, 0.02, 0.04)), "templates": Values((("name",), ("photo",)))}
 
@@ -15,10 +29,115 @@ def test_listed_trials_come_in_order_and_then_none():
     listed = [Trial(number, {"tau_teacher": 0.1 * number}) for number in (3, 5)]
     suggestions = Suggestions(listed, None, ())
     assert len(suggestions) == 2
-    assert suggestions.suggest("a") == {"number": 3, "settings": {"tau_teacher": 0.1 * 3}}
+    assert suggestions.suggest("a") == {"number": 3, "settings": {"tau_teacher": 0.1 * 3}, "step": 0}
     assert suggestions.suggest("b")["number"] == 5
     suggestions.on_trial_complete("a", {METRIC: 0.5})
-    assert suggestions.suggest("c") == Searcher.FINISHED
+    assert suggestions.suggest("c") is None
+    suggestions.on_trial_complete("b", {METRIC: 0.5})
+    assert suggestions.suggest("d") == Searcher.FINISHED
+
+
+def test_a_trial_goes_on_behind_the_last_score_that_was_heard_of():
+    scored = (Score(3, 0.1, 0.2), Score(6, 0.1, 0.2))
+    suggestions = Suggestions([Trial(0, {}, "running", 9, scored), Trial(1, {})], None, (), 1)
+    assert [suggestions.suggest(each)["step"] for each in "ab"] == [6, 0]
+    suggestions.on_trial_result("b", {"step": 3})
+    assert suggestions.comes_back("b", had_started=True, counts=True)
+    assert suggestions.suggest("c") == {"number": 1, "settings": {}, "step": 3}
+
+
+@pytest.mark.parametrize(
+    ("losses", "allowed"),
+    [
+        ([(True, True)] * 9, 2),
+        # A node that was taken away.
+        ([(True, False)] * 9 + [(True, True)] * 9, 11),
+        # A process that had died idle, once; one that cannot start at all.
+        ([(False, True)] + [(True, True)] * 9, 3),
+        ([(False, True)] * 9, 3),
+    ],
+)
+def test_a_trial_comes_back_as_often_as_max_failures_says(losses, allowed):
+    suggestions = Suggestions([Trial(0, {})], None, (), max_failures=2)
+    came_back = 0
+    for had_started, counts in losses:
+        suggestions.suggest("a")
+        if not suggestions.comes_back("a", had_started=had_started, counts=counts):
+            break
+        came_back += 1
+    assert came_back == allowed
+    assert suggestions.suggest("b") == Searcher.FINISHED
+
+
+def dying(trial: dict[str, Any]) -> None:
+    """A trial of two scores; its settings say where its process dies, at its first start, its second, ..."""
+    starts = Path(trial["settings"]["starts"])
+    with starts.open("a") as file:
+        file.write("started\n")
+    number = len(starts.read_text().splitlines()) - 1
+    dies = [*trial["settings"]["dies"], None][number]
+    try:
+        for step in range(trial["step"] + 1, 3):
+            if dies == f"before score {step}":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if dies == f"by an error before score {step}":
+                raise OSError("no route to\nthe store")
+            ray.tune.report(
+                {"step": step, "steps": 2, "start": number, METRIC: trial["number"] / 10, "done": step == 2}
+            )
+    finally:
+        # The process is told to make room for the next trial.
+        if dies == "after its last score":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Heard:
+    """A listener; what it was told of each trial, in order."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, list[Any]] = {}
+
+    def started(self, number: int, settings: Settings) -> None:
+        self.of.setdefault(number, [])
+
+    def reported(self, number: int, report: dict[str, Any]) -> None:
+        self.of[number].append((report["start"], report["step"]))
+
+    def lost(self, number: int, cause: str) -> None:
+        self.of[number].append(cause)
+
+    def ended(self, number: int, problem: str | None) -> None:
+        self.of[number].append(problem or "ended")
+
+
+def test_what_becomes_of_trials_whose_processes_are_lost(ray_cluster, tmp_path):
+    deaths = [
+        ["before score 2"],
+        ["by an error before score 1", "before score 2"],
+        ["after its last score"],
+        [],
+    ]
+    trials = [
+        Trial(number, {"dies": dies, "starts": str(tmp_path / str(number))})
+        for number, dies in enumerate(deaths)
+    ]
+    workers = WorkersConfig(max_failures=1)
+    tune_environment(workers)
+    suggestions = Suggestions(trials, None, (), workers.max_failures)
+    search, heard = SearchConfig(scores=2, asha=False), Heard()
+    run_trials(dying, workers, suggestions, search, 2, heard, threading.Event())
+    lost = "its process was lost"
+    assert heard.of == {
+        0: [(0, 1), lost, (1, 2), "ended"],
+        1: [
+            "OSError: no route to the store",
+            (1, 1),
+            f"{lost}, and --max-failures 1 allows no more restarts. Most often memory ran out; lower "
+            "--max-concurrent or --batch-size",
+        ],
+        2: [(0, 1), (0, 2), "ended"],
+        3: [(0, 1), (0, 2), "ended"],
+    }
 
 
 def test_optuna_is_asked_after_the_list_and_told_every_score():
@@ -34,6 +153,7 @@ def test_optuna_is_asked_after_the_list_and_told_every_score():
     suggestions.on_trial_complete("1", {METRIC: 0.5})
     suggestions.on_trial_complete("2", {METRIC: -1.0})
     suggestions.on_trial_complete("3", error=True)
+    assert not suggestions.comes_back("3", had_started=True, counts=True)
     told = advisor._study.trials
     assert all(trial.state.is_finished() for trial in told)
     assert [trial.value for trial in told if trial.value is not None] == [0.5]
