@@ -25,11 +25,12 @@ def programs():
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[str], Any]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """run(code): a Python program under watch that may wait for `released`, a file made at the second look
-    after `ready` is there."""
-    from study.process_tree import run_tree
+    after `ready` is there; memory is taken at every look."""
+    from study import process_tree
 
+    monkeypatch.setattr(process_tree, "MEMORY_SHARE", 1.0)
     looks = 0
 
     def progress() -> int:
@@ -41,7 +42,9 @@ def run(tmp_path: Path) -> Callable[[str], Any]:
 
     def run(code: str) -> Any:
         program = textwrap.dedent(PRELUDE) + textwrap.dedent(code)
-        return run_tree([sys.executable, "-c", program], tmp_path / "log", cwd=tmp_path, progress=progress)
+        return process_tree.run_tree(
+            [sys.executable, "-c", program], tmp_path / "log", cwd=tmp_path, progress=progress
+        )
 
     return run
 

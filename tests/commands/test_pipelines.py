@@ -115,7 +115,7 @@ def test_the_student_loads_in_open_clip_alone_with_the_same_embeddings(student, 
         tmp_path / "pixels.npy",
         tmp_path / "out.npz",
     ]
-    subprocess.run([str(word) for word in command], check=True, cwd=tmp_path, timeout=120)
+    subprocess.run([str(word) for word in command], check=True, cwd=tmp_path)
     found = np.load(tmp_path / "out.npz")
     clip = load_clip(str(student[0]))
     with torch.no_grad():

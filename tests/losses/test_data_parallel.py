@@ -28,7 +28,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in range(2)
     ]
     try:
-        assert [worker.wait(timeout=100) for worker in workers] == [0, 0]
+        assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
     finally:
         for worker in workers:
             worker.kill()

@@ -679,7 +679,7 @@ def killed(address, step, seconds):
     process = processes.Process(target=write_on, args=(address, step, sending))
     process.start()
     sending.close()
-    reports.poll(60)
+    reports.poll(None)
     time.sleep(seconds)
     process.kill()
     process.join()

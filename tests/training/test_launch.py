@@ -252,16 +252,31 @@ def test_nothing_but_checkpoints_lies_in_their_folder(undisturbed: Finished) -> 
     assert others == {".checkpoints"}
 
 
+def waiting(gates: dict[int, Path]) -> Fault:
+    """A forward pass of a number waits until its file is there."""
+
+    def wait(method: nn.Module, number: int) -> None:
+        while number in gates and not gates[number].exists():
+            time.sleep(0.01)
+
+    return wait
+
+
 @pytest.fixture(scope="module")
-def stopped(new_run: NewRun) -> Finished:
+def stopped(new_run: NewRun, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run in which Ctrl-C is pressed once the first step is done."""
-    run = new_run(fault=lambda method, number: time.sleep(0.5))
-    presses = iter([signal.SIGINT])
+    folder = tmp_path_factory.mktemp("gates")
+    pressed, asked = folder / "pressed", folder / "asked"
 
     def press(record: dict[str, Any]) -> None:
-        for key in presses:
-            os.kill(os.getpid(), key)
+        if record.get("step") == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            pressed.touch()
+        if record.get("step") == 2:
+            # It was taken after the first one was heard, and between the two the run was asked to stop.
+            asked.touch()
 
+    run = new_run(fault=waiting({2: pressed, 3: asked}))
     return Finished(run, run.go(press))
 
 
@@ -318,9 +333,10 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
 
 
 def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
-    new_run: NewRun, undisturbed: Finished
+    new_run: NewRun, undisturbed: Finished, tmp_path: Path
 ) -> None:
-    run = new_run(fault=lambda method, number: time.sleep(0.2))
+    # The first worker gets no further than this; the second one finds the way free.
+    run = new_run(fault=waiting({7: tmp_path / "killed"}))
     victims = list[int]()
 
     def kill(record: dict[str, Any]) -> None:
@@ -328,6 +344,7 @@ def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
             return
         victims.append(next(each["pid"] for each in run.records if "pid" in each))
         os.kill(victims[0], signal.SIGKILL)
+        (tmp_path / "killed").touch()
 
     outcome = run.go(kill)
     workers = {record["pid"] for record in run.records if "pid" in record}
@@ -340,14 +357,17 @@ def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
     assert_same_state(outcome.state, undisturbed.outcome.state)
 
 
-def test_a_run_that_another_command_goes_on_with_ends_and_writes_nothing(new_run: NewRun) -> None:
-    run = new_run(fault=lambda method, number: time.sleep(0.3))
-
+def test_a_run_that_another_command_goes_on_with_ends_and_writes_nothing(
+    new_run: NewRun, tmp_path: Path
+) -> None:
+    taken_over = tmp_path / "taken-over"
+    run = new_run(fault=waiting({2: taken_over}))
     folder = str(run.folder)
 
     def take_over(record: dict[str, Any]) -> None:
         if record.get("step") == 1:
             mark(folder)
+            taken_over.touch()
 
     _, problem = ray.get(alone.remote(run.plan, take_over))
     assert "another command goes on with this run" in problem

@@ -241,7 +241,7 @@ def gradients_of_two_workers(
         for rank in range(2)
     ]
     try:
-        assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
+        assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
     finally:
         for worker in workers:
             worker.kill()
