@@ -158,9 +158,13 @@ class Watch:
         for number in [*self.to_clear]:
             fs, path = fsspec.core.url_to_fs(trial_checkpoints(self.shared.checkpoints, number))
             try:
-                fs.rm(path, recursive=True)
+                if fs.exists(path):
+                    fs.rm(path, recursive=True)
+                else:
+                    self.to_clear.discard(number)
             except FileNotFoundError:
-                self.to_clear.discard(number)
+                # What writes there removes as well.
+                continue
             except OSError as error:
                 log.warning("%s: checkpoints of a trial at its end stay: %s", path, error)
 

@@ -77,11 +77,21 @@ def fit(
         channel = Channel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         plan = replace(plan, channel=channel)
         body = partial(train_alone, plan) if in_process else _trainer(plan, workers, scratch).fit
-        _run(body, channel, on_record, interrupted, in_process=in_process)
+        try:
+            _run(body, channel, on_record, interrupted, in_process=in_process)
+        except TrainingError:
+            # A worker may be lost when its work is done.
+            if not _is_complete(plan):
+                raise
     found = find_checkpoint(plan.storage.checkpoints)
     if found.manifest is None:
         raise TrainingError(f"training ended without a checkpoint. {' '.join(found.damaged)}".rstrip())
     return Outcome(read_checkpoint(plan.storage.checkpoints, found.manifest.step), interrupted.is_set())
+
+
+def _is_complete(plan: Plan) -> bool:
+    last = find_checkpoint(plan.storage.checkpoints).manifest
+    return last is not None and last.step >= plan.total_steps
 
 
 def _trainer(plan: Plan, workers: WorkersConfig, scratch: str) -> ray.train.torch.TorchTrainer:

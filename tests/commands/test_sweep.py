@@ -169,20 +169,22 @@ def test_training_with_the_best_options_gives_the_score_of_the_trial(trials, swe
 
 
 def test_a_resumed_sweep_runs_what_is_left_and_nothing_else(trials, swept, capsys):
-    # As a driver leaves it that was killed while trial 1 was on its way.
+    # As a driver leaves it that was killed while trial 1 was on its way, after trial 3 had been stopped.
     path = swept / "trials" / "001" / "trial.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "status": "running", "scores": content["scores"][:1]}))
+    path = swept / "trials" / "003" / "trial.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "stopped"}))
     untouched = (swept / "trials" / "000" / "metrics.jsonl").stat().st_mtime_ns
     assert run_sweep("--resume", swept) == 0
     printed = capsys.readouterr().out
-    assert "1 done before" in printed
+    assert "2 done before" in printed
     again = read_trials(swept)
     assert {number: trial.status for number, trial in again.items()} == {
         0: "finished",
         1: "finished",
         2: "failed",
-        3: "failed",
+        3: "stopped",
     }
     assert again[1].scores == trials[1].scores
     assert again[0] == trials[0]
