@@ -1,8 +1,11 @@
-"""Flags, YAML and messages, through the public commands in processes of their own."""
+"""Flags, YAML and messages, through the programs of the public commands."""
 
+import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,9 +27,27 @@ from beamclip.errors import InputError
 ROOT = Path(__file__).parents[2]
 
 
-def run(pipeline: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "pipelines" / f"{pipeline}.py"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@dataclass(frozen=True)
+class Ended:
+    """What a program left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(capsys, monkeypatch) -> Callable[..., Ended]:
+    """run(pipeline, *flags): a program in this process, which has its imports already."""
+
+    def run(pipeline: str, *flags: str) -> Ended:
+        program = str(ROOT / "pipelines" / f"{pipeline}.py")
+        monkeypatch.setattr(sys, "argv", [program, *flags])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(program, run_name="__main__")
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 def test_a_flag_wins_over_yaml_and_yaml_over_the_default(tmp_path):
@@ -93,7 +114,7 @@ def test_every_option_has_a_name_of_its_own_and_a_text(config_class):
 
 
 @pytest.mark.parametrize("pipeline", ["ingest", "pretrain", "distill", "evaluate"])
-def test_help_names_every_option(pipeline):
+def test_help_names_every_option(pipeline, run):
     config_class = {
         "ingest": IngestConfig,
         "pretrain": PretrainConfig,
@@ -132,9 +153,16 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(capsys):
         (["--resume", "nowhere"], "--resume nowhere: no run there (config.yaml is missing)"),
     ],
 )
-def test_a_wrong_flag_is_one_line_and_exit_code_2(flags, message):
+def test_a_wrong_flag_is_one_line_and_exit_code_2(flags, message, run):
     done = run("distill", *flags)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {message}")
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_a_program_needs_nothing_of_the_process_that_the_tests_run_in(tmp_path):
+    command = [sys.executable, str(ROOT / "pipelines" / "distill.py"), "--studnet", "resnet18"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: Unrecognized options: --studnet")
