@@ -39,10 +39,10 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     # Ctrl-C is ours to hear.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # A process that takes the next trial has to end the training of the one that was stopped first. Where it
-    # takes longer than this, Tune drops the next trial without a word, and its place with it: never, then.
+    # Before a process runs the next trial, the training of the one that was stopped has to end. If that takes
+    # longer than this, Tune silently drops the next trial and never frees its slot: wait as long as it takes.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "1000000",
-    # Whether it counts is decided here; Tune would start the trial again as it was at its first start.
+    # Every loss is handled here: a restart by Tune itself would not know of the scores since the first start.
     "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000",
@@ -70,7 +70,7 @@ class Listener(Protocol):
         """A trial was scored."""
 
     def lost(self, number: int, cause: str) -> None:
-        """A trial's process was lost, mostly; the trial will begin again."""
+        """A trial lost its process, or met the error that `cause` tells; it will begin again."""
 
     def ended(self, number: int, problem: str | None) -> None:
         """A trial is at its end, was stopped early, or was lost, for a reason."""
@@ -146,8 +146,8 @@ class Advisor:
 class Suggestions(Searcher):
     """Trials in the order in which they are to run: first those on a list, then those of an advisor.
 
-    One whose process was lost comes back to the head of the list. Tune's own restarts are not used: where a
-    process dies between two trials, Tune hears of it twice, and takes the second of them for failed.
+    A trial that lost its process returns to the head of the list. Tune's own restarts are not used: when a
+    process dies idle between two trials, Tune handles the loss twice and fails the trial that was to use it.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Suggestions(Searcher):
     ) -> None:
         """Args:
         numbers: of the trials that the advisor is asked for.
-        max_failures: times that a trial comes back.
+        max_failures: how often a trial may lose its process and start again; no limit below 0.
         """
         super().__init__(metric=METRIC, mode="max")
         self._listed = deque(_Begun(trial.number, trial.settings, trial.step) for trial in listed)
@@ -182,29 +182,29 @@ class Suggestions(Searcher):
         return asdict(begun)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Keep in mind from where the trial would go on."""
+        """Remember the step from which the trial would resume."""
         self._running[trial_id] = replace(self._running[trial_id], step=result["step"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Pass the score on. Of a trial that ended by an error, `comes_back` decides."""
+        """Pass the score on. `comes_back` decides what becomes of a trial that ended in an error."""
         if not error:
             score = None if result is None else result.get(METRIC)
             self._end(trial_id, None if score == NO_SCORE else score)
 
     def comes_back(self, trial_id: str, *, had_started: bool, counts: bool) -> bool:
-        """Whether a trial that ended by an error is put on the list again, or has failed.
+        """Whether a trial that ended in an error starts again; otherwise it has failed.
 
         Args:
-            had_started: otherwise it was to run in a process that had died before, for which it is not to
-                blame; where it cannot start at all, it fails none the less.
-            counts: whether this is one of the times that max_failures allows.
+            had_started: False if its process died before the trial began. Once, that is not its loss: the
+                process may have died idle. A trial whose processes keep dying at the start fails.
+            counts: whether the loss is one of those that max_failures limits.
         """
         begun = self._running[trial_id]
-        losses = (begun.number, had_started)
-        self._losses[losses] += counts
-        if self._losses[losses] > self.max_failures + (not had_started):
+        self._losses[begun.number, had_started] += counts
+        allowed = self.max_failures + (not had_started)
+        if 0 <= self.max_failures and self._losses[begun.number, had_started] > allowed:
             self._end(trial_id, None)
             return False
         self._listed.appendleft(self._running.pop(trial_id))
@@ -299,7 +299,7 @@ def run_trials(
 ) -> None:
     """Run all trials, so many at a time, until the last one ended or the event is set.
 
-    A trial whose process is lost is started again, as often as the suggestions say; one that fails otherwise
+    A trial that loses its process starts again, as often as the suggestions allow; one that fails otherwise
     says so in a report. Neither ends the others.
 
     Args:
