@@ -204,7 +204,7 @@ class Suggestions(Searcher):
         begun = self._running[trial_id]
         self._losses[begun.number, had_started] += counts
         allowed = self.max_failures + (not had_started)
-        if 0 <= self.max_failures and self._losses[begun.number, had_started] > allowed:
+        if self.max_failures >= 0 and self._losses[begun.number, had_started] > allowed:
             self._end(trial_id, None)
             return False
         self._listed.appendleft(self._running.pop(trial_id))
