@@ -55,7 +55,7 @@ def sweep(config: SweepConfig) -> Summary:
         suggestions = _suggestions(config, loaded.space, trials)
         watch = Watch(out, config, shared, tracking, trials, len(suggestions))
         text = f"{count(len(suggestions), 'trial')}, {concurrent} at a time, {_threads(shared)}"
-        stage("trials", text, _done_before(trials))
+        stage("trials", text if len(suggestions) else "none left to run", _done_before(trials))
         with interrupts() as interrupted, watch.watching(interrupted):
             if len(suggestions):
                 body = ray.tune.with_parameters(run_trial, shared=shared)

@@ -78,10 +78,8 @@ def _absolute(address: Address) -> Address:
 
 def load_sweep(config: SweepConfig) -> Loaded:
     """Load everything that can be wrong before anything is started."""
+    _check_given(config)
     check_options(config)
-    if config.classes is None or config.scoring.eval_data is None:
-        missing = "--classes FILE" if config.classes is None else "--eval-data LABELLED"
-        raise InputError(f"{missing} is missing: trials are compared by zero-shot scores on held-out images.")
     space = parse_space(config.search.vary, config)
     if config.search.grid:
         grid(space)
@@ -107,6 +105,21 @@ def load_sweep(config: SweepConfig) -> Loaded:
     total = combinations(space)
     stage("space", tried, f"{count(total, 'combination')}" if total else "")
     return Loaded(inputs, space, students)
+
+
+def _check_given(config: SweepConfig) -> None:
+    required = {
+        "--data SHARDS": config.data,
+        "--teacher T": config.teacher,
+        "--classes FILE": config.classes,
+        "--eval-data LABELLED": config.scoring.eval_data,
+    }
+    missing = [option for option, value in required.items() if value is None]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} missing. A sweep trains students of a teacher and compares them by their "
+            "zero-shot scores on held-out images."
+        )
 
 
 def _extent(choice: Any) -> str:
