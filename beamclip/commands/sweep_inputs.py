@@ -152,6 +152,8 @@ def prepared(
     Returns:
         Beside it, for each `prompts_key` a name that is the same for the same anchors.
     """
+    # Before the cache, which may take hours: here it shows whether the labels are those of the classes.
+    students = _students(config, loaded)
     data = _cache(config, loaded, out)
     base = _base(config, data, out, concurrent)
     cached = replace(loaded.inputs, manifest=finished_manifest(data), shards=list_shards(data))
@@ -165,7 +167,7 @@ def prepared(
     shared = Shared(
         base=base,
         images=Images(cached.shards, views[0], cached.manifest.image_size),
-        students=_students(config, loaded),
+        students=students,
         anchors={key: (ray.put(used), ray.put(own)) for key, (used, own) in anchors.items()},
         num_classes=len(cached.classes),
         checkpoints=checkpoint_address(config.checkpoint.checkpoints, out),

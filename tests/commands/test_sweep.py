@@ -230,6 +230,10 @@ def test_more_trials_can_be_asked_for_and_none_comes_twice(tmp_path):
         (["--vary", "lr=1e-4..1e-2", "--grid"], "lr has a range"),
         (["--vary", "lr=1e-3", "--max-concurrent", "99"], "--max-concurrent 99: 99 trials"),
         (["--vary", "lr=1e-3", "--eval-data", "nowhere"], "nowhere"),
+        (
+            ["--vary", "lr=1e-3", "--label-column", "style"],
+            "labels (column 'style') must be ids of the class",
+        ),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_a_trial_or_a_cache(
