@@ -15,8 +15,9 @@ from beamclip.commands.distill import distill
 from beamclip.commands.evaluate import evaluate
 from beamclip.commands.sweep import sweep
 from beamclip.commands.sweep_inputs import with_own_values
-from beamclip.commands.templates import warn_of_misfit, with_templates
+from beamclip.commands.templates import embedded_by, warn_of_misfit, with_templates
 from beamclip.config import DistillConfig, EvaluateConfig, SweepConfig
+from beamclip.data.shards import list_shards
 from beamclip.models.clip import LoadedClip, load_clip, new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import PromptConfig
@@ -58,6 +59,17 @@ def test_nothing_is_compared_where_the_templates_are_known_to_fit(clip, tmp_path
 
     known = replace(clip, fitting=BY_NAMES)
     warn_of_misfit(NAME, CLASSES, known, never, WorkersConfig(), tmp_path)
+
+
+def test_images_are_embedded_without_a_trace_in_what_training_starts_from(clip, corpus):
+    tower, state = clip.image_tower, torch.get_rng_state()
+    before = {name: value.clone() for name, value in tower.network.state_dict().items()}
+    embeddings = embedded_by(tower, list_shards(str(corpus.train)), WorkersConfig())()
+    assert embeddings.shape == (200, 32)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(200))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.requires_grad for parameter in tower.network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in tower.network.state_dict().items())
 
 
 def test_auto_is_what_the_model_says_and_photo_where_it_says_nothing(clip, capsys):
