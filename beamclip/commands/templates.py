@@ -31,7 +31,7 @@ IMAGES, CLASSES = 256, 256
 COMPARED_SETS = (*TEMPLATE_SETS, "openai7")
 _SHARDS, _PASSED = 16, 4
 """Shards that images are taken of, and rows that are read for each that is taken."""
-_LEAST_GAIN, _LEAST_RATIO = 0.1, 1.1
+_LEAST_GAIN, _LEAST_RATIO = 0.05, 1.05
 """In nats, and as a factor: what other templates must add before a word is said about it."""
 
 Embed = Callable[[], Tensor]
