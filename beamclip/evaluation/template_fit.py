@@ -4,6 +4,10 @@ A text tower that does not know a template puts the prompts of all classes close
 them the nearest of every image. Confidence does not show the second: it can rise by it. What shows both is
 the information that an image carries about the predicted class, which is high where each prediction is sure
 and the predictions differ from image to image.
+
+Tried on three teachers trained from scratch, whose captions were bare names, "a photo of a ..." and those of
+the embedded corpus: of six sets of templates, information was largest for the most accurate one each time,
+mean confidence and the margin between the two best classes for another one each time.
 """
 
 import torch
