@@ -63,7 +63,8 @@ class DistillConfig:
     """Further teachers: the anchors' similarities are averaged over all; the student takes the text tower of
     the first."""
     classes: Path | None = None
-    """Class list (text, YAML or JSON): the anchors, and the labels that the student is scored on."""
+    """Class list: the anchors, and the labels that the student is scored on. YAML or JSON, or a text of one
+    name a line, in which `# ...` is a comment: a name that begins with # needs YAML."""
     anchors: Literal["classes", "captions", "both"] = "classes"
     """Whether the text anchors are the classes' prompts, captions drawn from the shards, or both."""
     caption_anchors: int = 4096
@@ -195,7 +196,8 @@ class PromptsConfig:
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pretrain.py."""
     data: str | None = None
-    """Shards whose captions context_source captions reads."""
+    """Shards on whose images sets of templates are compared, and whose captions context_source captions
+    reads."""
     show: tuple[str, ...] = ()
     """Names or ids of classes to print the prompts of; by default the closest pair."""
     pairs: int = 20

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from beamclip.errors import InputError
 from beamclip.models.clip import CONFIG_FILE, LoadedClip
 from beamclip.models.msclip import split_msclip
+from beamclip.prompts.fitting import write_fitting
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
 def write_open_clip_dir(clip: LoadedClip, out: Path, card: Mapping[str, Any]) -> Path:
-    """Write an open_clip local directory: config, weights as safetensors, and a model card.
+    """Write an open_clip local directory: config, weights as safetensors, model card, and templates that fit.
 
     The directory appears whole or not at all, and replaces one that was written before.
 
@@ -43,6 +44,8 @@ def write_open_clip_dir(clip: LoadedClip, out: Path, card: Mapping[str, Any]) ->
         # open_clip looks for such a tokenizer in the directory itself; CLIP's own is part of its package.
         if isinstance(clip.tokenizer, HFTokenizer):
             clip.tokenizer.save_pretrained(directory)
+        if clip.fitting is not None:
+            write_fitting(clip.fitting, directory)
         (directory / "README.md").write_text(_card_text(clip, card), encoding="utf-8")
 
     return _write_whole(out, CONFIG_FILE, write)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from beamclip.errors import InputError
 from beamclip.export import write_open_clip_dir, write_timm_backbone
 from beamclip.models.clip import LoadedClip, load_clip, new_clip
 from beamclip.models.student import StudentConfig, backbone_features, build_student
+from beamclip.prompts.fitting import FITTING_FILE, fitting_of
 
+FITTING = fitting_of(["crane", "owl"], ["crane", "owl"])
 TEXTS = ["a photo of a crane", "a drawing of a whale"]
 
 FOREIGN_PROGRAM = """
@@ -47,7 +50,8 @@ def student(teacher: LoadedClip) -> LoadedClip:
 
 
 def test_a_process_without_beamclip_gets_the_same_embeddings(tmp_path: Path, student: LoadedClip) -> None:
-    directory = write_open_clip_dir(student, tmp_path / "model", {})
+    directory = write_open_clip_dir(replace(student, fitting=FITTING), tmp_path / "model", {})
+    assert (directory / FITTING_FILE).exists()
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     torch.save(images, tmp_path / "images.pt")
     (tmp_path / "elsewhere").mkdir()
@@ -68,10 +72,18 @@ def test_a_process_without_beamclip_gets_the_same_embeddings(tmp_path: Path, stu
 
 
 def test_a_reloaded_export_is_the_model_that_was_written(tmp_path: Path, teacher: LoadedClip) -> None:
-    loaded = load_clip(str(write_open_clip_dir(teacher, tmp_path / "model", {})))
+    told = replace(teacher, fitting=FITTING)
+    loaded = load_clip(str(write_open_clip_dir(told, tmp_path / "model", {})))
     assert loaded.fingerprint == teacher.fingerprint
+    assert loaded.fitting == FITTING
     assert loaded.model_cfg == teacher.model_cfg
     assert loaded.preprocess_cfg == teacher.preprocess_cfg
+
+
+def test_a_student_goes_by_the_templates_of_its_teacher(teacher: LoadedClip) -> None:
+    assert teacher.fitting is None
+    told = replace(teacher, fitting=FITTING)
+    assert build_student(StudentConfig(student="test_resnet"), told, seed=0).fitting == FITTING
 
 
 def test_weights_in_channels_last_are_written_as_they_are(tmp_path: Path, teacher: LoadedClip) -> None:

@@ -1,6 +1,6 @@
 """Text anchors of a run: from a class list, from captions of the shards, or from both."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,20 @@ from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import (
+    AnchorReduce,
     Anchors,
     PromptConfig,
     caption_anchors,
     class_prompts,
+    count_alike,
     encode_anchors,
     truncated_prompts,
 )
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.contexts import Source
+
+_ONE_ANCHOR = "With one anchor there is nothing to learn or to score"
+_CONTEXTS = "Contexts part classes of one name (--context-source, --num-contexts)"
 
 
 def class_anchors(
@@ -37,16 +42,46 @@ def class_anchors(
 
     Args:
         outside: see context_sources.
+
+    Raises:
+        InputError: all classes have the same prompts, or a context source has nothing.
     """
     prompts = class_prompts(classes, config, outside)
+    refuse_one_class(classes)
+    alike = refuse_alike(prompts)
+    if alike:
+        text = f"{alike:,} of {count(len(classes), 'class')} share their prompts with another one"
+        stage("warning", f"{text}: no image can tell these apart. {_CONTEXTS}")
     _warn_of_cuts(prompts, classes, clip)
+    anchors, encoded = encoded_prompts(prompts, config.anchor_reduce, clip, workers, cache_dir)
+    text = f"{count(len(classes), 'class')}, {count(sum(map(len, prompts)), 'prompt')}"
+    stage("anchors", text, "encoded" if encoded else "cached")
+    return anchors
+
+
+def encoded_prompts(
+    prompts: list[list[str]],
+    reduce: AnchorReduce,
+    clip: LoadedClip,
+    workers: WorkersConfig,
+    cache_dir: Path,
+) -> tuple[Anchors, bool]:
+    """Anchors of the prompts of each class, and whether any had to be encoded; see `encode_anchors`."""
     missing = _EncodeOnce(clip, workers)
     anchors = encode_anchors(
-        prompts, missing, config.anchor_reduce, cache_dir=cache_dir, encoder_fingerprint=clip.fingerprint
+        prompts, missing, reduce, cache_dir=cache_dir, encoder_fingerprint=clip.fingerprint
     )
-    text = f"{count(len(classes), 'class')}, {count(sum(map(len, prompts)), 'prompt')}"
-    stage("anchors", text, "encoded" if missing.called else "cached")
-    return anchors
+    return anchors, missing.called
+
+
+def refuse_one_class(classes: Sequence[ClassEntry]) -> None:
+    """Raises InputError for a class list of one class: every image is nearest to its anchor."""
+    if len(classes) == 1:
+        name = classes[0].name
+        advice = " In a text list each class has a line of its own." if "," in name else ""
+        raise InputError(
+            f"--classes: holds one class, {name[:60]!r}. {_ONE_ANCHOR}: give two classes or more.{advice}"
+        )
 
 
 def captions_as_anchors(
@@ -69,6 +104,11 @@ def captions_as_anchors(
             "--anchors captions: the shards hold no captions. Use --anchors classes with --classes FILE."
         )
     drawn = np.random.default_rng(seed).permutation(sorted(captions))[:number].tolist()
+    if len(drawn) < 2:
+        raise InputError(
+            f"--anchors captions: one caption was drawn, {drawn[0][:60]!r}. {_ONE_ANCHOR}: give captions "
+            "that differ, or --caption-anchors above 1."
+        )
     missing = _EncodeOnce(clip, workers)
     anchors = caption_anchors(drawn, missing, cache_dir=cache_dir, encoder_fingerprint=clip.fingerprint)
     stage("anchors", count(len(drawn), "caption"), "encoded" if missing.called else "cached")
@@ -117,6 +157,21 @@ class _EncodeOnce:
                 return self.teacher.encode_text(texts).cpu().numpy()
 
         return ray.remote(num_gpus=1, num_cpus=0)(TextTower).remote(self.clip)
+
+
+def refuse_alike(prompts: Sequence[Sequence[str]]) -> int:
+    """How many classes share their prompts with another one.
+
+    Raises:
+        InputError: all do, with each other.
+    """
+    distinct, alike = count_alike(prompts)
+    if distinct < 2:
+        raise InputError(
+            f"--classes: all {count(len(prompts), 'class')} have the same prompts, first: "
+            f"{prompts[0][0][:60]!r}. {_ONE_ANCHOR}. {_CONTEXTS}."
+        )
+    return alike
 
 
 def _warn_of_cuts(prompts: list[list[str]], classes: list[ClassEntry], clip: LoadedClip) -> None:

@@ -3,14 +3,16 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
+from beamclip.commands.anchoring import refuse_alike, refuse_one_class
 from beamclip.commands.console import count, stage
 from beamclip.data.cooccurrence import caption_words
 from beamclip.data.shards import Columns, Shard, check_texts, fingerprint, list_shards
 from beamclip.errors import InputError
-from beamclip.prompts.anchors import PromptConfig
+from beamclip.prompts.anchors import PromptConfig, class_prompts
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.contexts import CAPTIONS, NONE, WORDNET, Source, class_contexts, source_names
 from beamclip.prompts.wordnet import wordnet_contexts
@@ -23,10 +25,11 @@ def check_contexts(classes: Sequence[ClassEntry], config: PromptConfig, data: st
     """Refuse what cannot be had, before anything is started; captions are not counted yet.
 
     Args:
+        classes: may be empty, where a command needs none.
         data: address of the command's shards, if it has any.
 
     Raises:
-        InputError: see `class_contexts`; or there are no captions to read.
+        InputError: see `class_contexts`; there are no captions to read; or fewer than two classes differ.
     """
     names = source_names(config.context_source)
     lexicon = _lexicon(config)
@@ -36,6 +39,11 @@ def check_contexts(classes: Sequence[ClassEntry], config: PromptConfig, data: st
             check_texts(list_shards(address), _columns(config), address)
         else:
             class_contexts(classes, name, config.num_contexts, lexicon)
+    if classes:
+        refuse_one_class(classes)
+        if not (config.num_contexts and CAPTIONS in names):
+            # Templates part no classes: any will do.
+            refuse_alike(class_prompts(classes, replace(config, templates=("name",)), lexicon))
 
 
 def context_sources(

@@ -1,9 +1,9 @@
 """Distil a CLIP teacher into a small student, from images alone."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -13,6 +13,13 @@ from beamclip.commands.console import count, percent, stage
 from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
+from beamclip.commands.templates import (
+    embedded_by,
+    kept_in,
+    warn_of_misfit,
+    warn_of_other_teachers,
+    with_templates,
+)
 from beamclip.commands.train import (
     Trained,
     check_batches,
@@ -45,6 +52,8 @@ from beamclip.prompts.contexts import Source
 from beamclip.summary import Summary
 from beamclip.training.distillation import Images, distillation_plan, restore_student
 from beamclip.training.process import hand_back_freed_memory
+
+Distilling = TypeVar("Distilling", bound=DistillConfig)
 
 
 @dataclass(frozen=True)
@@ -163,9 +172,12 @@ def distill(config: DistillConfig) -> Summary:
     inputs = load_inputs(config)
     given, config = config, sized(config, inputs.shards)
     show_chosen(given, config, inputs.shards)
+    config = with_own_templates(config, inputs)
     open_run(config, run_dir, inputs.shards)
     with ray_session(), tracked(config, run_dir, "distill") as tracking:
         check_resources(config.workers)
+        if config.resume is None:
+            check_templates(config, inputs, run_dir.parent / "anchors")
         anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")
         plan = distillation_plan(
             config,
@@ -205,6 +217,29 @@ def distill(config: DistillConfig) -> Summary:
         )
     show_distilled(summary, trained, inputs, run_dir)
     return summary
+
+
+def with_own_templates(config: Distilling, inputs: Inputs) -> Distilling:
+    """The configuration with the templates that `auto` stands for, which are the first teacher's."""
+    if not inputs.classes:
+        return config
+    return replace(config, prompts=with_templates(config.prompts, inputs.teachers[0]))
+
+
+def check_templates(config: DistillConfig, inputs: Inputs, cache: Path) -> None:
+    """Warn of templates that do not seem to fit the first teacher.
+
+    Args:
+        cache: folder in which encoded prompts are kept.
+    """
+    if not inputs.classes:
+        return
+    if inputs.views:
+        embed = kept_in(inputs.views, inputs.shards)
+    else:
+        embed = embedded_by(inputs.image_towers[0], inputs.shards, config.workers)
+    warn_of_misfit(config.prompts, inputs.classes, inputs.teachers[0], embed, config.workers, cache)
+    warn_of_other_teachers(config.prompts, inputs.teachers)
 
 
 def anchors_of(config: DistillConfig, inputs: Inputs, cache: Path) -> tuple[list[Anchors], Anchors | None]:

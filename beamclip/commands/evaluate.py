@@ -1,15 +1,17 @@
 """Score a model on labelled images."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from beamclip.cluster import check_resources, ray_session
-from beamclip.commands.anchoring import class_anchors
+from beamclip.commands.anchoring import class_anchors, refuse_one_class
 from beamclip.commands.console import count, percent, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
 from beamclip.commands.scoring import SCORING_TEMPERATURE
+from beamclip.commands.templates import warn_of_misfit, with_templates
 from beamclip.config import EvaluateConfig, parameters, write_config
 from beamclip.data.shards import list_labelled
 from beamclip.errors import InputError
@@ -32,8 +34,12 @@ def evaluate(config: EvaluateConfig) -> Summary:
     model, address, class_list = _required(config)
     run_dir = new_run_dir(config.out, "evaluate")
     classes = load_classes(class_list)
-    check_contexts(classes, config.prompts, address)
+    refuse_one_class(classes)
+    if "zeroshot" in config.tasks:
+        check_contexts(classes, config.prompts, address)
     clip = load_clip(model)
+    if "zeroshot" in config.tasks:
+        config = replace(config, prompts=with_templates(config.prompts, clip))
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(config, run_dir / CONFIG_FILE)
     with (
@@ -109,6 +115,7 @@ def _run_tasks(
     if "zeroshot" in config.tasks:
         cache = run_dir.parent / "anchors"
         outside = context_sources(classes, config.prompts, config.data, cache)
+        warn_of_misfit(config.prompts, classes, clip, lambda: encoded.embeddings, config.workers, cache)
         anchors = class_anchors(classes, config.prompts, outside, clip, config.workers, cache)
         metrics |= zeroshot_metrics(
             encoded.embeddings, encoded.labels, anchors, len(classes), temperature=SCORING_TEMPERATURE

@@ -1,7 +1,7 @@
 """Train an image and a text tower from captioned images: a teacher, if none is at hand."""
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import ray
@@ -12,6 +12,7 @@ from beamclip.commands.console import count, percent, stage
 from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, score_zeroshot
+from beamclip.commands.templates import seen_captions, with_templates
 from beamclip.commands.train import (
     check_batches,
     finish,
@@ -32,6 +33,7 @@ from beamclip.export import write_open_clip_dir
 from beamclip.losses.psd import PsdConfig
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.prompts.fitting import fitting_of
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder
 from beamclip.training.checkpoint import State
@@ -47,6 +49,7 @@ class Inputs:
 
     shards: list[Shard]
     clip: LoadedClip
+    """With the templates that fit the captions of the shards."""
     classes: list[ClassEntry]
 
 
@@ -70,7 +73,9 @@ def load_inputs(config: PretrainConfig) -> Inputs:
         check_contexts(classes, config.prompts, config.data)
     clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
     stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
-    return Inputs(shards, clip, classes)
+    captions = seen_captions(shards, columns_of(config), config.captions)
+    fitting = fitting_of(captions, [entry.name for entry in classes]) if captions else None
+    return Inputs(shards, replace(clip, fitting=fitting), classes)
 
 
 def _refuse_idle_options(config: PretrainConfig) -> None:
@@ -103,6 +108,7 @@ def pretrain(config: PretrainConfig) -> Summary:
     inputs = load_inputs(config)
     given, config = config, sized(config, inputs.shards)
     show_chosen(given, config, inputs.shards)
+    config = replace(config, prompts=with_templates(config.prompts, inputs.clip))
     open_run(config, run_dir, inputs.shards)
     with ray_session(), tracked(config, run_dir, "pretrain") as tracking:
         check_resources(config.workers)
@@ -171,7 +177,8 @@ def restore_clip(clip: LoadedClip, state: State) -> LoadedClip:
     own = {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
     clip.model.load_state_dict(own)
     clip.model.eval()
-    return assemble(clip.model, clip.tokenizer, clip.model_cfg, clip.preprocess_cfg, address=clip.address)
+    trained = assemble(clip.model, clip.tokenizer, clip.model_cfg, clip.preprocess_cfg, address=clip.address)
+    return replace(trained, fitting=clip.fitting)
 
 
 def _score(

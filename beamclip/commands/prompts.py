@@ -10,18 +10,21 @@ from pathlib import Path
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig, ray_session
-from beamclip.commands.anchoring import class_anchors
+from beamclip.commands.anchoring import class_anchors, encoded_prompts, refuse_one_class
 from beamclip.commands.console import count, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, new_run_dir
+from beamclip.commands.templates import Fit, compare_templates, embedded_by, say_misfit, with_templates
 from beamclip.config import PromptsConfig, write_config
+from beamclip.data.shards import list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.anchor_report import plot_contexts
 from beamclip.evaluation.anchor_spread import Spread, class_means, closest_pairs, nearest, spread
-from beamclip.models.clip import LoadedClip, load_clip, text_tower
-from beamclip.prompts.anchors import PromptConfig, class_prompts
+from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
+from beamclip.prompts.anchors import PromptConfig, class_prompts, count_alike
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.contexts import CAPTIONS, source_names
+from beamclip.prompts.texts import nfc
 from beamclip.summary import Summary, write_summary
 
 PROMPTS_FILE, PAIRS_FILE, PICTURE = "prompts.csv", "pairs.csv", f"{PLOTS}/contexts.png"
@@ -64,12 +67,14 @@ def show_prompts(config: PromptsConfig) -> Summary:
         InputError: something that was given cannot be used.
     """
     began = time.perf_counter()
-    classes, clip = _load(config)
+    classes, clip, tower = _load(config)
+    config = replace(config, prompts=with_templates(config.prompts, clip))
     asked = _asked(config.show, classes)
     run_dir = new_run_dir(config.out, "prompts")
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(config, run_dir / CONFIG_FILE)
-    compared = _compare(config, classes, clip, run_dir.parent / "anchors")
+    cache = run_dir.parent / "anchors"
+    compared = _compare(config, classes, clip, cache)
     pairs = _closest(compared, config.pairs)
     spreads = [spread(each) for each in compared.means]
     _write_prompts(run_dir / PROMPTS_FILE, compared)
@@ -84,22 +89,26 @@ def show_prompts(config: PromptsConfig) -> Summary:
     )
     _print_prompts(asked or list(pairs[0].places), compared)
     _print_pairs(pairs, compared.num_contexts[1])
-    _print_spread(spreads, compared.num_contexts[1])
-    summary = _summary(began, compared, spreads)
+    _print_spread(spreads, compared)
+    fits = _compare_templates(config, classes, clip, tower, cache)
+    _print_fits(fits, clip)
+    summary = _summary(began, compared, spreads, fits)
     write_summary(run_dir, summary)
     print(f"{run_dir}: {PROMPTS_FILE}  {PAIRS_FILE}  {PICTURE}  summary.json")
     return summary
 
 
-def _load(config: PromptsConfig) -> tuple[list[ClassEntry], LoadedClip]:
+def _load(config: PromptsConfig) -> tuple[list[ClassEntry], LoadedClip, ImageTower]:
     if config.classes is None or config.teacher is None:
         missing = "--classes FILE" if config.classes is None else "--teacher T"
         raise InputError(f"{missing} is missing. --help lists all options.")
     classes = load_classes(config.classes)
-    if len(classes) < 2:
-        raise InputError(f"{config.classes}: holds one class. Give two or more: they are compared.")
+    refuse_one_class(classes)
     check_contexts(classes, config.prompts, config.data)
-    return classes, text_tower(load_clip(config.teacher))
+    if config.data is not None:
+        list_shards(config.data)
+    clip = load_clip(config.teacher)
+    return classes, text_tower(clip), clip.image_tower
 
 
 def _compare(config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip, cache: Path) -> Compared:
@@ -110,15 +119,29 @@ def _compare(config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip,
     bare, chosen = replace(config.prompts, num_contexts=0), config.prompts
 
     def means(setting: PromptConfig) -> Tensor:
-        anchors = class_anchors(classes, setting, outside, clip, WorkersConfig(), cache)
+        # Bare names may all be alike: what contexts make of them is the question.
+        prompts = class_prompts(classes, setting, outside)
+        anchors, _ = encoded_prompts(prompts, setting.anchor_reduce, clip, WorkersConfig(), cache)
         return class_means(anchors, len(classes))
 
+    with_contexts = class_anchors(classes, chosen, outside, clip, WorkersConfig(), cache)
     return Compared(
         classes,
         (0, chosen.num_contexts),
         (class_prompts(classes, bare, outside), class_prompts(classes, chosen, outside)),
-        (means(bare), means(chosen)),
+        (means(bare), class_means(with_contexts, len(classes))),
     )
+
+
+def _compare_templates(
+    config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip, tower: ImageTower, cache: Path
+) -> list[Fit]:
+    """How well sets of templates fit the teacher, by some images of --data; none without it."""
+    if config.data is None:
+        return []
+    workers = WorkersConfig()
+    images = embedded_by(tower, list_shards(config.data), workers)()
+    return compare_templates(config.prompts, classes, clip, images, workers, cache)
 
 
 def _closest(compared: Compared, most: int) -> list[Pair]:
@@ -138,7 +161,7 @@ def _closest(compared: Compared, most: int) -> list[Pair]:
 def _asked(names: Sequence[str], classes: list[ClassEntry]) -> list[int]:
     """Places of the classes with these names or ids, all those of one name."""
     found = []
-    for name in names:
+    for name in map(nfc, names):
         places = [i for i, entry in enumerate(classes) if name in (entry.id, entry.name)]
         if not places:
             near = [entry.name for entry in classes if name.lower() in entry.name.lower()][:3]
@@ -168,15 +191,26 @@ def _print_pairs(pairs: list[Pair], contexts: int) -> None:
     print()
 
 
-def _print_spread(spreads: list[Spread], contexts: int) -> None:
+def _print_fits(fits: list[Fit], clip: LoadedClip) -> None:
+    print()
+    if not fits:
+        stage("templates", "give --data SHARDS to compare sets of templates on images")
+        return
+    rows = [["templates, bare names", "what predictions say about an image, nats"]]
+    table(rows + [[fit.label, f"{fit.nats:.3f}"] for fit in fits])
+    say_misfit(fits, clip)
+
+
+def _print_spread(spreads: list[Spread], compared: Compared) -> None:
     headings = {
         "mean_cosine": "cosine of two classes, mean",
         "nearest_cosine": "cosine of a class and its nearest, mean",
         "effective_rank": "effective rank",
     }
-    rows = [["anchors", "bare", f"{contexts} contexts"]]
+    rows = [["anchors", "bare", f"{compared.num_contexts[1]} contexts"]]
     for name, heading in headings.items():
         rows.append([heading, *(f"{getattr(each, name):.3f}" for each in spreads)])
+    rows.append(["classes that share their prompts", *(f"{count_alike(p)[1]:,}" for p in compared.prompts)])
     table(rows)
 
 
@@ -199,7 +233,7 @@ def _write_pairs(path: Path, compared: Compared, pairs: list[Pair]) -> None:
             writer.writerow([*named, *(f"{cosine:.6f}" for cosine in pair.cosines)])
 
 
-def _summary(began: float, compared: Compared, spreads: list[Spread]) -> Summary:
+def _summary(began: float, compared: Compared, spreads: list[Spread], fits: list[Fit]) -> Summary:
     bare, chosen = (asdict(each) for each in spreads)
     return Summary(
         command="prompts",
@@ -207,5 +241,10 @@ def _summary(began: float, compared: Compared, spreads: list[Spread]) -> Summary
         wall_seconds=time.perf_counter() - began,
         metrics={**{f"bare_{name}": value for name, value in bare.items()}, **chosen},
         paths={"prompts": PROMPTS_FILE, "pairs": PAIRS_FILE, "plots": PLOTS},
-        stages={"classes": len(compared.classes), "prompts": sum(map(len, compared.prompts[1]))},
+        stages={
+            "classes": len(compared.classes),
+            "prompts": sum(map(len, compared.prompts[1])),
+            "alike": count_alike(compared.prompts[1])[1],
+            "template_nats": {fit.label: fit.nats for fit in fits},
+        },
     )

@@ -11,6 +11,7 @@ import ray.tune
 
 from beamclip.cluster import ray_session
 from beamclip.commands.console import clock, count, stage, table
+from beamclip.commands.distill import with_own_templates
 from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, checkpoint_address, new_run_dir
 from beamclip.commands.sweep_inputs import from_anywhere, load_sweep, prepared
 from beamclip.commands.sweep_watch import Watch
@@ -43,6 +44,7 @@ def sweep(config: SweepConfig) -> Summary:
     loaded = load_sweep(config)
     given, config = config, sized(config, loaded.inputs.shards)
     show_chosen(given, config, loaded.inputs.shards)
+    config = with_own_templates(config, loaded.inputs)
     _open_sweep_dir(config, loaded.space, out)
     workers = config.workers
     with (

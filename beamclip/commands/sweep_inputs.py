@@ -17,12 +17,14 @@ from beamclip.commands.distill import (
     anchors_of,
     cached_views,
     check_options,
+    check_templates,
     load_inputs,
     needed_size,
 )
 from beamclip.commands.embed import build_cache
 from beamclip.commands.run_dir import checkpoint_address
 from beamclip.commands.scoring import SCORING_TEMPERATURE
+from beamclip.commands.templates import own_templates
 from beamclip.commands.train import check_batches, sized
 from beamclip.config import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.data.cache import finished_manifest, is_cache, read_manifest
@@ -32,6 +34,7 @@ from beamclip.evaluation.encode import load_held_out
 from beamclip.models.clip import LoadedClip
 from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
+from beamclip.prompts.templates import AUTO
 from beamclip.sweep.run_trial import Shared, prompts_key, student_key
 from beamclip.sweep.space import Settings, Space, Values, applied, combinations, grid, parse_space, shown
 from beamclip.training.distillation import Images
@@ -88,6 +91,7 @@ def load_sweep(config: SweepConfig) -> Loaded:
         for value in values:
             check_options(applied(config, {name: value}))
     inputs = load_inputs(config)
+    space = with_own_values(space, inputs.teachers[0])
     # The cache brings what they see.
     inputs.image_towers.clear()
     for settings in _partial(space, config, ("stream", "optim")):
@@ -120,6 +124,15 @@ def _check_given(config: SweepConfig) -> None:
             f"{', '.join(missing)} missing. A sweep trains students of a teacher and compares them by their "
             "zero-shot scores on held-out images."
         )
+
+
+def with_own_values(space: Space, teacher: LoadedClip) -> Space:
+    """The space with what `auto` stands for, once."""
+    choice = space.get("templates")
+    if not isinstance(choice, Values):
+        return space
+    values = (own_templates(teacher) if value == (AUTO,) else value for value in choice.values)
+    return {**space, "templates": Values(tuple(dict.fromkeys(values)))}
 
 
 def _extent(choice: Any) -> str:
@@ -159,6 +172,8 @@ def prepared(
     cached = replace(loaded.inputs, manifest=finished_manifest(data), shards=list_shards(data))
     assert cached.manifest is not None
     views = [cached_views(base, cached.manifest, cached.teachers, clip) for clip in loaded.students.values()]
+    if "templates" not in loaded.space:
+        check_templates(base, replace(cached, views=views[0]), out.parent / "anchors")
     prompts = [applied(base, settings).prompts for settings in _partial(loaded.space, base, ("prompts",))]
     anchors = {
         prompts_key(each): anchors_of(replace(base, prompts=each), loaded.inputs, out.parent / "anchors")

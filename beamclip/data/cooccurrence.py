@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -47,8 +48,8 @@ class Counts:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in their order, in small letters; hyphens and apostrophes within stay."""
-    return [word.casefold() for word in _WORD.findall(text)]
+    """The words of a text (NFC) in their order, in small letters; hyphens and apostrophes within stay."""
+    return [word.casefold() for word in _WORD.findall(unicodedata.normalize("NFC", text))]
 
 
 def count_samples(samples: Iterable[Sequence[str]], names: Iterable[str]) -> Counts:

@@ -22,6 +22,7 @@ from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip, normalise_pixels
 from beamclip.models.student import backbone_features
 from beamclip.models.teacher import Precision, Teacher
+from beamclip.prompts.texts import nfc
 
 UNKNOWN_LABEL = "label not in the class list"
 
@@ -59,7 +60,7 @@ class Decoder:
         self.threads = ThreadPoolExecutor(2)
 
     def __call__(self, table: pa.Table) -> tuple[list[NDArray[np.uint8]], dict[str, NDArray[Any]]]:
-        """The images of a batch of rows, and label and problem of each row.
+        """The images of a batch of rows, and label (NFC) and problem of each row.
 
         Damaged rows come last, with a reason instead of an image and of a label.
         """
@@ -67,7 +68,7 @@ class Decoder:
         images = list(self.threads.map(self._load, rows))
         good = [row for row, image in zip(rows, images, strict=True) if image is not None]
         lost = [row for row, image in zip(rows, images, strict=True) if image is None]
-        labels = [row["label"] for row in good] + [""] * len(lost)
+        labels = [nfc(row["label"]) for row in good] + [""] * len(lost)
         problems = [""] * len(good) + [row["problem"] or CORRUPT_IMAGE for row in lost]
         return [image for image in images if image is not None], {
             "label": np.array(labels, dtype=object),
@@ -139,7 +140,7 @@ def encode_labelled(
     Args:
         clip: the model; one worker on the CPU uses it in this process, more get copies.
         address: shards with a label column, or a folder of class folders.
-        class_ids: labels in the order of the class list.
+        class_ids: labels in the order of the class list, NFC; a label in another form counts as the same.
 
     Raises:
         InputError: there is no such data, or none of its labels is in the class list.
@@ -276,12 +277,12 @@ def sample_images(
     images, labels = list[NDArray[np.uint8]](), list[int]()
     for shard, row in _spread(shards, count):
         found = next(iterate_rows(shard, Columns(label=label_column), range(row, row + 1)))
-        if found["problem"] is None and found["label"] in index:
+        if found["problem"] is None and nfc(found["label"]) in index:
             try:
                 images.append(load_evaluation_image(found["image"], size))
             except ValueError:
                 continue
-            labels.append(index[found["label"]])
+            labels.append(index[nfc(found["label"])])
     pixels = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from beamclip.evaluation.zeroshot import CHUNK_ELEMENTS, label_ranks
+from beamclip.losses.similarity import similarities
 
 
 def retrieval_metrics(
@@ -43,7 +44,7 @@ def _ranks_of_texts(images: Tensor, texts: Tensor, owners: Tensor) -> Tensor:
     ranks = []
     rows = max(1, CHUNK_ELEMENTS // len(texts))
     for start in range(0, len(images), rows):
-        scores = images[start : start + rows].float() @ texts.float().T
+        scores = similarities(images[start : start + rows].float(), texts.float())
         index = torch.arange(start, start + len(scores), device=scores.device)
         best = scores.masked_fill(owners != index[:, None], -torch.inf).argmax(dim=1)
         ranks.append(label_ranks(scores, best))
@@ -55,7 +56,10 @@ def _ranks_of_images(images: Tensor, texts: Tensor, owners: Tensor) -> Tensor:
     rows = max(1, CHUNK_ELEMENTS // len(images))
     return torch.cat(
         [
-            label_ranks(texts[start : start + rows].float() @ images.float().T, owners[start : start + rows])
+            label_ranks(
+                similarities(texts[start : start + rows].float(), images.float()),
+                owners[start : start + rows],
+            )
             for start in range(0, len(texts), rows)
         ]
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from beamclip.losses.similarity import similarities
 from beamclip.prompts.anchors import Anchors
 
 CHUNK_ELEMENTS = 2**24
@@ -39,7 +40,7 @@ def class_scores(embeddings: Tensor, anchors: Anchors, num_classes: int, *, temp
     rows = max(1, CHUNK_ELEMENTS // len(texts))
     scores = embeddings.new_empty((len(embeddings), num_classes), dtype=torch.float32)
     for start in range(0, len(embeddings), rows):
-        similarity = embeddings[start : start + rows].float() @ texts.T
+        similarity = similarities(embeddings[start : start + rows].float(), texts)
         chunk = scores[start : start + rows]
         if int(counts.max()) == 1:
             chunk[:, owners] = similarity

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from beamclip.losses.similarity import similarities
+
 Objective = Literal["clip", "siglip", "psd"]
 """Losses of image-text pairs: InfoNCE here (arXiv 2103.00020), losses.sigmoid (2303.15343), and losses.psd
 (2204.04588)."""
@@ -23,7 +25,7 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     """Cross-entropy of finding each image's caption and each caption's image in the global batch.
 
     Local rows are compared with gathered columns: B x (world_size * B) logits a rank and direction, float32
-    whatever autocast says.
+    whatever autocast says, and no TF32.
 
     Args:
         image: [B, D] image embeddings of this rank, unit length.
@@ -42,8 +44,8 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     image, text = image.to(dtype), text.to(dtype)
     labels = own_rows(len(image), image.device)
     with torch.autocast(image.device.type, enabled=False):
-        image_to_text = logit_scale * image @ gather_with_grad(text).T
-        text_to_image = logit_scale * text @ gather_with_grad(image).T
+        image_to_text = similarities(logit_scale * image, gather_with_grad(text))
+        text_to_image = similarities(logit_scale * text, gather_with_grad(image))
         return (F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels)) / 2
 
 

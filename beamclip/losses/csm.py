@@ -1,5 +1,8 @@
 """Cross-modal similarity matching (BeamCLIP, https://arxiv.org/abs/2301.02903), streamed over the anchors.
 
+The paper's, by its abstract: the student matches the teacher's relative similarity distribution across text
+prompt embeddings. This project's choice: KL divergence, two temperatures and their values, unit embeddings.
+
 More anchors than one chunk holds pass by in chunks, and the [B, K] similarities are never stored: each side
 keeps a running softmax (row maximum, normaliser, weighted sum of anchors) that is rescaled whenever a larger
 logit arrives. One such sweep yields the loss and its gradient, so the backward pass is a multiplication.
@@ -16,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from beamclip.losses.similarity import full_float32, similarities
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ def csm_loss(
 
     With p = softmax(embedding @ anchors.T / tau) this is KL(p_teacher || p_student), averaged over the batch;
     its gradient with respect to the student is (p_student - p_teacher) @ anchors / (tau_student * B).
-    Computed in float32 (float64 for float64 students) whatever autocast says. Extra memory is of the order
-    B x chunk_size + B x D. First derivatives only.
+    Computed in float32 (float64 for float64 students) whatever autocast says, and no TF32. Extra memory is of
+    the order B x chunk_size + B x D. First derivatives only.
 
     Args:
         student: [B, D] embeddings of the images by the student, unit length; gradients flow here only.
@@ -112,10 +117,12 @@ def csm_ensemble_loss(
     _check(student, student, anchors, tau_student, tau_teacher, None)
     dtype = torch.promote_types(student.dtype, torch.float32)
     with torch.autocast(student.device.type, enabled=False):
-        log_p_student = F.log_softmax(student.to(dtype) @ anchors.to(dtype).T / tau_student, dim=1)
+        log_p_student = F.log_softmax(similarities(student.to(dtype), anchors.to(dtype)) / tau_student, dim=1)
         log_p_teachers = torch.stack(
             [
-                F.log_softmax(embeddings.detach().to(dtype) @ of_teacher.to(dtype).T / tau_teacher, dim=1)
+                F.log_softmax(
+                    similarities(embeddings.detach().to(dtype), of_teacher.to(dtype)) / tau_teacher, dim=1
+                )
                 for embeddings, of_teacher in teachers
             ]
         )
@@ -125,8 +132,8 @@ def csm_ensemble_loss(
 
 def _plain_kl(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
     """Mean KL over the batch; embeddings come divided by their temperatures."""
-    log_p_student = F.log_softmax(student @ anchors.T, dim=1)
-    log_p_teacher = F.log_softmax(teacher @ anchors.T, dim=1)
+    log_p_student = F.log_softmax(similarities(student, anchors), dim=1)
+    log_p_teacher = F.log_softmax(similarities(teacher, anchors), dim=1)
     return F.kl_div(log_p_student, log_p_teacher, log_target=True, reduction="batchmean")
 
 
@@ -215,7 +222,8 @@ class _StreamedKl(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, anchors: Tensor, chunk_size: int) -> Tensor:
-        kl, gradient = _sweep(student, teacher, anchors, chunk_size, ctx.needs_input_grad[0])
+        with full_float32():
+            kl, gradient = _sweep(student, teacher, anchors, chunk_size, ctx.needs_input_grad[0])
         if gradient is not None:
             ctx.save_for_backward(gradient / len(student))
         return kl / len(student)

@@ -3,6 +3,10 @@
 Captions from the web fit several images, and some fit none. A growing share of each global batch therefore
 learns from soft targets that the model itself produces, the rest from the pairs as they came.
 
+The paper's, by its abstract: soft targets by the model's own knowledge for a subset of images and captions in
+every minibatch, progressively, at no added cost. This project's choice, since no more of it was read: the
+kinds of target, the share and its schedule, which rows, and the floor of the pair's own weight.
+
 The gradient of a cross-entropy is p - q: a target made by the same network, from the same similarities, in
 the same direction and at the same temperature equals p and teaches nothing. Each kind of target differs in
 one of these (`PsdConfig.psd_target`).
@@ -23,6 +27,7 @@ from torch import Tensor
 
 from beamclip.errors import InputError
 from beamclip.losses.contrastive import gather_values, gather_with_grad, own_rows
+from beamclip.losses.similarity import similarities
 
 SINKHORN_ROUNDS = 3
 
@@ -88,7 +93,7 @@ def psd_loss(
     With N rows in the global batch, L = logit_scale * image @ text.T and U the self-distilled rows, the
     target of row i is one-hot outside U and (1 - m) q_i + m identity_i inside, m the identity floor; q takes
     no gradient. Captions that are equal share a target's mass evenly, outside U too. Computed in float32
-    whatever autocast says; memory beyond clip_loss is a few [B, N].
+    whatever autocast says, and no TF32; memory beyond clip_loss is a few [B, N].
 
     Args:
         image: [B, D] image embeddings of this rank, unit length.
@@ -112,8 +117,8 @@ def psd_loss(
     image, text = image.to(dtype), text.to(dtype)
     with torch.autocast(image.device.type, enabled=False):
         scale = logit_scale.to(dtype)
-        image_logits = scale * image @ gather_with_grad(text).T
-        text_logits = scale * text @ gather_with_grad(image).T
+        image_logits = similarities(scale * image, gather_with_grad(text))
+        text_logits = similarities(scale * text, gather_with_grad(image))
         with torch.no_grad():
             identity = _identity(caption_ids, dtype)
             soft = _soft_targets(image_logits.detach(), text_logits.detach(), scale.detach(), config, teacher)
@@ -159,8 +164,8 @@ def _soft_targets(
     """The model's own alignments [B, N] of images with texts and of texts with images; rows sum to 1."""
     if teacher is not None:
         image, text = (part.to(image_logits.dtype) for part in teacher)
-        image_logits = scale * image @ gather_with_grad(text).T
-        text_logits = scale * text @ gather_with_grad(image).T
+        image_logits = similarities(scale * image, gather_with_grad(text))
+        text_logits = similarities(scale * text, gather_with_grad(image))
     image_logits, text_logits = (config.psd_sharpness * part for part in (image_logits, text_logits))
     if config.psd_target in ("self", "ema"):
         return image_logits.softmax(dim=1), text_logits.softmax(dim=1)

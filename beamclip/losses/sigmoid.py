@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beamclip.losses.contrastive import check_pairs, gather_with_grad, own_rows
+from beamclip.losses.similarity import similarities
 
 INITIAL_SCALE = 10.0
 INITIAL_BIAS = -10.0
@@ -33,7 +34,8 @@ def sigmoid_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: T
     check_pairs(image, text)
     dtype = torch.promote_types(image.dtype, torch.float32)
     with torch.autocast(image.device.type, enabled=False):
-        logits = logit_scale.to(dtype) * image.to(dtype) @ gather_with_grad(text.to(dtype)).T + logit_bias
+        scaled = logit_scale.to(dtype) * image.to(dtype)
+        logits = similarities(scaled, gather_with_grad(text.to(dtype))) + logit_bias
         signs = torch.full_like(logits, -1.0)
         signs[torch.arange(len(image)), own_rows(len(image), image.device)] = 1.0
         return -F.logsigmoid(signs * logits).sum() / len(image)

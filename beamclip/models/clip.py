@@ -21,6 +21,7 @@ from beamclip.models.msclip import build_msclip
 from beamclip.models.names import close_names, or_list
 from beamclip.models.pixels import Preprocessing, normalise_pixels
 from beamclip.models.weights import SUFFIXES, load_weights, weights_sha256
+from beamclip.prompts.fitting import Fitting, read_fitting
 
 __all__ = [
     "ClipModel",
@@ -42,6 +43,8 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 CONFIG_FILE = "open_clip_config.json"
 HUB_PREFIX = "open_clip:"
+WEB_CAPTIONS = Fitting(("openai7",), "open_clip's weights have read captions from the web")
+"""Of every model in open_clip's registry."""
 _PREFERRED_WEIGHTS = tuple(
     stem + suffix for stem in ("open_clip_model", "open_clip_pytorch_model") for suffix in SUFFIXES
 )
@@ -75,6 +78,9 @@ class LoadedClip:
 
     address: str
     """Where it came from, as the user wrote it."""
+
+    fitting: Fitting | None = None
+    """The templates that fit its text tower; None where its captions are unknown."""
 
     @property
     def image_size(self) -> int:
@@ -240,7 +246,8 @@ def _load_registered(address: str) -> LoadedClip:
     weights = _download(pretrained, address)
     model = build_open_clip(model_cfg, where=address)
     load_weights(model, weights, config=f"open_clip's {name}")
-    return assemble(model, _open_clip_tokenizer(name, address), model_cfg, pretrained, address=address)
+    clip = assemble(model, _open_clip_tokenizer(name, address), model_cfg, pretrained, address=address)
+    return replace(clip, fitting=WEB_CAPTIONS)
 
 
 def _load_local(directory: Path, weights: Path, address: str) -> LoadedClip:
@@ -260,7 +267,8 @@ def _load_local(directory: Path, weights: Path, address: str) -> LoadedClip:
     model = build_open_clip(model_cfg, where=str(config_file))
     load_weights(model, weights, config=str(config_file))
     tokenizer = _open_clip_tokenizer(f"local-dir:{directory}", str(config_file))
-    return assemble(model, tokenizer, model_cfg, config.get("preprocess_cfg", {}), address=address)
+    clip = assemble(model, tokenizer, model_cfg, config.get("preprocess_cfg", {}), address=address)
+    return replace(clip, fitting=read_fitting(directory))
 
 
 def _model_directory(path: Path) -> Path:

@@ -4,6 +4,7 @@ Everything that a student is fits into open_clip's own config, so that open_clip
 That rules out a few backbones: see `build_student`.
 """
 
+from dataclasses import replace
 from typing import Any, cast
 
 import timm
@@ -72,7 +73,9 @@ def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> Load
     _take_text_tower(model, teacher.model)
     model.visual.train()
     address = f"{config.student} <- {teacher.address}"
-    return assemble(model, teacher.tokenizer, model_cfg, preprocess, address=address)
+    student = assemble(model, teacher.tokenizer, model_cfg, preprocess, address=address)
+    # It has the teacher's text tower, and so what that has read.
+    return replace(student, fitting=teacher.fitting)
 
 
 def backbone_features(model: ClipModel, images: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Anchors: prompts embedded once by the teacher's text tower and kept on disk.
 
-After BeamCLIP (https://arxiv.org/abs/2301.02903): the prompts of a class are templates x name x contexts; its
-anchor is the unit mean of their unit embeddings, or each prompt stays an anchor of its own.
+The anchors of BeamCLIP (https://arxiv.org/abs/2301.02903). How they are made is this project's choice: the
+prompts of a class are templates x name x contexts; its anchor is the unit mean of their unit embeddings, or
+each prompt stays an anchor of its own.
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.contexts import Source, class_contexts
-from beamclip.prompts.templates import fill, resolve_templates
+from beamclip.prompts.templates import AUTO, check_templates, fill, resolve_templates
 
 AnchorReduce = Literal["mean", "separate"]
 TextEncoder = Callable[[list[str]], Tensor]
@@ -31,8 +33,9 @@ TextEncoder = Callable[[list[str]], Tensor]
 class PromptConfig:
     """How class names become text anchors."""
 
-    templates: tuple[str, ...] = ("photo",)
-    """Sets of templates (name, photo, ensemble, symbol) or literal templates with {} for the class."""
+    templates: tuple[str, ...] = (AUTO,)
+    """auto: those that fit the teacher's captions. Or sets (name, photo, ensemble, symbol, openai7, openai80)
+    and texts with {} for the class, which stay as they are; "a(n) {}" bends to the class: an owl."""
     context_source: str = "none"
     """Where contexts come from: the class list's `contexts` (file) or `parents` (hierarchy), the lexicon
     (wordnet) by its `synset`, words beside the name in the shards' captions (captions), or several of these,
@@ -47,6 +50,9 @@ class PromptConfig:
     """Princeton's dict folder of WordNet, for context_source wordnet; by default what nltk has installed."""
     anchor_reduce: AnchorReduce = "mean"
     """mean: one anchor a class, the unit mean of its prompts. separate: one anchor a prompt."""
+
+    def __post_init__(self) -> None:
+        check_templates(self.templates)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,17 @@ def class_prompts(
 
 def _slots(entry: ClassEntry, contexts: Sequence[str]) -> list[str]:
     return [f"{entry.name}, {context}" for context in contexts] or [entry.name]
+
+
+def count_alike(prompts: Sequence[Sequence[str]]) -> tuple[int, int]:
+    """How many different sets of prompts the classes have, and how many classes share theirs with another.
+
+    Tokenizers fold letters to small ones and runs of spaces to one: what differs by these alone is alike.
+    """
+    counts = Counter(
+        frozenset(" ".join(prompt.lower().split()) for prompt in of_class) for of_class in prompts
+    )
+    return len(counts), sum(number for number in counts.values() if number > 1)
 
 
 def encode_anchors(

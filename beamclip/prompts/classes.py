@@ -1,10 +1,12 @@
 """Class lists: text files with one name a line, or YAML and JSON lists of mappings.
 
 A class is keyed by its id, never by its name, because names repeat: ImageNet has a crane that flies and one
-that lifts.
+that lifts. Every text is brought to Unicode's composed form (NFC), and so are the labels that ids are
+compared with.
 """
 
 import json
+import reprlib
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -14,6 +16,7 @@ from typing import Any, ClassVar
 import yaml
 
 from beamclip.errors import InputError
+from beamclip.prompts.texts import check_text, nfc
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class ClassEntry:
 
 KEYS = tuple(field.name for field in fields(ClassEntry))
 _SUFFIXES = (".txt", ".yaml", ".yml", ".json")
+_DEEPEST = 16
+"""Levels of nesting; a class list has three. libyaml crashes the process at some ten thousand."""
+_LISTS = "Write a list of mappings, each with a `name`."
 
 
 class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -49,21 +55,23 @@ def load_classes(path: Path | str) -> list[ClassEntry]:
     """Read a class list; the order of the file is the order of the class indices.
 
     Args:
-        path: UTF-8. `.txt`: one name a line, blank lines skipped, id = name. `.yaml`, `.yml`, `.json`: a list
-            of mappings with `name` and optionally `id` (default: the name), `contexts`, `parents`, `synset`.
+        path: UTF-8. `.txt`: one name a line, id = name; blank lines and comments (`# like this`) are
+            skipped. `.yaml`, `.yml`, `.json`: a list of mappings with `name` and optionally `id` (default:
+            the name), `contexts`, `parents`, `synset`. A name that begins with # needs such a list.
 
     Raises:
-        InputError: the file cannot be read, is empty, has an unknown key, a missing name or a value of the
-            wrong type, or two classes share an id. The message names the file and the entry, counted from 1.
+        InputError: the file cannot be read, is empty, has an unknown key, a missing name, a text that is too
+            long or a value of the wrong type, or two classes share an id. The message names the file and the
+            line or entry, counted from 1.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise InputError(f"{path}: a class list must end in {', '.join(_SUFFIXES)}; this ends in {suffix!r}.")
     text = _read(path)
-    classes = _from_lines(text) if suffix == ".txt" else _from_items(_parse(path, text), path)
+    classes = _from_lines(text, path) if suffix == ".txt" else _from_items(_parse(path, text), path)
     if not classes:
-        raise InputError(f"{path}: the list is empty. Give at least one class.")
+        raise InputError(f"{path}: the list is empty. Give at least two classes.")
     _refuse_shared_ids(classes, path)
     return list(classes.values())
 
@@ -77,27 +85,68 @@ def _read(path: Path) -> str:
         raise InputError(f"{path}: cannot read the class list: {error.strerror}.") from error
 
 
-def _from_lines(text: str) -> dict[int, ClassEntry]:
+def _from_lines(text: str, path: Path) -> dict[int, ClassEntry]:
     """Line number -> class."""
-    lines = {number: line.strip() for number, line in enumerate(text.split("\n"), start=1)}
-    return {number: ClassEntry(id=name, name=name) for number, name in lines.items() if name}
+    classes = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        name = line.strip()
+        if not name or name == "#" or name.startswith(("# ", "#\t", "##")):
+            continue
+        if name.startswith("#"):
+            raise InputError(
+                f"{path}: line {number}: {name[:40]!r} is a comment, if a space follows the #. "
+                f"A class of this name needs a YAML list: - name: {name[:40]!r}"
+            )
+        name = _checked(name, f"{path}: line {number}")
+        classes[number] = ClassEntry(id=name, name=name)
+    return classes
+
+
+def _checked(text: str, where: str) -> str:
+    check_text(text, where)
+    return nfc(text)
 
 
 def _parse(path: Path, text: str) -> list[Any]:
-    try:
-        items = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, Loader=_TextLoader)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {error.lineno} is not valid JSON: {error.msg}.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1} is" if mark else "this is"
-        reason = getattr(error, "problem", None) or str(error)
-        raise InputError(f"{path}: {where} not valid YAML: {reason}.") from error
+    items = _json(path, text) if path.suffix.lower() == ".json" else _yaml(path, text)
     if items is None:
         return []
     if not isinstance(items, list):
         raise InputError(f"{path} holds a {_kind(items)}; write a list of mappings, each with a `name`.")
     return items
+
+
+def _json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: line {error.lineno} is not valid JSON: {error.msg}.") from error
+    except ValueError as error:
+        # Python reads no integer of more than 4,300 digits.
+        raise InputError(f"{path}: holds a number that is too long. Write ids as texts.") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply. {_LISTS}") from error
+
+
+def _yaml(path: Path, text: str) -> Any:
+    try:
+        _refuse_deep(path, text)
+        return yaml.load(text, Loader=_TextLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1} is" if mark else "this is"
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{path}: {where} not valid YAML: {reason}.") from error
+
+
+def _refuse_deep(path: Path, text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_TextLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            mark = event.start_mark
+            where = f"line {mark.line + 1}" if mark else "this"
+            raise InputError(f"{path}: {where} is nested more than {_DEEPEST} levels deep. {_LISTS}")
 
 
 def _from_items(items: list[Any], path: Path) -> dict[int, ClassEntry]:
@@ -107,12 +156,14 @@ def _from_items(items: list[Any], path: Path) -> dict[int, ClassEntry]:
 
 def _entry(item: Any, where: str) -> ClassEntry:
     if not isinstance(item, dict):
-        raise InputError(f"{where} is the {_kind(item)} {item!r}; write a mapping, such as `name: {item}`.")
+        raise InputError(
+            f"{where} is the {_kind(item)} {_short(item)}; write a mapping, such as `name: crane`."
+        )
     for key in item:
         if key not in KEYS:
-            close = get_close_matches(str(key), KEYS, n=1)
+            close = get_close_matches(str(key)[:40], KEYS, n=1)
             hint = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(KEYS)}."
-            raise InputError(f"{where} has the unknown key {key!r}. {hint}")
+            raise InputError(f"{where} has the unknown key {_short(key)}. {hint}")
     given = {key: value for key, value in item.items() if value is not None}
     name = _text(given.get("name", ""), "name", where)
     if not name:
@@ -127,15 +178,20 @@ def _id(value: Any, where: str) -> str:
     return str(value) if is_integer else _text(value, "id", where)
 
 
+def _short(value: Any) -> str:
+    """A few words of it: YAML's aliases let a few lines stand for more than fits into memory."""
+    return reprlib.repr(value)
+
+
 def _text(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{where}: {key} must be text, not the {_kind(value)} {value!r}.")
-    return value.strip()
+        raise InputError(f"{where}: {key} must be text, not the {_kind(value)} {_short(value)}.")
+    return _checked(value.strip(), f"{where}: {key}")
 
 
 def _texts(value: Any, key: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise InputError(f"{where}: {key} must be a list of texts, not the {_kind(value)} {value!r}.")
+        raise InputError(f"{where}: {key} must be a list of texts, not the {_kind(value)} {_short(value)}.")
     texts = tuple(_text(text, f"each of {key}", where) for text in value)
     if "" in texts:
         raise InputError(f"{where}: {key} holds an empty text. Remove it.")

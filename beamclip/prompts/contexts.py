@@ -1,7 +1,8 @@
 """Contexts: what tells a class from another of the same name ("crane, a type of bird").
 
-BeamCLIP (https://arxiv.org/abs/2301.02903) calls it context-based prompt augmentation. A source is a function
-that turns one class into texts, most helpful first. Two read the class list; the others need something of
+BeamCLIP (https://arxiv.org/abs/2301.02903) calls it context-based prompt augmentation; where contexts come
+from and how they are written is this project's choice. A source is a function that turns one class into
+texts, most helpful first. Two read the class list; the others need something of
 their own, a lexicon or counted captions, and are made by whoever has it (prompts.wordnet, data.cooccurrence).
 """
 

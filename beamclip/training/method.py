@@ -31,7 +31,8 @@ MAX_LOGIT_SCALE = 100.0
 class Distillation(nn.Module):
     """Transfer from a teacher's image tower, by similarities to text anchors (BeamCLIP, arXiv 2301.02903).
 
-    Images are all it needs: the anchors stand for the text side. Of several teachers, the distributions over
+    Images are all it needs: the anchors stand for the text side. Temperatures, heads, further terms and
+    several teachers are this project's choice. Of several teachers, the distributions over
     the anchors are averaged; the student lives in the first one's space.
     """
 

@@ -21,6 +21,7 @@ def prepare_process(threads: int, seed: int) -> None:
     Call it before torch has done anything.
     """
     torch.manual_seed(seed)
+    # For the networks; what is divided by a temperature asks for float32 itself (losses.similarity).
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(threads)
     # Moments of weights that seldom get a gradient, such as rare tokens', fade into denormal numbers, with

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ def looked_at(teacher, corpus, class_list, workspace) -> tuple[PromptsConfig, Pa
         data=str(corpus.train),
         pairs=7,
         out=workspace / "prompts",
-        prompts=PromptConfig(context_source="captions", num_contexts=2),
+        prompts=PromptConfig(("photo",), context_source="captions", num_contexts=2),
     )
     show_prompts(config)
     return config, workspace / "prompts"
@@ -93,6 +94,11 @@ def test_the_summary_compares_the_spread_of_both(looked_at):
     metrics = summary["metrics"]
     assert metrics["mean_cosine"] != metrics["bare_mean_cosine"]
     assert 1 <= metrics["bare_effective_rank"] <= 32
+    nats = summary["stages"]["template_nats"]
+    # Those of the options first, then the teacher's own, then the other sets.
+    assert next(iter(nats)) == "photo"
+    assert {"name", "ensemble", "symbol", "openai7"} < nats.keys()
+    assert all(0 <= value <= math.log(len(NAMES)) for value in nats.values())
     assert (out / "plots" / "contexts.png").read_bytes().startswith(b"\x89PNG")
     assert yaml.safe_load((out / "config.yaml").read_text())["prompts"]["context_source"] == "captions"
 

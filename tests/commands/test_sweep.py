@@ -48,6 +48,7 @@ def given(teacher, corpus, class_file) -> list[str]:
         *("--data", str(corpus.train), "--teacher", str(teacher[0]), "--classes", str(class_file)),
         *("--eval-data", str(corpus.test), "--student", "test_resnet", "--batch-size", "20"),
         *("--steps", str(STEPS), "--log-every", "1", "--context-source", "file"),
+        *("--templates", "photo"),
     ]
 
 

@@ -28,6 +28,7 @@ from beamclip.data.shards import (
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import (
     UNKNOWN_LABEL,
+    Decoder,
     Encoded,
     Encoder,
     EncodeSpec,
@@ -272,3 +273,13 @@ def test_labels_of_a_shard_are_those_of_its_samples(clean: Path) -> None:
     rows = iterate_rows(shard, Columns(label="kind"), range(shard.samples))
     labels = [row["label"] for row in rows]
     assert labels == [CLASSES[i % 3] for i in range(9, 14)]
+
+
+def test_labels_in_decomposed_form_are_those_of_the_class_list(clip: LoadedClip, tmp_path: Path) -> None:
+    folder = tmp_path / "cafe\u0301"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(png(picture(0)))
+    _, labels = sample_images(str(tmp_path), ["th\u00e9", "caf\u00e9"], "label", count=4, size=16)
+    assert labels == [1]
+    row = {"key": "0", "image": png(picture(0)), "label": "cafe\u0301", "epoch": 0}
+    assert Decoder(clip)(one_row(row))[1]["label"].tolist() == ["caf\u00e9"]

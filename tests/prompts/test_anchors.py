@@ -15,6 +15,7 @@ from beamclip.prompts.anchors import (
     PromptConfig,
     caption_anchors,
     class_prompts,
+    count_alike,
     encode_anchors,
     truncated_prompts,
 )
@@ -59,7 +60,7 @@ def test_without_contexts_a_class_has_one_prompt_a_template() -> None:
 
 
 def test_prompts_are_templates_times_the_first_contexts_and_the_bare_name_where_there_are_none() -> None:
-    config = PromptConfig(templates=("{}", "a {}!"), context_source="hierarchy", num_contexts=2)
+    config = PromptConfig(templates=("{}", "a(n) {}!"), context_source="hierarchy", num_contexts=2)
     assert class_prompts([CRANE, OWL], config) == [
         [
             "crane, a type of wading bird",
@@ -74,7 +75,7 @@ def test_prompts_are_templates_times_the_first_contexts_and_the_bare_name_where_
 def test_contexts_tell_classes_of_one_name_apart() -> None:
     machine = ClassEntry("3", "crane", contexts=("it lifts",))
     bird_prompts, machine_prompts = class_prompts(
-        [CRANE, machine], PromptConfig(context_source="file", num_contexts=1)
+        [CRANE, machine], PromptConfig(("photo",), context_source="file", num_contexts=1)
     )
     assert bird_prompts == ["a photo of a crane, it wades."]
     assert machine_prompts == ["a photo of a crane, it lifts."]
@@ -83,15 +84,23 @@ def test_contexts_tell_classes_of_one_name_apart() -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (PromptConfig(num_contexts=2), "num_contexts is 2, but context_source is none"),
-        (PromptConfig(num_contexts=-1, context_source="file"), "num_contexts is -1"),
-        (PromptConfig(num_contexts=1, context_source="hierarchy"), "0 of 1 classes carry `parents`"),
+        (PromptConfig(("name",), num_contexts=2), "num_contexts is 2, but context_source is none"),
+        (PromptConfig(("name",), num_contexts=-1, context_source="file"), "num_contexts is -1"),
+        (
+            PromptConfig(("name",), num_contexts=1, context_source="hierarchy"),
+            "0 of 1 classes carry `parents`",
+        ),
     ],
 )
 def test_contexts_that_cannot_be_had_are_refused(config: PromptConfig, expected: str) -> None:
     with pytest.raises(InputError) as caught:
         class_prompts([OWL], config)
     assert expected in str(caught.value)
+
+
+def test_classes_of_the_same_prompts_are_counted_as_a_tokenizer_reads_them() -> None:
+    prompts = [["crane", "a crane"], ["a  Crane", "crane"], ["crane"], ["owl"]]
+    assert count_alike(prompts) == (3, 2)
 
 
 def test_the_mean_anchor_is_the_unit_mean_of_unit_prompt_embeddings() -> None:

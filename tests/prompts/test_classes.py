@@ -64,6 +64,27 @@ def test_yaml_null_stands_for_what_is_absent(tmp_path: Path) -> None:
     assert load_classes(path) == [ClassEntry("crane", "crane")]
 
 
+def test_comments_of_a_text_list_are_no_classes(tmp_path: Path) -> None:
+    path = written(tmp_path, "classes.txt", "# fruit\napple\n\n  # more of it\n#\n## nuts\nC#\n")
+    assert [entry.name for entry in load_classes(path)] == ["apple", "C#"]
+
+
+def test_a_name_that_begins_with_a_hash_is_sent_to_yaml(tmp_path: Path) -> None:
+    found = message(written(tmp_path, "classes.txt", "# tags\n#hashtag\n"))
+    assert "line 2: '#hashtag' is a comment, if a space follows the #" in found
+    assert "YAML list: - name: '#hashtag'" in found
+    (entry,) = load_classes(written(tmp_path, "classes.yaml", "- name: '#hashtag'"))
+    assert entry.name == "#hashtag"
+
+
+def test_every_text_is_brought_to_composed_form(tmp_path: Path) -> None:
+    item = {key: "cafe\u0301" for key in ("id", "name", "synset")} | {"contexts": ["e\u0301"]}
+    (entry,) = load_classes(written(tmp_path, "classes.json", json.dumps([item])))
+    assert entry == ClassEntry("caf\u00e9", "caf\u00e9", ("\u00e9",), (), "caf\u00e9")
+    found = message(written(tmp_path, "classes.txt", "cafe\u0301\ncaf\u00e9\n"))
+    assert "2 classes share the id caf\u00e9" in found
+
+
 def test_a_shared_id_is_named_with_its_classes_and_entries(tmp_path: Path) -> None:
     path = written(tmp_path, "classes.yaml", CRANES + "- {id: n02012849, name: crane}")
     assert message(path) == (
@@ -128,6 +149,14 @@ def test_a_wrong_entry_is_named_by_its_number(tmp_path: Path, item: object, expe
         ("classes.yaml", "name: crane", "holds a mapping; write a list"),
         ("classes.yaml", "- name: crane\n- name: [heron\n", "line 3 is not valid YAML"),
         ("classes.json", '[{"name": "crane"},\n]', "line 2 is not valid JSON"),
+        ("classes.yaml", "[" * 100_000, "line 1 is nested more than 16 levels deep"),
+        ("classes.yaml", "- " * 100_000 + "x", "line 1 is nested more than 16 levels deep"),
+        ("classes.yaml", "- &a [*a]", "entry 1 is the list [[["),
+        ("classes.yaml", "- {name: x, contexts: &a [*a]}", "each of contexts must be text, not the list [[["),
+        ("classes.json", "[" * 100_000, "nested too deeply"),
+        ("classes.json", f'[{{"id": {"9" * 5000}, "name": "x"}}]', "a number that is too long"),
+        ("classes.json", '[{"name": "\\ud800"}]', "half of a surrogate pair"),
+        ("classes.txt", "crane\n&" + "amp;" * 1000, "line 2: 4,001 characters, beginning with '&amp;amp;"),
         ("classes.csv", "crane", "must end in .txt, .yaml, .yml, .json; this ends in '.csv'"),
     ],
 )

@@ -1,0 +1,188 @@
+"""Which templates fit a text tower: those that look like the captions it was trained on.
+
+A tower that has read bare names alone has never seen "a photo of a crane.", and says little of use about it.
+A model therefore carries a note of its captions (FITTING_FILE, beside its config), which whoever learns from
+it, or scores it, goes by.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import pydantic
+
+from beamclip.errors import InputError
+from beamclip.prompts.templates import SLOT, TEMPLATE_SETS, check_templates
+from beamclip.prompts.texts import nfc
+
+FITTING_FILE = "beamclip.json"
+UNKNOWN_TEMPLATES = ("photo",)
+"""Taken where nobody knows what a text tower has read: most have read captions of photographs."""
+
+EXAMPLES = 5
+MOST_TEMPLATES = 8
+MOST_WORDS = 64
+"""Of a caption, in which a name is looked for."""
+LEAST_SHARE = 0.03
+"""Of the captions that a frame must hold to become a template."""
+FRAMED_SHARE = 0.5
+"""Of the captions that all templates must hold together; with less, captions are called free text."""
+NAME_WORDS = 4
+"""Free captions of so many words or fewer (median) are taken for names."""
+
+_WORDS = re.compile(r"\S+")
+_ARTICLE = re.compile(r"\b([Aa])n? \{\}")
+_BEFORE_A_NAME = re.compile(r"\b([Aa])n?$")
+_PHOTO = re.compile(r"an? photo of\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CaptionFacts:
+    """What the captions of a pre-training looked like."""
+
+    looked_at: int
+    """Captions that the other figures are of."""
+    examples: tuple[str, ...]
+    median_words: float
+    photo_share: float
+    """Share that begins with "a photo of", 0..1."""
+    name_share: float | None
+    """Share that is the name of a class and nothing else, 0..1; None without a class list."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The templates that fit a model's text tower, and how that is known."""
+
+    templates: tuple[str, ...]
+    """Names of sets, or templates."""
+    reason: str
+    captions: CaptionFacts | None = None
+
+
+def fitting_of(captions: Sequence[str], names: Iterable[str] = ()) -> Fitting:
+    """The templates that a text tower knows which is trained on captions such as these.
+
+    With the names of classes: what most captions say around a name, or before it; each such frame is a
+    template. Without: what most captions begin with or, where they share no beginning, the bare name if they
+    are short.
+
+    Args:
+        captions: at least one.
+        names: of the classes, where there is a class list.
+    """
+    texts = [" ".join(nfc(caption).split()) for caption in captions]
+    known = {_folded(name) for name in names}
+    frames = Counter(_frame(text, known) for text in texts) if known else Counter[str | None]()
+    facts = CaptionFacts(
+        looked_at=len(texts),
+        examples=tuple(text[:80] for text in list(dict.fromkeys(texts))[:EXAMPLES]),
+        median_words=float(median(len(text.split()) for text in texts)),
+        photo_share=sum(bool(_PHOTO.match(text)) for text in texts) / len(texts),
+        name_share=frames[SLOT] / len(texts) if known else None,
+    )
+    found = _by_frames(frames, len(texts)) or _by_frames(_cut_behind(frames), len(texts))
+    templates, reason = found or _by_beginning(texts) or _by_length(facts)
+    return Fitting(_named(templates), reason, facts)
+
+
+def write_fitting(fitting: Fitting, directory: Path) -> None:
+    """Leave the note in a model's directory."""
+    text = json.dumps(asdict(fitting), indent=2, ensure_ascii=False)
+    (directory / FITTING_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_fitting(directory: Path) -> Fitting | None:
+    """The note in a model's directory; None where there is none.
+
+    Raises:
+        InputError: there is one that cannot be used.
+    """
+    file = directory / FITTING_FILE
+    if not file.is_file():
+        return None
+    try:
+        fitting = pydantic.TypeAdapter(Fitting).validate_json(file.read_bytes())
+        check_templates(fitting.templates)
+    except (OSError, pydantic.ValidationError, InputError) as error:
+        raise InputError(
+            f"{file}: says nothing usable about the model's captions ({str(error).splitlines()[0]}). "
+            "Remove it, and give --templates yourself."
+        ) from error
+    return fitting
+
+
+def _frame(text: str, names: set[str]) -> str | None:
+    """The caption with {} in the place of the longest name in it; None where it holds none."""
+    words = list(_WORDS.finditer(text))[:MOST_WORDS]
+    longest = max(len(name.split()) for name in names)
+    for length in range(min(longest, len(words)), 0, -1):
+        for first in range(len(words) - length + 1):
+            start, end = words[first].start(), words[first + length - 1].end()
+            # A name may end where a full stop or comma follows, and have one of its own.
+            for stop in (end, end - 1):
+                if _folded(text[start:stop]) in names and (stop == end or text[stop] in ".,;:!?"):
+                    framed = f"{text[:start]}{SLOT}{text[stop:]}"
+                    return _ARTICLE.sub(r"\1(n) {}", framed) if framed.count(SLOT) == 1 else None
+    return None
+
+
+def _folded(name: str) -> str:
+    return " ".join(nfc(name).casefold().split())
+
+
+def _by_frames(frames: Counter[str | None], total: int) -> tuple[tuple[str, ...], str] | None:
+    common = [
+        (frame, number)
+        for frame, number in frames.most_common()
+        if frame is not None and number >= LEAST_SHARE * total
+    ][:MOST_TEMPLATES]
+    held = sum(number for _, number in common) / total
+    if held < FRAMED_SHARE:
+        return None
+    if common[0][0] == SLOT and common[0][1] >= 0.9 * total:
+        return (SLOT,), f"{100 * common[0][1] / total:.0f} % of its captions are the bare name of a class"
+    frames_held = tuple(frame for frame, _ in common)
+    return frames_held, f"{100 * held:.0f} % of its captions are the name of a class in one of these"
+
+
+def _cut_behind(frames: Counter[str | None]) -> Counter[str | None]:
+    """The frames without what follows the name, which may be a context and another one each time."""
+    cut = Counter[str | None]()
+    for frame, number in frames.items():
+        cut[frame and frame.partition(SLOT)[0] + SLOT] += number
+    return cut
+
+
+def _by_beginning(texts: Sequence[str]) -> tuple[tuple[str, ...], str] | None:
+    """A template of what most captions have before the part in which they differ."""
+    for length in range(6, 0, -1):
+        begins = Counter(
+            _BEFORE_A_NAME.sub(r"\1(n)", " ".join(words[:length]))
+            for text in texts
+            if len(words := text.split()) > length
+        )
+        begin, number = begins.most_common(1)[0] if begins else ("", 0)
+        if number >= FRAMED_SHARE * len(texts) and SLOT not in begin:
+            ended = sum(text.endswith(".") for text in texts)
+            stop = "." if ended >= FRAMED_SHARE * len(texts) else ""
+            share = f"{100 * number / len(texts):.0f} %"
+            return (f"{begin} {SLOT}{stop}",), f'{share} of its captions begin "{begin}"'
+    return None
+
+
+def _by_length(facts: CaptionFacts) -> tuple[tuple[str, ...], str]:
+    short = facts.median_words <= NAME_WORDS
+    templates, like = ((SLOT,), "names") if short else (UNKNOWN_TEMPLATES, "sentences")
+    return templates, f"its captions have {facts.median_words:g} words (median), as {like} do"
+
+
+def _named(templates: tuple[str, ...]) -> tuple[str, ...]:
+    """The name of a set, where they are one."""
+    sets = {frozenset(texts): name for name, texts in TEMPLATE_SETS.items()}
+    name = sets.get(frozenset(templates))
+    return templates if name is None else (name,)
