@@ -6,20 +6,23 @@ command, so a flag, a key of the YAML file and a parameter in MLflow share one n
 
 import dataclasses
 import difflib
-import json
+import os
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
 
+from beamclip.addresses import lacks_secrets, without_secrets
 from beamclip.cluster import WorkersConfig
 from beamclip.data.captions import CaptionConfig
 from beamclip.data.stream import StreamConfig
 from beamclip.data.transforms import AugmentConfig
 from beamclip.errors import InputError
+from beamclip.files import read_yaml, write_whole
 from beamclip.losses.contrastive import Objective
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
@@ -36,6 +39,11 @@ Config = TypeVar("Config")
 
 UNRECORDED = ("config", "resume")
 """Fields that say where values come from; they are no values themselves."""
+ADDRESSES = frozenset(("data", "teacher", "more_teachers", "eval_data", "train_data", "context_data", "urls"))
+"""Texts that may be paths; other paths have the type."""
+MOST_CONFIG_BYTES = 1 << 20
+MOST_SHOWN = 80
+"""Characters of a value that does not fit."""
 
 
 @dataclass(frozen=True)
@@ -244,55 +252,127 @@ def read_config(config_class: type[Config], path: Path) -> Config:
     """The configuration in a YAML file; what the file leaves out has its default.
 
     Raises:
-        InputError: the file is missing or no YAML mapping, a key is unknown, or a value has the wrong type.
+        InputError: the file cannot be read or is no YAML mapping; or as `parse_config`.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). Give an existing YAML file.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: no valid YAML ({' '.join(str(error).split())}).") from error
+    content = read_yaml(path, MOST_CONFIG_BYTES)
     if content is not None and not isinstance(content, dict):
-        raise InputError(
-            f"{path}: holds a {type(content).__name__}. A mapping of options to values is needed."
-        )
+        kind = "text" if isinstance(content, str) else type(content).__name__
+        raise InputError(f"{path}: holds a {kind}. A mapping of options to values is needed.")
     return parse_config(config_class, content or {}, str(path))
 
 
 def parse_config(config_class: type[Config], content: dict[str, Any], source: str) -> Config:
-    """The configuration in nested mappings.
+    """The configuration in nested mappings; an option may stand in its section or outside of all.
 
     Args:
+        content: values, or the texts that stand for them on the command line: "1e-3" is a number where the
+            option takes one, and a text where it takes a text.
         source: named in the messages.
 
     Raises:
-        InputError: a key is unknown, or a value has the wrong type; the message gives the key's path.
+        InputError: a key is unknown or stands twice, or a value has the wrong type; with the key's path.
     """
-    _refuse_unknown(config_class, content, source, ())
     try:
-        # Through JSON, whose strict mode takes lists for tuples and strings for paths, and nothing else.
-        return pydantic.TypeAdapter(config_class).validate_json(json.dumps(content, default=str), strict=True)
+        return pydantic.TypeAdapter(config_class).validate_python(_placed(config_class, content, source))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{source}: {path}: {first['input']!r} does not fit. {first['msg']}.") from error
+        refused = first.get("ctx", {}).get("error")
+        if isinstance(refused, InputError):
+            raise InputError(f"{source}: {path}: {refused}") from error
+        given = repr(first["input"])[:MOST_SHOWN]
+        raise InputError(f"{source}: {path}: {given} does not fit. {first['msg']}.") from error
 
 
-def _refuse_unknown(config_class: Any, content: dict[str, Any], source: str, above: tuple[str, ...]) -> None:
+def _placed(config_class: Any, content: dict[str, Any], source: str) -> dict[str, Any]:
+    """The content with every option in its own section, wherever it was written."""
     types = typing.get_type_hints(config_class)
-    known = [item.name for item in fields(config_class)]
+    sections = [item.name for item in fields(config_class) if is_dataclass(types[item.name])]
+    homes: dict[str, str] = {item.name: "" for item in fields(config_class) if item.name not in sections}
+    homes |= {option.name: section for section in sections for option in fields(types[section])}
+    placed: dict[str, Any] = {}
+    seen: dict[str, str] = {}
+    for section, name, value in _written(content, sections):
+        path = f"{section}.{name}" if section else name
+        if name not in homes or (section and homes[name] != section):
+            raise InputError(f"{source}: {path}{_why_not(name, value, sections, homes)}")
+        if name in UNRECORDED:
+            raise InputError(f"{source}: {path}: cannot stand in a file. Give it on the command line.")
+        if name in seen:
+            raise InputError(f"{source}: given twice, as {seen[name]} and as {path}. Leave one out.")
+        seen[name] = path
+        (placed.setdefault(homes[name], {}) if homes[name] else placed)[name] = value
+    return placed
+
+
+def _written(content: dict[str, Any], sections: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
+    """Section ("" outside of all), name and value of each option in a file; tau-student is tau_student."""
     for key, value in content.items():
-        path = ".".join((*above, str(key)))
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
-            raise InputError(f"{source}: {path}: no such option. {hint}")
-        if is_dataclass(types[key]) and isinstance(value, dict):
-            _refuse_unknown(types[key], value, source, (*above, key))
+        name = str(key).replace("-", "_")
+        # `student` is a section and an option in it.
+        if name in sections and (isinstance(value, dict) or value is None):
+            for option, own in (value or {}).items():
+                yield name, str(option).replace("-", "_"), own
+        else:
+            yield "", name, value
+
+
+def _why_not(name: str, value: Any, sections: Sequence[str], homes: dict[str, str]) -> str:
+    if name in homes:
+        place = f"in the section {homes[name]}" if homes[name] else "outside of all sections"
+        return f": no such option. {name} stands {place}."
+    if name in sections:
+        return f": {repr(value)[:MOST_SHOWN]} does not fit. It is a section: give a mapping of its options."
+    near = difflib.get_close_matches(name, [*homes, *sections], 1)
+    hint = f"Did you mean {near[0]}?" if near else "--help lists all options."
+    return f": no such option. {hint}"
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with paths that hold in any folder; what is not there, or no path, stays as it is."""
+    changed: dict[str, Any] = {}
+    for item in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            changed[item.name] = with_absolute_paths(value)
+        elif isinstance(value, Path) or item.name in ADDRESSES:
+            each = tuple(map(_absolute, value)) if isinstance(value, tuple) else _absolute(value)
+            changed[item.name] = each
+        elif item.name == "model" and os.path.isfile(value or ""):
+            # A folder of the name of a model is not what was meant.
+            changed[item.name] = _absolute(value)
+    return replace(config, **changed)  # type: ignore[type-var]
+
+
+def _absolute(address: Any) -> Any:
+    if address is None or "://" in str(address):
+        return address
+    path = os.path.expanduser(address)
+    return type(address)(Path(path).resolve()) if os.path.exists(path) else address
+
+
+def refuse_lost_secrets(config: Any) -> None:
+    """Refuse addresses whose passwords were left out when they were written down.
+
+    Raises:
+        InputError: with the option to give again.
+    """
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            refuse_lost_secrets(value)
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, (str, Path)) and lacks_secrets(str(each)):
+                flag = f"--{item.name.replace('_', '-')}"
+                raise InputError(
+                    f"{flag} {each}: its user name, password or signature was left out when it was written "
+                    f"down. Give the whole address by {flag}."
+                )
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The configuration as nested mappings of YAML's own types."""
+    """The configuration as nested mappings of YAML's own types; no address gives access to what it names."""
     content = dataclasses.asdict(config)
     return {key: _plain(value) for key, value in content.items() if key not in UNRECORDED}
 
@@ -302,17 +382,18 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return without_secrets(str(value)) if isinstance(value, (str, Path)) else value
 
 
 def write_config(config: Any, path: Path) -> None:
-    """Write a configuration so that `--config` reads it back as it is."""
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    """Write a configuration so that `--config` reads it back as it is, in any folder."""
+    content = plain(with_absolute_paths(config))
+    write_whole(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def parameters(config: Any) -> dict[str, Any]:
     """Every option by its own name, sections dissolved, as MLflow records them."""
     flat: dict[str, Any] = {}
-    for key, value in plain(config).items():
+    for key, value in plain(with_absolute_paths(config)).items():
         flat.update(value if isinstance(value, dict) else {key: value})
     return flat

@@ -8,7 +8,7 @@ from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.anchoring import class_anchors
 from beamclip.commands.console import count, percent, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
-from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
+from beamclip.commands.run_dir import CONFIG_FILE, make_run_dir, new_run_dir
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.config import EvaluateConfig, parameters, write_config
 from beamclip.data.shards import list_labelled
@@ -34,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     classes = load_classes(class_list)
     check_contexts(classes, config.prompts, address)
     clip = load_clip(model)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_dir(run_dir)
     write_config(config, run_dir / CONFIG_FILE)
     with (
         ray_session(),

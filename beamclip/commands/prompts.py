@@ -13,7 +13,7 @@ from beamclip.cluster import WorkersConfig, ray_session
 from beamclip.commands.anchoring import class_anchors
 from beamclip.commands.console import count, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
-from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, new_run_dir
+from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, make_run_dir, new_run_dir
 from beamclip.config import PromptsConfig, write_config
 from beamclip.errors import InputError
 from beamclip.evaluation.anchor_report import plot_contexts
@@ -67,7 +67,7 @@ def show_prompts(config: PromptsConfig) -> Summary:
     classes, clip = _load(config)
     asked = _asked(config.show, classes)
     run_dir = new_run_dir(config.out, "prompts")
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_dir(run_dir)
     write_config(config, run_dir / CONFIG_FILE)
     compared = _compare(config, classes, clip, run_dir.parent / "anchors")
     pairs = _closest(compared, config.pairs)

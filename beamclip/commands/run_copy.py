@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 
+from beamclip.addresses import without_secrets
 from beamclip.commands.run_dir import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE
 from beamclip.errors import InputError
 
@@ -31,7 +32,7 @@ def copy_beside(checkpoints: str, run_dir: Path) -> None:
             if path.exists():
                 fs.pipe_file(posixpath.join(root, COPY, path.name), path.read_bytes())
     except Exception as error:  # each store has errors of its own, and none of them is worth a run
-        log.warning("%s: no copy of the run's own files: %s", checkpoints, error)
+        log.warning("%s", without_secrets(f"{checkpoints}: no copy of the run's own files: {error}"))
 
 
 def has_copy(checkpoints: str) -> bool:

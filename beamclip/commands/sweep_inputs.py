@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
@@ -38,7 +38,6 @@ from beamclip.training.distillation import Images
 from beamclip.training.process import hand_back_freed_memory
 
 CACHE = "cache"
-Address = TypeVar("Address", str, Path, str | None, Path | None)
 
 
 @dataclass(frozen=True)
@@ -49,31 +48,6 @@ class Loaded:
     space: Space
     students: dict[str, LoadedClip]
     """By `student_key`."""
-
-
-def from_anywhere(config: SweepConfig) -> SweepConfig:
-    """The configuration with paths that hold in any folder: best.yaml is run from another one."""
-    prompts, student, scoring = config.prompts, config.student, config.scoring
-    return replace(
-        config,
-        data=_absolute(config.data),
-        teacher=_absolute(config.teacher),
-        more_teachers=tuple(_absolute(address) for address in config.more_teachers),
-        classes=_absolute(config.classes),
-        student=replace(student, init_checkpoint=_absolute(student.init_checkpoint)),
-        prompts=replace(
-            prompts, context_data=_absolute(prompts.context_data), wordnet=_absolute(prompts.wordnet)
-        ),
-        scoring=replace(scoring, eval_data=_absolute(scoring.eval_data)),
-    )
-
-
-def _absolute(address: Address) -> Address:
-    """The whole path of what is there; all else, such as s3:// or None, as it is."""
-    if address is None:
-        return address
-    path = Path(address).expanduser()
-    return type(address)(path.resolve()) if path.exists() else address
 
 
 def load_sweep(config: SweepConfig) -> Loaded:
