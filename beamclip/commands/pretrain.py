@@ -13,6 +13,7 @@ from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.train import (
+    check_batch_norms,
     check_batches,
     finish,
     open_run,
@@ -69,6 +70,7 @@ def load_inputs(config: PretrainConfig) -> Inputs:
         list_labelled(config.scoring.eval_data)
         check_contexts(classes, config.prompts, config.data)
     clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
+    check_batch_norms(sized(config, shards), clip)
     stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
     return Inputs(shards, clip, classes)
 

@@ -23,7 +23,7 @@ from beamclip.commands.distill import (
 from beamclip.commands.embed import build_cache
 from beamclip.commands.run_dir import checkpoint_address
 from beamclip.commands.scoring import SCORING_TEMPERATURE
-from beamclip.commands.train import check_batches, sized
+from beamclip.commands.train import check_batch_norms, check_batches, sized
 from beamclip.config import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.data.cache import finished_manifest, is_cache, read_manifest
 from beamclip.data.shards import list_shards
@@ -74,6 +74,8 @@ def load_sweep(config: SweepConfig) -> Loaded:
     for settings in _partial(space, config, ("student",), ("seed",)):
         changed = applied(config, settings)
         student = build_student(changed.student, inputs.teachers[0], changed.seed)
+        for sizes in _partial(space, config, ("stream", "optim")):
+            check_batch_norms(sized(applied(changed, sizes), inputs.shards), student)
         if inputs.manifest is not None:
             cached_views(changed, inputs.manifest, inputs.teachers, student)
         students[student_key(changed.student, changed.seed)] = student
