@@ -5,7 +5,11 @@ config.yaml, in MLflow or on a model's card. What is left out leaves a mark, by 
 address again can ask for it.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
+
+from beamclip.errors import InputError
 
 MARK = "***"
 
@@ -35,6 +39,27 @@ def without_secrets(text: str) -> str:
 def lacks_secrets(address: str) -> bool:
     """Whether `without_secrets` has left something out of this address."""
     return f"/{MARK}@" in address or f"?{MARK}" in address
+
+
+@contextlib.contextmanager
+def reachable(address: object, advice: str) -> Iterator[None]:
+    """Whatever goes wrong inside is told of the address: each store has errors of its own, to the user all are
+    one.
+
+    Args:
+        advice: what to do, in a sentence.
+
+    Raises:
+        InputError: in one line.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        cause = " ".join(str(said).split())[:200].rstrip(".")
+        raise InputError(without_secrets(f"{address}: cannot be reached ({cause}). {advice}")) from error
 
 
 def _shown_query(found: re.Match[str]) -> str:

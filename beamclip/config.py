@@ -387,8 +387,12 @@ def _plain(value: Any) -> Any:
 
 def write_config(config: Any, path: Path) -> None:
     """Write a configuration so that `--config` reads it back as it is, in any folder."""
-    content = plain(with_absolute_paths(config))
-    write_whole(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_whole(path, config_text(config))
+
+
+def config_text(config: Any) -> str:
+    """What `write_config` writes."""
+    return yaml.safe_dump(plain(with_absolute_paths(config)), sort_keys=False, allow_unicode=True)
 
 
 def parameters(config: Any) -> dict[str, Any]:
