@@ -43,8 +43,7 @@ def lacks_secrets(address: str) -> bool:
 
 @contextlib.contextmanager
 def reachable(address: object, advice: str) -> Iterator[None]:
-    """Whatever goes wrong inside is told of the address: each store has errors of its own, to the user all are
-    one.
+    """Tell whatever goes wrong inside of the address: each store has its own errors, to the user all are one.
 
     Args:
         advice: what to do, in a sentence.
