@@ -58,7 +58,7 @@ def reachable(address: object, advice: str) -> Iterator[None]:
     except Exception as error:
         said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         cause = " ".join(str(said).split())[:200].rstrip(".")
-        raise InputError(without_secrets(f"{address}: cannot be reached ({cause}). {advice}")) from error
+        raise InputError(without_secrets(f"{address}: cannot be read ({cause}). {advice}")) from error
 
 
 def _shown_query(found: re.Match[str]) -> str:

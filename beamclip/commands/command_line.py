@@ -72,7 +72,7 @@ def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
 def _of_run(config_class: type[Config], resume: str, out: str | None) -> Config:
     if "://" not in resume and not has_copy(resume):
         run = Path(resume)
-        if not (run / CONFIG_FILE).exists():
+        if not os.path.exists(run / CONFIG_FILE):
             raise InputError(f"--resume {run}: no run there ({CONFIG_FILE} is missing). {ADVICE}")
         return replace(read_config(config_class, run / CONFIG_FILE), out=run)  # type: ignore[type-var]
     run = new_run_dir(Path(out) if out else None, "resumed")
@@ -161,7 +161,7 @@ def _summary(error: Exception) -> str:
 def _keep_traceback(out: str | Path | None) -> str:
     """Write the traceback of the exception at hand; gives the line that says where."""
     text = without_secrets(traceback.format_exc())
-    if out is None or not Path(out).is_dir():
+    if out is None or not os.path.isdir(out):
         _print_error(text.rstrip())
         return ""
     path = Path(out, "error.log")

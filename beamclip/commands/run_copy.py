@@ -5,13 +5,14 @@ its MLflow run then come back from where its checkpoints are.
 """
 
 import logging
+import os
 import posixpath
 from pathlib import Path
 
 import fsspec
 
-from beamclip.addresses import without_secrets
-from beamclip.commands.run_dir import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE
+from beamclip.addresses import reachable, without_secrets
+from beamclip.commands.run_dir import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE, make_run_dir
 from beamclip.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def copy_beside(checkpoints: str, run_dir: Path) -> None:
 
 def has_copy(checkpoints: str) -> bool:
     """Whether the files of a run lie beside checkpoints in a local folder."""
-    return (Path(checkpoints) / COPY / CONFIG_FILE).exists()
+    return os.path.exists(os.path.join(checkpoints, COPY, CONFIG_FILE))
 
 
 def fetch_run(checkpoints: str, run_dir: Path) -> None:
@@ -46,12 +47,10 @@ def fetch_run(checkpoints: str, run_dir: Path) -> None:
     Raises:
         InputError: there are none, or the folder holds those of another run.
     """
-    try:
+    with reachable(f"--resume {checkpoints}", ADVICE):
         fs, root = fsspec.core.url_to_fs(checkpoints)
         found = {path.rpartition("/")[2]: path for path in fs.ls(posixpath.join(root, COPY), detail=False)}
         contents = {name: fs.cat_file(found[name]) for name in COPIED if name in found}
-    except Exception as error:  # each store has errors of its own; to the user all are one
-        raise InputError(f"--resume {checkpoints}: cannot be read ({error}). {ADVICE}") from error
     if CONFIG_FILE not in contents:
         raise InputError(f"--resume {checkpoints}: no run there. {ADVICE}")
     config = run_dir / CONFIG_FILE
@@ -61,6 +60,6 @@ def fetch_run(checkpoints: str, run_dir: Path) -> None:
         raise InputError(
             f"--out {run_dir}: holds another run. Go on with it by --resume {run_dir}, or give another --out."
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_dir(run_dir)
     for name, content in contents.items():
         (run_dir / name).write_bytes(content)
