@@ -6,6 +6,7 @@ command, so a flag, a key of the YAML file and a parameter in MLflow share one n
 
 import dataclasses
 import difflib
+import math
 import os
 import typing
 from collections.abc import Iterator, Sequence
@@ -351,24 +352,32 @@ def _absolute(address: Any) -> Any:
     return type(address)(Path(path).resolve()) if os.path.exists(path) else address
 
 
-def refuse_lost_secrets(config: Any) -> None:
-    """Refuse addresses whose passwords were left out when they were written down.
+def check_values(config: Any) -> None:
+    """Refuse what has the type of its option, and can be meant by nobody.
 
     Raises:
-        InputError: with the option to give again.
+        InputError: with the option.
     """
     for item in fields(config):
         value = getattr(config, item.name)
         if is_dataclass(value):
-            refuse_lost_secrets(value)
+            check_values(value)
             continue
         for each in value if isinstance(value, tuple) else (value,):
-            if isinstance(each, (str, Path)) and lacks_secrets(str(each)):
+            problem = _problem(each)
+            if problem:
                 flag = f"--{item.name.replace('_', '-')}"
-                raise InputError(
-                    f"{flag} {each}: its user name, password or signature was left out when it was written "
-                    f"down. Give the whole address by {flag}."
-                )
+                raise InputError(f"{flag} {str(each)[:MOST_SHOWN]}: {problem} {flag}.")
+
+
+def _problem(value: Any) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number. Give one by"
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        return "is more than 64 bits hold. Give a smaller number by"
+    if isinstance(value, (str, Path)) and lacks_secrets(str(value)):
+        return "its user name, password or signature was left out when it was written down. Give the whole address by"
+    return None
 
 
 def plain(config: Any) -> dict[str, Any]:

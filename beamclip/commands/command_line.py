@@ -22,7 +22,7 @@ import tyro
 from beamclip.addresses import without_secrets
 from beamclip.commands.run_copy import ADVICE, fetch_run, has_copy
 from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
-from beamclip.config import read_config, refuse_lost_secrets
+from beamclip.config import check_values, read_config
 from beamclip.errors import InputError
 
 Config = TypeVar("Config")
@@ -56,7 +56,7 @@ def parse(config_class: type[Config], argv: Sequence[str], description: str) -> 
         if stop.code in (0, None):
             raise
         raise InputError(_one_line(printed.getvalue())) from None
-    refuse_lost_secrets(config)
+    check_values(config)
     return config
 
 

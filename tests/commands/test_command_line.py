@@ -63,7 +63,7 @@ def test_a_written_config_reads_back_as_it_was(config, tmp_path):
         ({"lr": 0.1, "optim": {"lr": 0.1}}, "given twice, as lr and as optim.lr. Leave one out."),
         ({"tau-student": 1, "tau_student": 1}, "given twice, as tau_student and as tau_student."),
         ({"resume": "runs/a"}, "resume: cannot stand in a file."),
-        ({"seed": int("9" * 4000)}, "seed: '99999"),
+        ({"seed": "9" * 5000}, "seed: '99999"),
         ({"workers": {"num_workers": 0}}, "workers: num_workers is 0: give 1 or more."),
     ],
 )
@@ -109,6 +109,12 @@ def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch
         more_teachers=(str(tmp_path / "resnet18"), "gone"),
         classes=tmp_path / "classes.txt",
     )
+
+
+@pytest.mark.parametrize("flags", [["--lr", "nan"], ["--tau-student", "inf"], ["--seed", "9" * 4000]])
+def test_a_number_that_nobody_can_mean_is_refused(flags):
+    with pytest.raises(InputError, match=f"^{flags[0]} {flags[1][:80]}: is "):
+        parse(DistillConfig, flags, "")
 
 
 SECRET = "https://user:SECRET@host/x?X-Amz-Signature=SECRET"
