@@ -5,11 +5,8 @@ command, so a flag, a key of the YAML file and a parameter in MLflow share one n
 """
 
 import dataclasses
-import difflib
 import math
 import os
-import typing
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,6 +27,7 @@ from beamclip.losses.feature import FeatureConfig
 from beamclip.losses.psd import PsdConfig
 from beamclip.models.config import StudentConfig
 from beamclip.prompts.anchors import PromptConfig
+from beamclip.sections import MOST_SHOWN, in_sections
 from beamclip.sweep.search import SearchConfig
 from beamclip.tracking import TrackingConfig
 from beamclip.training.checkpoint import CheckpointConfig
@@ -43,8 +41,6 @@ UNRECORDED = ("config", "resume")
 ADDRESSES = frozenset(("data", "teacher", "more_teachers", "eval_data", "train_data", "context_data", "urls"))
 """Texts that may be paths; other paths have the type."""
 MOST_CONFIG_BYTES = 1 << 20
-MOST_SHOWN = 80
-"""Characters of a value that does not fit."""
 
 
 @dataclass(frozen=True)
@@ -273,8 +269,9 @@ def parse_config(config_class: type[Config], content: dict[str, Any], source: st
     Raises:
         InputError: a key is unknown or stands twice, or a value has the wrong type; with the key's path.
     """
+    placed = in_sections(config_class, content, source, not_in_files=UNRECORDED)
     try:
-        return pydantic.TypeAdapter(config_class).validate_python(_placed(config_class, content, source))
+        return pydantic.TypeAdapter(config_class).validate_python(placed)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
@@ -283,50 +280,6 @@ def parse_config(config_class: type[Config], content: dict[str, Any], source: st
             raise InputError(f"{source}: {path}: {refused}") from error
         given = repr(first["input"])[:MOST_SHOWN]
         raise InputError(f"{source}: {path}: {given} does not fit. {first['msg']}.") from error
-
-
-def _placed(config_class: Any, content: dict[str, Any], source: str) -> dict[str, Any]:
-    """The content with every option in its own section, wherever it was written."""
-    types = typing.get_type_hints(config_class)
-    sections = [item.name for item in fields(config_class) if is_dataclass(types[item.name])]
-    homes: dict[str, str] = {item.name: "" for item in fields(config_class) if item.name not in sections}
-    homes |= {option.name: section for section in sections for option in fields(types[section])}
-    placed: dict[str, Any] = {}
-    seen: dict[str, str] = {}
-    for section, name, value in _written(content, sections):
-        path = f"{section}.{name}" if section else name
-        if name not in homes or (section and homes[name] != section):
-            raise InputError(f"{source}: {path}{_why_not(name, value, sections, homes)}")
-        if name in UNRECORDED:
-            raise InputError(f"{source}: {path}: cannot stand in a file. Give it on the command line.")
-        if name in seen:
-            raise InputError(f"{source}: given twice, as {seen[name]} and as {path}. Leave one out.")
-        seen[name] = path
-        (placed.setdefault(homes[name], {}) if homes[name] else placed)[name] = value
-    return placed
-
-
-def _written(content: dict[str, Any], sections: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
-    """Section ("" outside of all), name and value of each option in a file; tau-student is tau_student."""
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        # `student` is a section and an option in it.
-        if name in sections and (isinstance(value, dict) or value is None):
-            for option, own in (value or {}).items():
-                yield name, str(option).replace("-", "_"), own
-        else:
-            yield "", name, value
-
-
-def _why_not(name: str, value: Any, sections: Sequence[str], homes: dict[str, str]) -> str:
-    if name in homes:
-        place = f"in the section {homes[name]}" if homes[name] else "outside of all sections"
-        return f": no such option. {name} stands {place}."
-    if name in sections:
-        return f": {repr(value)[:MOST_SHOWN]} does not fit. It is a section: give a mapping of its options."
-    near = difflib.get_close_matches(name, [*homes, *sections], 1)
-    hint = f"Did you mean {near[0]}?" if near else "--help lists all options."
-    return f": no such option. {hint}"
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -376,7 +329,7 @@ def _problem(value: Any) -> str | None:
     if isinstance(value, int) and abs(value) >= 1 << 63:
         return "is more than 64 bits hold. Give a smaller number by"
     if isinstance(value, (str, Path)) and lacks_secrets(str(value)):
-        return "its user name, password or signature was left out when it was written down. Give the whole address by"
+        return "was written down without its user name, password or signature. Give the whole address by"
     return None
 
 
