@@ -148,8 +148,9 @@ def _check_events(events: Iterable[Any], most_nodes: int) -> None:
         yaml.YAMLError: with the place.
     """
     nodes = 0
-    sizes: dict[str, int] = {}
+    sizes: dict[str | None, int] = {}
     parents: list[_Open] = []
+    event: Any
     for event in events:
         if isinstance(event, yaml.CollectionEndEvent):
             ended = parents.pop()

@@ -23,7 +23,7 @@ params: "params", a mapping of texts. artifact: "path", "folder". end: "status",
 """
 
 PARENT_TAG = "mlflow.parentRunId"
-_PLAIN, _QUOTED = "sqlite:///", "sqlite:///file:"
+_SQLITE = "sqlite:///"
 
 MAX_METRICS = 1000
 """Metrics that MLflow takes in one request."""
@@ -50,10 +50,18 @@ class Refused(Exception):
 
 def tracking_uri(run_dir: Path) -> str:
     """Where the run in `run_dir` is tracked: MLFLOW_TRACKING_URI, else a SQLite file beside the run."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    beside = (run_dir.resolve().parent / "mlflow.db").as_posix()
-    # SQLAlchemy takes what follows a question mark for options, and unquotes nothing; SQLite itself does.
-    return given or (f"{_QUOTED}{quote(beside)}?uri=true" if "?" in beside else f"{_PLAIN}{beside}")
+    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(run_dir.resolve().parent / "mlflow.db")
+
+
+def _sqlite_uri(file: Path) -> str:
+    path = file.as_posix()
+    if "?" not in path and "%" not in path:
+        return f"{_SQLITE}{path}"
+    # SQLAlchemy unquotes the path from 2.1 on; before that, only SQLite's own form takes a question mark.
+    from sqlalchemy import make_url
+
+    forms = (f"{_SQLITE}{path}", f"{_SQLITE}{quote(path)}", f"{_SQLITE}file:{quote(path)}?uri=true")
+    return next((form for form in forms if make_url(form).database == path), forms[-1])
 
 
 class Store:
@@ -159,9 +167,13 @@ def _connect(uri: str) -> "MlflowClient":
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    if uri.startswith(_QUOTED):
-        return Path(unquote(uri.removeprefix(_QUOTED).partition("?")[0])).resolve()
-    return Path(uri.removeprefix(_PLAIN)).resolve() if uri.startswith(_PLAIN) else None
+    if not uri.startswith(_SQLITE):
+        return None
+    from sqlalchemy import make_url
+
+    database = make_url(uri).database or ""
+    own_form = database.startswith("file:")
+    return Path(unquote(database.removeprefix("file:")) if own_form else database).resolve()
 
 
 def _artifacts(uri: str) -> str | None:
