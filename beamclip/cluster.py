@@ -3,15 +3,31 @@
 import contextlib
 import logging
 import os
+import re
+import secrets
 import signal
+import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from beamclip.errors import InputError
 
 log = logging.getLogger(__name__)
+
+ANSWER_WITHIN_S = 8.0
+"""Seconds for the head of a cluster to answer, the look-up of its name included."""
+
+_TOKEN_PLACES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_TOKEN_FILE = Path("~/.ray/auth_token")
+_LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
+"""As Ray names it, below its folder for temporary files."""
+_MOST_SOCKET_BYTES = 107
+"""Of the path of a Unix socket."""
+_SHORT_FOLDER = "/tmp/ray"
 
 _ENVIRONMENT = {
     # By the default of 2 s, the start and the end of a run and the loss of a worker take that much longer.
@@ -66,6 +82,12 @@ class WorkersConfig:
         return {"CPU": self.cpus_per_worker, **gpus}
 
 
+def cluster_address() -> str | None:
+    """Address of the cluster to join, from RAY_ADDRESS; None where a command starts a Ray of its own."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
 @contextlib.contextmanager
 def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """Ray is up inside; a Ray that was up before is left as it is, one that this started is stopped.
@@ -76,29 +98,27 @@ def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool
             keep their resources.
 
     Raises:
-        InputError: RAY_ADDRESS names a cluster that does not answer.
+        InputError: RAY_ADDRESS is no address, or names a cluster that does not answer or cannot be joined.
     """
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "local")
-    # A Ray that lives as long as the command has no use for them: the first two take seconds to start, and
-    # for the last one an agent looks at all processes every few seconds.
-    local: dict[str, Any] = {"runtime_env": {"env_vars": dict(environment)}} if environment else {}
-    if address == "local":
-        local["include_dashboard"] = dashboard
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    address = cluster_address()
+    own = {} if address else _own_ray(dashboard=dashboard)
+    if environment:
+        own["runtime_env"] = {"env_vars": dict(environment)}
     at_sigterm = signal.getsignal(signal.SIGTERM)
+    if address:
+        _check_answers(address)
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
-    except ConnectionError as error:
-        raise InputError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).splitlines()[0]}). "
-            "Start one with `ray up cluster.yaml`, or unset RAY_ADDRESS to run on this machine."
-        ) from error
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
+    except Exception as error:
+        if address is None:
+            raise
+        # Another version, another token, no Ray at all: all that the user can mend.
+        raise _no_cluster(address, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
     if threading.current_thread() is threading.main_thread():
         # Ray's own answer, which it has put in place, prints its stack and leaves at once.
         signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)
@@ -106,6 +126,61 @@ def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool
         yield
     finally:
         ray.shutdown()
+
+
+def _own_ray(*, dashboard: bool) -> dict[str, Any]:
+    """Options of a Ray that lives as long as the command; sets what it reads from the environment."""
+    # Ray takes an empty one for an address in places.
+    os.environ.pop("RAY_ADDRESS", None)
+    # Without one, Ray would leave a token in the home folder that other users can read.
+    if not any(name in os.environ for name in _TOKEN_PLACES) and not _TOKEN_FILE.expanduser().exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # The first takes seconds to start; for the second an agent looks at all processes every few seconds.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    options: dict[str, Any] = {"include_dashboard": dashboard}
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray")
+    if len(os.fsencode(folder / _LONGEST_SOCKET)) > _MOST_SOCKET_BYTES:
+        options["_temp_dir"] = _SHORT_FOLDER
+    return options
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address at which nobody listens: Ray itself would try for a minute.
+
+    Raises:
+        InputError: with the reason.
+    """
+    if address == "auto" or ("://" in address and not address.startswith("ray://")):
+        return
+    found = re.fullmatch(r"(?:ray://)?(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})", address)
+    if found is None:
+        raise InputError(
+            f"RAY_ADDRESS={address}: no address of a Ray cluster. Give HOST:PORT (of the head; its port is "
+            "6379 by default), or unset RAY_ADDRESS to run on this machine."
+        )
+    problems = [f"no answer within {ANSWER_WITHIN_S:.0f} s"]
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((found[1] or found[2], int(found[3])), ANSWER_WITHIN_S):
+                problems.clear()
+        except (OSError, OverflowError, UnicodeError) as error:
+            problems[:] = [getattr(error, "strerror", None) or str(error)]
+
+    # In a thread, since looking up a name knows no limit of time.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(ANSWER_WITHIN_S)
+    if problems:
+        raise _no_cluster(address, problems[0])
+
+
+def _no_cluster(address: str, reason: str) -> InputError:
+    return InputError(
+        f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}). "
+        "Start one with `ray up cluster.yaml`, or unset RAY_ADDRESS to run on this machine."
+    )
 
 
 def set_ray_environment() -> None:
@@ -129,7 +204,7 @@ def check_resources(config: WorkersConfig) -> None:
     cpus, gpus = total.get("CPU", 0.0), int(total.get("GPU", 0))
     wanted = config.num_workers * config.cpus_per_worker
     lacking_gpus = config.use_gpu and gpus < config.num_workers * config.gpus_per_worker
-    if "RAY_ADDRESS" in os.environ and (lacking_gpus or wanted > cpus):
+    if cluster_address() and (lacking_gpus or wanted > cpus):
         log.warning("the cluster has %g CPUs and %d GPUs; waiting for its autoscaler to add more", cpus, gpus)
         return
     if lacking_gpus:

@@ -5,27 +5,29 @@ command, so a flag, a key of the YAML file and a parameter in MLflow share one n
 """
 
 import dataclasses
-import difflib
-import json
-import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+import math
+import os
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
 
+from beamclip.addresses import lacks_secrets, without_secrets
 from beamclip.cluster import WorkersConfig
 from beamclip.data.captions import CaptionConfig
 from beamclip.data.stream import StreamConfig
 from beamclip.data.transforms import AugmentConfig
 from beamclip.errors import InputError
+from beamclip.files import read_yaml, write_whole
 from beamclip.losses.contrastive import Objective
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
 from beamclip.losses.psd import PsdConfig
 from beamclip.models.config import StudentConfig
 from beamclip.prompts.anchors import PromptConfig
+from beamclip.sections import MOST_SHOWN, in_sections
 from beamclip.sweep.search import SearchConfig
 from beamclip.tracking import TrackingConfig
 from beamclip.training.checkpoint import CheckpointConfig
@@ -36,6 +38,9 @@ Config = TypeVar("Config")
 
 UNRECORDED = ("config", "resume")
 """Fields that say where values come from; they are no values themselves."""
+ADDRESSES = frozenset(("data", "teacher", "more_teachers", "eval_data", "train_data", "context_data", "urls"))
+"""Texts that may be paths; other paths have the type."""
+MOST_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -246,55 +251,92 @@ def read_config(config_class: type[Config], path: Path) -> Config:
     """The configuration in a YAML file; what the file leaves out has its default.
 
     Raises:
-        InputError: the file is missing or no YAML mapping, a key is unknown, or a value has the wrong type.
+        InputError: the file cannot be read or is no YAML mapping; or as `parse_config`.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). Give an existing YAML file.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: no valid YAML ({' '.join(str(error).split())}).") from error
+    content = read_yaml(path, MOST_CONFIG_BYTES)
     if content is not None and not isinstance(content, dict):
-        raise InputError(
-            f"{path}: holds a {type(content).__name__}. A mapping of options to values is needed."
-        )
+        kind = "text" if isinstance(content, str) else type(content).__name__
+        raise InputError(f"{path}: holds a {kind}. A mapping of options to values is needed.")
     return parse_config(config_class, content or {}, str(path))
 
 
 def parse_config(config_class: type[Config], content: dict[str, Any], source: str) -> Config:
-    """The configuration in nested mappings.
+    """The configuration in nested mappings; an option may stand in its section or outside of all.
 
     Args:
+        content: values, or the texts that stand for them on the command line: "1e-3" is a number where the
+            option takes one, and a text where it takes a text.
         source: named in the messages.
 
     Raises:
-        InputError: a key is unknown, or a value has the wrong type; the message gives the key's path.
+        InputError: a key is unknown or stands twice, or a value has the wrong type; with the key's path.
     """
-    _refuse_unknown(config_class, content, source, ())
+    placed = in_sections(config_class, content, source, not_in_files=UNRECORDED)
     try:
-        # Through JSON, whose strict mode takes lists for tuples and strings for paths, and nothing else.
-        return pydantic.TypeAdapter(config_class).validate_json(json.dumps(content, default=str), strict=True)
+        return pydantic.TypeAdapter(config_class).validate_python(placed)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{source}: {path}: {first['input']!r} does not fit. {first['msg']}.") from error
+        refused = first.get("ctx", {}).get("error")
+        if isinstance(refused, InputError):
+            raise InputError(f"{source}: {path}: {refused}") from error
+        given = repr(first["input"])[:MOST_SHOWN]
+        raise InputError(f"{source}: {path}: {given} does not fit. {first['msg']}.") from error
 
 
-def _refuse_unknown(config_class: Any, content: dict[str, Any], source: str, above: tuple[str, ...]) -> None:
-    types = typing.get_type_hints(config_class)
-    known = [item.name for item in fields(config_class)]
-    for key, value in content.items():
-        path = ".".join((*above, str(key)))
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
-            raise InputError(f"{source}: {path}: no such option. {hint}")
-        if is_dataclass(types[key]) and isinstance(value, dict):
-            _refuse_unknown(types[key], value, source, (*above, key))
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with paths that hold in any folder; what is not there, or no path, stays as it is."""
+    changed: dict[str, Any] = {}
+    for item in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            changed[item.name] = with_absolute_paths(value)
+        elif isinstance(value, Path) or item.name in ADDRESSES:
+            each = tuple(map(_absolute, value)) if isinstance(value, tuple) else _absolute(value)
+            changed[item.name] = each
+        elif item.name == "model" and os.path.isfile(value or ""):
+            # A folder of the name of a model is not what was meant.
+            changed[item.name] = _absolute(value)
+    return replace(config, **changed)  # type: ignore[type-var]
+
+
+def _absolute(address: Any) -> Any:
+    if address is None or "://" in str(address):
+        return address
+    path = os.path.expanduser(address)
+    return type(address)(Path(path).resolve()) if os.path.exists(path) else address
+
+
+def check_values(config: Any) -> None:
+    """Refuse what has the type of its option, and can be meant by nobody.
+
+    Raises:
+        InputError: with the option.
+    """
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            check_values(value)
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            problem = _problem(each)
+            if problem:
+                flag = f"--{item.name.replace('_', '-')}"
+                raise InputError(f"{flag} {str(each)[:MOST_SHOWN]}: {problem} {flag}.")
+
+
+def _problem(value: Any) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number. Give one by"
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        return "is more than 64 bits hold. Give a smaller number by"
+    if isinstance(value, (str, Path)) and lacks_secrets(str(value)):
+        return "was written down without its user name, password or signature. Give the whole address by"
+    return None
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The configuration as nested mappings of YAML's own types."""
+    """The configuration as nested mappings of YAML's own types; no address gives access to what it names."""
     content = dataclasses.asdict(config)
     return {key: _plain(value) for key, value in content.items() if key not in UNRECORDED}
 
@@ -304,17 +346,22 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return without_secrets(str(value)) if isinstance(value, (str, Path)) else value
 
 
 def write_config(config: Any, path: Path) -> None:
-    """Write a configuration so that `--config` reads it back as it is."""
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    """Write a configuration so that `--config` reads it back as it is, in any folder."""
+    write_whole(path, config_text(config))
+
+
+def config_text(config: Any) -> str:
+    """What `write_config` writes."""
+    return yaml.safe_dump(plain(with_absolute_paths(config)), sort_keys=False, allow_unicode=True)
 
 
 def parameters(config: Any) -> dict[str, Any]:
     """Every option by its own name, sections dissolved, as MLflow records them."""
     flat: dict[str, Any] = {}
-    for key, value in plain(config).items():
+    for key, value in plain(with_absolute_paths(config)).items():
         flat.update(value if isinstance(value, dict) else {key: value})
     return flat

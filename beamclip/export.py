@@ -12,7 +12,9 @@ from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from beamclip.addresses import without_secrets
 from beamclip.errors import InputError
+from beamclip.files import write_whole
 from beamclip.models.clip import CONFIG_FILE, LoadedClip
 from beamclip.models.msclip import split_msclip
 from beamclip.prompts.fitting import write_fitting
@@ -115,7 +117,7 @@ def _save_weights(model: nn.Module, file: Path) -> None:
         whole = value.detach().cpu().contiguous()
         state[key] = whole.clone() if whole.data_ptr() in written else whole
         written.add(whole.data_ptr())
-    save_file(state, file, metadata={"format": "pt"})
+    write_whole(file, lambda draft: save_file(state, draft, metadata={"format": "pt"}))
 
 
 def _card_text(clip: LoadedClip, card: Mapping[str, Any]) -> str:
@@ -124,11 +126,12 @@ def _card_text(clip: LoadedClip, card: Mapping[str, Any]) -> str:
     facts["embedding"] = f"{clip.embed_dim} numbers"
     metrics: Mapping[str, float] = card.get("metrics", {})
     licence = card.get("licence", _LICENCE_REMINDER)
-    return _CARD.format(
+    text = _CARD.format(
         facts="\n".join(f"- {key}: {value}" for key, value in facts.items()),
         metrics=_metrics_table(metrics) if metrics else "None were measured.",
         licence=licence,
     )
+    return without_secrets(text)
 
 
 def _metrics_table(metrics: Mapping[str, float]) -> str:

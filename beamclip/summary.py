@@ -6,9 +6,7 @@ JSON: a figure that is not finite becomes null and is named in `notes`.
 
 import json
 import math
-import os
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
@@ -16,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import beamclip
+from beamclip.addresses import without_secrets
 from beamclip.errors import InputError
+from beamclip.files import parse_json, read_text, write_whole
 
 SUMMARY_FILE = "summary.json"
 
@@ -115,7 +115,7 @@ def write_summary(run_dir: Path, summary: Summary) -> Path:
     text = json.dumps(record, indent=2, allow_nan=False)
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / SUMMARY_FILE
-    _replace_text(path, text + "\n")
+    write_whole(path, without_secrets(text) + "\n")
     return path
 
 
@@ -126,17 +126,15 @@ def read_summary(run_dir: Path) -> Summary:
         InputError: there is none, or the file is not one.
     """
     path = run_dir / SUMMARY_FILE
+    if not path.exists():
+        raise InputError(f"{path}: cannot be read (no such file). Name the --out folder of a run.")
+    record = parse_json(read_text(path), str(path))
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
         record["counts"] = Counts(**record["counts"])
         known = {item.name for item in fields(Summary)}
         # Keys of a newer version are passed over: the known ones keep their meaning.
         return Summary(**{key: value for key, value in record.items() if key in known})
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}). Name the --out folder of a run."
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a summary of beamclip ({error}). Run the command again.") from error
 
 
@@ -152,16 +150,3 @@ def _finite(value: Any, where: str, notes: list[str]) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item, f"{where}[{i}]", notes) for i, item in enumerate(value)]
     return value
-
-
-def _replace_text(path: Path, text: str) -> None:
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes a private file; a summary is as readable as its neighbours.
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise

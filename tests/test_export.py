@@ -1,5 +1,6 @@
 """Exports: what others load, without beamclip."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -103,6 +104,18 @@ def test_the_card_says_what_it_was_told_and_how_to_load(tmp_path: Path, teacher:
     assert "the licences of the teacher's weights and of the training images apply" in text
     stated = write_open_clip_dir(teacher, tmp_path / "stated", {"licence": "CC BY 4.0"}) / "README.md"
     assert "CC BY 4.0" in stated.read_text()
+
+
+def test_a_model_is_as_readable_as_any_new_file_and_its_card_gives_no_access(
+    tmp_path: Path, teacher: LoadedClip
+) -> None:
+    before = os.umask(0o022)
+    try:
+        model = write_open_clip_dir(teacher, tmp_path / "model", {"data": "s3://KEY:SECRET@bucket/shards"})
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in model.iterdir()} == {"0o644"}
+    assert "- data: s3://***@bucket/shards\n" in (model / "README.md").read_text()
 
 
 def test_a_second_export_replaces_the_first_and_leaves_nothing_else(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from beamclip.errors import InputError
 from beamclip.json_lines import mend_json_lines, read_json_lines
 
 WHOLE = '{"a": 1}\n{"a": 2}\n'
@@ -29,3 +30,11 @@ def test_a_missing_file_holds_nothing_and_is_not_made(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     mend_json_lines(path)
     assert (read_json_lines(path), path.exists()) == ([], False)
+
+
+@pytest.mark.parametrize("line", ["{", "\0\0", "[]", "[" * 100_000, "\xff"])
+def test_a_whole_line_that_is_no_object_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(f"{WHOLE}{line}\n{WHOLE}".encode("latin-1"))
+    with pytest.raises(InputError, match=r"lines\.jsonl: line 3: no JSON"):
+        read_json_lines(path)

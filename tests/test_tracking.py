@@ -22,7 +22,8 @@ QUIET = TrackingConfig(system_metrics=False)
 
 @pytest.fixture(autouse=True)
 def _no_foreign_store(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("TRACKING_URI", "EXPERIMENT_NAME", "EXPERIMENT_ID", "RUN_ID"):
+        monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
     # A refused connection is refused again: waiting between tries only makes the tests slow.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
@@ -131,6 +132,53 @@ def test_a_resumed_run_keeps_its_id_and_takes_other_values_as_tags(run_dir):
     assert run.data.tags["resumed.epochs"] == "5"
     assert "resumed.seed" not in run.data.tags
     assert history(uri, first.run_id) == points(range(4))
+
+
+def start_and_end(run_dir: Path, config: TrackingConfig = QUIET, **given: Any) -> Any:
+    """The run as MLflow has it afterwards."""
+    with Tracking.start(config, run_dir=run_dir, params={}, **given) as tracking:
+        pass
+    return client_of(tracking_uri(run_dir)).get_run(tracking.run_id)
+
+
+def experiment_name(run_dir: Path, run: Any) -> str:
+    return str(client_of(tracking_uri(run_dir)).get_experiment(run.info.experiment_id).name)
+
+
+def test_the_experiment_is_the_flags_then_the_environments(run_dir, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team")
+    of_team = start_and_end(run_dir)
+    assert experiment_name(run_dir, of_team) == "team"
+    flag = start_and_end(run_dir, TrackingConfig(experiment="flag", system_metrics=False))
+    assert experiment_name(run_dir, flag) == "flag"
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", of_team.info.experiment_id)
+    assert experiment_name(run_dir, start_and_end(run_dir)) == "team"
+    # In another experiment, MLflow would not show it below its parent.
+    child = start_and_end(run_dir, tags={"mlflow.parentRunId": flag.info.run_id})
+    assert experiment_name(run_dir, child) == "flag"
+
+
+def test_a_run_that_the_environment_names_is_logged_into_once(run_dir, monkeypatch):
+    began = start_and_end(run_dir / "launcher", tags={"by": "launcher"}, uri=tracking_uri(run_dir))
+    resumed = start_and_end(run_dir)
+    monkeypatch.setenv("MLFLOW_RUN_ID", began.info.run_id)
+    named = start_and_end(run_dir, run_id=resumed.info.run_id, tags={"command": "distill"})
+    assert (named.info.run_id, named.info.run_name) == (began.info.run_id, "launcher")
+    assert {"by": "launcher", "command": "distill"}.items() <= named.data.tags.items()
+    assert start_and_end(run_dir).info.run_id not in (began.info.run_id, resumed.info.run_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", began.info.run_id)
+    flag = start_and_end(run_dir, TrackingConfig(experiment="flag", system_metrics=False))
+    assert flag.info.run_id != began.info.run_id
+
+
+def test_the_store_lies_beside_the_run_whatever_its_path_is_called(tmp_path):
+    folder = tmp_path / "a?b%41 #é&uri=false"
+    run = start_and_end(folder / "run")
+    assert run.info.status == "FINISHED"
+    assert (folder / "mlflow.db").read_bytes().startswith(b"SQLite format 3")
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert run.info.artifact_uri.startswith((folder / "mlartifacts").as_uri())
 
 
 def test_a_run_that_the_store_does_not_know_goes_on_as_a_new_one(run_dir, caplog):

@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 
 import tyro
 
+from beamclip.addresses import without_secrets
 from beamclip.commands.run_copy import ADVICE, fetch_run, has_copy
 from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
-from beamclip.config import read_config
+from beamclip.config import check_values, read_config
 from beamclip.errors import InputError
 
 Config = TypeVar("Config")
@@ -31,7 +32,8 @@ def parse(config_class: type[Config], argv: Sequence[str], description: str) -> 
     """The configuration that flags, then a YAML file, then the defaults give.
 
     Raises:
-        InputError: an unknown flag, a value of the wrong type, a missing or faulty YAML file.
+        InputError: an unknown flag, a value of the wrong type, a missing or faulty YAML file, an address that
+            was written down without its password.
         SystemExit: after --help.
     """
     default = _defaults(config_class, argv)
@@ -39,7 +41,7 @@ def parse(config_class: type[Config], argv: Sequence[str], description: str) -> 
     helping = any(flag in argv for flag in ("-h", "--help"))
     try:
         with contextlib.nullcontext() if helping else contextlib.redirect_stderr(printed):
-            return tyro.cli(
+            config = tyro.cli(
                 config_class,
                 args=list(argv),
                 default=default,
@@ -54,6 +56,8 @@ def parse(config_class: type[Config], argv: Sequence[str], description: str) -> 
         if stop.code in (0, None):
             raise
         raise InputError(_one_line(printed.getvalue())) from None
+    check_values(config)
+    return config
 
 
 def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
@@ -68,7 +72,7 @@ def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
 def _of_run(config_class: type[Config], resume: str, out: str | None) -> Config:
     if "://" not in resume and not has_copy(resume):
         run = Path(resume)
-        if not (run / CONFIG_FILE).exists():
+        if not os.path.exists(run / CONFIG_FILE):
             raise InputError(f"--resume {run}: no run there ({CONFIG_FILE} is missing). {ADVICE}")
         return replace(read_config(config_class, run / CONFIG_FILE), out=run)  # type: ignore[type-var]
     run = new_run_dir(Path(out) if out else None, "resumed")
@@ -114,19 +118,23 @@ def run_command(
         The exit code.
     """
     out: str | Path | None = None
+    # The encoding of a terminal may lack the characters of a class or a path.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         config = parse(config_class, sys.argv[1:] if argv is None else argv, description)
         out = getattr(config, "out", None)
         with _sigterm_like_ctrl_c():
             body(config)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(f"error: {error}")
         return 2
     except KeyboardInterrupt as stop:
-        print(": ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
+        _print_error(": ".join(["interrupted", *map(str, stop.args)]))
         return 130
     except Exception as error:
-        print(f"error: {_summary(error)}{_keep_traceback(out)}", file=sys.stderr)
+        _print_error(f"error: {_summary(error)}{_keep_traceback(out)}")
         return 1
     return 0
 
@@ -151,9 +159,18 @@ def _summary(error: Exception) -> str:
 
 
 def _keep_traceback(out: str | Path | None) -> str:
-    if out is None or not Path(out).is_dir():
-        traceback.print_exc()
+    """Write the traceback of the exception at hand; gives the line that says where."""
+    text = without_secrets(traceback.format_exc())
+    if out is None or not os.path.isdir(out):
+        _print_error(text.rstrip())
         return ""
     path = Path(out, "error.log")
-    path.write_text(traceback.format_exc())
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:  # a full disk, say: what ended the command is told none the less
+        return f"\n       no details: {path} cannot be written ({error.strerror})"
     return f"\n       details in {path}"
+
+
+def _print_error(text: str) -> None:
+    print(without_secrets(text), file=sys.stderr)

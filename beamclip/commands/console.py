@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
+from beamclip.addresses import without_secrets
+
 NAME_WIDTH = 10
 LINE_WIDTH = 78
 SECONDS_BETWEEN_LINES = 15.0
@@ -13,7 +15,8 @@ SECONDS_BETWEEN_LINES = 15.0
 def stage(name: str, text: str, note: str = "") -> None:
     """Print one stage: its name, what it is, and a short note at the right edge."""
     left = f"{name:<{NAME_WIDTH}}{text}"
-    print(f"{left:<{max(0, LINE_WIDTH - len(note))}}  {note}".rstrip(), flush=True)
+    line = f"{left:<{max(0, LINE_WIDTH - len(note))}}  {note}".rstrip()
+    print(without_secrets(line), flush=True)
 
 
 def count(number: int, noun: str) -> str:

@@ -22,6 +22,7 @@ from beamclip.commands.templates import (
 )
 from beamclip.commands.train import (
     Trained,
+    check_batch_norms,
     check_batches,
     finish,
     open_run,
@@ -95,6 +96,7 @@ def load_inputs(config: DistillConfig) -> Inputs:
     loaded = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
     teachers = [text_tower(clip) for clip in loaded]
     student = build_student(config.student, teachers[0], config.seed)
+    check_batch_norms(sized(config, shards), student)
     views = cached_views(config, manifest, teachers, student) if manifest else None
     images = f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}"
     stage("shards", images, f"{count(manifest.augmentations, 'cached view')} each" if manifest else "")

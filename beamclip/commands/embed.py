@@ -17,10 +17,11 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from beamclip.addresses import without_secrets
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.console import ProgressLine, clock, count, stage
 from beamclip.commands.run_dir import CONFIG_FILE
-from beamclip.config import EmbedConfig, plain
+from beamclip.config import EmbedConfig, plain, with_absolute_paths
 from beamclip.data.cache import (
     CACHE_FILE,
     CachedTeacher,
@@ -174,7 +175,13 @@ def _agreed_manifest(config: EmbedConfig, source: Source) -> CacheManifest:
     precision = _precision(config)
     manifest = CacheManifest(
         teachers=tuple(
-            CachedTeacher(clip.address, clip.fingerprint, clip.embed_dim, precision, clip.preprocess_cfg)
+            CachedTeacher(
+                without_secrets(clip.address),
+                clip.fingerprint,
+                clip.embed_dim,
+                precision,
+                clip.preprocess_cfg,
+            )
             for clip in source.teachers
         ),
         image_size=config.image_size or max(clip.image_size for clip in source.teachers),
@@ -183,7 +190,7 @@ def _agreed_manifest(config: EmbedConfig, source: Source) -> CacheManifest:
         draws=DRAWS,
         seed=config.seed,
         captions=config.captions,
-        source=str(config.data),
+        source=without_secrets(str(config.data)),
         source_fingerprint=fingerprint(source.shards),
         versions=library_versions(),
     )
@@ -353,8 +360,9 @@ def _leave(config: EmbedConfig, out: str, summary: Summary) -> None:
         "augmentation": asdict(config.augmentation),
     }
     fs, root = fsspec.core.url_to_fs(out)
-    for name, content in ((CONFIG_FILE, plain(config)), (DISTILL_CONFIG, fitting)):
-        fs.pipe_file(posixpath.join(root, name), yaml.safe_dump(content, sort_keys=False).encode())
+    for name, content in ((CONFIG_FILE, plain(with_absolute_paths(config))), (DISTILL_CONFIG, fitting)):
+        text = without_secrets(yaml.safe_dump(content, sort_keys=False))
+        fs.pipe_file(posixpath.join(root, name), text.encode())
     with tempfile.TemporaryDirectory() as folder:
         fs.put_file(str(write_summary(Path(folder), summary)), posixpath.join(root, SUMMARY_FILE))
 

@@ -9,7 +9,7 @@ from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.anchoring import class_anchors, refuse_one_class
 from beamclip.commands.console import count, percent, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
-from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
+from beamclip.commands.run_dir import CONFIG_FILE, make_run_dir, new_run_dir
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import warn_of_misfit, with_templates
 from beamclip.config import EvaluateConfig, parameters, write_config
@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     clip = load_clip(model)
     if "zeroshot" in config.tasks:
         config = replace(config, prompts=with_templates(config.prompts, clip))
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_dir(run_dir)
     write_config(config, run_dir / CONFIG_FILE)
     with (
         ray_session(),

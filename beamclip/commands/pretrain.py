@@ -14,6 +14,7 @@ from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.templates import seen_captions, with_templates
 from beamclip.commands.train import (
+    check_batch_norms,
     check_batches,
     finish,
     open_run,
@@ -72,6 +73,7 @@ def load_inputs(config: PretrainConfig) -> Inputs:
         list_labelled(config.scoring.eval_data)
         check_contexts(classes, config.prompts, config.data)
     clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
+    check_batch_norms(sized(config, shards), clip)
     stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
     captions = seen_captions(shards, columns_of(config), config.captions)
     fitting = fitting_of(captions, [entry.name for entry in classes]) if captions else None

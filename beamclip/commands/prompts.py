@@ -13,7 +13,7 @@ from beamclip.cluster import WorkersConfig, ray_session
 from beamclip.commands.anchoring import class_anchors, encoded_prompts, refuse_one_class
 from beamclip.commands.console import count, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
-from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, new_run_dir
+from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, make_run_dir, new_run_dir
 from beamclip.commands.templates import Fit, compare_templates, embedded_by, say_misfit, with_templates
 from beamclip.config import PromptsConfig, write_config
 from beamclip.data.shards import list_shards
@@ -71,7 +71,7 @@ def show_prompts(config: PromptsConfig) -> Summary:
     config = replace(config, prompts=with_templates(config.prompts, clip))
     asked = _asked(config.show, classes)
     run_dir = new_run_dir(config.out, "prompts")
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_dir(run_dir)
     write_config(config, run_dir / CONFIG_FILE)
     cache = run_dir.parent / "anchors"
     compared = _compare(config, classes, clip, cache)

@@ -5,12 +5,14 @@ its MLflow run then come back from where its checkpoints are.
 """
 
 import logging
+import os
 import posixpath
 from pathlib import Path
 
 import fsspec
 
-from beamclip.commands.run_dir import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE
+from beamclip.addresses import reachable, without_secrets
+from beamclip.commands.run_dir import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE, make_run_dir
 from beamclip.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -31,12 +33,12 @@ def copy_beside(checkpoints: str, run_dir: Path) -> None:
             if path.exists():
                 fs.pipe_file(posixpath.join(root, COPY, path.name), path.read_bytes())
     except Exception as error:  # each store has errors of its own, and none of them is worth a run
-        log.warning("%s: no copy of the run's own files: %s", checkpoints, error)
+        log.warning("%s", without_secrets(f"{checkpoints}: no copy of the run's own files: {error}"))
 
 
 def has_copy(checkpoints: str) -> bool:
     """Whether the files of a run lie beside checkpoints in a local folder."""
-    return (Path(checkpoints) / COPY / CONFIG_FILE).exists()
+    return os.path.exists(os.path.join(checkpoints, COPY, CONFIG_FILE))
 
 
 def fetch_run(checkpoints: str, run_dir: Path) -> None:
@@ -45,12 +47,10 @@ def fetch_run(checkpoints: str, run_dir: Path) -> None:
     Raises:
         InputError: there are none, or the folder holds those of another run.
     """
-    try:
+    with reachable(f"--resume {checkpoints}", ADVICE):
         fs, root = fsspec.core.url_to_fs(checkpoints)
         found = {path.rpartition("/")[2]: path for path in fs.ls(posixpath.join(root, COPY), detail=False)}
         contents = {name: fs.cat_file(found[name]) for name in COPIED if name in found}
-    except Exception as error:  # each store has errors of its own; to the user all are one
-        raise InputError(f"--resume {checkpoints}: cannot be read ({error}). {ADVICE}") from error
     if CONFIG_FILE not in contents:
         raise InputError(f"--resume {checkpoints}: no run there. {ADVICE}")
     config = run_dir / CONFIG_FILE
@@ -60,6 +60,6 @@ def fetch_run(checkpoints: str, run_dir: Path) -> None:
         raise InputError(
             f"--out {run_dir}: holds another run. Go on with it by --resume {run_dir}, or give another --out."
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_dir(run_dir)
     for name, content in contents.items():
         (run_dir / name).write_bytes(content)

@@ -3,11 +3,9 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from beamclip.errors import InputError
+from beamclip.files import read_json, read_yaml, write_whole
 from beamclip.json_lines import mend_json_lines, read_json_lines
 from beamclip.training.checkpoint import check_writable, find_checkpoint, has_checkpoints
 
@@ -23,6 +21,19 @@ MODEL = "model"
 def new_run_dir(out: Path | None, command: str) -> Path:
     """`out`, or a new folder below runs/ that is named after the command and the minute."""
     return out if out is not None else Path("runs") / f"{command}-{time.strftime('%m%d-%H%M%S')}"
+
+
+def make_run_dir(run_dir: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {run_dir}: cannot be made ({reason}). Give another.") from error
 
 
 def checkpoint_address(checkpoints: str | None, run_dir: Path) -> str:
@@ -42,10 +53,8 @@ def open_run_dir(run_dir: Path, checkpoints: str, data: str, *, resume: bool) ->
         InputError: a new run would mix with an older one, there is nothing to go on from, the data are not
             those of the checkpoint, or nothing can be written.
     """
-    try:
-        (run_dir / PLOTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {run_dir}: cannot be made ({error.strerror}). Give another.") from error
+    make_run_dir(run_dir)
+    make_run_dir(run_dir / PLOTS)
     check_writable(checkpoints)
     if resume:
         _check_resumable(run_dir, checkpoints, data)
@@ -64,7 +73,7 @@ def open_run_dir(run_dir: Path, checkpoints: str, data: str, *, resume: bool) ->
 def _checkpoints_of(run_dir: Path) -> str | None:
     """Where the run that had this folder before kept its checkpoints, if any did."""
     path = run_dir / CONFIG_FILE
-    content: Any = yaml.safe_load(path.read_text()) if path.exists() else None
+    content = read_yaml(path) if path.exists() else None
     if not isinstance(content, dict) or not isinstance(content.get("checkpoint"), dict):
         return None
     return checkpoint_address(content["checkpoint"].get("checkpoints"), run_dir)
@@ -101,18 +110,19 @@ def rewind_history(run_dir: Path, step: int) -> list[dict[str, float]]:
     records = read_history(run_dir)
     kept = [record for record in records if record["step"] <= step]
     if len(kept) < len(records):
-        (run_dir / HISTORY_FILE).write_text("".join(json.dumps(record) + "\n" for record in kept))
+        write_whole(run_dir / HISTORY_FILE, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
 
 
 def tracked_run_id(run_dir: Path) -> str | None:
     """The MLflow run that this folder belongs to, if it was tracked before."""
     path = run_dir / TRACKING_FILE
-    run_id: Any = json.loads(path.read_text())["run_id"] if path.exists() else None
-    return run_id
+    content = read_json(path) if path.exists() else {}
+    run_id = content.get("run_id") if isinstance(content, dict) else None
+    return run_id if isinstance(run_id, str) else None
 
 
 def remember_tracked_run(run_dir: Path, run_id: str | None) -> None:
     """Note the MLflow run, so that a resumed run goes on in it."""
     if run_id is not None:
-        (run_dir / TRACKING_FILE).write_text(json.dumps({"run_id": run_id}) + "\n")
+        write_whole(run_dir / TRACKING_FILE, json.dumps({"run_id": run_id}) + "\n")

@@ -1,7 +1,6 @@
 """Try settings of a distillation: one teacher cache, one set of anchors for each setting of the prompts."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +8,14 @@ from pathlib import Path
 import ray
 import ray.tune
 
-from beamclip.cluster import ray_session
+from beamclip.cluster import cluster_address, ray_session
 from beamclip.commands.console import clock, count, stage, table
 from beamclip.commands.distill import with_own_templates
-from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, checkpoint_address, new_run_dir
-from beamclip.commands.sweep_inputs import from_anywhere, load_sweep, prepared
+from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, checkpoint_address, make_run_dir, new_run_dir
+from beamclip.commands.sweep_inputs import load_sweep, prepared
 from beamclip.commands.sweep_watch import Watch
 from beamclip.commands.train import show_chosen, sized, tracked
-from beamclip.config import DistillConfig, SweepConfig, write_config
+from beamclip.config import DistillConfig, SweepConfig, with_absolute_paths, write_config
 from beamclip.errors import InputError
 from beamclip.summary import Counts, Status, Summary, write_summary
 from beamclip.sweep.report import BEST_FILE, TRIALS_FILE, best_of, table_rows, write_report
@@ -40,7 +39,7 @@ def sweep(config: SweepConfig) -> Summary:
     """
     began = time.perf_counter()
     out = new_run_dir(config.out, "sweep")
-    config = from_anywhere(config)
+    config = with_absolute_paths(config)
     loaded = load_sweep(config)
     given, config = config, sized(config, loaded.inputs.shards)
     show_chosen(given, config, loaded.inputs.shards)
@@ -77,10 +76,8 @@ def sweep(config: SweepConfig) -> Summary:
 
 
 def _open_sweep_dir(config: SweepConfig, space: Space, out: Path) -> None:
-    try:
-        (out / PLOTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be made ({error.strerror}). Give another.") from error
+    make_run_dir(out)
+    make_run_dir(out / PLOTS)
     check_writable(checkpoint_address(config.checkpoint.checkpoints, out))
     if config.resume is None and read_trials(out):
         raise InputError(
@@ -122,7 +119,7 @@ def trials_at_once(config: SweepConfig, wanted: int, cluster: Mapping[str, float
     room += [int(cluster.get("GPU", 0.0) / share)] if workers.use_gpu else []
     most = min(room, default=wanted)
     asked = config.search.max_concurrent
-    if most < (asked or 1) and "RAY_ADDRESS" not in os.environ:
+    if most < (asked or 1) and cluster_address() is None:
         gpus = f" and {share:g} of {cluster.get('GPU', 0):g} GPUs" if workers.use_gpu else ""
         raise InputError(
             f"--max-concurrent {asked or 1}: {count(asked or 1, 'trial')}, each with {cpus:g} of "

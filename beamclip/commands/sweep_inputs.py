@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
@@ -25,7 +25,7 @@ from beamclip.commands.embed import build_cache
 from beamclip.commands.run_dir import checkpoint_address
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import own_templates
-from beamclip.commands.train import check_batches, sized
+from beamclip.commands.train import check_batch_norms, check_batches, sized
 from beamclip.config import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.data.cache import finished_manifest, is_cache, read_manifest
 from beamclip.data.shards import list_shards
@@ -41,7 +41,6 @@ from beamclip.training.distillation import Images
 from beamclip.training.process import hand_back_freed_memory
 
 CACHE = "cache"
-Address = TypeVar("Address", str, Path, str | None, Path | None)
 
 
 @dataclass(frozen=True)
@@ -52,31 +51,6 @@ class Loaded:
     space: Space
     students: dict[str, LoadedClip]
     """By `student_key`."""
-
-
-def from_anywhere(config: SweepConfig) -> SweepConfig:
-    """The configuration with paths that hold in any folder: best.yaml is run from another one."""
-    prompts, student, scoring = config.prompts, config.student, config.scoring
-    return replace(
-        config,
-        data=_absolute(config.data),
-        teacher=_absolute(config.teacher),
-        more_teachers=tuple(_absolute(address) for address in config.more_teachers),
-        classes=_absolute(config.classes),
-        student=replace(student, init_checkpoint=_absolute(student.init_checkpoint)),
-        prompts=replace(
-            prompts, context_data=_absolute(prompts.context_data), wordnet=_absolute(prompts.wordnet)
-        ),
-        scoring=replace(scoring, eval_data=_absolute(scoring.eval_data)),
-    )
-
-
-def _absolute(address: Address) -> Address:
-    """The whole path of what is there; all else, such as s3:// or None, as it is."""
-    if address is None:
-        return address
-    path = Path(address).expanduser()
-    return type(address)(path.resolve()) if path.exists() else address
 
 
 def load_sweep(config: SweepConfig) -> Loaded:
@@ -102,6 +76,8 @@ def load_sweep(config: SweepConfig) -> Loaded:
     for settings in _partial(space, config, ("student",), ("seed",)):
         changed = applied(config, settings)
         student = build_student(changed.student, inputs.teachers[0], changed.seed)
+        for sizes in _partial(space, config, ("stream", "optim")):
+            check_batch_norms(sized(applied(changed, sizes), inputs.shards), student)
         if inputs.manifest is not None:
             cached_views(changed, inputs.manifest, inputs.teachers, student)
         students[student_key(changed.student, changed.seed)] = student

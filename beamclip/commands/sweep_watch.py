@@ -18,7 +18,7 @@ from beamclip.sweep.run_trial import Report, Shared, trial_checkpoints
 from beamclip.sweep.space import Settings, applied, in_words
 from beamclip.sweep.trial import Score, Trial, trial_dir, write_trial
 from beamclip.tracking import Tracking
-from beamclip.tracking.store import tracking_uri
+from beamclip.tracking.store import PARENT_TAG, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Watch:
         folder = trial_dir(self.out, number)
         config = applied(self.shared.base, settings)
         write_config(config, folder / CONFIG_FILE)
-        parent = {"mlflow.parentRunId": self.parent.run_id} if self.parent.run_id else {}
+        parent = {PARENT_TAG: self.parent.run_id} if self.parent.run_id else {}
         name = f"{self.out.resolve().name}/{number:03d}"
         tracking = Tracking.start(
             replace(self.config.tracking, run_name=name, system_metrics=False),

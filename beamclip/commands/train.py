@@ -4,9 +4,12 @@ import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+
+import torch
 
 from beamclip.cluster import WorkersConfig, check_resources
 from beamclip.commands.console import ProgressLine, clock, count, percent, stage
@@ -27,6 +30,7 @@ from beamclip.config import DistillConfig, PretrainConfig, SweepConfig, paramete
 from beamclip.data.position import from_plain, skipped_of
 from beamclip.data.shards import Shard, fingerprint
 from beamclip.errors import InputError
+from beamclip.models.clip import LoadedClip
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
 from beamclip.training.checkpoint import State
@@ -154,6 +158,31 @@ def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
             f"{config.data}: {count(samples, 'sample')} cannot fill a batch of {batch}. "
             f"Give --batch-size {samples // parts * parts or parts} or less, or more data."
         )
+
+
+def check_batch_norms(config: TrainConfig, clip: LoadedClip) -> None:
+    """Refuse passes of one image where that leaves a batch norm one value a channel, which has no variance.
+
+    Args:
+        config: as `sized` leaves it.
+
+    Raises:
+        InputError: with the sizes.
+    """
+    batch, passes = config.stream.batch_size, config.workers.num_workers * config.optim.accumulation
+    if batch is None or batch > passes:
+        return
+    # Without memory or arithmetic; torch itself says whether it would train.
+    tower = deepcopy(clip.image_tower.network).to("meta").train()
+    try:
+        tower(torch.empty(1, 3, clip.image_size, clip.image_size, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"--batch-size {batch}: one image in each of the {passes} passes of a step "
+            f"(workers x accumulation) leaves batch norms nothing to average over. Give {2 * passes} or more."
+        ) from error
 
 
 def storage_of(config: TrainConfig, run_dir: Path) -> Storage:

@@ -23,6 +23,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beamclip.addresses import reachable
 from beamclip.errors import InputError
 
 CACHE_FILE = "cache.json"
@@ -113,8 +114,9 @@ class CachedViews:
 
 def is_cache(address: str) -> bool:
     """Whether there is a teacher cache, finished or not."""
-    fs, root = fsspec.core.url_to_fs(address)
-    return bool(fs.exists(posixpath.join(root, CACHE_FILE)))
+    with reachable(address, "Give a folder or an address that can be read."):
+        fs, root = fsspec.core.url_to_fs(address)
+        return bool(fs.exists(posixpath.join(root, CACHE_FILE)))
 
 
 def read_manifest(address: str) -> CacheManifest:

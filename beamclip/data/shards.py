@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from beamclip.addresses import reachable
 from beamclip.data.cache import CACHE_FILE, CachedViews
 from beamclip.data.captions import texts_of
 from beamclip.data.row_sets import Rows
@@ -146,11 +147,10 @@ def check_texts(shards: list[Shard], columns: Columns, address: str) -> None:
 
 
 def _open_folder(address: str, advice: str) -> tuple[Any, str]:
-    try:
+    with reachable(address, advice):
         fs, root = fsspec.core.url_to_fs(str(address))
-    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
-        raise InputError(f"{address}: cannot be opened: {error}. {advice}") from error
-    if not fs.isdir(root):
+        is_folder = fs.isdir(root)
+    if not is_folder:
         raise InputError(f"{address}: no such folder. {advice}")
     return fs, root
 

@@ -17,6 +17,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from beamclip.errors import InputError
+from beamclip.files import read_json
 from beamclip.models.msclip import build_msclip
 from beamclip.models.names import close_names, or_list
 from beamclip.models.pixels import Preprocessing, normalise_pixels
@@ -397,12 +398,9 @@ def _not_an_address(address: str) -> str:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file.") from error
-    except ValueError as error:
-        raise InputError(f"{file}: not valid JSON: {error}.") from error
+    if not file.exists():
+        raise InputError(f"{file}: no such file.")
+    content = read_json(file)
     if not isinstance(content, dict):
         raise InputError(f"{file}: must hold a JSON object, not a {type(content).__name__}.")
     return content

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from beamclip.files import write_whole
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.contexts import Source, class_contexts
 from beamclip.prompts.templates import AUTO, check_templates, fill, resolve_templates
@@ -228,10 +228,5 @@ def _read_units(path: Path, count: int) -> Tensor | None:
 
 def _write_units(path: Path, units: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Several workers may write at once: each to a file of its own, and the last to finish wins.
-    temporary = path.with_suffix(f".{uuid4().hex}.part")
-    try:
-        save_file({"units": units}, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Several workers may write at once: the last to finish wins.
+    write_whole(path, lambda draft: save_file({"units": units}, draft))

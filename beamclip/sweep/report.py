@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from beamclip.addresses import without_secrets
 from beamclip.config import DistillConfig, write_config
 from beamclip.sweep.plots import plot_heat_maps, plot_learning, plot_parallel
 from beamclip.sweep.space import Space, applied, in_words, shown
@@ -73,5 +74,6 @@ def _write_csv(path: Path, trials: Sequence[Trial], space: Space) -> Path:
             scores = [last.zeroshot_top1, last.zeroshot_top5] if last else ["", ""]
             values = [shown(trial.settings[name]) for name in space]
             figures = [trial.step, trial.steps, f"{trial.seconds:.1f}"]
-            writer.writerow([rank, trial.name, trial.status, *scores, *figures, *values, trial.problem or ""])
+            problem = without_secrets(trial.problem or "")
+            writer.writerow([rank, trial.name, trial.status, *scores, *figures, *values, problem])
     return path

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import yaml
 
 from beamclip.config import DistillConfig, parse_config
 from beamclip.errors import InputError
@@ -91,11 +90,7 @@ def _read_choice(name: str, written: str) -> Values | Range:
 
 def _read_value(name: str, written: str) -> Any:
     """A value of the option's own type."""
-    value = yaml.safe_load(written.strip())
-    if isinstance(value, str):
-        # YAML takes 1e-4 for a text.
-        with contextlib.suppress(ValueError):
-            value = float(value)
+    value = None if written.strip() in ("", "~", "null") else written.strip()
     # The option may be a list, of which one is varied at a time.
     try:
         return _read_as(name, value)

@@ -1,12 +1,13 @@
 """A trial as it is written down: its settings, its scores so far, how it ended."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from beamclip.addresses import without_secrets
+from beamclip.files import read_json, write_whole
 from beamclip.sweep.space import Settings, read_settings
 
 TRIAL_FILE = "trial.json"
@@ -78,15 +79,14 @@ def write_trial(sweep_dir: Path, trial: Trial) -> None:
     """Write a trial down; a reader meets the old file or the new one."""
     folder = trial_dir(sweep_dir, trial.number)
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{TRIAL_FILE}.part"
-    draft.write_text(json.dumps(asdict(trial), indent=1, default=str) + "\n")
-    os.replace(draft, folder / TRIAL_FILE)
+    text = json.dumps(asdict(trial), indent=1, default=str) + "\n"
+    write_whole(folder / TRIAL_FILE, without_secrets(text))
 
 
 def read_trials(sweep_dir: Path) -> dict[int, Trial]:
     """All trials of a sweep, by number, in order."""
     paths = sorted(sweep_dir.glob(f"{TRIALS}/*/{TRIAL_FILE}"))
-    return {trial.number: trial for trial in (_parse(json.loads(path.read_text())) for path in paths)}
+    return {trial.number: trial for trial in (_parse(read_json(path)) for path in paths)}
 
 
 def _parse(content: dict[str, Any]) -> Trial:

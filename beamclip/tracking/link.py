@@ -2,11 +2,11 @@
 
 import logging
 import math
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 
+from beamclip.addresses import without_secrets
 from beamclip.tracking.store import Event, Refused, RunRecord, Store, first_line
 from beamclip.tracking.unsent import UnsentFile, batched, send_events
 
@@ -56,7 +56,7 @@ class Link:
         if subject not in self._warned:
             self._warned.add(subject)
             # An address may carry a password, and MLflow quotes addresses.
-            log.warning("%s", re.sub(r"//[^/@\s]*@", "//", f"MLflow at {self._uri}: {message}"))
+            log.warning("%s", without_secrets(f"MLflow at {self._uri}: {message}"))
 
     def _warn_refused(self, message: str) -> None:
         self.warn("refused", message)

@@ -1,5 +1,6 @@
 """The run as the driver sees it: records go into a queue, a thread takes them to the store."""
 
+import os
 import posixpath
 import queue
 import re
@@ -19,6 +20,7 @@ CLOSE_WITHIN_S = 60.0
 """Seconds that `Tracking.close` goes on sending; what is left then is kept in the run directory."""
 MAX_PARAM_LENGTH = 6000
 """Characters of a param's value that MLflow stores."""
+DEFAULT_EXPERIMENT = "beamclip"
 MAX_KEY_LENGTH = 250
 """Characters of a name that MLflow stores."""
 
@@ -29,8 +31,9 @@ EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 class TrackingConfig:
     """What a run is called in MLflow; MLFLOW_TRACKING_URI says where it is tracked."""
 
-    experiment: str = "beamclip"
-    """MLflow experiment; it is made when missing."""
+    experiment: str | None = None
+    """MLflow experiment, made when missing; by default that of MLFLOW_EXPERIMENT_NAME or
+    MLFLOW_EXPERIMENT_ID, else beamclip. Where it is given, MLFLOW_RUN_ID, the run to log into, is ignored."""
     run_name: str | None = None
     """Name of the run in MLflow; by default that of the run directory."""
     system_metrics: bool = True
@@ -66,13 +69,17 @@ class Tracking:
             params: settings by their names; a value is logged as text of at most 6,000 characters. One that
                 differs from what the run already has becomes a tag `resumed.NAME`.
             tags: MLflow tags of a new run.
-            run_id: the run to go on in, whatever its status is.
+            run_id: the run to go on in, whatever its status is. MLFLOW_RUN_ID comes before it, and is taken
+                out of the environment, as by MLflow itself: it names one run.
             uri: of the store, by default `tracking_uri(run_dir)`.
         """
         uri = uri or tracking_uri(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         name = config.run_name or run_dir.resolve().name
-        run = RunRecord(run_id, config.experiment, name, dict(tags or {}), start_ms=_now_ms())
+        experiment, experiment_id = _experiment(config)
+        if config.experiment is None:
+            run_id = os.environ.pop("MLFLOW_RUN_ID", None) or run_id
+        run = RunRecord(run_id, experiment, name, dict(tags or {}), _now_ms(), experiment_id)
         link = Link(uri, UnsentFile(run_dir), run)
         resumed = link.open() is not None and run_id is not None
         tracking = cls(link, _system_metrics(link, uri, resumed=resumed) if config.system_metrics else None)
@@ -177,6 +184,12 @@ def _system_metrics(link: Link, uri: str, *, resumed: bool) -> _SystemMetrics | 
     except Exception as error:
         link.warn("system", f"no system metrics: {first_line(error)}")
         return None
+
+
+def _experiment(config: TrackingConfig) -> tuple[str, str | None]:
+    """Name of the experiment to find or make, and the id of one that is there, which comes first."""
+    name = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    return name or DEFAULT_EXPERIMENT, None if name else os.environ.get("MLFLOW_EXPERIMENT_ID") or None
 
 
 def _metrics_event(records: Iterable[Mapping[str, float]]) -> Event:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
@@ -20,6 +21,9 @@ Event = dict[str, Any]
 metrics: "metrics", at most `MAX_METRICS` rows of (key, value, step, ms since 1970).
 params: "params", a mapping of texts. artifact: "path", "folder". end: "status", "time_ms".
 """
+
+PARENT_TAG = "mlflow.parentRunId"
+_SQLITE = "sqlite:///"
 
 MAX_METRICS = 1000
 """Metrics that MLflow takes in one request."""
@@ -36,6 +40,8 @@ class RunRecord:
     name: str
     tags: dict[str, str]
     start_ms: int
+    experiment_id: str | None = None
+    """Of an experiment that is there; comes before the name."""
 
 
 class Refused(Exception):
@@ -44,8 +50,18 @@ class Refused(Exception):
 
 def tracking_uri(run_dir: Path) -> str:
     """Where the run in `run_dir` is tracked: MLFLOW_TRACKING_URI, else a SQLite file beside the run."""
-    beside = (run_dir.resolve().parent / "mlflow.db").as_posix()
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(run_dir.resolve().parent / "mlflow.db")
+
+
+def _sqlite_uri(file: Path) -> str:
+    path = file.as_posix()
+    if "?" not in path and "%" not in path:
+        return f"{_SQLITE}{path}"
+    # SQLAlchemy unquotes the path from 2.1 on; before that, only SQLite's own form takes a question mark.
+    from sqlalchemy import make_url
+
+    forms = (f"{_SQLITE}{path}", f"{_SQLITE}{quote(path)}", f"{_SQLITE}file:{quote(path)}?uri=true")
+    return next((form for form in forms if make_url(form).database == path), forms[-1])
 
 
 class Store:
@@ -60,8 +76,9 @@ class Store:
         if run.id is not None:
             with _sorted_errors(f"run {run.id}"):
                 self._client.update_run(run.id, status="RUNNING")
+                self._send_tags(run.id, run.tags)
             return run.id
-        experiment = self._experiment(run.experiment)
+        experiment = self._experiment_of_parent(run) or run.experiment_id or self._experiment(run.experiment)
         made = self._client.create_run(experiment, start_time=run.start_ms, tags=run.tags, run_name=run.name)
         return str(made.info.run_id)
 
@@ -75,6 +92,17 @@ class Store:
                 self._send_artifact(run_id, Path(event["path"]), event["folder"])
             elif event["kind"] == "end":
                 self._client.set_terminated(run_id, event["status"], event["time_ms"])
+
+    def _experiment_of_parent(self, run: RunRecord) -> str | None:
+        """MLflow shows a run below its parent only in the parent's experiment."""
+        if PARENT_TAG not in run.tags:
+            return None
+        try:
+            return str(self._client.get_run(run.tags[PARENT_TAG]).info.experiment_id)
+        except Exception as error:
+            if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
     def _experiment(self, name: str) -> str:
         with _first_use(self.uri):
@@ -96,18 +124,23 @@ class Store:
         self._client.log_batch(run_id, metrics=metrics, synchronous=True)
 
     def _send_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Param
 
         # MLflow refuses a second value for a param, and a resumed run may have one, say more epochs.
         known = self._client.get_run(run_id).data.params
         new = [Param(key, value) for key, value in params.items() if key not in known]
         for part in parts(new, MAX_PARAMS):
             self._client.log_batch(run_id, params=part, synchronous=True)
-        changed = [
-            RunTag(f"resumed.{key}", value) for key, value in params.items() if known.get(key, value) != value
-        ]
-        for tags in parts(changed, MAX_PARAMS):
-            self._client.log_batch(run_id, tags=tags, synchronous=True)
+        self._send_tags(
+            run_id,
+            {f"resumed.{key}": value for key, value in params.items() if known.get(key, value) != value},
+        )
+
+    def _send_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        for part in parts([RunTag(key, value) for key, value in tags.items()], MAX_PARAMS):
+            self._client.log_batch(run_id, tags=part, synchronous=True)
 
     def _send_artifact(self, run_id: str, path: Path, folder: str | None) -> None:
         if path.is_dir():
@@ -134,7 +167,13 @@ def _connect(uri: str) -> "MlflowClient":
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+    if not uri.startswith(_SQLITE):
+        return None
+    from sqlalchemy import make_url
+
+    database = make_url(uri).database or ""
+    own_form = database.startswith("file:")
+    return Path(unquote(database.removeprefix("file:")) if own_form else database).resolve()
 
 
 def _artifacts(uri: str) -> str | None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from beamclip.config import (
     DistillConfig,
     EvaluateConfig,
     PretrainConfig,
+    ScoringConfig,
     parameters,
     plain,
     read_config,
@@ -23,6 +24,7 @@ from beamclip.config import (
 )
 from beamclip.data.ingest import IngestConfig
 from beamclip.errors import InputError
+from beamclip.training.checkpoint import CheckpointConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,9 +74,17 @@ def test_a_written_config_reads_back_as_it_was(config, tmp_path):
         ({"csm": {"tau_techer": 0.1}}, "csm.tau_techer: no such option. Did you mean tau_teacher?"),
         ({"quux": 1}, "quux: no such option."),
         ({"csm": {"tau_teacher": "warm"}}, "csm.tau_teacher: 'warm' does not fit."),
-        ({"optim": {"steps": 1.5}}, "optim.steps: 1.5 does not fit."),
+        ({"optim": {"steps": 1.5}}, "optim.steps: '1.5' does not fit."),
         ({"prompts": {"anchor_reduce": "median"}}, "prompts.anchor_reduce: 'median' does not fit."),
-        ({"csm": 3}, "csm: 3 does not fit."),
+        ({"csm": 3}, "csm: '3' does not fit. It is a section: give a mapping of its options."),
+        ({"csm": {"lr": 0.1}}, "csm.lr: no such option. lr stands in the section optim."),
+        ({"csm": {"seed": 1}}, "csm.seed: no such option. seed stands outside of all sections."),
+        ({"optm": {"lr": 0.1}}, "optm: no such option. Did you mean optim?"),
+        ({"lr": 0.1, "optim": {"lr": 0.1}}, "given twice, as lr and as optim.lr. Leave one out."),
+        ({"tau-student": 1, "tau_student": 1}, "given twice, as tau_student and as tau_student."),
+        ({"resume": "runs/a"}, "resume: cannot stand in a file."),
+        ({"seed": "9" * 5000}, "seed: '99999"),
+        ({"workers": {"num_workers": 0}}, "workers: num_workers is 0: give 1 or more."),
     ],
 )
 def test_yaml_with_a_wrong_key_or_type_is_refused_with_its_path(content, message, tmp_path):
@@ -83,10 +93,98 @@ def test_yaml_with_a_wrong_key_or_type_is_refused_with_its_path(content, message
     with pytest.raises(InputError) as caught:
         read_config(DistillConfig, path)
     assert str(caught.value).startswith(f"{path}: {message}")
+    assert len(str(caught.value)) < 400
+
+
+def test_values_and_names_in_yaml_are_read_as_on_the_command_line(tmp_path):
+    sectioned = {"student": {"student": "resnet18"}, "optim": {"lr": 0.001}, "csm": {"tau_student": 0.07}}
+    flat = "student: resnet18\nlr: 1e-3\ntau-student: 7e-2\nuse_gpu: yes\nteacher: 2026-02-30\nclasses: ~\n"
+    (tmp_path / "flat.yaml").write_text(flat)
+    given = {**sectioned, "workers": {"use_gpu": True}, "teacher": "2026-02-30"}
+    (tmp_path / "sectioned.yaml").write_text(yaml.safe_dump(given))
+    read = [read_config(DistillConfig, tmp_path / name) for name in ("flat.yaml", "sectioned.yaml")]
+    assert read[0] == read[1]
+    assert (read[0].optim.lr, read[0].csm.tau_student, read[0].workers.use_gpu) == (0.001, 0.07, True)
+    assert (read[0].teacher, read[0].classes) == ("2026-02-30", None)
+
+
+def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("shards", "resnet18", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    monkeypatch.chdir(tmp_path / "work")
+    given = DistillConfig(
+        data="../shards",
+        teacher="open_clip:ViT-B-32/openai",
+        more_teachers=("../resnet18", "gone"),
+        classes=Path("../classes.txt"),
+        scoring=ScoringConfig(eval_data="s3://bucket/x"),
+    )
+    write_config(given, tmp_path / "config.yaml")
+    monkeypatch.chdir("/")
+    assert read_config(DistillConfig, tmp_path / "config.yaml") == replace(
+        given,
+        data=str(tmp_path / "shards"),
+        more_teachers=(str(tmp_path / "resnet18"), "gone"),
+        classes=tmp_path / "classes.txt",
+    )
+
+
+@pytest.mark.parametrize("flags", [["--lr", "nan"], ["--tau-student", "inf"], ["--seed", "9" * 4000]])
+def test_a_number_that_nobody_can_mean_is_refused(flags):
+    with pytest.raises(InputError, match=f"^{flags[0]} {flags[1][:80]}: is "):
+        parse(DistillConfig, flags, "")
+
+
+SECRET = "https://user:SECRET@host/x?X-Amz-Signature=SECRET"
+
+
+def test_what_lets_a_reader_in_is_not_written_down_and_is_asked_for_again(tmp_path, capsys):
+    config = DistillConfig(data=SECRET, checkpoint=CheckpointConfig(checkpoints="s3://KEY:SECRET@bucket/run"))
+    write_config(config, tmp_path / "config.yaml")
+    assert "SECRET" not in (tmp_path / "config.yaml").read_text()
+    assert "SECRET" not in str(parameters(config))
+    with pytest.raises(InputError, match=r"^--data https://\*\*\*@host/x\?\*\*\*: .* Give the whole address"):
+        parse(DistillConfig, ["--resume", str(tmp_path)], "")
+    with pytest.raises(InputError, match="--checkpoints"):
+        parse(DistillConfig, ["--resume", str(tmp_path), "--data", SECRET], "")
+    again = ["--resume", str(tmp_path), "--data", SECRET, "--checkpoints", "s3://KEY:SECRET@bucket/run"]
+    assert parse(DistillConfig, again, "").data == SECRET
+
+
+def test_no_message_and_no_traceback_shows_what_lets_a_reader_in(tmp_path, capsys):
+    def fail(error):
+        def body(config):
+            raise error(f"{SECRET}: no answer")
+
+        return run_command(DistillConfig, body, "", argv=["--out", str(tmp_path)])
+
+    assert [fail(error) for error in (InputError, OSError, KeyboardInterrupt)] == [2, 1, 130]
+    printed = capsys.readouterr().err
+    assert printed.count("https://***@host/x?***: no answer") == 3
+    assert "https://***@host/x?***: no answer" in (tmp_path / "error.log").read_text()
+    assert "SECRET" not in printed + (tmp_path / "error.log").read_text()
+
+
+def test_what_ended_a_command_is_told_though_the_disk_is_full(tmp_path, capsys):
+    (tmp_path / "error.log").symlink_to("/dev/full")
+
+    def body(config):
+        raise RuntimeError("lost")
+
+    assert run_command(DistillConfig, body, "", argv=["--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "error: RuntimeError: lost"
+    assert told[1].endswith("error.log cannot be written (No space left on device)")
 
 
 def test_a_list_or_nonsense_in_place_of_a_mapping_is_refused(tmp_path):
-    for text, message in (("- 1", "holds a list"), ("a: [", "no valid YAML")):
+    for text, message in (
+        ("- 1", "holds a list"),
+        ("a: [", "line 1 is not valid YAML"),
+        ("a", "holds a text"),
+    ):
         (tmp_path / "run.yaml").write_text(text)
         with pytest.raises(InputError, match=message):
             read_config(DistillConfig, tmp_path / "run.yaml")

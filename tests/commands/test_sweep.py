@@ -15,7 +15,6 @@ from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.sweep import _planned, sweep, trials_at_once
-from beamclip.commands.sweep_inputs import from_anywhere
 from beamclip.commands.sweep_watch import Watch
 from beamclip.config import DistillConfig, SweepConfig
 from beamclip.errors import InputError
@@ -279,15 +278,6 @@ def test_a_cluster_without_room_for_one_trial_is_refused(workers, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(InputError, match="Lower --cpus-per-worker"):
         trials_at_once(replace(CONFIG, workers=workers), 4, {"CPU": 2.0})
-
-
-def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "classes.txt").write_text("ant\nbee\n")
-    given = SweepConfig(data="shards", teacher="open_clip:ViT-B-32/openai", classes=Path("classes.txt"))
-    config = from_anywhere(given)
-    assert config == replace(given, data=str(tmp_path / "shards"), classes=tmp_path / "classes.txt")
 
 
 def test_a_folder_with_a_sweep_is_not_mixed_with_another(given, swept, capsys):

@@ -1,5 +1,6 @@
 """What a run is sized by where nobody says, against the arithmetic of its promise."""
 
+import itertools
 import math
 
 import pytest
@@ -29,7 +30,7 @@ def test_more_images_never_mean_fewer_of_them_seen_or_smaller_batches(recipe):
     seen = [optim.epochs * images for images, (_, optim) in zip(sizes, sized, strict=True)]
     assert batches == sorted(batches)
     assert batches[-1] == recipe.largest_batch
-    assert all(later >= 0.95 * earlier for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later >= 0.95 * earlier for earlier, later in itertools.pairwise(seen))
 
 
 def test_the_rate_grows_with_the_square_root_of_the_batch():
