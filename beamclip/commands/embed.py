@@ -32,6 +32,7 @@ from beamclip.data.cache import (
     skipped_in,
     write_manifest,
 )
+from beamclip.data.losses import FirstLosses
 from beamclip.data.shards import STATS_SUFFIX, Shard, fingerprint, list_shards
 from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
@@ -142,7 +143,7 @@ def _load(config: EmbedConfig) -> Source:
             f"--min-workers {config.min_workers} is more than --num-workers {config.workers.num_workers}."
         )
     out = config.out if "://" in config.out else str(Path(config.out).resolve())
-    shards = list_shards(config.data)
+    shards = list_shards(config.data, allow_missing=config.allow_missing_shards)
     check_writable(out)
     fs, root = fsspec.core.url_to_fs(out)
     names = {posixpath.basename(path) for path in fs.ls(root, detail=False)}
@@ -285,11 +286,15 @@ class _Progress:
 
     def _watch(self) -> None:
         line = ProgressLine()
+        losses = FirstLosses()
         ended = False
         while not ended:
             ended = self.ended.wait(SECONDS_BETWEEN_LOOKS)
             for record in ray.get(self.channel.take.remote()):
                 self._hear(record)
+                for _, text in losses.new(record.get("lost", ())):
+                    line.close()
+                    stage("skipped", text)
             if self.embedded:
                 line.show(self._text(), last=ended)
         line.close()

@@ -32,7 +32,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     model, address, class_list = _required(config)
     run_dir = new_run_dir(config.out, "evaluate")
     classes = load_classes(class_list)
-    check_contexts(classes, config.prompts, address)
+    check_contexts(classes, config.prompts, address, allow_missing=config.allow_missing_shards)
     clip = load_clip(model)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(config, run_dir / CONFIG_FILE)
@@ -86,7 +86,7 @@ def _required(config: EvaluateConfig) -> tuple[str, str, Path]:
         raise InputError("--tasks probe needs --train-data: the labelled images that it is fitted on.")
     for address in (config.data, config.train_data if "probe" in config.tasks else None):
         if address is not None:
-            list_labelled(address)
+            list_labelled(address, allow_missing=config.allow_missing_shards)
     return config.model, config.data, config.classes
 
 
@@ -98,7 +98,15 @@ def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry],
         precision=config.scoring_precision,
     )
     ids = [entry.id for entry in classes]
-    return encode_labelled(clip, address, ids, config.label_column, spec, config.workers)
+    return encode_labelled(
+        clip,
+        address,
+        ids,
+        config.label_column,
+        spec,
+        config.workers,
+        allow_missing=config.allow_missing_shards,
+    )
 
 
 def _run_tasks(
@@ -108,7 +116,9 @@ def _run_tasks(
     stages: dict[str, Any] = {}
     if "zeroshot" in config.tasks:
         cache = run_dir.parent / "anchors"
-        outside = context_sources(classes, config.prompts, config.data, cache)
+        outside = context_sources(
+            classes, config.prompts, config.data, cache, allow_missing=config.allow_missing_shards
+        )
         anchors = class_anchors(classes, config.prompts, outside, clip, config.workers, cache)
         metrics |= zeroshot_metrics(
             encoded.embeddings, encoded.labels, anchors, len(classes), temperature=SCORING_TEMPERATURE

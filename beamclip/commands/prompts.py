@@ -98,7 +98,7 @@ def _load(config: PromptsConfig) -> tuple[list[ClassEntry], LoadedClip]:
     classes = load_classes(config.classes)
     if len(classes) < 2:
         raise InputError(f"{config.classes}: holds one class. Give two or more: they are compared.")
-    check_contexts(classes, config.prompts, config.data)
+    check_contexts(classes, config.prompts, config.data, allow_missing=config.allow_missing_shards)
     return classes, text_tower(load_clip(config.teacher))
 
 
@@ -106,7 +106,9 @@ def _compare(config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip,
     # The captions are counted on Ray; nothing else needs it.
     counting = CAPTIONS in source_names(config.prompts.context_source) and config.prompts.num_contexts
     with ray_session() if counting else contextlib.nullcontext():
-        outside = context_sources(classes, config.prompts, config.data, cache)
+        outside = context_sources(
+            classes, config.prompts, config.data, cache, allow_missing=config.allow_missing_shards
+        )
     bare, chosen = replace(config.prompts, num_contexts=0), config.prompts
 
     def means(setting: PromptConfig) -> Tensor:
