@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from beamclip.data.order import Part, Unread, interleaved, partly_read
 from beamclip.data.row_sets import Rows, RowSet
-from beamclip.data.shard_file import MissingShardError
+from beamclip.data.shard_file import MissingShardError, UnansweredShardError
 from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
 
 ROWS_PER_TASK = 256
@@ -138,14 +138,14 @@ def _awaited(tables: Iterator[pa.Table]) -> pa.Table | None:
 
 @contextlib.contextmanager
 def own_errors() -> Iterator[None]:
-    """Inside, a task of Ray Data that fails by a MissingShardError raises just that: one line, not a page."""
+    """Inside, a task of Ray Data that could not read a shard raises its own error: a line, not a page."""
     import ray
 
     try:
         yield
     except ray.exceptions.RayError as error:
         cause: BaseException | None = error
-        while cause is not None and type(cause) is not MissingShardError:
+        while cause is not None and type(cause) not in (MissingShardError, UnansweredShardError):
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is None:
             raise
@@ -216,7 +216,7 @@ def read_batches(dataset: Any, **options: Any) -> Iterator[Any]:
     """The dataset's iter_batches.
 
     Raises:
-        MissingShardError: a shard cannot be read on some node.
+        MissingShardError, UnansweredShardError: see `iterate_rows`.
     """
     with own_errors():
         yield from dataset.iter_batches(**options)

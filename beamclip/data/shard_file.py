@@ -30,7 +30,11 @@ class StoreError(Exception):
 
 
 class MissingShardError(InputError):
-    """A shard that should be there cannot be opened or read on some node."""
+    """A shard that should be there cannot be opened on some node."""
+
+
+class UnansweredShardError(RuntimeError):
+    """The store of a shard did not answer, or was busy, each time that it was asked."""
 
 
 class ShardFile:

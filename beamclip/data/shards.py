@@ -38,7 +38,7 @@ from beamclip.data.sample_rows import (
     read_parquet,
     read_tar,
 )
-from beamclip.data.shard_file import MissingShardError, StoreError, open_shard
+from beamclip.data.shard_file import MissingShardError, StoreError, UnansweredShardError, open_shard
 from beamclip.errors import InputError
 
 __all__ = [
@@ -238,7 +238,8 @@ def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> 
     A shard that breaks off gives all rows before the break, and for each one after it a row with `problem`.
 
     Raises:
-        MissingShardError: it cannot be opened or read, and `shard.may_be_missing` is not set.
+        MissingShardError: it cannot be opened, and `shard.may_be_missing` is not set.
+        UnansweredShardError: the same of a store that failed again after each of RETRY_PAUSES.
     """
     given, pauses = 0, iter(RETRY_PAUSES)
     problem, detail = BROKEN_SHARD, "it holds fewer samples than its statistics say"
@@ -254,7 +255,7 @@ def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> 
                 time.sleep(pause)
                 continue
             if not shard.may_be_missing:
-                raise _missing(shard, error) from error
+                raise _unread(shard, error) from error
             problem, detail = MISSING_SHARD, str(error)
             break
         except Exception as error:  # of tarfile, pyarrow or ours, for which the file's content is to blame
@@ -264,13 +265,15 @@ def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> 
         yield _lost(shard.name, problem, detail, shard, epoch)
 
 
-def _missing(shard: Shard, error: StoreError) -> MissingShardError:
+def _unread(shard: Shard, error: StoreError) -> MissingShardError | UnansweredShardError:
     import ray
 
-    node = ray.util.get_node_ip_address()
+    where = f"{shard.path}: cannot be read on node {ray.util.get_node_ip_address()} ({error})"
+    if not error.is_final:
+        return UnansweredShardError(f"{where}, after {len(RETRY_PAUSES)} more tries.")
     return MissingShardError(
-        f"{shard.path}: cannot be read on node {node} ({error}). Make it readable on all nodes, or give "
-        "--allow-missing-shards to count the samples of such shards as lost."
+        f"{where}. Make it readable on all nodes, or give --allow-missing-shards to count the samples "
+        "of such shards as lost."
     )
 
 

@@ -24,7 +24,7 @@ from beamclip.data.captions import CAPTION_CHARACTERS
 from beamclip.data.losses import FirstLosses, loss_of
 from beamclip.data.row_sets import Rows
 from beamclip.data.rows import Bundle, Segment, read_bundle
-from beamclip.data.shard_file import MissingShardError
+from beamclip.data.shard_file import MissingShardError, UnansweredShardError
 from beamclip.data.shards import (
     BROKEN_SHARD,
     MISSING_CAPTION,
@@ -544,7 +544,7 @@ def test_a_store_that_is_busy_for_a_moment_is_asked_again_and_nothing_is_lost_or
     if isinstance(failing, set):
         assert rows_of(shard, ALL) == whole
     else:
-        with pytest.raises(MissingShardError, match="reduce your request rate"):
+        with pytest.raises(UnansweredShardError, match="reduce your request rate"):
             rows_of(shard, ALL)
 
 
