@@ -187,7 +187,7 @@ def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_m
 
 
 def soil(path: Path) -> None:
-    """Of 50 samples, three get JSON of the worst kind, and a member of an exabyte stands before the last five."""
+    """Three of 50 samples get JSON of the worst kind; a member of an exabyte stands before the last five."""
     with tarfile.open(path) as tar:
         members = [(member.name, tar.extractfile(member).read()) for member in tar]
     bad = [b"[" * 100_000, b'{"label": {"a": {}}}', b'{"label": "\\ud800"}']
