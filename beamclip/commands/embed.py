@@ -33,6 +33,7 @@ from beamclip.data.cache import (
     write_manifest,
 )
 from beamclip.data.losses import FirstLosses
+from beamclip.data.rows import own_errors
 from beamclip.data.shards import STATS_SUFFIX, Shard, fingerprint, list_shards
 from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
@@ -251,7 +252,7 @@ def _build(config: EmbedConfig, source: Source, job: EmbeddingJob, reference: An
     )
     progress = _Progress(job.channel, sum(shard.samples for shard in source.todo))
     try:
-        with progress:
+        with progress, own_errors():
             for _ in embedded.iter_batches(batch_size=None):
                 pass
     except KeyboardInterrupt:
