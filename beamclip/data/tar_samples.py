@@ -91,7 +91,7 @@ def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
     tar = tarfile.TarFile(fileobj=headers)  # type: ignore[arg-type]
     while (member := tar.next()) is not None:
         # tarfile remembers every header; a shard of 10,000 samples has 30,000
-        tar.members = []
+        tar.members = []  # type: ignore[attr-defined]
         headers.left = HEADER_BYTES
         if member.size < 0 or tar.offset < member.offset_data:
             # Some versions of tarfile would go back, and round and round.
