@@ -9,7 +9,7 @@ import torch
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.console import count, stage
-from beamclip.data.losses import FirstLosses, loss_of
+from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.shards import MISSING_CAPTION, Columns, Shard, iterate_rows
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
@@ -59,13 +59,13 @@ def captions_as_anchors(
         InputError: the shards have no captions, or one of them cannot be read.
     """
     captions: dict[str, None] = {}
-    losses = FirstLosses()
+    lost = FirstLost()
     for index in np.random.default_rng(seed).permutation(len(shards)):
         for row in iterate_rows(shards[index], Columns(caption=True), range(shards[index].samples)):
             if row.get("caption"):
                 captions[row["caption"]] = None
             elif row["problem"] != MISSING_CAPTION:
-                for _, text in losses.new([loss_of(row)]):
+                for _, text in lost.new([lost_sample(row)]):
                     stage("skipped", text)
         # Twice as many as needed: the draw below then mixes several shards.
         if len(captions) >= 2 * number:

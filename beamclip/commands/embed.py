@@ -32,7 +32,7 @@ from beamclip.data.cache import (
     skipped_in,
     write_manifest,
 )
-from beamclip.data.losses import FirstLosses
+from beamclip.data.lost_samples import FirstLost
 from beamclip.data.rows import own_errors
 from beamclip.data.shards import STATS_SUFFIX, Shard, fingerprint, list_shards
 from beamclip.data.transforms import DRAWS
@@ -287,13 +287,13 @@ class _Progress:
 
     def _watch(self) -> None:
         line = ProgressLine()
-        losses = FirstLosses()
+        lost = FirstLost()
         ended = False
         while not ended:
             ended = self.ended.wait(SECONDS_BETWEEN_LOOKS)
             for record in ray.get(self.channel.take.remote()):
                 self._hear(record)
-                for _, text in losses.new(record.get("lost", ())):
+                for _, text in lost.new(record.get("lost", ())):
                     line.close()
                     stage("skipped", text)
             if self.embedded:

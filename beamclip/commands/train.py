@@ -24,7 +24,7 @@ from beamclip.commands.run_dir import (
     tracked_run_id,
 )
 from beamclip.config import DistillConfig, PretrainConfig, SweepConfig, parameters, write_config
-from beamclip.data.losses import FirstLosses
+from beamclip.data.lost_samples import FirstLost
 from beamclip.data.position import from_plain, skipped_of
 from beamclip.data.shards import Shard, fingerprint
 from beamclip.errors import InputError
@@ -218,10 +218,10 @@ def train(
     progress = Progress(read_history(run_dir))
     recorder = Recorder(run_dir, tracking)
     line = ProgressLine()
-    losses = FirstLosses()
+    lost = FirstLost()
 
     def on_record(record: dict[str, Any]) -> None:
-        for _, text in losses.new(record.get("lost", ())):
+        for _, text in lost.new(record.get("lost", ())):
             line.close()
             stage("skipped", text)
         if "notice" in record:

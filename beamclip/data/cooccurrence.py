@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from beamclip.data.losses import FirstLosses, Loss, loss_of
+from beamclip.data.lost_samples import FirstLost, LostSample, lost_sample
 from beamclip.data.rows import own_errors
 from beamclip.data.shards import MISSING_CAPTION, Columns, Shard, iterate_rows
 
@@ -119,28 +119,28 @@ def caption_words(
     wanted: Any = ray.put(names)
 
     def count_shard(row: dict[str, Any]) -> dict[str, Any]:
-        shard, losses, first_losses = Shard(**row), list[Loss](), FirstLosses()
+        shard, lost, first_lost = Shard(**row), list[LostSample](), FirstLost()
 
         def texts() -> Iterator[Sequence[str]]:
             for each in iterate_rows(shard, columns, range(shard.samples)):
                 if each["problem"] is None:
                     yield each["texts"]
                 elif each["problem"] != MISSING_CAPTION:
-                    losses.extend(first_losses.new([loss_of(each)]))
+                    lost.extend(first_lost.new([lost_sample(each)]))
 
         counts = count_samples(texts(), ray.get(wanted))
-        return {"counts": json.dumps(vars(counts)), "lost": json.dumps(losses)}
+        return {"counts": json.dumps(vars(counts)), "lost": json.dumps(lost)}
 
     # The executor logs every start and end at INFO to the terminal of whoever runs it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = [asdict(shard) for shard in shards]
     counted = ray.data.from_items(items, override_num_blocks=len(items)).map(count_shard)
     counted.context.enable_progress_bars = False
-    total, first_losses = Counts(), FirstLosses()
+    total, first_lost = Counts(), FirstLost()
     with own_errors():
         for row in counted.iter_rows():
             samples, *counters = json.loads(row["counts"]).values()
             total.add(Counts(samples, *map(Counter, counters)))
-            for _, text in first_losses.new(map(tuple, json.loads(row["lost"]))):
+            for _, text in first_lost.new(map(tuple, json.loads(row["lost"]))):
                 log.warning("%s", text)
     return ranked_words(total, names, most)

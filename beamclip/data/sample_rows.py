@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from beamclip.data.cache import CachedViews
 from beamclip.data.captions import CAPTION_CHARACTERS, clean_text, is_missing, texts_of
-from beamclip.data.losses import in_words
+from beamclip.data.lost_samples import in_words
 from beamclip.data.parquet_rows import picked_rows
 from beamclip.data.row_sets import Rows
 from beamclip.data.shard_file import ShardFile, StoreError

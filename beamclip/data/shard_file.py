@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 
-from beamclip.data.losses import in_words
+from beamclip.data.lost_samples import in_words
 from beamclip.errors import InputError
 
 _FINAL = (

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import fsspec
 
 from beamclip.data.cache import CACHE_FILE
-from beamclip.data.losses import in_words
+from beamclip.data.lost_samples import in_words
 from beamclip.data.row_sets import Rows
 from beamclip.data.sample_rows import (
     CORRUPT_IMAGE,

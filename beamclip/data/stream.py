@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.data.captions import CaptionConfig, choose_caption
-from beamclip.data.losses import FirstLosses, Loss, in_words, loss_of
+from beamclip.data.lost_samples import FirstLost, LostSample, in_words, lost_sample
 from beamclip.data.order import BLOCK, Order, Part, Unread, epoch_part, last_draws, slots_drawn, unread
 from beamclip.data.position import DataPosition, Position
 from beamclip.data.row_sets import RowSet
@@ -87,7 +87,7 @@ class Batch:
     """Of the stream after this batch."""
     embeddings: tuple[Tensor, ...] = ()
     """From a teacher cache: float16 [B, D] for each teacher, of the image as `draws` augments it."""
-    losses: tuple[Loss, ...] = ()
+    lost: tuple[LostSample, ...] = ()
     """Samples that were lost on the way to this batch: the first few of the stream for each reason."""
 
 
@@ -180,7 +180,7 @@ def training_batches(
     """
     position = start
     good: list[tuple[Row, NDArray[np.float32], NDArray[np.uint8]]] = []
-    last_good_epoch, first_losses, losses = start.epoch, FirstLosses(), list[Loss]()
+    last_good_epoch, first_lost, lost = start.epoch, FirstLost(), list[LostSample]()
     # Closing the rows ends the execution of Ray Data behind them.
     with contextlib.closing(rows), ThreadPoolExecutor(threads) as pool:
         while True:
@@ -190,18 +190,18 @@ def training_batches(
             for row, draw, image in zip(taken, draws, images, strict=True):
                 position = advanced(position, row, lost=image is None)
                 if image is None:
-                    losses += first_losses.new([loss_of(row)])
+                    lost += first_lost.new([lost_sample(row)])
                 else:
                     good.append((row, draw, image))
                     last_good_epoch = row["epoch"]
             if position.epoch > last_good_epoch + HOPELESS_EPOCHS:
                 raise InputError(
                     f"no usable image in {HOPELESS_EPOCHS} passes over the data; "
-                    f"skipped in the first: {position.skipped}. The last: {loss_of(row)[1]}"
+                    f"skipped in the first: {position.skipped}. The last: {lost_sample(row)[1]}"
                 )
             if len(good) == batch_size:
-                yield replace(_collate(good, position, captions), losses=tuple(losses))
-                good, losses = [], []
+                yield replace(_collate(good, position, captions), lost=tuple(lost))
+                good, lost = [], []
 
 
 def _uniforms(rows: list[Row], seed: int) -> list[NDArray[np.float32]]:

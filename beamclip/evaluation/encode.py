@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
-from beamclip.data.losses import FirstLosses, in_words, loss_of
+from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
 from beamclip.data.rows import Bundle, Segment, read_batches, read_dataset, tasks_of
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_labelled
 from beamclip.data.transforms import load_evaluation_image
@@ -72,11 +72,11 @@ class Decoder:
         good = [row for row, image in zip(rows, images, strict=True) if image is not None]
         lost = [row for row, image in zip(rows, images, strict=True) if image is None]
         labels = [row["label"] for row in good] + [""] * len(lost)
-        losses = [("", "")] * len(good) + [loss_of(row) for row in lost]
+        reports = [("", "")] * len(good) + [lost_sample(row) for row in lost]
         return [image for image in images if image is not None], {
             "label": np.array(labels, dtype=object),
-            "problem": np.array([problem for problem, _ in losses], dtype=object),
-            "loss": np.array([text for _, text in losses], dtype=object),
+            "problem": np.array([problem for problem, _ in reports], dtype=object),
+            "lost": np.array([text for _, text in reports], dtype=object),
         }
 
     def _load(self, row: Row) -> NDArray[np.uint8] | None:
@@ -232,18 +232,18 @@ def _scorable(
     parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
     labels: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     seen: set[str] = set()
-    first_losses = FirstLosses()
+    first_lost = FirstLost()
     for batch in batches:
-        losses = [loss for loss in zip(batch["problem"], batch["loss"], strict=True) if loss[0]]
-        skipped.update(problem for problem, _ in losses)
-        for _, text in first_losses.new(losses):
+        lost = [each for each in zip(batch["problem"], batch["lost"], strict=True) if each[0]]
+        skipped.update(problem for problem, _ in lost)
+        for _, text in first_lost.new(lost):
             log.warning("%s", text)
         known = np.array([label in index for label in batch["label"]], dtype=bool)
         foreign = ~known & (batch["problem"] == "")
         skipped.update({UNKNOWN_LABEL: int(foreign.sum())} if foreign.any() else {})
         seen.update(batch["label"][foreign][:3])
         labels.append(np.array([index[label] for label in batch["label"][known]], dtype=np.int64))
-        for name in batch.keys() - {"label", "problem", "loss"}:
+        for name in batch.keys() - {"label", "problem", "lost"}:
             parts[name].append(batch[name][known])
     found = np.concatenate(labels)
     if len(found) == 0:

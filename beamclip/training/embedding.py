@@ -30,7 +30,7 @@ from beamclip.data.cache import (
     write_cache_shard,
 )
 from beamclip.data.captions import CaptionConfig
-from beamclip.data.losses import FirstLosses, in_words, loss_of
+from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
 from beamclip.data.position import Position
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_shards
 from beamclip.data.stream import training_batches
@@ -92,7 +92,7 @@ class ShardEmbedder:
                 teacher.compile_network()
         self.text_towers = [Teacher(ray.get(reference)).to(job.device) for reference in job.text_towers]
         self.pool = ThreadPoolExecutor(job.decode_threads)
-        self.first_losses = FirstLosses()
+        self.first_lost = FirstLost()
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Embed the shards of a batch; gives their names back when they are done."""
@@ -109,7 +109,7 @@ class ShardEmbedder:
             embeddings = self._embed([each for each in views if each is not None], draws[good])
             captions = self._embed_captions(rows) if self.manifest.captions else []
             yield self._table(rows, lost, good, draws, embeddings, captions)
-            told = self.first_losses.new(loss_of(row) for row in rows if row["problem"])
+            told = self.first_lost.new(lost_sample(row) for row in rows if row["problem"])
             self.job.channel.put.remote({"embedded": len(rows), "time": time.time(), "lost": told})
 
     def _decoded(self, shard: Shard) -> Iterator[_Decoded]:

@@ -239,8 +239,8 @@ def _told(batches: Generator[Batch, None, None], channel: Any) -> Generator[Batc
     """The batches; the command hears of the first samples that were lost on the way to them."""
     with contextlib.closing(batches):
         for batch in batches:
-            if batch.losses:
-                channel.put.remote({"lost": batch.losses})
+            if batch.lost:
+                channel.put.remote({"lost": batch.lost})
             yield batch
 
 

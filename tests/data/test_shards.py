@@ -21,7 +21,7 @@ import ray
 
 from beamclip.data import sample_rows, shards
 from beamclip.data.captions import CAPTION_CHARACTERS
-from beamclip.data.losses import FirstLosses, loss_of
+from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.row_sets import Rows
 from beamclip.data.rows import Bundle, Segment, read_bundle
 from beamclip.data.shard_file import MissingShardError, UnansweredShardError
@@ -694,7 +694,7 @@ def test_the_line_on_a_lost_sample_names_shard_key_and_reason(
     samples[4]["key"] = "4\x1b[2J"
     samples[4]["json"] = b"{"
     write_tar(tmp_path, 0, samples, claimed=9)
-    found = FirstLosses().new(loss_of(row) for row in read(tmp_path) if row["problem"])
+    found = FirstLost().new(lost_sample(row) for row in read(tmp_path) if row["problem"])
     assert [line for _, line in found] == [
         *(f"shard 00000.tar, sample 00000000{i}: missing caption" for i in range(3)),
         "shard 00000.tar, sample 4?[2J: missing label (its JSON: JSONDecodeError: Expecting property name "

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-Loss = tuple[str, str]
+LostSample = tuple[str, str]
 """A reason, and a line that names the shard and the sample."""
 
 LINES_PER_REASON = 3
@@ -16,8 +16,8 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def loss_of(row: Mapping[str, Any]) -> Loss:
-    """The loss of a row of shards.ROW_SCHEMA whose `problem` is set."""
+def lost_sample(row: Mapping[str, Any]) -> LostSample:
+    """A row of shards.ROW_SCHEMA whose `problem` is set."""
     shard, key, reason = row["shard"], row["key"], row["problem"]
     where = f"shard {shard}" if key == shard else f"shard {shard}, sample {key}"
     line = f"{where}: {reason}" + (f" ({row['detail']})" if row.get("detail") else "")
@@ -25,16 +25,16 @@ def loss_of(row: Mapping[str, Any]) -> Loss:
     return reason, "".join(character if character.isprintable() else "?" for character in line)
 
 
-class FirstLosses:
-    """Lets the first losses of each reason pass: a million lines help nobody."""
+class FirstLost:
+    """Lets the first lost samples of each reason pass: a million lines help nobody."""
 
     def __init__(self) -> None:
         self._passed: Counter[str] = Counter()
         self._lines: set[str] = set()
 
-    def new(self, losses: Iterable[Loss]) -> list[Loss]:
-        """Those of `losses` that are worth a line."""
-        return [loss for loss in losses if self._is_new(*loss)]
+    def new(self, lost: Iterable[LostSample]) -> list[LostSample]:
+        """Those of them that are worth a line."""
+        return [each for each in lost if self._is_new(*each)]
 
     def _is_new(self, reason: str, line: str) -> bool:
         if self._passed[reason] >= LINES_PER_REASON or line in self._lines:
