@@ -181,6 +181,8 @@ class EmbedConfig:
     """Workers to begin with; where shards wait, their number rises to --num-workers."""
     verify: int = 64
     """Images to embed once more when the cache is finished, as a check; 0 leaves it out."""
+    allow_missing_shards: bool = False
+    """Count the samples of a shard that cannot be opened as lost, instead of ending the command."""
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
 
@@ -203,6 +205,8 @@ class PromptsConfig:
     data: str | None = None
     """Shards on whose images sets of templates are compared, and whose captions context_source captions
     reads."""
+    allow_missing_shards: bool = False
+    """Leave out the captions of a shard that cannot be opened, instead of ending the command."""
     show: tuple[str, ...] = ()
     """Names or ids of classes to print the prompts of; by default the closest pair."""
     pairs: int = 20
@@ -236,6 +240,8 @@ class EvaluateConfig:
     """Field of a sample's JSON that holds the id of its class."""
     scoring_batch: int = 256
     """Images encoded at a time."""
+    allow_missing_shards: bool = False
+    """Count the samples of a shard that cannot be opened as lost, instead of ending the command."""
     out: Path | None = None
     """Folder of the results; by default a new one below runs/."""
     config: Path | None = None

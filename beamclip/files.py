@@ -176,7 +176,8 @@ def _check_events(events: Iterable[Any], most_nodes: int) -> None:
         if nodes > most_nodes:
             problem = f"with its aliases written out, more than {most_nodes:,} values"
         if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 class _Open:

@@ -9,7 +9,8 @@ import torch
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.console import count, stage
-from beamclip.data.shards import Columns, Shard, iterate_rows
+from beamclip.data.lost_samples import FirstLost, lost_sample
+from beamclip.data.shards import MISSING_CAPTION, Columns, Shard, iterate_rows
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
@@ -90,12 +91,17 @@ def captions_as_anchors(
     """Anchors of captions drawn at random from whole shards, distinct ones only.
 
     Raises:
-        InputError: the shards have no captions.
+        InputError: the shards have no captions, or one of them cannot be read.
     """
     captions: dict[str, None] = {}
+    lost = FirstLost()
     for index in np.random.default_rng(seed).permutation(len(shards)):
-        rows = iterate_rows(shards[index], Columns(caption=True), range(shards[index].samples))
-        captions.update(dict.fromkeys(row["caption"].strip() for row in rows if row.get("caption")))
+        for row in iterate_rows(shards[index], Columns(caption=True), range(shards[index].samples)):
+            if row.get("caption"):
+                captions[row["caption"]] = None
+            elif row["problem"] != MISSING_CAPTION:
+                for _, text in lost.new([lost_sample(row)]):
+                    stage("skipped", text)
         # Twice as many as needed: the draw below then mixes several shards.
         if len(captions) >= 2 * number:
             break

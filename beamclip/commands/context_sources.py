@@ -21,12 +21,15 @@ MOST_WORDS = 16
 """Kept of each class: another number of contexts asks for no other pass over the captions."""
 
 
-def check_contexts(classes: Sequence[ClassEntry], config: PromptConfig, data: str | None) -> None:
+def check_contexts(
+    classes: Sequence[ClassEntry], config: PromptConfig, data: str | None, *, allow_missing: bool = False
+) -> None:
     """Refuse what cannot be had, before anything is started; captions are not counted yet.
 
     Args:
         classes: may be empty, where a command needs none.
         data: address of the command's shards, if it has any.
+        allow_missing: see `list_shards`.
 
     Raises:
         InputError: see `class_contexts`; there are no captions to read; or fewer than two classes differ.
@@ -36,7 +39,8 @@ def check_contexts(classes: Sequence[ClassEntry], config: PromptConfig, data: st
     for name in (names or (NONE,)) if config.num_contexts else ():
         if name == CAPTIONS:
             address = _address(config, data)
-            check_texts(list_shards(address), _columns(config), address)
+            shards = list_shards(address, allow_missing=allow_missing)
+            check_texts(shards, _columns(config), address)
         else:
             class_contexts(classes, name, config.num_contexts, lexicon)
     if classes:
@@ -47,17 +51,23 @@ def check_contexts(classes: Sequence[ClassEntry], config: PromptConfig, data: st
 
 
 def context_sources(
-    classes: Sequence[ClassEntry], config: PromptConfig, data: str | None, cache_dir: Path
+    classes: Sequence[ClassEntry],
+    config: PromptConfig,
+    data: str | None,
+    cache_dir: Path,
+    *,
+    allow_missing: bool = False,
 ) -> dict[str, Source]:
     """The lexicon and the captions, as far as the configuration asks for them; Ray is up.
 
     Args:
         data: address of the command's shards, if it has any.
         cache_dir: where the words of captions are kept.
+        allow_missing: see `list_shards`.
     """
     sources = _lexicon(config)
     if config.num_contexts and CAPTIONS in source_names(config.context_source):
-        shards = list_shards(_address(config, data))
+        shards = list_shards(_address(config, data), allow_missing=allow_missing)
         words = _words(sorted({entry.name for entry in classes}), config, shards, cache_dir)
         sources[CAPTIONS] = lambda entry: words[entry.name]
     return sources

@@ -86,12 +86,13 @@ def load_inputs(config: DistillConfig) -> Inputs:
         InputError: for the first thing that cannot be used.
     """
     check_options(config)
-    shards = list_shards(str(config.data))
+    allow_missing = config.stream.allow_missing_shards
+    shards = list_shards(str(config.data), allow_missing=allow_missing)
     check_batches(sized(config, shards), shards)
     classes = load_classes(config.classes) if config.classes else []
-    check_contexts(classes, config.prompts, config.data)
+    check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
     if config.scoring.eval_data:
-        list_labelled(config.scoring.eval_data)
+        list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
     manifest = finished_manifest(str(config.data)) if is_cache(str(config.data)) else None
     loaded = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
     teachers = [text_tower(clip) for clip in loaded]
@@ -159,7 +160,7 @@ def cached_views(
             f"{config.data}: was made by another augmentation: {'; '.join(differing)}. Give what is there "
             "(the cache's distill.yaml has it: --config), or build another cache."
         )
-    return CachedViews(tuple(places[teacher.fingerprint] for teacher in teachers), manifest.augmentations)
+    return manifest.views(tuple(places[teacher.fingerprint] for teacher in teachers))
 
 
 def distill(config: DistillConfig) -> Summary:
@@ -250,7 +251,8 @@ def anchors_of(config: DistillConfig, inputs: Inputs, cache: Path) -> tuple[list
     Args:
         cache: folder in which encoded prompts are kept.
     """
-    outside = context_sources(inputs.classes, config.prompts, config.data, cache)
+    allow_missing = config.stream.allow_missing_shards
+    outside = context_sources(inputs.classes, config.prompts, config.data, cache, allow_missing=allow_missing)
     pairs = [_anchors_of(teacher, config, inputs, outside, cache) for teacher in inputs.teachers]
     return [used for used, _ in pairs], pairs[0][1]
 
@@ -292,7 +294,13 @@ def _score(
     if config.scoring.eval_data is None or anchors is None:
         return {}
     scoring = config.scoring
-    data = ScoredData(config.scoring.eval_data, scoring.label_column, inputs.classes, scoring.scoring_batch)
+    data = ScoredData(
+        config.scoring.eval_data,
+        scoring.label_column,
+        inputs.classes,
+        scoring.scoring_batch,
+        config.stream.allow_missing_shards,
+    )
     of_teacher, _ = score_zeroshot(teacher, anchors, data, config.workers)
     of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
     draw_comparison(

@@ -33,6 +33,8 @@ from beamclip.data.cache import (
     skipped_in,
     write_manifest,
 )
+from beamclip.data.lost_samples import FirstLost
+from beamclip.data.rows import own_errors
 from beamclip.data.shards import STATS_SUFFIX, Shard, fingerprint, list_shards
 from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
@@ -143,7 +145,7 @@ def _load(config: EmbedConfig) -> Source:
             f"--min-workers {config.min_workers} is more than --num-workers {config.workers.num_workers}."
         )
     out = config.out if "://" in config.out else str(Path(config.out).resolve())
-    shards = list_shards(config.data)
+    shards = list_shards(config.data, allow_missing=config.allow_missing_shards)
     check_writable(out)
     fs, root = fsspec.core.url_to_fs(out)
     names = {posixpath.basename(path) for path in fs.ls(root, detail=False)}
@@ -257,7 +259,7 @@ def _build(config: EmbedConfig, source: Source, job: EmbeddingJob, reference: An
     )
     progress = _Progress(job.channel, sum(shard.samples for shard in source.todo))
     try:
-        with progress:
+        with progress, own_errors():
             for _ in embedded.iter_batches(batch_size=None):
                 pass
     except KeyboardInterrupt:
@@ -292,11 +294,15 @@ class _Progress:
 
     def _watch(self) -> None:
         line = ProgressLine()
+        lost = FirstLost()
         ended = False
         while not ended:
             ended = self.ended.wait(SECONDS_BETWEEN_LOOKS)
             for record in ray.get(self.channel.take.remote()):
                 self._hear(record)
+                for _, text in lost.new(record.get("lost", ())):
+                    line.close()
+                    stage("skipped", text)
             if self.embedded:
                 line.show(self._text(), last=ended)
         line.close()

@@ -36,7 +36,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     classes = load_classes(class_list)
     refuse_one_class(classes)
     if "zeroshot" in config.tasks:
-        check_contexts(classes, config.prompts, address)
+        check_contexts(classes, config.prompts, address, allow_missing=config.allow_missing_shards)
     clip = load_clip(model)
     if "zeroshot" in config.tasks:
         config = replace(config, prompts=with_templates(config.prompts, clip))
@@ -92,7 +92,7 @@ def _required(config: EvaluateConfig) -> tuple[str, str, Path]:
         raise InputError("--tasks probe needs --train-data: the labelled images that it is fitted on.")
     for address in (config.data, config.train_data if "probe" in config.tasks else None):
         if address is not None:
-            list_labelled(address)
+            list_labelled(address, allow_missing=config.allow_missing_shards)
     return config.model, config.data, config.classes
 
 
@@ -104,7 +104,15 @@ def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry],
         precision=config.scoring_precision,
     )
     ids = [entry.id for entry in classes]
-    return encode_labelled(clip, address, ids, config.label_column, spec, config.workers)
+    return encode_labelled(
+        clip,
+        address,
+        ids,
+        config.label_column,
+        spec,
+        config.workers,
+        allow_missing=config.allow_missing_shards,
+    )
 
 
 def _run_tasks(
@@ -114,7 +122,9 @@ def _run_tasks(
     stages: dict[str, Any] = {}
     if "zeroshot" in config.tasks:
         cache = run_dir.parent / "anchors"
-        outside = context_sources(classes, config.prompts, config.data, cache)
+        outside = context_sources(
+            classes, config.prompts, config.data, cache, allow_missing=config.allow_missing_shards
+        )
         warn_of_misfit(config.prompts, classes, clip, lambda: encoded.embeddings, config.workers, cache)
         anchors = class_anchors(classes, config.prompts, outside, clip, config.workers, cache)
         metrics |= zeroshot_metrics(

@@ -65,13 +65,14 @@ def load_inputs(config: PretrainConfig) -> Inputs:
     if config.scoring.eval_data and config.classes is None:
         raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
     _refuse_idle_options(config)
-    shards = list_shards(config.data)
+    allow_missing = config.stream.allow_missing_shards
+    shards = list_shards(config.data, allow_missing=allow_missing)
     check_batches(sized(config, shards), shards)
     check_texts(shards, columns_of(config), config.data)
     classes = load_classes(config.classes) if config.classes else []
     if config.scoring.eval_data:
-        list_labelled(config.scoring.eval_data)
-        check_contexts(classes, config.prompts, config.data)
+        list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
+        check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
     clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
     check_batch_norms(sized(config, shards), clip)
     stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
@@ -189,10 +190,13 @@ def _score(
     if config.scoring.eval_data is None:
         return {}
     cache = run_dir.parent / "anchors"
-    outside = context_sources(classes, config.prompts, config.data, cache)
+    allow_missing = config.stream.allow_missing_shards
+    outside = context_sources(classes, config.prompts, config.data, cache, allow_missing=allow_missing)
     anchors = class_anchors(classes, config.prompts, outside, clip, config.workers, cache)
     scoring = config.scoring
-    data = ScoredData(config.scoring.eval_data, scoring.label_column, classes, scoring.scoring_batch)
+    data = ScoredData(
+        config.scoring.eval_data, scoring.label_column, classes, scoring.scoring_batch, allow_missing
+    )
     metrics, encoded = score_zeroshot(clip, anchors, data, config.workers)
     stage("scored", f"{count(len(encoded.labels), 'image')}, {count(len(classes), 'class')}", "zero-shot")
     return {**metrics, "scored_images": float(len(encoded.labels))}

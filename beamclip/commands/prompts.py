@@ -104,7 +104,7 @@ def _load(config: PromptsConfig) -> tuple[list[ClassEntry], LoadedClip, ImageTow
         raise InputError(f"{missing} is missing. --help lists all options.")
     classes = load_classes(config.classes)
     refuse_one_class(classes)
-    check_contexts(classes, config.prompts, config.data)
+    check_contexts(classes, config.prompts, config.data, allow_missing=config.allow_missing_shards)
     if config.data is not None:
         list_shards(config.data)
     clip = load_clip(config.teacher)
@@ -115,7 +115,9 @@ def _compare(config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip,
     # The captions are counted on Ray; nothing else needs it.
     counting = CAPTIONS in source_names(config.prompts.context_source) and config.prompts.num_contexts
     with ray_session() if counting else contextlib.nullcontext():
-        outside = context_sources(classes, config.prompts, config.data, cache)
+        outside = context_sources(
+            classes, config.prompts, config.data, cache, allow_missing=config.allow_missing_shards
+        )
     bare, chosen = replace(config.prompts, num_contexts=0), config.prompts
 
     def means(setting: PromptConfig) -> Tensor:

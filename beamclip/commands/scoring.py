@@ -29,6 +29,8 @@ class ScoredData:
     label_column: str
     classes: Sequence[ClassEntry]
     batch_size: int
+    allow_missing: bool = False
+    """Whether the samples of a shard that cannot be opened just count as lost."""
 
     @property
     def class_ids(self) -> list[str]:
@@ -41,7 +43,15 @@ def score_zeroshot(
 ) -> tuple[dict[str, float], Encoded]:
     """Zero-shot accuracy over all classes of the list, and what it was computed from."""
     spec = EncodeSpec(batch_size=data.batch_size)
-    encoded = encode_labelled(clip, data.address, data.class_ids, data.label_column, spec, workers)
+    encoded = encode_labelled(
+        clip,
+        data.address,
+        data.class_ids,
+        data.label_column,
+        spec,
+        workers,
+        allow_missing=data.allow_missing,
+    )
     metrics = zeroshot_metrics(
         encoded.embeddings, encoded.labels, anchors, len(data.classes), temperature=SCORING_TEMPERATURE
     )
@@ -60,7 +70,9 @@ def draw_comparison(
 ) -> list[Path]:
     """The sheet of predictions and the similarity matrices of teacher and student, as PNG files."""
     size = max(teacher.image_size, student.image_size)
-    images, labels = sample_images(data.address, data.class_ids, data.label_column, COMPARED, size)
+    images, labels = sample_images(
+        data.address, data.class_ids, data.label_column, COMPARED, size, allow_missing=data.allow_missing
+    )
     if not labels:
         return []
     names = [entry.name for entry in data.classes]

@@ -71,7 +71,9 @@ def load_sweep(config: SweepConfig) -> Loaded:
     for settings in _partial(space, config, ("stream", "optim")):
         check_batches(sized(applied(config, settings), inputs.shards), inputs.shards)
     for settings in _partial(space, config, ("prompts",)):
-        check_contexts(inputs.classes, applied(config, settings).prompts, config.data)
+        prompts = applied(config, settings).prompts
+        allow_missing = config.stream.allow_missing_shards
+        check_contexts(inputs.classes, prompts, config.data, allow_missing=allow_missing)
     students = {}
     for settings in _partial(space, config, ("student",), ("seed",)):
         changed = applied(config, settings)
@@ -145,7 +147,8 @@ def prepared(
     students = _students(config, loaded)
     data = _cache(config, loaded, out)
     base = _base(config, data, out, concurrent)
-    cached = replace(loaded.inputs, manifest=finished_manifest(data), shards=list_shards(data))
+    shards = list_shards(data, allow_missing=config.stream.allow_missing_shards)
+    cached = replace(loaded.inputs, manifest=finished_manifest(data), shards=shards)
     assert cached.manifest is not None
     views = [cached_views(base, cached.manifest, cached.teachers, clip) for clip in loaded.students.values()]
     if "templates" not in loaded.space:
@@ -191,6 +194,7 @@ def _cache(config: SweepConfig, loaded: Loaded, out: Path) -> str:
                 seed=config.seed,
                 teacher_precision=config.teacher_precision,
                 augmentation=config.augmentation,
+                allow_missing_shards=config.stream.allow_missing_shards,
                 workers=replace(workers, gpus_per_worker=1.0),
             )
         )
@@ -224,7 +228,12 @@ def _students(config: SweepConfig, loaded: Loaded) -> dict[str, tuple[Any, Any]]
         preparation = json.dumps({**clip.preprocess_cfg, "mean": None, "std": None}, default=str)
         if preparation not in held_out:
             images = load_held_out(
-                clip, str(scoring.eval_data), ids, scoring.label_column, config.search.scored_images
+                clip,
+                str(scoring.eval_data),
+                ids,
+                scoring.label_column,
+                config.search.scored_images,
+                allow_missing=config.stream.allow_missing_shards,
             )
             text = f"{count(len(images.labels), 'image')} of {clip.image_size} px, decoded once"
             lost = sum(images.skipped.values())

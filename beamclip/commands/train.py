@@ -27,6 +27,7 @@ from beamclip.commands.run_dir import (
     tracked_run_id,
 )
 from beamclip.config import DistillConfig, PretrainConfig, SweepConfig, parameters, write_config
+from beamclip.data.lost_samples import FirstLost
 from beamclip.data.position import from_plain, skipped_of
 from beamclip.data.shards import Shard, fingerprint
 from beamclip.errors import InputError
@@ -246,8 +247,12 @@ def train(
     progress = Progress(read_history(run_dir))
     recorder = Recorder(run_dir, tracking)
     line = ProgressLine()
+    lost = FirstLost()
 
     def on_record(record: dict[str, Any]) -> None:
+        for _, text in lost.new(record.get("lost", ())):
+            line.close()
+            stage("skipped", text)
         if "notice" in record:
             line.close()
             stage("damaged", record["notice"])

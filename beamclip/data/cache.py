@@ -54,6 +54,23 @@ class CachedTeacher:
 
 
 @dataclass(frozen=True)
+class CachedViews:
+    """What training takes from each row of a cache: one view an epoch, as some teachers saw it."""
+
+    teachers: tuple[int, ...]
+    """By their places in the manifest."""
+    augmentations: int
+    """Views that there are."""
+    widths: tuple[int, ...] = ()
+    """Bytes of a row's random numbers, then of each of these teachers' embeddings."""
+
+    def names(self, epoch: int) -> list[str]:
+        """The columns of an epoch: the random numbers, then each teacher's embeddings."""
+        view = epoch % self.augmentations
+        return [draws_column(view), *(embedding_column(teacher, view) for teacher in self.teachers)]
+
+
+@dataclass(frozen=True)
 class CacheManifest:
     """What a cache was made of and how."""
 
@@ -78,6 +95,11 @@ class CacheManifest:
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows without embeddings, by reason."""
 
+    def views(self, teachers: tuple[int, ...]) -> CachedViews:
+        """The views as these teachers saw them."""
+        widths = (4 * self.draws, *(2 * self.teachers[place].embed_dim for place in teachers))
+        return CachedViews(teachers, self.augmentations, widths)
+
 
 _MADE_LATER = ("versions", "samples", "skipped")
 
@@ -95,21 +117,6 @@ def embedding_column(teacher: int, view: int) -> str:
 def caption_column(teacher: int) -> str:
     """A teacher's embedding of the caption: float16 [D], unit length; null without a caption."""
     return f"caption_embedding.{teacher}"
-
-
-@dataclass(frozen=True)
-class CachedViews:
-    """What training takes from each row of a cache: one view an epoch, as some teachers saw it."""
-
-    teachers: tuple[int, ...]
-    """By their places in the manifest."""
-    augmentations: int
-    """Views that there are."""
-
-    def names(self, epoch: int) -> list[str]:
-        """The columns of an epoch: the random numbers, then each teacher's embeddings."""
-        view = epoch % self.augmentations
-        return [draws_column(view), *(embedding_column(teacher, view) for teacher in self.teachers)]
 
 
 def is_cache(address: str) -> bool:
@@ -136,7 +143,7 @@ def read_manifest(address: str) -> CacheManifest:
         return CacheManifest(**content)
     except FileNotFoundError as error:
         raise InputError(f"{address}: no teacher cache ({CACHE_FILE} is missing). {advice}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a manifest of a teacher cache ({error!r}). {advice}") from error
 
 

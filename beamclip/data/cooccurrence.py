@@ -14,7 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from beamclip.data.shards import Columns, Shard, iterate_rows
+from beamclip.data.lost_samples import FirstLost, LostSample, lost_sample
+from beamclip.data.rows import own_errors
+from beamclip.data.shards import MISSING_CAPTION, Columns, Shard, iterate_rows
+
+log = logging.getLogger(__name__)
 
 LEAST_TOGETHER = 2
 """Samples that a word and a class must share: one alone has the highest rank of all, and says nothing."""
@@ -116,18 +120,28 @@ def caption_words(
     wanted: Any = ray.put(names)
 
     def count_shard(row: dict[str, Any]) -> dict[str, Any]:
-        shard = Shard(row["path"], row["samples"], row["format"])
-        rows = iterate_rows(shard, columns, range(shard.samples))
-        counts = count_samples((each["texts"] for each in rows if each.get("texts")), ray.get(wanted))
-        return {"counts": json.dumps(vars(counts))}
+        shard, lost, first_lost = Shard(**row), list[LostSample](), FirstLost()
+
+        def texts() -> Iterator[Sequence[str]]:
+            for each in iterate_rows(shard, columns, range(shard.samples)):
+                if each["problem"] is None:
+                    yield each["texts"]
+                elif each["problem"] != MISSING_CAPTION:
+                    lost.extend(first_lost.new([lost_sample(each)]))
+
+        counts = count_samples(texts(), ray.get(wanted))
+        return {"counts": json.dumps(vars(counts)), "lost": json.dumps(lost)}
 
     # The executor logs every start and end at INFO to the terminal of whoever runs it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = [asdict(shard) for shard in shards]
     counted = ray.data.from_items(items, override_num_blocks=len(items)).map(count_shard)
     counted.context.enable_progress_bars = False
-    total = Counts()
-    for row in counted.iter_rows():
-        samples, *counters = json.loads(row["counts"]).values()
-        total.add(Counts(samples, *map(Counter, counters)))
+    total, first_lost = Counts(), FirstLost()
+    with own_errors():
+        for row in counted.iter_rows():
+            samples, *counters = json.loads(row["counts"]).values()
+            total.add(Counts(samples, *map(Counter, counters)))
+            for _, text in first_lost.new(map(tuple, json.loads(row["lost"]))):
+                log.warning("%s", text)
     return ranked_words(total, names, most)

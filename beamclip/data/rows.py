@@ -3,6 +3,7 @@
 Free of torch: every process that runs a read task imports this module, and torch alone takes it seconds.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from beamclip.data.order import Part, Unread, interleaved, partly_read
 from beamclip.data.row_sets import Rows, RowSet
+from beamclip.data.shard_file import MissingShardError, UnansweredShardError
 from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
 
 ROWS_PER_TASK = 256
@@ -87,15 +89,21 @@ def bundles_left(shards: list[Shard], rows: RowSet, part: Part, epoch: int, left
 
 
 def read_bundle(bundle: Bundle, columns: Columns) -> Iterator[pa.Table]:
-    """The wanted rows of a bundle, as tables of ROW_SCHEMA with at most ROWS_PER_BLOCK rows."""
+    """The wanted rows of a bundle, as tables of ROW_SCHEMA: ROWS_PER_BLOCK rows or BLOCK_BYTES each."""
     turns = bundle.turns()
     turns = turns if bundle.keep is None else turns[bundle.keep]
     sources = [
         iterate_rows(segment.shard, columns, bundle.wanted_of(index), bundle.epoch)
         for index, segment in enumerate(bundle.segments)
     ]
-    for begin in range(0, len(turns), ROWS_PER_BLOCK):
-        rows = [next(sources[index]) for index in turns[begin : begin + ROWS_PER_BLOCK].tolist()]
+    rows, size = list[Row](), 0
+    for index in turns.tolist():
+        rows.append(next(sources[index]))
+        size += len(rows[-1].get("image") or b"")
+        if len(rows) == ROWS_PER_BLOCK or size >= BLOCK_BYTES:
+            yield pa.Table.from_pylist(rows, ROW_SCHEMA)
+            rows, size = [], 0
+    if rows:
         yield pa.Table.from_pylist(rows, ROW_SCHEMA)
 
 
@@ -122,9 +130,26 @@ _waiting = threading.Event()
 def _awaited(tables: Iterator[pa.Table]) -> pa.Table | None:
     _waiting.set()
     try:
-        return next(tables, None)
+        with own_errors():
+            return next(tables, None)
     finally:
         _waiting.clear()
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Inside, a task of Ray Data that could not read a shard raises its own error: a line, not a page."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and type(cause) not in (MissingShardError, UnansweredShardError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 class Unhurried:
@@ -185,6 +210,16 @@ def read_dataset(tasks: list[list[Bundle]], columns: Columns) -> Any:
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     return dataset
+
+
+def read_batches(dataset: Any, **options: Any) -> Iterator[Any]:
+    """The dataset's iter_batches.
+
+    Raises:
+        MissingShardError, UnansweredShardError: see `iterate_rows`.
+    """
+    with own_errors():
+        yield from dataset.iter_batches(**options)
 
 
 def _datasource(tasks: list[list[Bundle]], columns: Columns) -> Any:

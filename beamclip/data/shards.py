@@ -5,59 +5,79 @@ number of samples (`successes`). Every claimed sample leaves the reader exactly 
 used, or as one that names the problem. Nothing is lost silently, and row numbers mean the same each time.
 """
 
-import contextlib
 import hashlib
 import json
 import posixpath
-import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import fsspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from beamclip.addresses import reachable
-from beamclip.data.cache import CACHE_FILE, CachedViews
-from beamclip.data.captions import texts_of
+from beamclip.data.cache import CACHE_FILE
+from beamclip.data.lost_samples import in_words
 from beamclip.data.row_sets import Rows
+from beamclip.data.sample_rows import (
+    CORRUPT_IMAGE,
+    IMAGE_SUFFIXES,
+    MISSING_CAPTION,
+    MISSING_IMAGE,
+    MISSING_LABEL,
+    MOST_KEY_CHARACTERS,
+    ROW_SCHEMA,
+    TOO_LARGE,
+    UNREADABLE,
+    Columns,
+    Pending,
+    Row,
+    problem_of,
+    read_cache,
+    read_parquet,
+    read_tar,
+)
+from beamclip.data.shard_file import MissingShardError, StoreError, UnansweredShardError, open_shard
 from beamclip.errors import InputError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+__all__ = [
+    "BROKEN_SHARD",
+    "CORRUPT_IMAGE",
+    "IMAGE_SUFFIXES",
+    "MISSING_CAPTION",
+    "MISSING_IMAGE",
+    "MISSING_LABEL",
+    "MISSING_SHARD",
+    "ROWS_PER_BLOCK",
+    "ROW_SCHEMA",
+    "STATS_SUFFIX",
+    "TOO_LARGE",
+    "UNREADABLE",
+    "Columns",
+    "Row",
+    "Shard",
+    "check_texts",
+    "fingerprint",
+    "iterate_rows",
+    "list_labelled",
+    "list_shards",
+]
+
 STATS_SUFFIX = "_stats.json"
 ROWS_PER_BLOCK = 256
 
-MISSING_IMAGE = "missing image"
-MISSING_CAPTION = "missing caption"
-MISSING_LABEL = "missing label"
-CORRUPT_IMAGE = "corrupt image"
 BROKEN_SHARD = "broken shard"
+MISSING_SHARD = "missing shard"
 
-ROW_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("image", pa.binary()),
-        ("caption", pa.string()),
-        ("texts", pa.list_(pa.string())),
-        ("label", pa.string()),
-        ("fields", pa.string()),
-        ("draws", pa.binary()),
-        ("embeddings", pa.list_(pa.binary())),
-        ("epoch", pa.int32()),
-        ("problem", pa.string()),
-    ]
-)
-"""A row is a sample; where `problem` is set, one that cannot be used, and why.
+MOST_STATS_BYTES = 4 << 20
+"""Of a statistics file that are read."""
+MOST_SAMPLES = 100_000_000
+"""That statistics may claim of one shard."""
 
-Columns that nobody asked for are null. `fields` is JSON; `draws` and `embeddings` are of a teacher cache.
-"""
-
-Row = dict[str, Any]
+RETRY_PAUSES = (1.0, 5.0, 15.0)
+"""Seconds before a shard is opened again whose store did not answer, or answered that it is busy."""
 
 
 @dataclass(frozen=True)
@@ -69,32 +89,24 @@ class Shard:
     samples: int
     """Samples it holds, from its statistics file (or the number of image files)."""
     format: Literal["tar", "parquet", "folder", "cache"]
+    may_be_missing: bool = False
+    """Whether its samples just count as lost where it cannot be opened."""
+
+    @property
+    def name(self) -> str:
+        """Of the file (or folder)."""
+        return posixpath.basename(self.path.rstrip("/"))
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What a reader takes from a sample beside the pixels."""
-
-    caption: bool = False
-    """Whether a text is needed; a sample without one is counted as skipped."""
-    more_texts: tuple[str, ...] = ()
-    """Fields of the sample's JSON (or parquet columns) with more texts; they join the caption in `texts`."""
-    label: str | None = None
-    """Field of the sample's JSON (or parquet column) that holds the label."""
-    everything: bool = False
-    """Whether caption and all other fields come along; a sample without a caption is none the less used."""
-    views: CachedViews | None = None
-    """What to take from a teacher cache; None takes it for plain images."""
-
-
-def list_shards(address: str) -> list[Shard]:
+def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
     """Finished shards below an address, sorted by name.
 
     Args:
         address: folder of img2dataset output; a local path or any fsspec address (s3://, gs://, memory://).
+        allow_missing: whether shards may be missing, here or on the node that reads them.
 
     Raises:
-        InputError: the folder is missing or holds no finished shard.
+        InputError: the folder is missing, holds no finished shard, or lacks one that has statistics.
     """
     fs, root = _open_folder(address, "Give the folder that `pipelines/ingest.py --out` wrote.")
     files = {posixpath.basename(path): path for path in fs.ls(root, detail=False)}
@@ -104,13 +116,24 @@ def list_shards(address: str) -> list[Shard]:
             f"{address}: no finished shard (no *{STATS_SUFFIX} among {len(files)} files). "
             "Run pipelines/ingest.py, or give the folder that holds its shards."
         )
+    tars = any(f"{name.removesuffix(STATS_SUFFIX)}.tar" in files for name in stats)
     with ThreadPoolExecutor(32) as pool:
-        contents = pool.map(fs.cat_file, [files[name] for name in stats])
-        found = [_shard(fs, files, name, text) for name, text in zip(stats, contents, strict=True)]
+        counts = pool.map(partial(_claimed_samples, fs), [files[name] for name in stats])
+        found = [
+            replace(_shard(fs, files, name, samples, tars=tars), may_be_missing=allow_missing)
+            for name, samples in zip(stats, counts, strict=True)
+        ]
     shards = [shard for shard in found if shard.samples > 0]
     if not shards:
         raise InputError(
             f"{address}: all {len(stats)} shards are empty. See the summary of the ingest for the reasons."
+        )
+    missing = [] if allow_missing else [shard.name for shard in shards if shard.name not in files]
+    if missing:
+        raise InputError(
+            f"{address}: {len(missing)} of {len(shards)} shards have statistics and no data: "
+            f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''}. Bring them back, or give "
+            "--allow-missing-shards to count their samples as lost."
         )
     return shards
 
@@ -155,31 +178,44 @@ def _open_folder(address: str, advice: str) -> tuple[Any, str]:
     return fs, root
 
 
-def _shard(fs: Any, files: dict[str, str], stats: str, text: bytes) -> Shard:
+def _claimed_samples(fs: Any, path: str) -> int:
+    """How many samples a shard's statistics claim."""
     try:
-        samples = int(json.loads(text)["successes"])
-    except (ValueError, KeyError, TypeError) as error:
+        samples = int(json.loads(fs.cat_file(path, end=MOST_STATS_BYTES))["successes"])
+    except Exception as error:  # of the store, of JSON, or because it is no count
         raise InputError(
-            f"{files[stats]}: no count of `successes` in it ({error!r}). Ingest this shard again."
+            f"{path}: no count of `successes` in it ({in_words(error)}). Ingest this shard again."
         ) from error
+    if not 0 <= samples <= MOST_SAMPLES:
+        raise InputError(f"{path}: {samples} `successes` are no count. Ingest this shard again.")
+    return samples
+
+
+def _shard(fs: Any, files: dict[str, str], stats: str, samples: int, *, tars: bool) -> Shard:
+    """Args:
+    tars: whether there are tars; then a parquet file alone is what lay beside a tar that is gone.
+    """
     stem = stats.removesuffix(STATS_SUFFIX)
-    is_tar = f"{stem}.tar" in files or f"{stem}.parquet" not in files
+    is_tar = tars or f"{stem}.parquet" not in files
     name = f"{stem}.tar" if is_tar else f"{stem}.parquet"
     path = files.get(name) or posixpath.join(posixpath.dirname(files[stats]), name)
     table_format: Literal["parquet", "cache"] = "cache" if CACHE_FILE in files else "parquet"
     return Shard(fs.unstrip_protocol(path), samples, "tar" if is_tar else table_format)
 
 
-def list_labelled(address: str) -> list[Shard]:
+def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
     """Shards of a labelled data set: finished shards, or a folder with one folder of images per class.
 
+    Args:
+        allow_missing: see `list_shards`.
+
     Raises:
-        InputError: it is neither.
+        InputError: it is neither; see `list_shards`.
     """
     fs, root = _open_folder(address, "Give shards with a label column, or a folder of class folders.")
     entries = fs.ls(root, detail=True)
     if any(entry["name"].endswith(STATS_SUFFIX) for entry in entries):
-        return list_shards(address)
+        return list_shards(address, allow_missing=allow_missing)
     folders = sorted(entry["name"] for entry in entries if entry["type"] == "directory")
     counted = [(folder, len(_image_files(fs, folder))) for folder in folders]
     shards = [Shard(fs.unstrip_protocol(folder), count, "folder") for folder, count in counted if count]
@@ -200,237 +236,88 @@ def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> 
     """The rows of a shard with these numbers, one each (see ROW_SCHEMA), whatever became of the shard.
 
     A shard that breaks off gives all rows before the break, and for each one after it a row with `problem`.
+
+    Raises:
+        MissingShardError: it cannot be opened, and `shard.may_be_missing` is not set.
+        UnansweredShardError: the same of a store that failed again after each of RETRY_PAUSES.
     """
-    given = 0
-    try:
-        for row in _rows_of(shard, columns, rows, epoch):
-            given += 1
-            yield _checked(row, columns, epoch)
-    except (OSError, EOFError, tarfile.TarError, pa.ArrowException, KeyError) as error:
-        # An address that cannot be reached at all is an outage, not a broken file: let it stop the run.
-        if isinstance(error, (ConnectionError, TimeoutError, PermissionError)):
-            raise
+    given, pauses = 0, iter(RETRY_PAUSES)
+    problem, detail = BROKEN_SHARD, "it holds fewer samples than its statistics say"
+    while given < len(rows):
+        try:
+            for key, build in _rows_of(shard, columns, rows[given:], epoch):
+                given += 1
+                yield _row(key, build, columns, shard, epoch)
+            break
+        except StoreError as error:
+            pause = None if error.is_final else next(pauses, None)
+            if pause is not None:
+                time.sleep(pause)
+                continue
+            if not shard.may_be_missing:
+                raise _unread(shard, error) from error
+            problem, detail = MISSING_SHARD, str(error)
+            break
+        except Exception as error:  # of tarfile, pyarrow or ours, for which the file's content is to blame
+            detail = in_words(error)
+            break
     for _ in range(len(rows) - given):
-        yield _problem(shard.path, epoch, BROKEN_SHARD)
+        yield _lost(shard.name, problem, detail, shard, epoch)
 
 
-def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int) -> Iterator[Row]:
-    if shard.format == "cache":
-        return _read_cache(shard, columns, rows, columns.views.names(epoch) if columns.views else [])
-    return _READERS[shard.format](shard, columns, rows)
+def _unread(shard: Shard, error: StoreError) -> MissingShardError | UnansweredShardError:
+    import ray
 
-
-def _checked(row: Row, columns: Columns, epoch: int) -> Row:
-    # Names of members need not be UTF-8; what a table cannot hold would end the whole run.
-    row["key"] = row["key"].encode("utf-8", "backslashreplace").decode()
-    if row.get("problem"):
-        return _problem(row["key"], epoch, row["problem"])
-    if not row["image"]:
-        return _problem(row["key"], epoch, MISSING_IMAGE)
-    if columns.caption and not row["texts"]:
-        return _problem(row["key"], epoch, MISSING_CAPTION)
-    if columns.label and row["label"] is None:
-        return _problem(row["key"], epoch, MISSING_LABEL)
-    return {**row, "epoch": epoch, "problem": None}
-
-
-def _problem(key: str, epoch: int, problem: str) -> Row:
-    return {"key": key, "epoch": epoch, "problem": problem}
-
-
-def _read_tar(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
-    txt = columns.caption or columns.everything
-    fields = columns.label or columns.more_texts or columns.everything
-    wanted = (*IMAGE_SUFFIXES, *(["txt"] if txt else []), *(["json"] if fields else []))
-    with fsspec.open(shard.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for key, contents in _samples(tar, wanted, rows):
-            yield _tar_row(key, contents, columns)
-
-
-def _samples(
-    tar: tarfile.TarFile, wanted: tuple[str, ...], rows: Rows
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Group neighbouring members by key, reading forwards only.
-
-    Yields:
-        Key and wanted contents of each sample that is asked for; the others stay unread.
-    """
-    asked = iter(np.asarray(rows).tolist())
-    index, key, contents, number = 0, "", dict[str, bytes](), next(asked, None)
-    for member in _members(tar):
-        folder_end = member.name.rfind("/") + 1
-        name, _, suffix = member.name[folder_end:].partition(".")
-        stem, suffix = member.name[:folder_end] + name, suffix.lower()
-        if key and stem != key:
-            if index == number:
-                yield key, contents
-                contents, number = {}, next(asked, None)
-            if number is None:
-                return
-            index += 1
-        key = stem
-        if index == number and suffix in wanted:
-            contents[suffix] = _content(tar, member)
-    if key and index == number and (_is_whole(contents, wanted) or _has_end_mark(tar)):
-        yield key, contents
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Regular files up to the end of the tar, or to where it breaks off."""
-    with contextlib.suppress(tarfile.TarError):
-        for member in tar:
-            # tarfile remembers every header; a shard of 10,000 samples has 30,000
-            tar.members = []  # type: ignore[attr-defined]
-            if member.isfile():
-                yield member
-
-
-def _is_whole(contents: dict[str, bytes], wanted: tuple[str, ...]) -> bool:
-    """Whether a sample at a break has all that was asked for: an image, and each of the other members."""
-    others = [suffix for suffix in wanted if suffix not in IMAGE_SUFFIXES]
-    has_image = any(suffix in contents for suffix in IMAGE_SUFFIXES)
-    return has_image and all(suffix in contents for suffix in others)
-
-
-def _has_end_mark(tar: tarfile.TarFile) -> bool:
-    """Whether the members ended as a tar does; tarfile takes a header that is cut off for the end as well."""
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    return tar.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    data = file.read() if file else b""
-    if len(data) < member.size:
-        raise EOFError(f"{member.name} is cut off")
-    return data
-
-
-def _tar_row(key: str, contents: dict[str, bytes], columns: Columns) -> Row:
-    caption = contents["txt"].decode("utf-8", "replace") if "txt" in contents else None
-    fields = _json_fields(contents.get("json", b""))
-    return {
-        "key": key,
-        "image": next((contents[suffix] for suffix in IMAGE_SUFFIXES if suffix in contents), None),
-        "caption": caption,
-        "texts": texts_of([caption, *(fields.get(name) for name in columns.more_texts)]),
-        "label": _label(fields, columns),
-        "fields": json.dumps(fields) if columns.everything else None,
-    }
-
-
-def _json_fields(text: bytes | str) -> dict[str, Any]:
-    try:
-        fields = json.loads(text)
-    except ValueError:
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def _label(fields: dict[str, Any], columns: Columns) -> str | None:
-    value = fields.get(columns.label) if columns.label else None
-    return None if value is None else str(value)
-
-
-def _read_parquet(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
-    with fsspec.open(shard.path, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        names = parquet.schema_arrow.names
-        image = next((name for name in IMAGE_SUFFIXES if name in names), None)
-        if image is None:
-            raise KeyError(f"{shard.path}: no image column")
-        fields = [*columns.more_texts, *([columns.label] if columns.label else [])]
-        wanted = [image, "key", "caption", *fields]
-        others = [name for name in names if name not in IMAGE_SUFFIXES]
-        taken = [image, *others] if columns.everything else [name for name in wanted if name in names]
-        asked = np.asarray(rows)
-        numbers = iter(asked.tolist())
-        # img2dataset keeps a row for every URL; only the successful ones count as samples.
-        if "status" in names:
-            status = parquet.read(columns=["status"])["status"]
-            samples = np.flatnonzero(pc.equal(status, "success").to_numpy())
-            asked = samples[asked[asked < len(samples)]]
-        for row in _picked_rows(parquet, taken, asked):
-            yield _parquet_row(row, next(numbers), image, columns)
-
-
-def _picked_rows(parquet: pq.ParquetFile, names: list[str], asked: NDArray[np.int64]) -> Iterator[Row]:
-    """The rows with these numbers, as far as there are such, without reading row groups that have none."""
-    sizes = np.array(
-        [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)], np.int64
+    where = f"{shard.path}: cannot be read on node {ray.util.get_node_ip_address()} ({error})"
+    if not error.is_final:
+        return UnansweredShardError(f"{where}, after {len(RETRY_PAUSES)} more tries.")
+    return MissingShardError(
+        f"{where}. Make it readable on all nodes, or give --allow-missing-shards to count the samples "
+        "of such shards as lost."
     )
-    ends = np.cumsum(sizes)
-    asked = asked[asked < sizes.sum()]
-    of_group = np.searchsorted(ends, asked, "right")
-    groups = np.unique(of_group)
-    # Where each group begins in the file, and where in what is read of it.
-    begins = (ends - sizes)[groups]
-    read_before = np.cumsum(sizes[groups]) - sizes[groups]
-    places = asked + (read_before - begins)[np.searchsorted(groups, of_group)]
-    read = 0
-    for batch in parquet.iter_batches(ROWS_PER_BLOCK, row_groups=groups.tolist(), columns=names):
-        here = places[slice(*np.searchsorted(places, [read, read + batch.num_rows]))]
-        yield from batch.take(here - read).to_pylist()
-        read += batch.num_rows
 
 
-def _parquet_row(row: Row, number: int, image: str, columns: Columns) -> Row:
-    caption = row.get("caption") if columns.caption or columns.everything else None
-    others = {name: value for name, value in row.items() if name != image}
-    return {
-        "key": str(row.get("key", number)),
-        "image": row[image],
-        "caption": caption,
-        "texts": texts_of([caption, *(row.get(name) for name in columns.more_texts)]),
-        "label": _label(row, columns),
-        "fields": json.dumps(others, default=str) if columns.everything else None,
-    }
+def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int) -> Iterator[Pending]:
+    if shard.format == "folder":
+        yield from _read_folder(shard, rows)
+        return
+    with open_shard(shard.path) as file:
+        if shard.format == "tar":
+            yield from read_tar(file, columns, rows)
+        elif shard.format == "parquet":
+            yield from read_parquet(file, columns, rows)
+        else:
+            yield from read_cache(file, columns, rows, epoch)
 
 
-def _read_cache(shard: Shard, columns: Columns, rows: Rows, views: list[str]) -> Iterator[Row]:
-    """Args:
-    views: columns of the view to take: its random numbers, then embeddings.
-    """
-    from_fields = bool(columns.label or columns.more_texts or columns.everything)
-    has_caption = columns.caption or columns.everything
-    names = [
-        "key",
-        "image",
-        "problem",
-        *(["caption"] if has_caption else []),
-        *(["json"] if from_fields else []),
-    ]
-    with fsspec.open(shard.path, "rb") as file:
-        for row in _picked_rows(pq.ParquetFile(file), [*names, *views], np.asarray(rows)):
-            fields = _json_fields(row.get("json") or b"")
-            draws, *embeddings = (row[name] for name in views) if views else (None,)
-            yield {
-                "key": row["key"],
-                "image": row["image"],
-                "caption": row.get("caption"),
-                "texts": texts_of([row.get("caption"), *(fields.get(name) for name in columns.more_texts)]),
-                "label": _label(fields, columns),
-                "fields": row.get("json") if columns.everything else None,
-                "draws": draws,
-                "embeddings": embeddings,
-                "problem": row["problem"],
-            }
+def _row(key: str, build: Callable[[], Row], columns: Columns, shard: Shard, epoch: int) -> Row:
+    """One row; whatever goes wrong in making it is a problem of this sample alone."""
+    try:
+        row = build()
+        key = row["key"]
+        problem, detail = row.get("problem") or problem_of(row, columns), row.get("detail")
+    except Exception as error:
+        row, problem, detail = {}, UNREADABLE, in_words(error)
+    # Names of members need not be UTF-8; what a table cannot hold would end the whole run.
+    key = key[:MOST_KEY_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+    if problem:
+        return _lost(key, problem, detail, shard, epoch)
+    return {**row, "key": key, "epoch": epoch, "problem": None, "shard": shard.name}
 
 
-def _read_folder(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
+def _lost(key: str, problem: str, detail: str | None, shard: Shard, epoch: int) -> Row:
+    return {"key": key, "epoch": epoch, "problem": problem, "detail": detail, "shard": shard.name}
+
+
+def _read_folder(shard: Shard, rows: Rows) -> Iterator[Pending]:
     fs, root = fsspec.core.url_to_fs(shard.path)
     label = posixpath.basename(root.rstrip("/"))
     files = _image_files(fs, root)
     # Files that are gone since they were counted are counted as lost.
     for path in (files[number] for number in rows if number < len(files)):
-        yield {
-            "key": f"{label}/{posixpath.basename(path)}",
-            "image": fs.cat_file(path),
-            "caption": None,
-            "texts": [],
-            "label": label,
-        }
+        key = f"{label}/{posixpath.basename(path)}"
+        yield key, partial(_file_row, fs, path, key, label)
 
 
-_READERS = {"tar": _read_tar, "parquet": _read_parquet, "folder": _read_folder}
+def _file_row(fs: Any, path: str, key: str, label: str) -> Row:
+    return {"key": key, "image": fs.cat_file(path), "caption": None, "texts": [], "label": label}

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.data.captions import CaptionConfig, choose_caption
+from beamclip.data.lost_samples import FirstLost, LostSample, in_words, lost_sample
 from beamclip.data.order import BLOCK, Order, Part, Unread, epoch_part, last_draws, slots_drawn, unread
 from beamclip.data.position import DataPosition, Position
 from beamclip.data.row_sets import RowSet
@@ -61,10 +62,12 @@ class StreamConfig:
     """Threads that decode and crop, in each worker."""
     prefetch_batches: int = 4
     """Batches decoded ahead of the training loop, in each worker."""
+    allow_missing_shards: bool = False
+    """Count the samples of a shard that cannot be opened as lost, instead of ending the command."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and value < 1:
+            if not isinstance(value, bool | None) and value < 1:
                 raise InputError(f"{name} is {value}: give 1 or more.")
 
 
@@ -84,6 +87,8 @@ class Batch:
     """Of the stream after this batch."""
     embeddings: tuple[Tensor, ...] = ()
     """From a teacher cache: float16 [B, D] for each teacher, of the image as `draws` augments it."""
+    lost: tuple[LostSample, ...] = ()
+    """Samples that were lost on the way to this batch: the first few of the stream for each reason."""
 
 
 def shuffled_rows(
@@ -175,7 +180,7 @@ def training_batches(
     """
     position = start
     good: list[tuple[Row, NDArray[np.float32], NDArray[np.uint8]]] = []
-    last_good_epoch = start.epoch
+    last_good_epoch, first_lost, lost = start.epoch, FirstLost(), list[LostSample]()
     # Closing the rows ends the execution of Ray Data behind them.
     with contextlib.closing(rows), ThreadPoolExecutor(threads) as pool:
         while True:
@@ -184,17 +189,19 @@ def training_batches(
             images = pool.map(lambda row, u: _load(row, u, image_size, augment), taken, draws)
             for row, draw, image in zip(taken, draws, images, strict=True):
                 position = advanced(position, row, lost=image is None)
-                if image is not None:
+                if image is None:
+                    lost += first_lost.new([lost_sample(row)])
+                else:
                     good.append((row, draw, image))
                     last_good_epoch = row["epoch"]
             if position.epoch > last_good_epoch + HOPELESS_EPOCHS:
                 raise InputError(
                     f"no usable image in {HOPELESS_EPOCHS} passes over the data; "
-                    f"skipped in the first: {position.skipped}. See the summary of the ingest."
+                    f"skipped in the first: {position.skipped}. The last: {lost_sample(row)[1]}"
                 )
             if len(good) == batch_size:
-                yield _collate(good, position, captions)
-                good = []
+                yield replace(_collate(good, position, captions), lost=tuple(lost))
+                good, lost = [], []
 
 
 def _uniforms(rows: list[Row], seed: int) -> list[NDArray[np.float32]]:
@@ -214,7 +221,8 @@ def _load(
         return None
     try:
         return load_training_image(row["image"], draws, size, augment)
-    except ValueError:
+    except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
+        row.update(problem=CORRUPT_IMAGE, detail=in_words(error))
         return None
 
 
@@ -224,7 +232,7 @@ def advanced(position: Position, row: Row, *, lost: bool) -> Position:
     skipped = position.skipped
     # Every epoch meets the same damage; the first pass counts it once.
     if lost and row["epoch"] == 0:
-        skipped = dict(Counter(skipped) + Counter({row["problem"] or CORRUPT_IMAGE: 1}))
+        skipped = dict(Counter(skipped) + Counter({row["problem"]: 1}))
     return Position(row["epoch"], drawn, skipped)
 
 

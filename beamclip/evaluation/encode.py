@@ -1,5 +1,6 @@
 """Labelled images -> embeddings and backbone features, through Ray Data, every sample exactly once."""
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
-from beamclip.data.rows import Bundle, Segment, read_dataset, tasks_of
+from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
+from beamclip.data.rows import Bundle, Segment, read_batches, read_dataset, tasks_of
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_labelled
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.errors import InputError
@@ -23,6 +25,8 @@ from beamclip.models.clip import LoadedClip, normalise_pixels
 from beamclip.models.student import backbone_features
 from beamclip.models.teacher import Precision, Teacher
 from beamclip.prompts.texts import nfc
+
+log = logging.getLogger(__name__)
 
 UNKNOWN_LABEL = "label not in the class list"
 
@@ -69,10 +73,11 @@ class Decoder:
         good = [row for row, image in zip(rows, images, strict=True) if image is not None]
         lost = [row for row, image in zip(rows, images, strict=True) if image is None]
         labels = [nfc(row["label"]) for row in good] + [""] * len(lost)
-        problems = [""] * len(good) + [row["problem"] or CORRUPT_IMAGE for row in lost]
+        reports = [("", "")] * len(good) + [lost_sample(row) for row in lost]
         return [image for image in images if image is not None], {
             "label": np.array(labels, dtype=object),
-            "problem": np.array(problems, dtype=object),
+            "problem": np.array([problem for problem, _ in reports], dtype=object),
+            "lost": np.array([text for _, text in reports], dtype=object),
         }
 
     def _load(self, row: Row) -> NDArray[np.uint8] | None:
@@ -86,7 +91,8 @@ class Decoder:
                 interpolation=self.preprocess["interpolation"],
                 fill_color=self.preprocess["fill_color"],
             )
-        except ValueError:
+        except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
+            row.update(problem=CORRUPT_IMAGE, detail=in_words(error))
             return None
 
 
@@ -134,6 +140,8 @@ def encode_labelled(
     label_column: str,
     spec: EncodeSpec,
     workers: WorkersConfig,
+    *,
+    allow_missing: bool = False,
 ) -> Encoded:
     """Encode a labelled data set.
 
@@ -141,11 +149,12 @@ def encode_labelled(
         clip: the model; one worker on the CPU uses it in this process, more get copies.
         address: shards with a label column, or a folder of class folders.
         class_ids: labels in the order of the class list, NFC; a label in another form counts as the same.
+        allow_missing: whether the samples of a shard that cannot be opened just count as lost.
 
     Raises:
         InputError: there is no such data, or none of its labels is in the class list.
     """
-    dataset = _labelled_rows(list_labelled(address), label_column)
+    dataset = _labelled_rows(list_labelled(address, allow_missing=allow_missing), label_column)
     batches = _encoded_batches(dataset, clip, spec, workers)
     arrays, labels, skipped = _scorable(batches, address, class_ids, label_column)
     tensors = {
@@ -168,21 +177,28 @@ class HeldOut:
 
 
 def load_held_out(
-    clip: LoadedClip, address: str, class_ids: Sequence[str], label_column: str, most: int
+    clip: LoadedClip,
+    address: str,
+    class_ids: Sequence[str],
+    label_column: str,
+    most: int,
+    *,
+    allow_missing: bool = False,
 ) -> HeldOut:
     """Decode a labelled data set as a model takes it, or a part of it at even distances.
 
     Args:
         most: images, at most.
+        allow_missing: see `encode_labelled`.
 
     Raises:
         InputError: see `encode_labelled`.
     """
     decode = Decoder(clip)
-    dataset = _labelled_rows(list_labelled(address), label_column, most)
+    dataset = _labelled_rows(list_labelled(address, allow_missing=allow_missing), label_column, most)
 
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
-        for table in dataset.iter_batches(batch_size=256, batch_format="pyarrow"):
+        for table in read_batches(dataset, batch_size=256, batch_format="pyarrow"):
             images, columns = decode(table)
             blank = [np.zeros((decode.size, decode.size, 3), np.uint8)]
             yield {"images": np.stack(images + blank * (len(columns["label"]) - len(images))), **columns}
@@ -217,14 +233,18 @@ def _scorable(
     parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
     labels: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     seen: set[str] = set()
+    first_lost = FirstLost()
     for batch in batches:
-        skipped.update(problem for problem in batch["problem"] if problem)
+        lost = [each for each in zip(batch["problem"], batch["lost"], strict=True) if each[0]]
+        skipped.update(problem for problem, _ in lost)
+        for _, text in first_lost.new(lost):
+            log.warning("%s", text)
         known = np.array([label in index for label in batch["label"]], dtype=bool)
         foreign = ~known & (batch["problem"] == "")
         skipped.update({UNKNOWN_LABEL: int(foreign.sum())} if foreign.any() else {})
         seen.update(batch["label"][foreign][:3])
         labels.append(np.array([index[label] for label in batch["label"][known]], dtype=np.int64))
-        for name in batch.keys() - {"label", "problem"}:
+        for name in batch.keys() - {"label", "problem", "lost"}:
             parts[name].append(batch[name][known])
     found = np.concatenate(labels)
     if len(found) == 0:
@@ -239,7 +259,7 @@ def _scorable(
 def _encoded_batches(dataset: Any, clip: LoadedClip, spec: EncodeSpec, workers: WorkersConfig) -> Any:
     if workers.num_workers == 1 and not workers.use_gpu:
         encoder = Encoder(clip, spec, "cpu")
-        for table in dataset.iter_batches(batch_size=spec.batch_size, batch_format="pyarrow"):
+        for table in read_batches(dataset, batch_size=spec.batch_size, batch_format="pyarrow"):
             yield encoder(table)
         return
     import ray
@@ -261,18 +281,24 @@ def _encoded_batches(dataset: Any, clip: LoadedClip, spec: EncodeSpec, workers: 
         num_cpus=workers.cpus_per_worker,
         num_gpus=1 if workers.use_gpu else 0,
     )
-    yield from encoded.iter_batches(batch_size=None, batch_format="numpy")
+    yield from read_batches(encoded, batch_size=None, batch_format="numpy")
 
 
 def sample_images(
-    address: str, class_ids: Sequence[str], label_column: str, count: int, size: int
+    address: str,
+    class_ids: Sequence[str],
+    label_column: str,
+    count: int,
+    size: int,
+    *,
+    allow_missing: bool = False,
 ) -> tuple[Tensor, list[int]]:
     """Images at even distances over a labelled data set, for pictures.
 
     Returns:
         uint8 [n, 3, size, size] with n <= count, and the class index of each.
     """
-    shards = list_labelled(address)
+    shards = list_labelled(address, allow_missing=allow_missing)
     index = {class_id: i for i, class_id in enumerate(class_ids)}
     images, labels = list[NDArray[np.uint8]](), list[int]()
     for shard, row in _spread(shards, count):
@@ -280,7 +306,7 @@ def sample_images(
         if found["problem"] is None and nfc(found["label"]) in index:
             try:
                 images.append(load_evaluation_image(found["image"], size))
-            except ValueError:
+            except Exception:  # counted where the data are scored
                 continue
             labels.append(index[nfc(found["label"])])
     pixels = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)

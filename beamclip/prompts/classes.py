@@ -5,17 +5,15 @@ that lifts. Every text is brought to Unicode's composed form (NFC), and so are t
 compared with.
 """
 
-import json
 import reprlib
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar
-
-import yaml
+from typing import Any
 
 from beamclip.errors import InputError
+from beamclip.files import parse_json, parse_yaml, read_text
 from beamclip.prompts.texts import check_text, nfc
 
 
@@ -37,18 +35,6 @@ class ClassEntry:
 
 KEYS = tuple(field.name for field in fields(ClassEntry))
 _SUFFIXES = (".txt", ".yaml", ".yml", ".json")
-_DEEPEST = 16
-"""Levels of nesting; a class list has three. libyaml crashes the process at some ten thousand."""
-_LISTS = "Write a list of mappings, each with a `name`."
-
-
-class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads every scalar but null as text: YAML would make the class `no` False and the id 0012 ten."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        start: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
-        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
 
 def load_classes(path: Path | str) -> list[ClassEntry]:
@@ -68,21 +54,12 @@ def load_classes(path: Path | str) -> list[ClassEntry]:
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise InputError(f"{path}: a class list must end in {', '.join(_SUFFIXES)}; this ends in {suffix!r}.")
-    text = _read(path)
+    text = read_text(path)
     classes = _from_lines(text, path) if suffix == ".txt" else _from_items(_parse(path, text), path)
     if not classes:
         raise InputError(f"{path}: the list is empty. Give at least two classes.")
     _refuse_shared_ids(classes, path)
     return list(classes.values())
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8. Save the class list as UTF-8.") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the class list: {error.strerror}.") from error
 
 
 def _from_lines(text: str, path: Path) -> dict[int, ClassEntry]:
@@ -108,45 +85,13 @@ def _checked(text: str, where: str) -> str:
 
 
 def _parse(path: Path, text: str) -> list[Any]:
-    items = _json(path, text) if path.suffix.lower() == ".json" else _yaml(path, text)
+    parse = parse_json if path.suffix.lower() == ".json" else parse_yaml
+    items = parse(text, str(path))
     if items is None:
         return []
     if not isinstance(items, list):
         raise InputError(f"{path} holds a {_kind(items)}; write a list of mappings, each with a `name`.")
     return items
-
-
-def _json(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {error.lineno} is not valid JSON: {error.msg}.") from error
-    except ValueError as error:
-        # Python reads no integer of more than 4,300 digits.
-        raise InputError(f"{path}: holds a number that is too long. Write ids as texts.") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: nested too deeply. {_LISTS}") from error
-
-
-def _yaml(path: Path, text: str) -> Any:
-    try:
-        _refuse_deep(path, text)
-        return yaml.load(text, Loader=_TextLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1} is" if mark else "this is"
-        reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{path}: {where} not valid YAML: {reason}.") from error
-
-
-def _refuse_deep(path: Path, text: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=_TextLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            mark = event.start_mark
-            where = f"line {mark.line + 1}" if mark else "this"
-            raise InputError(f"{path}: {where} is nested more than {_DEEPEST} levels deep. {_LISTS}")
 
 
 def _from_items(items: list[Any], path: Path) -> dict[int, ClassEntry]:

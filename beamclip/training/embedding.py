@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.data.cache import (
-    CachedViews,
     CacheManifest,
     cache_schema,
     caption_column,
@@ -31,6 +30,7 @@ from beamclip.data.cache import (
     write_cache_shard,
 )
 from beamclip.data.captions import CaptionConfig
+from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
 from beamclip.data.position import Position
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_shards
 from beamclip.data.stream import training_batches
@@ -92,6 +92,7 @@ class ShardEmbedder:
                 teacher.compile_network()
         self.text_towers = [Teacher(ray.get(reference)).to(job.device) for reference in job.text_towers]
         self.pool = ThreadPoolExecutor(job.decode_threads)
+        self.first_lost = FirstLost()
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Embed the shards of a batch; gives their names back when they are done."""
@@ -103,15 +104,13 @@ class ShardEmbedder:
         """The rows of a shard, in order, with what the cache adds to them."""
         self.job.channel.put.remote({"embedded": 0, "time": time.time()})
         for rows, draws, views in self._decoded(shard):
-            lost = [
-                row["problem"] or (CORRUPT_IMAGE if each is None else None)
-                for row, each in zip(rows, views, strict=True)
-            ]
+            lost = [row["problem"] for row in rows]
             good = [index for index, problem in enumerate(lost) if problem is None]
             embeddings = self._embed([each for each in views if each is not None], draws[good])
             captions = self._embed_captions(rows) if self.manifest.captions else []
             yield self._table(rows, lost, good, draws, embeddings, captions)
-            self.job.channel.put.remote({"embedded": len(rows), "time": time.time()})
+            told = self.first_lost.new(lost_sample(row) for row in rows if row["problem"])
+            self.job.channel.put.remote({"embedded": len(rows), "time": time.time(), "lost": told})
 
     def _decoded(self, shard: Shard) -> Iterator[_Decoded]:
         """Rows, their random numbers [rows, K, DRAWS] and their crops, one batch ahead of the teacher."""
@@ -135,7 +134,8 @@ class ShardEmbedder:
             return None
         try:
             return load_training_views(row["image"], draws, self.manifest.image_size, self.augmentation)
-        except ValueError:
+        except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
+            row.update(problem=CORRUPT_IMAGE, detail=in_words(error))
             return None
 
     @torch.no_grad()
@@ -247,7 +247,7 @@ def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
 
 def _views_at_even_distances(shards: list[Shard], manifest: CacheManifest, samples: int) -> list[Row]:
     ends = np.cumsum([shard.samples for shard in shards])
-    views = CachedViews(tuple(range(len(manifest.teachers))), manifest.augmentations)
+    views = manifest.views(tuple(range(len(manifest.teachers))))
     chosen = []
     for turn, place in enumerate(np.unique(np.linspace(0, ends[-1] - 1, samples).astype(np.int64)).tolist()):
         shard = int(np.searchsorted(ends, place, "right"))

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,17 @@ def _batches(plan: Plan, position: DataPosition, team: Team) -> Any:
         start=position.ranks[team.rank],
         threads=stream.decode_threads,
     )
+    batches = _told(batches, plan.channel)
     return pinned(batches) if team.device.type == "cuda" else batches
+
+
+def _told(batches: Generator[Batch, None, None], channel: Any) -> Generator[Batch, None, None]:
+    """The batches; the command hears of the first samples that were lost on the way to them."""
+    with contextlib.closing(batches):
+        for batch in batches:
+            if batch.lost:
+                channel.put.remote({"lost": batch.lost})
+            yield batch
 
 
 def _writer(plan: Plan, world_size: int) -> CheckpointWriter:

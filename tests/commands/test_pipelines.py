@@ -1,6 +1,8 @@
 """The whole path on a small corpus: what the commands leave behind, and what they say to wrong input."""
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -158,9 +160,12 @@ def test_captions_of_the_shards_serve_as_anchors(teacher, corpus, workspace):
 def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_model(
     ray_cluster, corpus, model_file, workspace
 ):
+    """Fields that no table can hold, and a size that no file can have, cost their own samples only."""
+    soiled = shutil.copytree(corpus.train, workspace / "soiled")
+    soil(sorted(soiled.glob("*.tar"))[0])
     out = workspace / "psd"
     config = PretrainConfig(
-        data=str(corpus.train),
+        data=str(soiled),
         model=str(model_file),
         objective="psd",
         psd=PsdConfig(psd_target="ema", psd_warmup=0.0),
@@ -172,6 +177,7 @@ def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_m
         workers=WorkersConfig(max_failures=0),
     )
     summary = pretrain(config)
+    assert summary.counts.skipped == {"unreadable sample": 1, "broken shard": 5}
     run = MlflowClient(f"sqlite:///{workspace}/mlflow.db").get_run(summary.mlflow_run_id)
     assert 0 < run.data.metrics["psd/share"] < 0.5
     assert run.data.metrics["psd/entropy"] > 0
@@ -180,7 +186,24 @@ def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_m
     assert not any("average" in name for name in load_clip(str(out)).model.state_dict())
 
 
-def test_damaged_shards_are_counted_exactly_and_training_ends(teacher, corpus, workspace):
+def soil(path: Path) -> None:
+    """Three of 50 samples get JSON of the worst kind; a member of an exabyte stands before the last five."""
+    with tarfile.open(path) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    bad = [b"[" * 100_000, b'{"label": {"a": {}}}', b'{"label": "\\ud800"}']
+    with tarfile.open(path, "w") as tar:
+        for place, (name, content) in enumerate(members):
+            if place == 45 * 3:
+                impossible = tarfile.TarInfo("x.png")
+                impossible.size = 2**60
+                tar.addfile(impossible)
+            data = bad.pop() if name.endswith(".json") and bad else content
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def test_damaged_shards_are_counted_exactly_and_training_ends(teacher, corpus, workspace, capsys):
     damaged = shutil.copytree(corpus.train, workspace / "damaged")
     tars = sorted(damaged.glob("*.tar"))
     assert len(tars) == 4
@@ -191,6 +214,9 @@ def test_damaged_shards_are_counted_exactly_and_training_ends(teacher, corpus, w
     config = distill_config(teacher, corpus, out, data=str(damaged))
     summary = distill(replace(config, scoring=ScoringConfig(), optim=OptimConfig(epochs=2, steps=None)))
     assert summary.counts.skipped == {"corrupt image": corrupt, "broken shard": (50 - whole) + 50}
+    told = capsys.readouterr().out
+    assert re.search(rf"shard {tars[0].name}, sample \w+: corrupt image \(", told)
+    assert f"shard {tars[2].name}: broken shard (" in told
     assert summary.counts.attempted == 200
     assert summary.counts.succeeded == 200 - corrupt - (50 - whole) - 50
     assert json.loads((out / "summary.json").read_text())["counts"]["skipped"] == summary.counts.skipped
@@ -234,6 +260,21 @@ def test_a_missing_shard_folder(teacher, corpus, workspace, capsys):
     config = distill_config(teacher, corpus, workspace / "no", data=str(workspace / "nowhere"))
     assert "nowhere: no such folder" in messages(capsys, config, distill)
     assert not (workspace / "no").exists()
+
+
+def test_shards_without_their_data(teacher, corpus, workspace, capsys):
+    """The same for labelled ones; those that were never begun do not matter."""
+    data = shutil.copytree(corpus.test, workspace / "incomplete")
+    lost = sorted(data.glob("*.tar"))[-1]
+    lost.unlink()
+    want = f"shards have statistics and no data: {lost.name}. Bring them back, or give --allow-missing-shards"
+    config = distill_config(teacher, corpus, workspace / "no", data=str(data))
+    assert want in messages(capsys, config, distill)
+    config = EvaluateConfig(model=str(teacher[0]), data=str(data), classes=corpus.classes)
+    assert want in messages(capsys, config, evaluate)
+    summary = evaluate(replace(config, out=workspace / "of-the-rest", allow_missing_shards=True))
+    assert summary.counts.skipped == {"missing shard": 10}
+    assert summary.counts.succeeded == 50
 
 
 def test_an_unknown_student(teacher, corpus, workspace, capsys):

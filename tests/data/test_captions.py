@@ -4,7 +4,13 @@ from collections import Counter
 
 import pytest
 
-from beamclip.data.captions import CaptionConfig, choose_caption, texts_of
+from beamclip.data.captions import (
+    CAPTION_CHARACTERS,
+    MOST_TEXTS,
+    CaptionConfig,
+    choose_caption,
+    texts_of,
+)
 from beamclip.errors import InputError
 
 TEXTS = ["bat", "animal", "vampire"]
@@ -52,6 +58,22 @@ def test_full_dropout_leaves_one_text() -> None:
 
 def test_fields_become_texts_without_blanks_and_doubles() -> None:
     assert texts_of(["bat", ["animal", " bat ", "", None], None, 7]) == ["bat", "animal", "7"]
+
+
+def test_texts_are_cut_and_hold_characters_only() -> None:
+    """Of an escaped ampersand's escape's escape ..., tokenizers undo one level at a time."""
+    escaped = "&" + "amp;" * 50_000
+    texts = texts_of([escaped, "half \ud83d a pair", b"caf\xe9", float("nan"), 2.5])
+    assert texts == [escaped[:CAPTION_CHARACTERS], "half \ufffd a pair", "caf\ufffd", "2.5"]
+    assert len(texts_of([[f"tag {i}" for i in range(100_000)]])) == MOST_TEXTS
+    joined = choose_caption(texts, 0.3, CaptionConfig(caption_join="concat"))
+    assert len(joined) == CAPTION_CHARACTERS
+
+
+@pytest.mark.parametrize("value", [{"en": "bat"}, [["bat"]]])
+def test_what_is_no_text_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match="where a text is expected"):
+        texts_of([value])
 
 
 def test_a_dropout_that_is_no_probability() -> None:

@@ -1,9 +1,13 @@
 """Every sample that a shard claims leaves the reader once: as it is, or counted under a reason."""
 
+import errno
+import io
+import itertools
 import json
 import tarfile
+import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,16 +17,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
+from beamclip.data import sample_rows, shards
+from beamclip.data.captions import CAPTION_CHARACTERS
+from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.row_sets import Rows
 from beamclip.data.rows import Bundle, Segment, read_bundle
+from beamclip.data.shard_file import MissingShardError, UnansweredShardError
 from beamclip.data.shards import (
     BROKEN_SHARD,
     MISSING_CAPTION,
     MISSING_IMAGE,
     MISSING_LABEL,
+    MISSING_SHARD,
     ROW_SCHEMA,
     ROWS_PER_BLOCK,
+    TOO_LARGE,
+    UNREADABLE,
     Columns,
     Row,
     Shard,
@@ -103,10 +115,20 @@ def test_shards_that_are_all_empty_are_refused(tmp_path: Path, write_tar: Write)
         list_shards(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"successes": null}', '{"successes": "many"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"successes": null}', '{"successes": "many"}', '{"successes": 1e999}', "[" * 100_000],
+)
 def test_statistics_without_a_count_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "00007_stats.json").write_text(content)
     with pytest.raises(InputError, match=r"00007_stats\.json: no count of `successes` in it"):
+        list_shards(str(tmp_path))
+
+
+@pytest.mark.parametrize("count", [-1, 10**12])
+def test_statistics_with_a_count_that_cannot_be_are_named(tmp_path: Path, count: int) -> None:
+    (tmp_path / "00007_stats.json").write_text(json.dumps({"successes": count}))
+    with pytest.raises(InputError, match=rf"00007_stats\.json: {count} `successes` are no count"):
         list_shards(str(tmp_path))
 
 
@@ -313,17 +335,7 @@ def empty(tar: Path) -> int:
     return 0
 
 
-def remove(tar: Path) -> int:
-    tar.unlink()
-    return 0
-
-
-def remove_all(tar: Path) -> int:
-    tar.with_suffix(".parquet").unlink()
-    return remove(tar)
-
-
-@pytest.mark.parametrize("damage", [cut_in_data, cut_in_header, scratch_header, empty, remove, remove_all])
+@pytest.mark.parametrize("damage", [cut_in_data, cut_in_header, scratch_header, empty])
 def test_a_damaged_tar_is_counted_exactly_however_it_is_split_over_ranks(
     tmp_path: Path, make_samples: Make, write_tar: Write, damage: Callable[[Path], int]
 ) -> None:
@@ -454,15 +466,238 @@ def test_shards_are_read_from_any_fsspec_address(
         memory.rm("/shards-of-a-test", recursive=True)
 
 
-def test_a_lost_connection_is_no_broken_shard(
-    tmp_path: Path, make_samples: Make, write_tar: Write, monkeypatch: pytest.MonkeyPatch
+def test_a_shard_whose_data_are_gone_is_refused_unless_it_may_be_missing(
+    tmp_path: Path, make_samples: Make, write_tar: Write
 ) -> None:
     write_tar(tmp_path, 0, make_samples(0, 3))
-    shard = list_shards(str(tmp_path))[0]
+    (tmp_path / "00000.tar").rename(tmp_path / "elsewhere")
+    write_tar(tmp_path, 1, make_samples(1, 2))
+    with pytest.raises(InputError, match=r"1 of 2 shards have statistics and no data: 00000\.tar\. Bring"):
+        list_shards(str(tmp_path))
+    shards = list_shards(str(tmp_path), allow_missing=True)
+    rows = [row for shard in shards for row in rows_of(shard, ALL)]
+    assert losses(rows) == {MISSING_SHARD: 3}
+    assert keys(rows) == ["000010000", "000010001"]
 
-    def refuse(*_: object, **__: object) -> None:
-        raise ConnectionResetError("storage is away")
 
-    monkeypatch.setattr(fsspec, "open", refuse)
-    with pytest.raises(ConnectionResetError, match="storage is away"):
-        rows_of(shard, ALL)
+@pytest.mark.parametrize("format", ["tar", "parquet"])
+def test_a_shard_that_is_gone_when_it_is_read_ends_with_its_path_and_the_node(
+    tmp_path: Path, make_samples: Make, write_tar: Write, write_parquet: Write, format: str
+) -> None:
+    path = (write_tar if format == "tar" else write_parquet)(tmp_path, 0, make_samples(0, 3, "jpg"))
+    strict, lenient = (list_shards(str(tmp_path), allow_missing=allow)[0] for allow in (False, True))
+    path.unlink()
+    node = ray.util.get_node_ip_address()
+    with pytest.raises(MissingShardError, match=rf"{path}: cannot be read on node {node} \(FileNotFound"):
+        rows_of(strict, ALL)
+    assert losses(rows_of(lenient, ALL)) == {MISSING_SHARD: 3}
+
+
+def test_what_lies_beside_a_tar_does_not_pass_for_the_shard(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    write_tar(tmp_path, 0, make_samples(0, 3)).unlink()
+    with pytest.raises(
+        MissingShardError, match=r"00000\.parquet: .* \(FileNotFoundError: it has no images, and"
+    ):
+        read(tmp_path)
+
+
+class FlakyFile(io.BytesIO):
+    """Fails at some of the reads and seeks, which `calls` counts for all files together."""
+
+    calls = itertools.count()
+    failing: Container[int] = ()
+
+    def _may_fail(self) -> None:
+        if next(FlakyFile.calls) in FlakyFile.failing:
+            raise OSError(errno.EBUSY, "Please reduce your request rate")
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._may_fail()
+        return super().read(size)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        self._may_fail()
+        return super().seek(place, whence)
+
+
+@pytest.mark.parametrize("format", ["tar", "parquet"])
+@pytest.mark.parametrize("failing", [{5, 15, 25}, range(3, 10**9)])
+def test_a_store_that_is_busy_for_a_moment_is_asked_again_and_nothing_is_lost_or_doubled(
+    tmp_path: Path,
+    make_samples: Make,
+    write_tar: Write,
+    write_parquet: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    format: str,
+    failing: Container[int],
+) -> None:
+    """Where it stays busy, the store is at fault and not the shard."""
+    path = (write_tar if format == "tar" else write_parquet)(tmp_path, 0, make_samples(0, 12, "jpg"))
+    (shard,), whole = list_shards(str(tmp_path)), read(tmp_path)
+    content = path.read_bytes()
+    monkeypatch.setattr(fsspec, "open", lambda *_: FlakyFile(content))
+    monkeypatch.setattr(FlakyFile, "calls", itertools.count())
+    monkeypatch.setattr(FlakyFile, "failing", failing)
+    monkeypatch.setattr(shards, "RETRY_PAUSES", (0.0, 0.0, 0.0))
+    if isinstance(failing, set):
+        assert rows_of(shard, ALL) == whole
+    else:
+        with pytest.raises(UnansweredShardError, match="reduce your request rate"):
+            rows_of(shard, ALL)
+
+
+def header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
+    """A tar's header with this field of 12 bytes for the size, and a right check sum."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[124:136], block[156:157], block[148:156] = size, kind, b" " * 8
+    block[148:155] = b"%06o\0" % sum(block)
+    return bytes(block)
+
+
+def binary(size: int) -> bytes:
+    """GNU's form of sizes that octal digits cannot hold."""
+    return (b"\x80" if size >= 0 else b"\xff") + (size % 256**11).to_bytes(11, "big")
+
+
+def sparse(name: str) -> bytes:
+    """One block of data that stands for eight gigabytes."""
+    block = bytearray(header(name, b"%011o\0" % 512, b"S"))
+    block[386:398], block[398:410], block[483:495] = b"0" * 11 + b"\0", b"%011o\0" % 512, b"7" * 11 + b"\0"
+    block[148:156] = b" " * 8
+    block[148:155] = b"%06o\0" % sum(block)
+    return bytes(block) + bytes(512)
+
+
+HOSTILE = {
+    "eight gigabytes": header("x.png", b"7" * 11 + b"\0"),
+    "an exabyte": header("x.png", binary(2**60)),
+    "less than nothing": header("x.png", binary(-1536)),
+    "a long name of a terabyte": header("././@LongLink", binary(2**40), b"L"),
+    "an extended header of a terabyte": header("pax", binary(2**40), b"x"),
+    "a long name of less than nothing": header("././@LongLink", binary(-1024), b"L"),
+    "long names without end": (header("././@LongLink", b"%011o\0" % 1, b"L") + b"x" + bytes(511)) * 3000,
+    "a size in an extended header": header("pax", b"%011o\0" % 19, b"x")
+    + b"19 size=-9999999999\n"
+    + bytes(492),
+    "holes": sparse("x.png"),
+    "a device": header("x.png", b"%011o\0" % 0, b"4"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_member_of_impossible_size_costs_no_sample_before_it_and_no_memory(
+    tmp_path: Path, make_samples: Make, write_tar: Write, kind: str
+) -> None:
+    tar = write_tar(tmp_path, 0, make_samples(0, 8))
+    with tarfile.open(tar) as opened:
+        at = next(member.offset for member in opened if member.name.startswith("000000005"))
+    content = tar.read_bytes()
+    tar.write_bytes(content[:at] + HOSTILE[kind] + content[at:])
+    tracemalloc.start()
+    rows = read(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert keys(rows)[:5] == [f"00000000{i}" for i in range(5)]
+    assert len(keys(rows)) + sum(losses(rows).values()) == 8
+    assert peak < 30_000_000
+
+
+def test_members_over_their_limit_are_not_read(
+    tmp_path: Path, make_samples: Make, write_tar: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = make_samples(0, 4)
+    samples[1]["png"] += bytes(1 << 20)
+    samples[2]["json"] = b'{"label": "class0"' + b" " * (1 << 20) + b"}"
+    samples[3]["txt"] = b"so " * (1 << 20)
+    write_tar(tmp_path, 0, samples)
+    monkeypatch.setattr(sample_rows, "MOST_IMAGE_BYTES", 1 << 19)
+    monkeypatch.setattr(sample_rows, "MOST_FIELDS_BYTES", 1 << 19)
+    rows = read(tmp_path)
+    assert [row["problem"] for row in rows] == [None, TOO_LARGE, TOO_LARGE, None]
+    assert rows[3]["caption"] == ("so " * 1000)[:CAPTION_CHARACTERS].strip()
+    assert [row["problem"] for row in read(tmp_path, Columns())] == [None, TOO_LARGE, None, None]
+
+
+def test_json_that_cannot_be_held_is_a_problem_of_its_own_sample(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    samples = make_samples(0, 7)
+    samples[1]["json"] = b"[" * 100_000
+    samples[2]["json"] = b'{"label": ' + b"9" * 5000 + b"}"
+    samples[3]["json"] = b'{"label": NaN}'
+    samples[4]["json"] = b'{"label": {"a": 1}}'
+    samples[5]["json"] = b'{"label": "\\ud800 bird"}'
+    write_tar(tmp_path, 0, samples)
+    rows = read(tmp_path)
+    lost = [MISSING_LABEL, MISSING_LABEL, MISSING_LABEL, UNREADABLE]
+    assert [row["problem"] for row in rows] == [None, *lost, None, None]
+    assert rows[5]["label"] == "\ufffd bird"
+    assert rows[1]["detail"].startswith("its JSON: RecursionError")
+    assert rows[4]["detail"] == "TypeError: a dict where a text is expected"
+    # What nobody asks for is no problem.
+    assert losses(read(tmp_path, Columns(caption=True))) == {}
+
+
+def columns_of(samples: list[dict[str, Any]], **changed: pa.Array) -> pa.Table:
+    columns = {
+        "key": [sample["key"] for sample in samples],
+        "caption": [sample["txt"].decode() for sample in samples],
+        "label": [json.loads(sample["json"])["label"] for sample in samples],
+        "jpg": [sample["jpg"] for sample in samples],
+    }
+    return pa.table({**columns, **changed})
+
+
+def not_utf8(values: list[str]) -> pa.Array:
+    """A column of text whose third value is not UTF-8."""
+    array = pa.array(["\x01" if i == 2 else value for i, value in enumerate(values)])
+    offsets, data = array.buffers()[1:]
+    return pa.Array.from_buffers(
+        pa.string(), len(values), [None, offsets, pa.py_buffer(data.to_pybytes().replace(b"\x01", b"\xff"))]
+    )
+
+
+def test_parquet_columns_of_another_type_cost_what_cannot_be_used_of_them(
+    tmp_path: Path, make_samples: Make, write_parquet: Write
+) -> None:
+    samples = make_samples(0, 5, "jpg")
+    path = write_parquet(tmp_path, 0, samples)
+    images, captions = [s["jpg"] for s in samples], [s["txt"].decode() for s in samples]
+
+    def outcome(**changed: pa.Array) -> Any:
+        pq.write_table(columns_of(samples, **changed), path)
+        rows = read(tmp_path)
+        return losses(rows) or [row["caption"] for row in rows]
+
+    assert outcome(caption=pa.array(captions).dictionary_encode()) == captions
+    assert outcome(caption=pa.array([caption.encode() for caption in captions])) == captions
+    assert outcome(caption=pa.array([[caption, "more"] for caption in captions])) == captions
+    assert outcome(caption=pa.array(range(5))) == ["0", "1", "2", "3", "4"]
+    assert outcome(jpg=pa.array(images).dictionary_encode()) == captions
+    assert outcome(key=pa.array([{"a": 1}] * 5)) == captions
+    assert outcome(caption=not_utf8(captions)) == {UNREADABLE: 1}
+    assert outcome(caption=pa.array([{"en": caption} for caption in captions])) == {UNREADABLE: 5}
+    assert outcome(jpg=pa.array([{"bytes": image} for image in images])) == {UNREADABLE: 5}
+    assert outcome(jpg=pa.array(["text"] * 5)) == {UNREADABLE: 5}
+    assert outcome(jpg=pa.array(range(1, 6))) == {UNREADABLE: 5}
+    assert outcome(status=pa.array(range(5))) == {BROKEN_SHARD: 5}
+
+
+def test_the_line_on_a_lost_sample_names_shard_key_and_reason(
+    tmp_path: Path, make_samples: Make, write_tar: Write
+) -> None:
+    samples = make_samples(0, 6)
+    for sample in samples[:4]:
+        del sample["txt"]
+    samples[4]["key"] = "4\x1b[2J"
+    samples[4]["json"] = b"{"
+    write_tar(tmp_path, 0, samples, claimed=9)
+    found = FirstLost().new(lost_sample(row) for row in read(tmp_path) if row["problem"])
+    assert [line for _, line in found] == [
+        *(f"shard 00000.tar, sample 00000000{i}: missing caption" for i in range(3)),
+        "shard 00000.tar, sample 4?[2J: missing label (its JSON: JSONDecodeError: Expecting property name "
+        "enclosed in double quotes: line 1 column 2 (char 1))",
+        "shard 00000.tar: broken shard (it holds fewer samples than its statistics say)",
+    ]

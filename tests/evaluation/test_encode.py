@@ -141,7 +141,11 @@ def test_every_image_is_encoded_as_open_clip_itself_would(
 
 
 def test_held_out_images_are_what_the_model_is_given_and_the_damaged_are_counted(
-    ray_cluster: None, clip: LoadedClip, clean: Path, damaged: Path
+    ray_cluster: None,
+    clip: LoadedClip,
+    clean: Path,
+    damaged: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     held_out = load_held_out(clip, str(clean), CLASSES, "kind", most=100)
     pixels = torch.from_numpy(held_out.images).permute(0, 3, 1, 2)
@@ -150,6 +154,7 @@ def test_held_out_images_are_what_the_model_is_given_and_the_damaged_are_counted
     assert held_out.labels.tolist() == [i % 3 for i in range(14)]
     lossy = load_held_out(clip, str(damaged), CLASSES, "kind", most=100)
     assert (len(lossy.images), len(lossy.labels), lossy.skipped) == (9, 9, DAMAGE)
+    assert "shard 00000.tar, sample 000000008: missing image" in caplog.messages
 
 
 def test_a_part_of_the_held_out_images_lies_at_even_distances(

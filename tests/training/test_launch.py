@@ -25,7 +25,7 @@ from torch import nn
 
 from beamclip.cluster import WorkersConfig
 from beamclip.data.position import Position, from_plain
-from beamclip.data.shards import Columns, Shard
+from beamclip.data.shards import MISSING_SHARD, Columns, Shard
 from beamclip.data.stream import StreamConfig
 from beamclip.data.transforms import AugmentConfig
 from beamclip.losses.csm import CsmConfig
@@ -45,6 +45,7 @@ from beamclip.training.worker import Plan, Questions, Storage
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 STEPS = 12
+NODE = ray.util.get_node_ip_address()
 ONE, TWO = WorkersConfig(num_workers=1), WorkersConfig(num_workers=2)
 
 Fault = Callable[[nn.Module, int], None]
@@ -223,6 +224,18 @@ def test_a_run_in_this_process_fails_by_a_line_and_leaves_no_thread_when_left(ne
     _, threads = ray.get(alone.remote(new_run().plan, leave_at_step_2))
     assert "beamclip-fit" not in threads
     assert "beamclip-prefetch" not in threads
+
+
+def test_a_missing_shard_ends_a_run_by_a_line_with_its_path_and_the_node(new_run: NewRun) -> None:
+    plan = new_run().plan
+    gone = replace(plan.shards[1], path="file:///nowhere/00001.tar")
+    _, problem = ray.get(alone.remote(replace(plan, shards=[plan.shards[0], gone])))
+    assert problem.startswith(f"file:///nowhere/00001.tar: cannot be read on node {NODE} (FileNotFoundError")
+    kept = replace(plan, shards=[plan.shards[0], replace(gone, may_be_missing=True)])
+    records, state = ray.get(alone.remote(kept))
+    assert from_plain(state["position"]).ranks[0].skipped == {MISSING_SHARD: 20}
+    told = [line for record in records for _, line in record.get("lost", ())]
+    assert told[0].startswith("shard 00001.tar: missing shard (FileNotFoundError")
 
 
 def test_training_through_ray_learns(undisturbed: Finished) -> None:

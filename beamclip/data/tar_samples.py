@@ -1,0 +1,117 @@
+"""Samples of a tar: neighbouring members of one key, read forwards, each within its limit."""
+
+import tarfile
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from beamclip.data.row_sets import Rows
+from beamclip.data.shard_file import ShardFile, StoreError
+
+HEADER_BYTES = 16 << 10
+"""Of one member. tarfile reads long names and extended headers whole, whatever size they claim."""
+
+Contents = dict[str, bytes | None]
+"""What was read of a sample's members, by suffix; None for one over its limit."""
+
+
+def tar_samples(
+    file: ShardFile, limits: Mapping[str, int], rows: Rows, images: tuple[str, ...]
+) -> Iterator[tuple[str, Contents]]:
+    """Key and contents of each sample that is asked for; the others stay unread.
+
+    Args:
+        limits: suffixes of the wanted members, and bytes at most of each; a text is cut there.
+        rows: numbers of the wanted samples.
+        images: those of the suffixes of which a sample needs one.
+
+    Raises:
+        Exception: of tarfile, where the tar breaks off; the whole samples before it were yielded.
+        StoreError: the file cannot be read.
+    """
+    asked = iter(np.asarray(rows).tolist())
+    index, key, contents, number = 0, "", Contents(), next(asked, None)
+    headers, broken = _Headers(file), None
+    try:
+        for member in _members(headers):
+            stem, suffix = _split(member.name)
+            if key and stem != key:
+                if index == number:
+                    yield key, contents
+                    contents, number = {}, next(asked, None)
+                if number is None:
+                    return
+                index += 1
+            key = stem
+            if index == number and suffix in limits:
+                contents[suffix] = _content(file, member, limits[suffix], cut=suffix == "txt")
+    except StoreError:
+        raise
+    except Exception as error:  # TarError for most damage; RecursionError, ValueError and others for the rest
+        broken = error
+    if key and index == number and (_is_whole(contents, limits, images) or headers.ended_as_a_tar):
+        yield key, contents
+    if broken is not None:
+        raise broken
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and suffix of a member: a suffix is all behind the first dot of the file's name."""
+    folder_end = name.rfind("/") + 1
+    stem, _, suffix = name[folder_end:].partition(".")
+    return name[:folder_end] + stem, suffix.lower()
+
+
+class _Headers:
+    """The file as tarfile sees it: of each member, no more than a header's worth."""
+
+    def __init__(self, file: ShardFile) -> None:
+        self._file = file
+        self.left = HEADER_BYTES
+        """Bytes that tarfile may still read for the member it is at."""
+        self.ended_as_a_tar = False
+        """Whether the last block that was read is the mark at the end of a tar."""
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError(f"a header of more than {HEADER_BYTES} bytes")
+        self.left -= size
+        data = self._file.read(size)
+        self.ended_as_a_tar = data == bytes(tarfile.BLOCKSIZE)
+        return data
+
+
+def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
+    """The regular files.
+
+    Raises:
+        Exception: see `tar_samples`.
+    """
+    tar = tarfile.TarFile(fileobj=headers)  # type: ignore[arg-type]
+    while (member := tar.next()) is not None:
+        # tarfile remembers every header; a shard of 10,000 samples has 30,000
+        tar.members = []  # type: ignore[attr-defined]
+        headers.left = HEADER_BYTES
+        if member.size < 0 or tar.offset < member.offset_data:
+            # Some versions of tarfile would go back, and round and round.
+            raise tarfile.ReadError(f"{member.name} has the size {member.size}")
+        if member.isfile() and not member.issparse():
+            yield member
+    if not headers.ended_as_a_tar:
+        raise EOFError("it breaks off, or a header in it is damaged")
+
+
+def _is_whole(contents: Contents, limits: Mapping[str, int], images: tuple[str, ...]) -> bool:
+    """Whether a sample at a break has all that was asked for: an image, and each of the other members."""
+    has_image = any(suffix in contents for suffix in images)
+    return has_image and all(suffix in contents for suffix in limits if suffix not in images)
+
+
+def _content(file: ShardFile, member: tarfile.TarInfo, limit: int, *, cut: bool) -> bytes | None:
+    if member.offset_data + member.size > file.size:
+        raise EOFError(f"{member.name} is cut off: {member.size} bytes in its header")
+    if member.size > limit and not cut:
+        return None
+    file.seek(member.offset_data)
+    return file.read(min(member.size, limit))
