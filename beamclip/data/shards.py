@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from beamclip.data.cache import CACHE_FILE, CachedViews
 from beamclip.data.captions import texts_of
+from beamclip.data.class_folders import OUTSIDE, class_folders, folder_entries, read_entry
+from beamclip.data.image_limits import CORRUPT_IMAGE as CORRUPT_IMAGE  # one of a row's problems
 from beamclip.data.row_sets import Rows
 from beamclip.errors import InputError
 
@@ -34,7 +36,6 @@ ROWS_PER_BLOCK = 256
 MISSING_IMAGE = "missing image"
 MISSING_CAPTION = "missing caption"
 MISSING_LABEL = "missing label"
-CORRUPT_IMAGE = "corrupt image"
 BROKEN_SHARD = "broken shard"
 
 ROW_SCHEMA = pa.schema(
@@ -67,7 +68,8 @@ class Shard:
     """fsspec address of the file (or folder)."""
     samples: int
     """Samples it holds, from its statistics file (or the number of image files)."""
-    format: Literal["tar", "parquet", "folder", "cache"]
+    format: Literal["tar", "parquet", "folder", "loose", "cache"]
+    """`folder`: one class of a folder of class folders; `loose`: the files beside those."""
 
 
 @dataclass(frozen=True)
@@ -177,23 +179,16 @@ def list_labelled(address: str) -> list[Shard]:
         InputError: it is neither.
     """
     fs, root = _open_folder(address, "Give shards with a label column, or a folder of class folders.")
-    entries = fs.ls(root, detail=True)
-    if any(entry["name"].endswith(STATS_SUFFIX) for entry in entries):
+    if any(path.endswith(STATS_SUFFIX) for path in fs.ls(root, detail=False)):
         return list_shards(address)
-    folders = sorted(entry["name"] for entry in entries if entry["type"] == "directory")
-    counted = [(folder, len(_image_files(fs, folder))) for folder in folders]
-    shards = [Shard(fs.unstrip_protocol(folder), count, "folder") for folder, count in counted if count]
-    if not shards:
+    folders, files = class_folders(fs, root)
+    entries = {folder: folder_entries(fs, folder) for folder in folders}
+    if not any(problem is None for found in entries.values() for _, problem in found):
         raise InputError(f"{address}: neither finished shards nor class folders with images in it.")
-    return shards
-
-
-def _image_files(fs: Any, folder: str) -> list[str]:
-    return sorted(path for path in fs.ls(folder, detail=False) if _suffix(path) in IMAGE_SUFFIXES)
-
-
-def _suffix(path: str) -> str:
-    return posixpath.splitext(path)[1].lstrip(".").lower()
+    shards = [
+        Shard(fs.unstrip_protocol(folder), len(found), "folder") for folder, found in entries.items() if found
+    ]
+    return [*shards, Shard(fs.unstrip_protocol(root), len(files), "loose")] if files else shards
 
 
 def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> Iterator[Row]:
@@ -420,17 +415,20 @@ def _read_cache(shard: Shard, columns: Columns, rows: Rows, views: list[str]) ->
 
 def _read_folder(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
     fs, root = fsspec.core.url_to_fs(shard.path)
-    label = posixpath.basename(root.rstrip("/"))
-    files = _image_files(fs, root)
+    label = posixpath.basename(root.rstrip("/")).encode("utf-8", "backslashreplace").decode()
+    entries = folder_entries(fs, root)
     # Files that are gone since they were counted are counted as lost.
+    for path, problem in (entries[number] for number in rows if number < len(entries)):
+        content, problem = (None, problem) if problem else read_entry(fs, path)
+        key = f"{label}/{posixpath.relpath(path, root)}"
+        yield {"key": key, "image": content, "caption": None, "texts": [], "label": label, "problem": problem}
+
+
+def _read_loose(shard: Shard, columns: Columns, rows: Rows) -> Iterator[Row]:
+    fs, root = fsspec.core.url_to_fs(shard.path)
+    _, files = class_folders(fs, root)
     for path in (files[number] for number in rows if number < len(files)):
-        yield {
-            "key": f"{label}/{posixpath.basename(path)}",
-            "image": fs.cat_file(path),
-            "caption": None,
-            "texts": [],
-            "label": label,
-        }
+        yield {"key": posixpath.basename(path), "problem": OUTSIDE}
 
 
-_READERS = {"tar": _read_tar, "parquet": _read_parquet, "folder": _read_folder}
+_READERS = {"tar": _read_tar, "parquet": _read_parquet, "folder": _read_folder, "loose": _read_loose}

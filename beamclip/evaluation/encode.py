@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
+from beamclip.data.image_limits import ImageRefused
 from beamclip.data.rows import Bundle, Segment, read_dataset, tasks_of
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_labelled
 from beamclip.data.transforms import load_evaluation_image
@@ -85,7 +86,8 @@ class Decoder:
                 interpolation=self.preprocess["interpolation"],
                 fill_color=self.preprocess["fill_color"],
             )
-        except ValueError:
+        except ImageRefused as refusal:
+            row["problem"] = refusal.reason
             return None
 
 
@@ -279,7 +281,7 @@ def sample_images(
         if found["problem"] is None and found["label"] in index:
             try:
                 images.append(load_evaluation_image(found["image"], size))
-            except ValueError:
+            except ImageRefused:
                 continue
             labels.append(index[found["label"]])
     pixels = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)

@@ -31,6 +31,7 @@ from beamclip.data.cache import (
     write_cache_shard,
 )
 from beamclip.data.captions import CaptionConfig
+from beamclip.data.image_limits import ImageRefused
 from beamclip.data.position import Position
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_shards
 from beamclip.data.stream import training_batches
@@ -135,7 +136,8 @@ class ShardEmbedder:
             return None
         try:
             return load_training_views(row["image"], draws, self.manifest.image_size, self.augmentation)
-        except ValueError:
+        except ImageRefused as refusal:
+            row["problem"] = refusal.reason
             return None
 
     @torch.no_grad()
