@@ -21,8 +21,9 @@ MAX_SCANS = 32
 MAX_PARTS = 100_000
 """Segments, chunks, strips or tiles of a file. 50 million pixels in rows of 8 kB are 20,000."""
 
-BYTES_PER_PIXEL = {"JPEG": 11, "JPEG2000": 135}
-"""Peak memory of decoding, measured with Pillow 13. JPEG 2000 is the worst case, code blocks of 4 x 4."""
+BYTES_PER_PIXEL = {"JPEG": 12, "JPEG2000": 135}
+"""Peak memory of decoding, measured with Pillow 13: of a progressive JPEG of three colours without
+subsampling, and of a JPEG 2000 in code blocks of 4 x 4."""
 OTHER_BYTES_PER_PIXEL = 17
 """The same of any other format; WebP needs the most."""
 
@@ -86,7 +87,8 @@ class EncodedImage:
     @property
     def memory(self) -> int:
         """Bytes that decoding takes, at most."""
-        per_pixel = BYTES_PER_PIXEL.get(self.format, OTHER_BYTES_PER_PIXEL)
+        known = {} if self.channels == 4 else BYTES_PER_PIXEL
+        per_pixel = known.get(self.format, OTHER_BYTES_PER_PIXEL)
         return self.width * self.height * per_pixel
 
     def __post_init__(self) -> None:
