@@ -58,7 +58,9 @@ def refused(edge: int = 6000) -> dict[str, tuple[bytes, str]]:
 def survived(edge: int = 7000) -> dict[str, bytes]:
     """Files that are decoded, of `edge` x `edge` pixels or 8 x 8."""
     text = zlib.compress(bytes(1_000_000), 9)
+    beyond = chunk(b"IDAT", zlib.compress(bytes(100_000_000), 9))
     return {
+        "beyond.png": png(8, 8)[:33] + beyond + chunk(b"IEND", b""),
         "texts.png": png(8, 8, [chunk(b"zTXt", b"k\0\0" + text)] * 100 + [chunk(b"iCCP", b"k\0\0" + text)]),
         "exif.png": png(8, 8, [chunk(b"eXIf", tiff({n: (1, 90_000, 8) for n in range(1, 9000)}))]),
         "comments.gif": with_comments(small("GIF"), 20_000),

@@ -1,11 +1,10 @@
 """What is refused before it is decoded and why; what hostile metadata do; orientation."""
 
+import contextlib
 import io
 import sys
 import threading
 import time
-import tracemalloc
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from beamclip.data.image_limits import (
     ImageRefused,
 )
 from beamclip.data.resizer import UprightResizer
+from beamclip.data.transforms import load_evaluation_image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from study.image_bombs import (
@@ -32,7 +32,6 @@ from study.image_bombs import (
     patched,
     png,
     refused,
-    resized_avif,
     small,
     survived,
     tiff,
@@ -44,19 +43,33 @@ GREEN = np.array([10, 200, 30])
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_bomb_is_refused_by_its_reason_and_without_the_memory_it_asks_for(name: str) -> None:
+def test_a_bomb_is_refused_by_its_reason(name: str) -> None:
     data, reason = REFUSED[name]
-    tracemalloc.start()
-    try:
-        for decode in (decode_image, decode_pixels):
-            with pytest.raises(ImageRefused) as refusal:
-                decode(data)
-            assert refusal.value.reason == reason
-            assert str(refusal.value).startswith(reason)
-        assert tracemalloc.get_traced_memory()[1] < 20_000_000 + 3 * len(data)
-    finally:
-        tracemalloc.stop()
+    for decode in (decode_image, decode_pixels):
+        with pytest.raises(ImageRefused, match=f"^{reason}") as refusal:
+            decode(data)
+        assert refusal.value.reason == reason
     assert reason in REFUSALS
+
+
+def memory(line: str) -> int:
+    """VmRSS, resident memory, or VmHWM, the most of it since it was reset, in bytes."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(each.split()[1]) * 1024 for each in status if each.startswith(line))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads Linux's /proc")
+def test_neither_bombs_nor_hostile_metadata_take_memory() -> None:
+    files = [data for data, _ in REFUSED.values()] + list(survived(edge=64).values())
+    decode_pixels(files[-1])
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    for data in files:
+        with contextlib.suppress(ImageRefused):
+            decode_pixels(data)
+        with contextlib.suppress(ImageRefused):
+            load_evaluation_image(data, 224)
+    assert memory("VmHWM") - before < 80_000_000
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -137,27 +150,11 @@ def test_damaged_exif_turns_nothing(exif: bytes) -> None:
     assert decode_pixels(png(16, 8, [chunk(b"eXIf", exif)])).shape == (8, 16, 3)
 
 
-def test_a_size_that_differs_between_container_and_pixels_is_refused() -> None:
-    avif, jp2 = small("AVIF", edge=64), small("JPEG2000", edge=64)
-    for data in (
-        resized_avif(avif, 16, 16),
-        patched(jp2, jp2.index(b"ihdr") + 4, ">II", 16, 16),
-        small("GIF")[:20],
-    ):
+def test_a_jpeg_2000_whose_box_and_pixels_differ_in_size_is_refused() -> None:
+    data = small("JPEG2000", edge=64)
+    for edge in (16, 256):
         with pytest.raises(ImageRefused):
-            decode_pixels(data)
-
-
-def test_compressed_pixels_beyond_the_picture_are_not_unpacked() -> None:
-    data = png(8, 8)
-    start, end = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
-    endless = chunk(b"IDAT", zlib.compress(bytes(100_000_000), 9))
-    tracemalloc.start()
-    try:
-        assert decode_pixels(data[:start] + endless + data[end:]).shape == (8, 8, 3)
-        assert tracemalloc.get_traced_memory()[1] < 2_000_000
-    finally:
-        tracemalloc.stop()
+            decode_pixels(patched(data, data.index(b"ihdr") + 4, ">II", edge, edge))
 
 
 def test_threads_share_the_memory_for_decoding() -> None:
