@@ -27,11 +27,12 @@ Entry = tuple[str, str | None]
 def class_folders(fs: Any, root: str) -> tuple[list[str], list[str]]:
     """Folders in a folder, linked ones included, and the files beside them; hidden ones are left out."""
     folders, files = list[str](), list[str]()
-    for path in sorted(fs.ls(root, detail=False)):
-        name = posixpath.basename(path.rstrip("/"))
-        if path.rstrip("/") != root.rstrip("/") and not _is_hidden(name):
-            (folders if fs.isdir(path) else files).append(path)
-    return folders, files
+    for entry in fs.ls(root, detail=True):
+        path = entry["name"].rstrip("/")
+        if path != root.rstrip("/") and not _is_hidden(posixpath.basename(path)):
+            is_folder = entry["type"] == "directory" or (entry.get("islink") and fs.isdir(path))
+            (folders if is_folder else files).append(path)
+    return sorted(folders), sorted(files)
 
 
 def folder_entries(fs: Any, folder: str) -> list[Entry]:
