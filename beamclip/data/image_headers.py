@@ -99,7 +99,7 @@ def _jpeg(encoded: bytes) -> EncodedImage:
         if marker not in _METADATA:
             kept.append(encoded[start:end])
     _check_scans(encoded, scan)
-    content = encoded if len(kept[0]) + sum(map(len, kept[1:])) == scan else b"".join([*kept, encoded[scan:]])
+    content = encoded if sum(map(len, kept)) == scan else b"".join([*kept, encoded[scan:]])
     return EncodedImage("JPEG", *size, content, orientation or by_xmp or 1, channels=channels)
 
 
