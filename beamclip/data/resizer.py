@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 from beamclip.data.decode import judged, pixels_of
-from beamclip.data.image_limits import CORRUPT_IMAGE, ImageRefused
+from beamclip.data.image_limits import CORRUPT_IMAGE, EncodedImage, ImageRefused
 
 
 class UprightResizer:
@@ -22,12 +22,18 @@ class UprightResizer:
         """Encoded image, width, height, original width, original height, and None or one of REFUSALS."""
         try:
             with judged(img_stream.getvalue()) as image:
-                pixels = pixels_of(image)
-                plain = b"".join([b"P6 %d %d 255\n" % (pixels.shape[1], pixels.shape[0]), pixels.data])
-                del pixels
-                result: tuple[Any, ...] = self._resizer(io.BytesIO(plain), blurring_bbox_list)
+                result: tuple[Any, ...] = self._resizer(io.BytesIO(_plain(image)), blurring_bbox_list)
         except ImageRefused as refusal:
             return None, None, None, None, None, refusal.reason
         except Exception:  # such as MemoryError: it is this image's problem, not its shard's
             return None, None, None, None, None, CORRUPT_IMAGE
         return result
+
+
+def _plain(image: EncodedImage) -> bytes:
+    """A file that OpenCV decodes to the pixels that training sees."""
+    # Without alpha and metadata OpenCV's are the same, in four fifths of the time.
+    if image.format == "WEBP" and image.content[12:16] == b"VP8 ":
+        return image.content
+    pixels = pixels_of(image)
+    return b"".join([b"P6 %d %d 255\n" % (pixels.shape[1], pixels.shape[0]), pixels.data])

@@ -38,8 +38,7 @@ from study.image_bombs import (
     webp,
 )
 
-REFUSED = refused(edge=64)
-GREEN = np.array([10, 200, 30])
+REFUSED, SURVIVED = refused(edge=64), survived(edge=64)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -60,7 +59,7 @@ def memory(line: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads Linux's /proc")
 def test_neither_bombs_nor_hostile_metadata_take_memory() -> None:
-    files = [data for data, _ in REFUSED.values()] + list(survived(edge=64).values())
+    files = [data for data, _ in REFUSED.values()] + list(SURVIVED.values())
     decode_pixels(files[-1])
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
@@ -79,10 +78,9 @@ def test_ingest_refuses_what_training_refuses_and_says_the_same(name: str) -> No
     assert UprightResizer(None)(io.BytesIO(data)) == (None, None, None, None, None, reason)
 
 
-@pytest.mark.parametrize("name", survived(edge=64))
+@pytest.mark.parametrize("name", SURVIVED)
 def test_metadata_that_would_take_gigabytes_are_left_out_and_the_picture_decodes(name: str) -> None:
-    data = survived(edge=64)[name]
-    assert decode_image(data).size in [(8, 8), (64, 64)]
+    assert decode_image(SURVIVED[name]).size in [(8, 8), (64, 64)]
 
 
 def test_pictures_up_to_the_limits_pass() -> None:
