@@ -30,10 +30,11 @@ from study.reports import circumstances
 from torchvision.io import decode_jpeg as torchvision_decode_jpeg
 
 from beamclip.commands.console import table
-from beamclip.data.decode import decode_image, decode_jpeg, decode_pixels, jpeg_size
+from beamclip.data.decode import decode_image, is_plain_jpeg, jpeg_pixels, pixels_of
 from beamclip.data.glyph_drawing import draw_scene
 from beamclip.data.glyph_scenes import draw_pair
 from beamclip.data.glyph_symbols import all_symbols
+from beamclip.data.image_headers import judge
 from beamclip.data.transforms import (
     CROP_DRAWS,
     AugmentConfig,
@@ -75,12 +76,12 @@ def by_pillow(encoded: bytes, draws: NDArray[np.float32], size: int) -> Pixels:
 
 def reduced(encoded: bytes, draws: NDArray[np.float32], size: int, *, margin: float) -> Pixels:
     """Scaled decoding that leaves the crop `margin` times the size."""
-    whole = jpeg_size(encoded)
-    if whole is None:
+    image = judge(encoded)
+    if not is_plain_jpeg(image):
         raise ValueError("only a JPEG can be decoded at a smaller scale")
-    box = random_crop_box(*whole, draws.tolist(), CONFIG)
+    box = random_crop_box(image.width, image.height, draws.tolist(), CONFIG)
     reduction = reduction_for(min(box[2] - box[0], box[3] - box[1]), size, margin)
-    pixels = decode_pixels(encoded) if reduction == 1 else decode_jpeg(encoded, reduction)
+    pixels = pixels_of(image) if reduction == 1 else jpeg_pixels(image, reduction)
     left, upper, right, lower = (round(edge / reduction) for edge in box)
     return resize_crop(pixels[upper:lower, left:right], size)
 

@@ -1,53 +1,95 @@
-"""From encoded bytes to pixels: Pillow decides what an image is, libjpeg-turbo does most of the work.
+"""From encoded bytes to pixels, the same ones for ingest, training, embedding and evaluation.
 
-Pillow is asked for everything but the common JPEG, and for whatever the fast decoder refuses or warns of: it
-alone decides that an image is corrupt. Both stand on libjpeg-turbo, and give equal pixels.
+Every picture passes `image_headers.judge` first. Pillow decodes it, but for two kinds: a common JPEG goes
+to libjpeg-turbo at once, which gives Pillow's pixels sooner, and what that refuses or warns of goes to
+Pillow again, which alone decides that an image is corrupt; a portable anymap needs no decoder.
 """
 
-import contextlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
+
+from beamclip.data.image_containers import exif_orientation
+from beamclip.data.image_headers import judge, pnm_samples
+from beamclip.data.image_limits import (
+    CORRUPT_IMAGE,
+    DECODING_BYTES,
+    UNKNOWN_RANGE,
+    UNSUPPORTED_COLOURS,
+    EncodedImage,
+    ImageRefused,
+    check_size,
+)
 
 REDUCTIONS = (8, 4, 2)
 """Divisors of a JPEG's size by which it can be decoded faster; others are offered, and are slow."""
 
 _WHITE = (255, 255, 255)
-_JPEG = b"\xff\xd8\xff"
-_APP1, _SCAN = b"\xff\xe1", b"\xff\xda"
-"""Markers of a JPEG's segments: EXIF or XMP, and the image data, which come last."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation."""
+
+
+class _Memory:
+    """Bytes that threads share; who asks for more than are left waits."""
+
+    def __init__(self, total: int) -> None:
+        self._left = total
+        self._returned = Condition()
+
+    @contextmanager
+    def reserved(self, amount: int) -> Iterator[None]:
+        """`amount` may not exceed the total."""
+        with self._returned:
+            self._returned.wait_for(lambda: self._left >= amount)
+            self._left -= amount
+        try:
+            yield
+        finally:
+            with self._returned:
+                self._left += amount
+                self._returned.notify_all()
+
+
+_memory = _Memory(DECODING_BYTES)
+
+
+@contextmanager
+def judged(encoded: bytes) -> Iterator[EncodedImage]:
+    """An image within the limits, and inside the block the memory to decode it.
+
+    However many threads decode, the process holds no more than DECODING_BYTES of pictures inside such blocks.
+
+    Raises:
+        ImageRefused: see `image_headers.judge`.
+    """
+    image = judge(encoded)
+    with _memory.reserved(image.memory):
+        yield image
 
 
 def decode_image(encoded: bytes) -> Image.Image:
     """Decode to RGB, upright, on a white background.
 
     Raises:
-        ValueError: the bytes are no complete image of a format that Pillow knows.
+        ImageRefused: the bytes are no complete image of a known format, or one beyond the limits.
     """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-    except Exception as error:  # Pillow raises a dozen types, from SyntaxError to DecompressionBombError
-        raise ValueError(f"cannot decode the image: {error}") from error
-    with contextlib.suppress(Exception):  # damaged EXIF is no reason to lose an image whose pixels are whole
-        ImageOps.exif_transpose(image, in_place=True)
-    return _on_white(image)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.float64) / 257.0
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, (*_WHITE, 255))
-        image = Image.alpha_composite(background, image)
-    return image.convert("RGB")
+    with judged(encoded) as image:
+        return picture_of(image)
 
 
 def decode_pixels(encoded: bytes) -> NDArray[np.uint8]:
@@ -57,26 +99,52 @@ def decode_pixels(encoded: bytes) -> NDArray[np.uint8]:
         uint8 [H, W, 3], perhaps read-only.
 
     Raises:
-        ValueError: the bytes are no complete image of a format that Pillow knows.
+        ImageRefused: as decode_image.
     """
-    pixels = decode_jpeg(encoded)
-    return np.asarray(decode_image(encoded)) if pixels is None else pixels
+    with judged(encoded) as image:
+        return pixels_of(image)
 
 
-def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels of a JPEG for the fast decoder; None for any other image."""
-    if not encoded.startswith(_JPEG):
-        return None
+def picture_of(image: EncodedImage) -> Image.Image:
+    """An image that was judged, in RGB, upright, on a white background.
+
+    Raises:
+        ImageRefused: it cannot be decoded.
+    """
+    if image.format == "PPM":
+        return Image.fromarray(_anymap(image)).convert("RGB")
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-    except Exception:  # whatever it is, Pillow finds better words for it
-        return None
-    too_large = Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS
-    return None if too_large or colours not in ("YCbCr", "Gray") else (width, height)
+        picture: Image.Image = Image.open(io.BytesIO(image.content), formats=[image.format])
+        check_size(*picture.size)
+        picture.load()
+    except ImageRefused:
+        raise
+    except Exception as error:  # Pillow raises a dozen types, from SyntaxError to MemoryError
+        raise ImageRefused(CORRUPT_IMAGE, f"cannot decode the image: {error}") from error
+    orientation = image.orientation
+    if image.format == "AVIF":  # Pillow passes a turn of the container on as EXIF
+        orientation = exif_orientation(picture.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    picture = _on_white(_eight_bits(picture, image))
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
 
 
-def decode_jpeg(encoded: bytes, reduction: int = 1) -> NDArray[np.uint8] | None:
-    """The pixels of a JPEG that is upright and without fault; None for any other image.
+def pixels_of(image: EncodedImage) -> NDArray[np.uint8]:
+    """The pixels of picture_of, sooner: uint8 [H, W, 3], perhaps read-only.
+
+    Raises:
+        ImageRefused: it cannot be decoded.
+    """
+    pixels = jpeg_pixels(image)
+    return np.asarray(picture_of(image)) if pixels is None else pixels
+
+
+def is_plain_jpeg(image: EncodedImage) -> bool:
+    """Whether the fast decoder takes it: a JPEG that is upright, and grey or of three colours."""
+    return image.channels in (1, 3) and image.orientation == 1
+
+
+def jpeg_pixels(image: EncodedImage, reduction: int = 1) -> NDArray[np.uint8] | None:
+    """The pixels of a plain JPEG without fault; None for any other image.
 
     Args:
         reduction: 1, or one of REDUCTIONS, not so large that less than a pixel would be left.
@@ -84,35 +152,91 @@ def decode_jpeg(encoded: bytes, reduction: int = 1) -> NDArray[np.uint8] | None:
     Returns:
         uint8 [H, W, 3], the image's size over `reduction`, rounded up.
     """
-    size = jpeg_size(encoded)
-    if size is None or _is_turned(encoded):
+    if not is_plain_jpeg(image):
         return None
     # The decoder takes the smallest scale that keeps these; zeros ask for none. In the smallest images a
     # scale may keep the size, and the pixels would still differ.
-    width, height = (-(-edge // reduction) if reduction > 1 else 0 for edge in size)
+    width, height = (-(-edge // reduction) if reduction > 1 else 0 for edge in (image.width, image.height))
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(encoded, min_width=width, min_height=height)
-    except Exception:  # as above; a warning, such as of missing data, raises too
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(image.content, min_width=width, min_height=height)
+    except Exception:  # whatever it is, Pillow finds better words for it; a warning raises too
         return None
     return pixels
 
 
-def _is_turned(encoded: bytes) -> bool:
-    """Whether a JPEG's pixels are not upright, or only Pillow could say."""
-    if not _may_have_exif(encoded):
-        return False
+def _anymap(image: EncodedImage) -> NDArray[np.uint8]:
+    """A binary PBM, PGM or PPM: [H, W] or [H, W, 3]."""
+    data, channels, largest = pnm_samples(image)
+    width, height = image.width, image.height
+    row_bytes = (width + 7) // 8 if largest == 1 and image.content[:2] == b"P4" else 0
+    kind = ">u2" if largest > 255 else "u1"
+    wanted = height * (row_bytes or width * channels * np.dtype(kind).itemsize)
+    if not 0 < largest < 65536 or len(data) < wanted:
+        raise ImageRefused(CORRUPT_IMAGE, f"{len(data)} bytes of pixels instead of {wanted}")
+    samples = np.frombuffer(data, kind, count=wanted // np.dtype(kind).itemsize)
+    if row_bytes:  # a set bit is black
+        return (1 - np.unpackbits(samples.reshape(height, row_bytes), axis=1)[:, :width]) * np.uint8(255)
+    shape = (height, width, 3) if channels == 3 else (height, width)
+    if largest == 255:
+        return samples.reshape(shape)
+    return _scaled(samples.reshape(shape), largest)
+
+
+def _scaled(samples: NDArray[Any], largest: float) -> NDArray[np.uint8]:
+    """Samples of 0..largest as 0..255."""
+    scaled = samples.astype(np.float32)
+    scaled *= 255.0 / largest
+    return np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
+
+
+def _eight_bits(picture: Image.Image, image: EncodedImage) -> Image.Image:
+    """The picture in a mode of eight bits a sample; its transparent colour, if any, in the same units."""
+    key = picture.info.get("transparency")
+    if picture.mode.startswith("I") or picture.mode == "F":
+        samples = np.asarray(picture)
+        scaled = Image.fromarray(_scaled(samples, _largest(samples, image)))
+        if isinstance(key, int):
+            scaled.putalpha(Image.fromarray(np.where(samples == key, 0, 255).astype(np.uint8)))
+        return scaled
+    # Pillow scales the samples of a PNG, but not the colour that is transparent.
+    if image.format == "PNG" and image.depth in (2, 4) and isinstance(key, int) and picture.mode == "L":
+        picture.info["transparency"] = key * 255 // (2**image.depth - 1)
+    elif image.depth == 16 and isinstance(key, tuple):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
+    return picture
+
+
+def _largest(samples: NDArray[Any], image: EncodedImage) -> float:
+    """The value of white.
+
+    Integers of 32 bits and floats do not say. They are taken for 0..1 (floats), 0..255 or 0..65535, by
+    what they hold; what fits no range, or might fit two, is refused.
+
+    Raises:
+        ImageRefused: the range is not known.
+    """
+    if image.format != "TIFF":
+        return 65535
+    if samples.dtype.kind == "u":
+        return 2**image.depth - 1
+    low, high = float(samples.min()), float(samples.max())
+    # A float picture in 0..255 whose brightest pixel is below 16 is not likelier than one beyond 1.
+    of_floats, of_integers = {1: (0, 1), 255: (16, 255)}, {255: (0, 255), 65535: (256, 65535)}
+    for largest, (least, most) in (of_floats if samples.dtype.kind == "f" else of_integers).items():
+        if low >= 0 and least <= high <= most:
+            return largest
+    raise ImageRefused(UNKNOWN_RANGE, f"{samples.dtype} from {low:g} to {high:g}")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
     try:
-        orientation = Image.open(io.BytesIO(encoded)).getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
-        return True
-    return bool(orientation != 1)
-
-
-def _may_have_exif(encoded: bytes) -> bool:
-    """Whether EXIF or XMP comes before a JPEG's image data. Pillow takes longer to say than a small image."""
-    place = 2
-    while (marker := encoded[place : place + 2]) != _SCAN:
-        if marker == _APP1 or not marker.startswith(b"\xff"):
-            return True
-        place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
-    return False
+        if picture.mode == "La":
+            picture = picture.convert("LA")
+        if picture.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, (*_WHITE, 255)), picture)
+        return picture.convert("RGB")
+    except ValueError as error:
+        raise ImageRefused(UNSUPPORTED_COLOURS, str(error)) from error

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beamclip.data.hosts import MALFORMED_URL, PRIVATE_ADDRESS
+from beamclip.data.image_limits import CORRUPT_IMAGE, REFUSALS
 from beamclip.data.shard_download import row_of_key, shard_path
 from beamclip.errors import InputError
 
@@ -34,7 +35,7 @@ UNDECODABLE = "undecodable image"
 DISALLOWED = "disallowed by X-Robots-Tag"
 
 # What a second attempt cannot change. 404 and 410 are answers, a 503 or a timeout is none.
-_FINAL = frozenset([MALFORMED_URL, UNDECODABLE, DISALLOWED, SHARD_FAILED, "HTTP 404", "HTTP 410"])
+_FINAL = frozenset([MALFORMED_URL, UNDECODABLE, *REFUSALS, DISALLOWED, SHARD_FAILED, "HTTP 404", "HTTP 410"])
 
 # First match decides; the texts are those of urllib, http.client, ssl and socket.
 _REASONS = (
@@ -243,7 +244,7 @@ class IngestFolder:
 def failure_reason(status: str, message: str | None) -> str:
     """One of few reasons for an image that failed, from img2dataset's status and message."""
     if status == "failed_to_resize":
-        return UNDECODABLE
+        return message if message in REFUSALS and message != CORRUPT_IMAGE else UNDECODABLE
     message = message or ""
     if message.startswith("refused: ") or message == MALFORMED_URL:
         return message

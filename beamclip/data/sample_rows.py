@@ -25,7 +25,6 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MISSING_IMAGE = "missing image"
 MISSING_CAPTION = "missing caption"
 MISSING_LABEL = "missing label"
-CORRUPT_IMAGE = "corrupt image"
 TOO_LARGE = "too large"
 UNREADABLE = "unreadable sample"
 

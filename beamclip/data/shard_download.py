@@ -3,31 +3,27 @@
 img2dataset's own entry point, `img2dataset.download`, is not used. It starts processes into which no
 guard against private addresses can be put, never reports a shard that failed, counts images that it
 could not write, and spends 5 to 15 s a call on a logging process and on imports. Its parts are used as
-they are: `Downloader` (threads, retries, X-Robots-Tag, statistics), `Resizer`, and the sample writers.
+they are: `Downloader` (threads, retries, X-Robots-Tag, statistics), `Resizer` (which gets pictures that are
+decoded already, see `resizer`), and the sample writers.
 """
 
-import io
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
 
 from beamclip.data.fetch import install_guarded_opener
+from beamclip.data.resizer import UprightResizer
 
 SHARD_DIGITS = 5
 """Digits of a shard's number in file names, as img2dataset's `oom_shard_count`."""
 
 DEFAULT_QUALITY = {"jpg": 95, "webp": 90, "png": 6}
 
-_ORIENTATION = 0x0112
-_PNG = b"\x89PNG\r\n\x1a\n"
-_TIFF = (b"II*\0", b"MM\0*")
 _FIXED_SIZE_MODES = ("border", "center_crop")
 
 
@@ -133,58 +129,6 @@ def _build_resizer(settings: DownloadSettings) -> Any:
         encode_format=settings.encode_format,
         encode_quality=DEFAULT_QUALITY[settings.encode_format] if quality is None else quality,
     )
-
-
-class UprightResizer:
-    """img2dataset's resizer for pictures it would store turned, saturated or with a black background.
-
-    Those are: pictures whose EXIF data says that they lie on their side, 16-bit PNG and TIFF (whose
-    values it cuts at 255), and grey PNG with a transparent colour. They are decoded here and handed on
-    as plain 8-bit PNG; all others pass through untouched.
-    """
-
-    def __init__(self, resizer: Any) -> None:
-        self._resizer = resizer
-
-    def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: None = None) -> tuple[Any, ...]:
-        """Encoded image, width, height, original width, original height, error message or None."""
-        try:
-            plain = plain_picture(img_stream.getvalue())
-        except Exception as error:  # Pillow raises many kinds; any means that this image is unusable.
-            return None, None, None, None, None, f"Image decoding error: {error}"
-        result: tuple[Any, ...] = self._resizer(io.BytesIO(plain), blurring_bbox_list)
-        return result
-
-
-def plain_picture(data: bytes) -> bytes:
-    """An encoded picture that is upright, of 8 bits, and grey, RGB or RGBA; `data` itself where it is."""
-    deep = _is_deep(data)
-    if not deep and not any(mark in data for mark in (b"Exif\0\0", b"EXIF", b"eXIf")):
-        return data
-    with Image.open(io.BytesIO(data)) as image:
-        if not deep and image.getexif().get(_ORIENTATION, 1) == 1:
-            return data
-        upright = _eight_bit(ImageOps.exif_transpose(image))
-    out = io.BytesIO()
-    upright.save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
-def _is_deep(data: bytes) -> bool:
-    """Whether OpenCV would lose the values or the transparency of this picture."""
-    if data.startswith(_PNG) and len(data) > 25:
-        bit_depth, colour_type = data[24], data[25]
-        return bit_depth == 16 or (colour_type == 0 and b"tRNS" in data)
-    return data.startswith(_TIFF)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
-    transparent = "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "RGBa", "La")
-    return image.convert("RGBA" if transparent else "RGB")
 
 
 def write_rows(table: pa.Table, path: Path) -> None:

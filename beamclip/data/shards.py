@@ -19,10 +19,10 @@ import fsspec
 
 from beamclip.addresses import reachable
 from beamclip.data.cache import CACHE_FILE
+from beamclip.data.class_folders import OUTSIDE, class_folders, folder_entries, read_entry
 from beamclip.data.lost_samples import in_words
 from beamclip.data.row_sets import Rows
 from beamclip.data.sample_rows import (
-    CORRUPT_IMAGE,
     IMAGE_SUFFIXES,
     MISSING_CAPTION,
     MISSING_IMAGE,
@@ -44,7 +44,6 @@ from beamclip.errors import InputError
 
 __all__ = [
     "BROKEN_SHARD",
-    "CORRUPT_IMAGE",
     "IMAGE_SUFFIXES",
     "MISSING_CAPTION",
     "MISSING_IMAGE",
@@ -88,7 +87,8 @@ class Shard:
     """fsspec address of the file (or folder)."""
     samples: int
     """Samples it holds, from its statistics file (or the number of image files)."""
-    format: Literal["tar", "parquet", "folder", "cache"]
+    format: Literal["tar", "parquet", "folder", "loose", "cache"]
+    """`folder`: one class of a folder of class folders; `loose`: the files beside those."""
     may_be_missing: bool = False
     """Whether its samples just count as lost where it cannot be opened."""
 
@@ -213,23 +213,16 @@ def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
         InputError: it is neither; see `list_shards`.
     """
     fs, root = _open_folder(address, "Give shards with a label column, or a folder of class folders.")
-    entries = fs.ls(root, detail=True)
-    if any(entry["name"].endswith(STATS_SUFFIX) for entry in entries):
+    if any(path.endswith(STATS_SUFFIX) for path in fs.ls(root, detail=False)):
         return list_shards(address, allow_missing=allow_missing)
-    folders = sorted(entry["name"] for entry in entries if entry["type"] == "directory")
-    counted = [(folder, len(_image_files(fs, folder))) for folder in folders]
-    shards = [Shard(fs.unstrip_protocol(folder), count, "folder") for folder, count in counted if count]
-    if not shards:
+    folders, files = class_folders(fs, root)
+    entries = {folder: folder_entries(fs, folder) for folder in folders}
+    if not any(problem is None for found in entries.values() for _, problem in found):
         raise InputError(f"{address}: neither finished shards nor class folders with images in it.")
-    return shards
-
-
-def _image_files(fs: Any, folder: str) -> list[str]:
-    return sorted(path for path in fs.ls(folder, detail=False) if _suffix(path) in IMAGE_SUFFIXES)
-
-
-def _suffix(path: str) -> str:
-    return posixpath.splitext(path)[1].lstrip(".").lower()
+    shards = [
+        Shard(fs.unstrip_protocol(folder), len(found), "folder") for folder, found in entries.items() if found
+    ]
+    return [*shards, Shard(fs.unstrip_protocol(root), len(files), "loose")] if files else shards
 
 
 def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> Iterator[Row]:
@@ -278,8 +271,8 @@ def _unread(shard: Shard, error: StoreError) -> MissingShardError | UnansweredSh
 
 
 def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int) -> Iterator[Pending]:
-    if shard.format == "folder":
-        yield from _read_folder(shard, rows)
+    if shard.format in ("folder", "loose"):
+        yield from (_read_folder if shard.format == "folder" else _read_loose)(shard, rows)
         return
     with open_shard(shard.path) as file:
         if shard.format == "tar":
@@ -311,13 +304,22 @@ def _lost(key: str, problem: str, detail: str | None, shard: Shard, epoch: int) 
 
 def _read_folder(shard: Shard, rows: Rows) -> Iterator[Pending]:
     fs, root = fsspec.core.url_to_fs(shard.path)
-    label = posixpath.basename(root.rstrip("/"))
-    files = _image_files(fs, root)
+    label = posixpath.basename(root.rstrip("/")).encode("utf-8", "backslashreplace").decode()
+    entries = folder_entries(fs, root)
     # Files that are gone since they were counted are counted as lost.
+    for path, problem in (entries[number] for number in rows if number < len(entries)):
+        key = f"{label}/{posixpath.relpath(path, root)}"
+        yield key, partial(_file_row, fs, path, key, label, problem)
+
+
+def _file_row(fs: Any, path: str, key: str, label: str, problem: str | None) -> Row:
+    content, problem = (None, problem) if problem else read_entry(fs, path)
+    return {"key": key, "image": content, "caption": None, "texts": [], "label": label, "problem": problem}
+
+
+def _read_loose(shard: Shard, rows: Rows) -> Iterator[Pending]:
+    fs, root = fsspec.core.url_to_fs(shard.path)
+    _, files = class_folders(fs, root)
     for path in (files[number] for number in rows if number < len(files)):
-        key = f"{label}/{posixpath.basename(path)}"
-        yield key, partial(_file_row, fs, path, key, label)
-
-
-def _file_row(fs: Any, path: str, key: str, label: str) -> Row:
-    return {"key": key, "image": fs.cat_file(path), "caption": None, "texts": [], "label": label}
+        key = posixpath.basename(path)
+        yield key, partial(dict, key=key, problem=OUTSIDE)

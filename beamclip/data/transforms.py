@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beamclip.data.decode import REDUCTIONS, decode_image, decode_jpeg, decode_pixels, jpeg_size
+from beamclip.data.decode import REDUCTIONS, is_plain_jpeg, jpeg_pixels, judged, picture_of, pixels_of
+from beamclip.data.image_limits import EncodedImage
 from beamclip.errors import InputError
 
 CROP_DRAWS = 4
@@ -128,7 +129,7 @@ def load_training_image(
         uint8 [size, size, 3].
 
     Raises:
-        ValueError: the image cannot be decoded.
+        ImageRefused: the image cannot be decoded, or is beyond the limits.
     """
     return load_training_views(encoded, draws[None], size, config)[0]
 
@@ -145,15 +146,16 @@ def load_training_views(
         uint8 [K, size, size, 3].
 
     Raises:
-        ValueError: the image cannot be decoded.
+        ImageRefused: the image cannot be decoded, or is beyond the limits.
     """
     decoded: dict[int, NDArray[np.uint8] | None] = {}
     places = draws[:, :CROP_DRAWS].tolist()
-    return np.stack([resize_crop(_crop(encoded, place, size, config, decoded), size) for place in places])
+    with judged(encoded) as image:
+        return np.stack([resize_crop(_crop(image, place, size, config, decoded), size) for place in places])
 
 
 def _crop(
-    encoded: bytes,
+    image: EncodedImage,
     place: Sequence[float],
     size: int,
     config: AugmentConfig,
@@ -162,11 +164,11 @@ def _crop(
     """Args:
     decoded: the image at the scales that were needed so far; None where a scale cannot be had.
     """
-    crop = _reduced_crop(encoded, place, size, config, decoded) if config.scaled_decoding else None
+    crop = _reduced_crop(image, place, size, config, decoded) if config.scaled_decoding else None
     if crop is not None:
         return crop
     if 1 not in decoded:
-        decoded[1] = decode_pixels(encoded)
+        decoded[1] = pixels_of(image)
     pixels = decoded[1]
     assert pixels is not None
     left, upper, right, lower = random_crop_box(pixels.shape[1], pixels.shape[0], place, config)
@@ -174,22 +176,21 @@ def _crop(
 
 
 def _reduced_crop(
-    encoded: bytes,
+    image: EncodedImage,
     place: Sequence[float],
     size: int,
     config: AugmentConfig,
     decoded: dict[int, NDArray[np.uint8] | None],
 ) -> NDArray[np.uint8] | None:
     """The crop, decoded at a smaller scale; None where the image or the crop does not allow it."""
-    whole = jpeg_size(encoded)
-    if whole is None:
+    if not is_plain_jpeg(image):
         return None
-    box = random_crop_box(*whole, place, config)
+    box = random_crop_box(image.width, image.height, place, config)
     reduction = reduction_for(min(box[2] - box[0], box[3] - box[1]), size)
     if reduction == 1:
         return None
     if reduction not in decoded:
-        decoded[reduction] = decode_jpeg(encoded, reduction)
+        decoded[reduction] = jpeg_pixels(image, reduction)
     pixels = decoded[reduction]
     if pixels is None:
         return None
@@ -237,12 +238,12 @@ def load_evaluation_image(
         uint8 [size, size, 3].
 
     Raises:
-        ValueError: the image cannot be decoded.
+        ImageRefused: the image cannot be decoded, or is beyond the limits.
     """
-    image = decode_image(encoded)
-    target = _resized(image.width, image.height, size, resize_mode)
-    bilinear = interpolation == "bilinear"
-    image = image.resize(target, Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC)
+    resampling = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
+    with judged(encoded) as judged_image:
+        image = picture_of(judged_image)
+        image = image.resize(_resized(image.width, image.height, size, resize_mode), resampling)
     canvas = Image.new("RGB", (size, size), (fill_color,) * 3)
     canvas.paste(image, (_centred(image.width, size), _centred(image.height, size)))
     return np.asarray(canvas)

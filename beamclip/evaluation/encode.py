@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
+from beamclip.data.image_limits import reason_of
 from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
 from beamclip.data.rows import Bundle, Segment, read_batches, read_dataset, tasks_of
-from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_labelled
+from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_labelled
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip, normalise_pixels
@@ -92,7 +93,7 @@ class Decoder:
                 fill_color=self.preprocess["fill_color"],
             )
         except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
-            row.update(problem=CORRUPT_IMAGE, detail=in_words(error))
+            row.update(problem=reason_of(error), detail=in_words(error))
             return None
 
 

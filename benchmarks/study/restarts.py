@@ -116,7 +116,7 @@ def draw_shards(folder: Path, sizes: list[int], seed: int = 0) -> Data:
                 corrupt = generator.random() < 0.01
                 found.append("" if corrupt else f"{shard:05d}{row:05d}")
                 damage["corrupt image"] += corrupt
-                _add(tar, f"{shard:05d}{row:05d}.png", b"no image" if corrupt else _noise(generator))
+                _add(tar, f"{shard:05d}{row:05d}.png", b"\x89PNG\r\n\x1a\n" if corrupt else _noise(generator))
                 _add(tar, f"{shard:05d}{row:05d}.txt", f"picture {row} of {shard}".encode())
                 ends.append(tar.offset)
         if shard == 1:

@@ -220,7 +220,7 @@ def test_damaged_images_are_counted_and_the_others_keep_their_embeddings(config,
     tar = sorted(data.glob("*.tar"))[0]
     tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"\x00PNG", 3))
     summary = embed(replace(config, data=str(data), out=str(tmp_path / "cache"), verify=150))
-    assert summary.counts.skipped == {"corrupt image": 3}
+    assert summary.counts.skipped == {"unsupported image format": 3}
     assert summary.metrics["cosine_min"] > 0.999
 
 

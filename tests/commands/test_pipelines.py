@@ -213,9 +213,9 @@ def test_damaged_shards_are_counted_exactly_and_training_ends(teacher, corpus, w
     out = workspace / "from-damaged"
     config = distill_config(teacher, corpus, out, data=str(damaged))
     summary = distill(replace(config, scoring=ScoringConfig(), optim=OptimConfig(epochs=2, steps=None)))
-    assert summary.counts.skipped == {"corrupt image": corrupt, "broken shard": (50 - whole) + 50}
+    assert summary.counts.skipped == {"unsupported image format": corrupt, "broken shard": (50 - whole) + 50}
     told = capsys.readouterr().out
-    assert re.search(rf"shard {tars[0].name}, sample \w+: corrupt image \(", told)
+    assert re.search(rf"shard {tars[0].name}, sample \w+: unsupported image format \(", told)
     assert f"shard {tars[2].name}: broken shard (" in told
     assert summary.counts.attempted == 200
     assert summary.counts.succeeded == 200 - corrupt - (50 - whole) - 50
@@ -223,7 +223,7 @@ def test_damaged_shards_are_counted_exactly_and_training_ends(teacher, corpus, w
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     run = client.get_run(summary.mlflow_run_id)
     assert run.data.metrics["skipped"] == sum(summary.counts.skipped.values())
-    assert run.data.metrics["skipped/corrupt image"] == corrupt
+    assert run.data.metrics["skipped/unsupported image format"] == corrupt
 
 
 def spoil_images(path: Path, every: int) -> int:

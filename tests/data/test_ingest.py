@@ -116,7 +116,7 @@ def site() -> Iterator[str]:
 TROUBLE = {
     "404/a": "HTTP 404",
     "corrupt/a": "undecodable image",
-    "html/a": "undecodable image",
+    "html/a": "unsupported image format",
     "slow/a": "timed out",
     "drip/a": "timed out",
     "moved/ftp://example.org/a.png": "refused: scheme ftp",

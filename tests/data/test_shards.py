@@ -4,6 +4,7 @@ import errno
 import io
 import itertools
 import json
+import os
 import tarfile
 import tracemalloc
 from collections import Counter
@@ -98,7 +99,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_protocol_is_named() -> None:
-    with pytest.raises(InputError, match="nope://bucket/shards: cannot be opened: Protocol not known: nope"):
+    with pytest.raises(InputError, match=r"nope://bucket/shards: cannot be read \(Protocol not known: nope\)"):
         list_shards("nope://bucket/shards")
 
 
@@ -133,18 +134,79 @@ def test_statistics_with_a_count_that_cannot_be_are_named(tmp_path: Path, count:
 
 
 def test_class_folders_are_listed_with_their_images(tmp_path: Path) -> None:
-    for name, files in {"dog": ["b.PNG", "a.jpg", "notes.txt"], "cat": ["c.webp"], "none": ["x.md"]}.items():
+    for name, files in {"dog": ["b.PNG", "a.jpg", "notes.txt"], "cat": ["c"], "none": []}.items():
         (tmp_path / name).mkdir()
         for file in files:
             (tmp_path / name / file).write_bytes(file.encode())
     shards = list_labelled(str(tmp_path))
-    assert [(Path(shard.path).name, shard.samples) for shard in shards] == [("cat", 1), ("dog", 2)]
+    assert [(Path(shard.path).name, shard.samples) for shard in shards] == [("cat", 1), ("dog", 3)]
     rows = [row for shard in shards for row in rows_of(shard, ALL_BUT_CAPTION)]
     assert [(row["key"], row["label"], row["image"]) for row in rows] == [
-        ("cat/c.webp", "cat", b"c.webp"),
+        ("cat/c", "cat", b"c"),
         ("dog/a.jpg", "dog", b"a.jpg"),
         ("dog/b.PNG", "dog", b"b.PNG"),
+        ("dog/notes.txt", "dog", b"notes.txt"),
     ]
+
+
+@pytest.fixture
+def untidy(tmp_path: Path) -> Path:
+    """Class folders as people have them."""
+    root, store = tmp_path / "val", tmp_path / "store"
+    for folder in (root / "dog/nested/deep", root / "dog/.checkpoints", root / ".cache", store / "cats"):
+        folder.mkdir(parents=True)
+    for file in (
+        "dog/a.jpg",
+        "dog/nested/deep/b.gif",
+        "dog/.DS_Store",
+        "dog/Thumbs.db",
+        "dog/.checkpoints/a.jpg",
+    ):
+        (root / file).write_bytes(b"x")
+    for file in (root / ".cache/c.jpg", root / "classes.txt", root / ".hidden", store / "cats/c.png"):
+        file.write_bytes(b"x")
+    (root / "cat").symlink_to(store / "cats")
+    (root / "dog/one.png").symlink_to(store / "cats/c.png")
+    (root / "dog/more").symlink_to(store)
+    (root / "dog/gone.jpg").symlink_to(store / "gone.jpg")
+    (root / "dog/around").symlink_to(root)
+    (root / "dog/nested/again").symlink_to(root / "dog/nested")
+    (root / "dog/each.jpg").symlink_to(root / "dog/other.jpg")
+    (root / "dog/other.jpg").symlink_to(root / "dog/each.jpg")
+    os.mkfifo(root / "dog/pipe.jpg")
+    return root
+
+
+def test_linked_and_nested_folders_are_read_and_what_is_no_file_is_counted_by_reason(untidy: Path) -> None:
+    shards = list_labelled(str(untidy))
+    rows = [row for shard in shards for row in rows_of(shard, ALL_BUT_CAPTION)]
+    assert sum(shard.samples for shard in shards) == len(rows)
+    assert [row["key"] for row in rows if row["problem"] is None] == [
+        "cat/c.png",
+        "dog/a.jpg",
+        "dog/more/cats/c.png",
+        "dog/nested/deep/b.gif",
+        "dog/one.png",
+    ]
+    assert losses(rows) == {
+        "hidden file": 3,
+        "dangling link": 3,
+        "not a regular file": 1,
+        "folder linked again or into itself": 2,
+        "file outside of the class folders": 1,
+    }
+
+
+def test_a_file_that_cannot_be_read_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dog").mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / "dog" / name).write_bytes(b"x")
+    (shard,) = list_labelled(str(tmp_path))
+    with (tmp_path / "dog/b.jpg").open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte without a block on the disk
+    assert losses(rows_of(shard, ALL_BUT_CAPTION)) == {"image too large": 1}
+    (tmp_path / "dog/b.jpg").unlink()
+    assert keys(rows_of(shard, ALL_BUT_CAPTION)) == ["dog/a.jpg", "dog/c.jpg"]
 
 
 def test_a_folder_with_neither_shards_nor_images_is_refused(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ import torch
 
 from beamclip.data import rows as data_rows
 from beamclip.data.captions import CaptionConfig
+from beamclip.data.image_limits import CORRUPT_IMAGE, UNSUPPORTED_FORMAT
 from beamclip.data.order import Order, epoch_part
 from beamclip.data.position import DataPosition, Position
 from beamclip.data.shards import (
     BROKEN_SHARD,
-    CORRUPT_IMAGE,
     MISSING_CAPTION,
     MISSING_IMAGE,
     Columns,
@@ -71,7 +71,7 @@ def damaged_folder(folder: Path, make_samples: Make, write_tar: Write) -> Path:
     return folder
 
 
-DAMAGE = {CORRUPT_IMAGE: 2, MISSING_CAPTION: 1, MISSING_IMAGE: 1, BROKEN_SHARD: 5}
+DAMAGE = {CORRUPT_IMAGE: 1, UNSUPPORTED_FORMAT: 1, MISSING_CAPTION: 1, MISSING_IMAGE: 1, BROKEN_SHARD: 5}
 
 
 def open_rows(folder: Path, rank: int = 0, world_size: int = 1, **options: Any) -> Generator[Row, None, None]:
@@ -272,7 +272,7 @@ def test_data_without_a_usable_image_are_refused(
         InputError, match=f"no usable image in {HOPELESS_EPOCHS} passes over the data"
     ) as error:
         next(batches_of(plain_rows(tmp_path)))
-    for reason, count in {CORRUPT_IMAGE: 3, MISSING_CAPTION: 2, BROKEN_SHARD: 4}.items():
+    for reason, count in {UNSUPPORTED_FORMAT: 3, MISSING_CAPTION: 2, BROKEN_SHARD: 4}.items():
         assert f"'{reason}': {count}" in str(error.value)
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from beamclip.cluster import WorkersConfig
 from beamclip.data import rows
+from beamclip.data.class_folders import OUTSIDE
+from beamclip.data.image_limits import CORRUPT_IMAGE, TOO_NARROW, UNSUPPORTED_FORMAT
 from beamclip.data.shards import (
     BROKEN_SHARD,
-    CORRUPT_IMAGE,
     MISSING_IMAGE,
     MISSING_LABEL,
     ROW_SCHEMA,
@@ -111,7 +112,14 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-DAMAGE = {CORRUPT_IMAGE: 2, UNKNOWN_LABEL: 4, MISSING_IMAGE: 1, MISSING_LABEL: 1, BROKEN_SHARD: 3}
+DAMAGE = {
+    CORRUPT_IMAGE: 1,
+    UNSUPPORTED_FORMAT: 1,
+    UNKNOWN_LABEL: 4,
+    MISSING_IMAGE: 1,
+    MISSING_LABEL: 1,
+    BROKEN_SHARD: 3,
+}
 
 
 def encode(clip: LoadedClip, folder: Path, spec: EncodeSpec = BOTH, workers: WorkersConfig = HERE) -> Encoded:
@@ -211,10 +219,23 @@ def test_a_folder_of_class_folders_is_encoded_by_folder_name(
         picture(i).save(tmp_path / CLASSES[i % 3] / f"{i}.png")
     (tmp_path / "dog").mkdir()
     picture(0).save(tmp_path / "dog" / "0.png")
-    (tmp_path / "cat" / "broken.jpg").write_bytes(b"")
+    (tmp_path / "cat" / "empty.jpg").write_bytes(b"")
+    (tmp_path / "cat" / "README.txt").write_text("Three cats.")
+    (tmp_path / "cat" / "thin.png").write_bytes(png(picture(1, 900, 1)))
+    for i in (2, 5):  # in another format under another name, and behind links
+        picture(i).save(tmp_path / f"{i}.tif")
+        (tmp_path / "cat" / f"{i}.png").unlink()
+        (tmp_path / "cat" / f"{i}").symlink_to(tmp_path / f"{i}.tif")
     (tmp_path / "cat" / "torn.png").write_bytes(png(picture(1))[:100])
     encoded = encode(clip, tmp_path)
-    assert encoded.skipped == {UNKNOWN_LABEL: 1, MISSING_IMAGE: 1, CORRUPT_IMAGE: 1}
+    assert encoded.skipped == {
+        UNKNOWN_LABEL: 1,
+        MISSING_IMAGE: 1,
+        CORRUPT_IMAGE: 1,
+        UNSUPPORTED_FORMAT: 1,
+        TOO_NARROW: 1,
+        OUTSIDE: 2,
+    }
     wanted = in_a_fixed_order(encode(clip, clean))
     torch.testing.assert_close(in_a_fixed_order(encoded), wanted, atol=1e-5, rtol=0.0)
 
