@@ -39,7 +39,9 @@ Config = TypeVar("Config")
 
 UNRECORDED = ("config", "resume")
 """Fields that say where values come from; they are no values themselves."""
-ADDRESSES = frozenset(("data", "teacher", "more_teachers", "eval_data", "train_data", "context_data", "urls"))
+ADDRESSES = frozenset(
+    ("data", "teacher", "more_teachers", "eval_data", "train_data", "context_data", "urls", "out")
+)
 """Texts that may be paths; other paths have the type."""
 MOST_CONFIG_BYTES = 1 << 20
 
