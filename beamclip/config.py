@@ -26,6 +26,7 @@ from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
 from beamclip.losses.psd import PsdConfig
 from beamclip.models.config import StudentConfig
+from beamclip.places import LocalPath, PathOrAddress
 from beamclip.prompts.anchors import PromptConfig
 from beamclip.sections import MOST_SHOWN, in_sections
 from beamclip.sweep.search import SearchConfig
@@ -38,7 +39,9 @@ Config = TypeVar("Config")
 
 UNRECORDED = ("config", "resume")
 """Fields that say where values come from; they are no values themselves."""
-ADDRESSES = frozenset(("data", "teacher", "more_teachers", "eval_data", "train_data", "context_data", "urls"))
+ADDRESSES = frozenset(
+    ("data", "teacher", "more_teachers", "eval_data", "train_data", "context_data", "urls", "out")
+)
 """Texts that may be paths; other paths have the type."""
 MOST_CONFIG_BYTES = 1 << 20
 
@@ -47,7 +50,7 @@ MOST_CONFIG_BYTES = 1 << 20
 class ScoringConfig:
     """What a trained model is scored on when training ends."""
 
-    eval_data: str | None = None
+    eval_data: PathOrAddress = None
     """Labelled images to score on: shards with a label column, or a folder of class folders."""
     label_column: str = "label"
     """Field of a sample's JSON that holds the id of its class."""
@@ -59,7 +62,7 @@ class ScoringConfig:
 class DistillConfig:
     """Transfer a CLIP teacher into a small student, from images alone."""
 
-    data: str | None = None
+    data: PathOrAddress = None
     """Required. Folder or address of the shards that pipelines/ingest.py wrote, or of a teacher cache that
     pipelines/embed.py made of them: with it, no teacher looks at an image."""
     teacher: str | None = None
@@ -67,18 +70,18 @@ class DistillConfig:
     more_teachers: tuple[str, ...] = ()
     """Further teachers: the anchors' similarities are averaged over all; the student takes the text tower of
     the first."""
-    classes: Path | None = None
+    classes: LocalPath = None
     """Class list: the anchors, and the labels that the student is scored on. YAML or JSON, or a text of one
     name a line, in which `# ...` is a comment: a name that begins with # needs YAML."""
     anchors: Literal["classes", "captions", "both"] = "classes"
     """Whether the text anchors are the classes' prompts, captions drawn from the shards, or both."""
     caption_anchors: int = 4096
     """Captions to draw where anchors come from captions."""
-    out: Path | None = None
+    out: LocalPath = None
     """Folder of the run; by default a new one below runs/."""
-    config: Path | None = None
+    config: LocalPath = None
     """YAML file with values for any of these options; flags come before it."""
-    resume: str | None = None
+    resume: PathOrAddress = None
     """Run to go on with, under the options it was started with: its folder, or, where that is lost, the
     address of its --checkpoints."""
     seed: int = 0
@@ -103,7 +106,7 @@ class DistillConfig:
 class SweepConfig(DistillConfig):
     """Try settings of a distillation, at the price of the students alone: all share one teacher cache."""
 
-    out: Path | None = None
+    out: LocalPath = None
     """Folder of the sweep; by default a new one below runs/."""
     resume: str | None = None
     """Folder of a sweep to go on with, under the options it was started with: trials that came to their end
@@ -115,20 +118,20 @@ class SweepConfig(DistillConfig):
 class PretrainConfig:
     """Train an image and a text tower from captioned images."""
 
-    data: str | None = None
+    data: PathOrAddress = None
     """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
     model: str = "tiny-resnet18"
     """A named configuration, a name of open_clip, or a JSON file of open_clip's form."""
     objective: Objective = "clip"
     """Loss of the image-text pairs over the global batch: InfoNCE, SigLIP's pairwise sigmoid, or progressive
     self-distillation, which the psd options are for."""
-    classes: Path | None = None
+    classes: LocalPath = None
     """Class list (text, YAML or JSON) of the data that the model is scored on."""
-    out: Path | None = None
+    out: LocalPath = None
     """Folder of the run; by default a new one below runs/."""
-    config: Path | None = None
+    config: LocalPath = None
     """YAML file with values for any of these options; flags come before it."""
-    resume: str | None = None
+    resume: PathOrAddress = None
     """Run to go on with, under the options it was started with: its folder, or, where that is lost, the
     address of its --checkpoints."""
     seed: int = 0
@@ -150,15 +153,15 @@ class PretrainConfig:
 class EmbedConfig:
     """Embed images by a teacher once, for any number of distillations."""
 
-    data: str | None = None
+    data: PathOrAddress = None
     """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pretrain.py."""
     more_teachers: tuple[str, ...] = ()
     """Further teachers, whose embeddings lie beside the first one's."""
-    out: str | None = None
+    out: PathOrAddress = None
     """Required. Folder or address of the cache; one that was begun before is finished."""
-    config: Path | None = None
+    config: LocalPath = None
     """YAML file with values for any of these options; flags come before it."""
     augmentations: int = 4
     """Views of each image: training takes one an epoch, in turn."""
@@ -198,11 +201,11 @@ class EmbedConfig:
 class PromptsConfig:
     """Look at the prompts of a class list, and at what contexts do to their anchors."""
 
-    classes: Path | None = None
+    classes: LocalPath = None
     """Required. Class list (text, YAML or JSON)."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pretrain.py."""
-    data: str | None = None
+    data: PathOrAddress = None
     """Shards on whose images sets of templates are compared, and whose captions context_source captions
     reads."""
     allow_missing_shards: bool = False
@@ -211,9 +214,9 @@ class PromptsConfig:
     """Names or ids of classes to print the prompts of; by default the closest pair."""
     pairs: int = 20
     """Closest pairs of classes to print and to draw."""
-    out: Path | None = None
+    out: LocalPath = None
     """Folder of the results; by default a new one below runs/."""
-    config: Path | None = None
+    config: LocalPath = None
     """YAML file with values for any of these options; flags come before it."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
 
@@ -228,13 +231,13 @@ class EvaluateConfig:
 
     model: str | None = None
     """Required. A run, a local open_clip directory or checkpoint, or open_clip:NAME/TAG."""
-    data: str | None = None
+    data: PathOrAddress = None
     """Required. Labelled images: shards with a label column, or a folder of class folders."""
-    classes: Path | None = None
+    classes: LocalPath = None
     """Required. Class list (text, YAML or JSON); its ids are the labels."""
     tasks: tuple[Literal["zeroshot", "probe"], ...] = ("zeroshot",)
     """zeroshot: nearest class prompt. probe: logistic regression on the backbone's features."""
-    train_data: str | None = None
+    train_data: PathOrAddress = None
     """Labelled images that the probe is fitted on; needed for it."""
     label_column: str = "label"
     """Field of a sample's JSON that holds the id of its class."""
@@ -242,9 +245,9 @@ class EvaluateConfig:
     """Images encoded at a time."""
     allow_missing_shards: bool = False
     """Count the samples of a shard that cannot be opened as lost, instead of ending the command."""
-    out: Path | None = None
+    out: LocalPath = None
     """Folder of the results; by default a new one below runs/."""
-    config: Path | None = None
+    config: LocalPath = None
     """YAML file with values for any of these options; flags come before it."""
     scoring_precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the image tower."""

@@ -1,4 +1,11 @@
-"""The one exception type that stands for a mistake in what the user gave."""
+"""Errors that a command shows in one line, without a traceback: a mistake of the user, or a failed result."""
+
+
+class FailedRunError(RuntimeError):
+    """A command that did its work, the result of which is a failure.
+
+    The message says all that there is to say. Commands print it without a traceback and end with exit code 1.
+    """
 
 
 class InputError(ValueError):

@@ -109,14 +109,22 @@ def write_summary(run_dir: Path, summary: Summary) -> Path:
     Raises:
         TypeError: a value has no JSON form (a tensor, a Path).
     """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / SUMMARY_FILE
+    write_whole(path, summary_text(summary))
+    return path
+
+
+def summary_text(summary: Summary) -> str:
+    """The content of summary.json.
+
+    Raises:
+        TypeError: a value has no JSON form (a tensor, a Path).
+    """
     notes: list[str] = []
     record = _finite(asdict(summary), "", notes)
     record["notes"] += notes
-    text = json.dumps(record, indent=2, allow_nan=False)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / SUMMARY_FILE
-    write_whole(path, without_secrets(text) + "\n")
-    return path
+    return without_secrets(json.dumps(record, indent=2, allow_nan=False)) + "\n"
 
 
 def read_summary(run_dir: Path) -> Summary:

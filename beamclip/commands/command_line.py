@@ -23,7 +23,8 @@ from beamclip.addresses import without_secrets
 from beamclip.commands.run_copy import ADVICE, fetch_run, has_copy
 from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
 from beamclip.config import check_values, read_config
-from beamclip.errors import InputError
+from beamclip.errors import FailedRunError, InputError
+from beamclip.places import refuse_address
 
 Config = TypeVar("Config")
 
@@ -65,7 +66,12 @@ def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
     if given["resume"]:
         return _of_run(config_class, given["resume"], given["out"])
     if given["config"]:
-        return read_config(config_class, Path(given["config"]))
+        try:
+            return read_config(config_class, Path(refuse_address(given["config"])))
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"--config: {error}.") from None
     return config_class()
 
 
@@ -130,6 +136,9 @@ def run_command(
     except InputError as error:
         _print_error(f"error: {error}")
         return 2
+    except FailedRunError as error:
+        _print_error(f"error: {error}")
+        return 1
     except KeyboardInterrupt as stop:
         _print_error(": ".join(["interrupted", *map(str, stop.args)]))
         return 130

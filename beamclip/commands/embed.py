@@ -2,7 +2,6 @@
 
 import logging
 import posixpath
-import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from beamclip.addresses import without_secrets
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.console import ProgressLine, clock, count, stage
 from beamclip.commands.run_dir import CONFIG_FILE
-from beamclip.config import EmbedConfig, plain, with_absolute_paths
+from beamclip.config import EmbedConfig, config_text
 from beamclip.data.cache import (
     CACHE_FILE,
     CachedTeacher,
@@ -39,9 +38,9 @@ from beamclip.data.shards import STATS_SUFFIX, Shard, fingerprint, list_shards
 from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip, load_clip, text_tower
-from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, write_summary
+from beamclip.places import Folder, absolute, is_address
+from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, summary_text
 from beamclip.training.channel import Channel
-from beamclip.training.checkpoint import check_writable
 from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
 from beamclip.training.optim import teacher_precision
 from beamclip.training.worker import in_one_line
@@ -144,16 +143,15 @@ def _load(config: EmbedConfig) -> Source:
         raise InputError(
             f"--min-workers {config.min_workers} is more than --num-workers {config.workers.num_workers}."
         )
-    out = config.out if "://" in config.out else str(Path(config.out).resolve())
+    folder = Folder(absolute(config.out))
     shards = list_shards(config.data, allow_missing=config.allow_missing_shards)
-    check_writable(out)
-    fs, root = fsspec.core.url_to_fs(out)
-    names = {posixpath.basename(path) for path in fs.ls(root, detail=False)}
+    folder.prepare("--out")
+    names = folder.names()
     done = frozenset(name.removesuffix(STATS_SUFFIX) for name in names if name.endswith(STATS_SUFFIX))
     if done and CACHE_FILE not in names:
         raise InputError(f"--out {config.out}: holds shards that are no teacher cache. Give another folder.")
     teachers = [load_clip(address) for address in (config.teacher, *config.more_teachers)]
-    return Source(shards, teachers, out, done)
+    return Source(shards, teachers, folder.place, done)
 
 
 def _name(shard: Shard) -> str:
@@ -365,12 +363,10 @@ def _leave(config: EmbedConfig, out: str, summary: Summary) -> None:
         "more_teachers": [_absolute(address) for address in config.more_teachers],
         "augmentation": asdict(config.augmentation),
     }
-    fs, root = fsspec.core.url_to_fs(out)
-    for name, content in ((CONFIG_FILE, plain(with_absolute_paths(config))), (DISTILL_CONFIG, fitting)):
-        text = without_secrets(yaml.safe_dump(content, sort_keys=False))
-        fs.pipe_file(posixpath.join(root, name), text.encode())
-    with tempfile.TemporaryDirectory() as folder:
-        fs.put_file(str(write_summary(Path(folder), summary)), posixpath.join(root, SUMMARY_FILE))
+    folder = Folder(out)
+    folder.write(CONFIG_FILE, config_text(config).encode())
+    folder.write(DISTILL_CONFIG, without_secrets(yaml.safe_dump(fitting, sort_keys=False)).encode())
+    folder.write(SUMMARY_FILE, summary_text(summary).encode())
 
 
 def _absolute(address: str) -> str:
@@ -383,7 +379,7 @@ def _show(out: str, summary: Summary) -> None:
         stage("skipped", f"{number:,} {reason}")
     size = summary.stages["bytes_per_sample"]
     stage("cache", f"{count(summary.counts.attempted, 'image')}, {size / 1000:,.1f} kB each", out)
-    if "://" not in out:
+    if not is_address(out):
         print(
             f"python pipelines/distill.py --config {out}/{DISTILL_CONFIG} --student resnet18 --classes FILE"
         )

@@ -2,12 +2,22 @@
 
 import dataclasses
 import time
+from pathlib import Path
 
 from beamclip.commands.console import ProgressLine, clock, count, stage
 from beamclip.commands.run_dir import CONFIG_FILE
-from beamclip.config import write_config
-from beamclip.data.ingest import IngestConfig, IngestCounts, ingest
-from beamclip.summary import Counts, Summary, write_summary
+from beamclip.config import config_text
+from beamclip.data.hosts import PRIVATE_ADDRESS
+from beamclip.data.ingest import IngestConfig, IngestCounts, IngestSummary, ingest
+from beamclip.data.ingest_folder import SHARD_FAILED, IngestFolder
+from beamclip.errors import FailedRunError
+from beamclip.places import Folder, absolute
+from beamclip.summary import SUMMARY_FILE, Counts, Summary, summary_text
+
+_HINTS = {
+    PRIVATE_ADDRESS: "--allow-private-hosts fetches them too",
+    SHARD_FAILED: "the same command tries them again",
+}
 
 
 def ingest_urls(config: IngestConfig) -> Summary:
@@ -15,6 +25,8 @@ def ingest_urls(config: IngestConfig) -> Summary:
 
     Raises:
         InputError: the list or a setting cannot be used.
+        FailedRunError: no image was stored, or whole shards were lost; config.yaml and summary.json are
+            written all the same.
     """
     columns = tuple(name for word in config.keep_columns for name in word.split(",") if name)
     config = dataclasses.replace(config, keep_columns=columns)
@@ -29,19 +41,54 @@ def ingest_urls(config: IngestConfig) -> Summary:
             f"{counts.failed:,} failed  eta {clock(max(0.0, eta))}"
         )
 
-    result = ingest(config, on_progress)
+    result = ingest(config, on_progress, lambda notice: stage("ingest", notice))
     line.close()
+    _show(result)
+    out = Folder(absolute(str(config.out)))
+    failure = _failure(result, IngestFolder(out.place, "").log)
+    summary = _summary(config, result, failed=failure is not None)
+    out.write(CONFIG_FILE, config_text(config).encode())
+    out.write(SUMMARY_FILE, summary_text(summary).encode())
+    print(f"{config.out}: shards  summary.json")
+    if failure is not None:
+        raise FailedRunError(f"{config.out}: {failure}")
+    return summary
+
+
+def _show(result: IngestSummary) -> None:
     resumed = f", {result.resumed_shards} of them from before" if result.resumed_shards else ""
     stage(
         "ingest",
         f"{result.succeeded:,} of {result.attempted:,} URLs in {count(result.shards, 'shard')}{resumed}",
         f"{result.images_per_second:,.0f} img/s",
     )
-    for reason, number in sorted(result.failed.items(), key=lambda item: -item[1]):
-        stage("failed", f"{number:,} {reason}")
-    summary = Summary(
+    for reason, number in _by_number(result.failed):
+        stage("failed", f"{number:,} {reason}", _HINTS.get(reason, ""))
+
+
+def _failure(result: IngestSummary, log: Path) -> str | None:
+    """Why an ingest has failed, if it has: single URLs may fail, all of them or whole shards may not."""
+    lost = result.failed.get(SHARD_FAILED, 0)
+    if result.succeeded > 0 and lost == 0:
+        return None
+    what, failed = "shards were lost", {SHARD_FAILED: lost}
+    if result.succeeded == 0:
+        what, failed = f"none of {count(result.attempted, 'URL')} was stored", result.failed
+    reasons = [
+        f"{number:,} {reason}" + (f" ({_HINTS[reason]})" if reason in _HINTS else "")
+        for reason, number in _by_number(failed)
+    ]
+    return f"{what}: {'; '.join(reasons)}." + (f" Their errors are in {log}." if lost else "")
+
+
+def _by_number(failed: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(failed.items(), key=lambda item: -item[1])
+
+
+def _summary(config: IngestConfig, result: IngestSummary, *, failed: bool) -> Summary:
+    return Summary(
         command="ingest",
-        status="finished",
+        status="failed" if failed else "finished",
         wall_seconds=result.wall_seconds,
         images=result.succeeded,
         images_per_second=result.images_per_second,
@@ -53,8 +100,3 @@ def ingest_urls(config: IngestConfig) -> Summary:
             if key in ("shards", "resumed_shards", "retried")
         },
     )
-    assert config.out is not None, "ingest() refuses a missing --out"
-    write_config(config, config.out / CONFIG_FILE)
-    write_summary(config.out, summary)
-    print(f"{config.out}: shards  summary.json")
-    return summary

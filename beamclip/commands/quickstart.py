@@ -114,7 +114,7 @@ def _shards(corpus: Path, split: str, runs: Path) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     with serve_folder(corpus) as address:
         urls = write_url_list(corpus, split, address, runs / "quickstart-urls" / f"{split}.parquet")
-        ingest_urls(replace(INGEST, urls=urls, out=out))
+        ingest_urls(replace(INGEST, urls=str(urls), out=str(out)))
     return out
 
 

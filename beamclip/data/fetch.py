@@ -15,6 +15,7 @@ from http.client import HTTPConnection, HTTPResponse, HTTPSConnection, Incomplet
 from typing import Any
 
 from beamclip.data.hosts import RefusedURL, public_addresses, url_refusal
+from beamclip.data.web_address import web_address
 
 MAX_BODY_BYTES = 256 * 2**20
 """A larger body fails: one endless answer must not fill the memory of a node."""
@@ -57,7 +58,11 @@ class _GuardedOpener(urllib.request.OpenerDirector):
         self._allow_private_hosts = allow_private_hosts
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> Any:
-        url = fullurl if isinstance(fullurl, str) else fullurl.full_url
+        url = web_address(fullurl if isinstance(fullurl, str) else fullurl.full_url)
+        if isinstance(fullurl, str):
+            fullurl = url
+        else:
+            fullurl.full_url = url
         reason = url_refusal(url, allow_private=self._allow_private_hosts)
         if reason is not None:
             raise RefusedURL(reason)

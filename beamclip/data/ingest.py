@@ -8,11 +8,11 @@ gets a white background, and every image is encoded anew as 8 bits.
 
 import importlib.util
 import os
+import posixpath
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from beamclip.data.ingest_folder import IngestFolder, Outcome, ShardPlan
 from beamclip.data.shard_download import DownloadSettings, ShardTask, write_rows
 from beamclip.data.shard_runners import LocalRunner, RayRunner, local_runner, ray_runner, run_shards
-from beamclip.data.url_list import hash_url_list, read_url_list
+from beamclip.data.url_list import AUTO, CAPTION, hash_url_list, lists_reading, read_url_list
 from beamclip.errors import InputError
+from beamclip.places import LocalPath, PathOrAddress, absolute
 
 _DATA_SUFFIX = {"webdataset": ".tar", "parquet": ".parquet"}
 # Rows without a second attempt, of which the summary on disk keeps the number: a later run may want one.
@@ -34,18 +35,19 @@ _QUALITY_RANGE = {"jpg": (0, 100), "webp": (1, 100), "png": (0, 9)}
 class IngestConfig:
     """What to download, and into which shape."""
 
-    urls: str | Path | None = None
-    """Required. List of URLs: .parquet, .csv, .tsv or .jsonl (the last three also .gz); a path or an
-    fsspec address."""
-    out: Path | None = None
-    """Required. Local or shared folder for the shards; a second run with the same settings resumes there."""
+    urls: PathOrAddress = None
+    """Required. List of URLs: .parquet, .csv, .tsv or .jsonl (the last three also .gz), or a folder of such
+    files, its parts."""
+    out: PathOrAddress = None
+    """Required. Folder for the shards; a second run with the same settings resumes there."""
     url_column: str = "url"
     """Column of the list that holds the URLs."""
-    caption_column: str | None = "caption"
-    """Column of the list that holds the captions; None: shards without captions."""
+    caption_column: str | None = AUTO
+    """Column of the list that holds the captions. none: shards without captions. auto: the column caption,
+    where the list has it."""
     keep_columns: tuple[str, ...] = ()
     """Further columns (labels, ids) to keep in each sample's JSON record, separated by commas or spaces."""
-    config: Path | None = None
+    config: LocalPath = None
     """YAML file with values for any of these options; flags come before it."""
     format: Literal["webdataset", "parquet"] = "webdataset"
     """Shards as webdataset tar files, or as parquet files with the image in a column."""
@@ -61,7 +63,8 @@ class IngestConfig:
     shard_size: int = 1000
     """Rows of the list in one shard."""
     distributor: Literal["multiprocessing", "ray"] = "multiprocessing"
-    """Download with processes of this machine, or with tasks of a Ray cluster (out must be shared)."""
+    """Download with processes of this machine, or with tasks of a Ray cluster (out must be an address,
+    or a folder that its nodes share)."""
     processes: int | None = None
     """Shards downloaded at the same time; None: one for each CPU."""
     threads: int = 32
@@ -110,7 +113,11 @@ class IngestSummary:
 OnProgress = Callable[[IngestCounts], None]
 
 
-def ingest(config: IngestConfig, on_progress: OnProgress | None = None) -> IngestSummary:
+def ingest(
+    config: IngestConfig,
+    on_progress: OnProgress | None = None,
+    on_notice: Callable[[str], None] = lambda notice: None,
+) -> IngestSummary:
     """Download a URL list into shards; resumes what an earlier run left, at once when nothing is left.
 
     A URL that cannot be fetched or decoded is counted, never raised.
@@ -118,6 +125,7 @@ def ingest(config: IngestConfig, on_progress: OnProgress | None = None) -> Inges
     Args:
         config: what to download.
         on_progress: called after each shard.
+        on_notice: called with what the user should know before the first download.
 
     Raises:
         InputError: img2dataset is not installed, the list cannot be used, a setting is out of range, or
@@ -127,24 +135,29 @@ def ingest(config: IngestConfig, on_progress: OnProgress | None = None) -> Inges
     started = time.monotonic()
     _check(config)
     urls, out = _required(config)
-    folder = IngestFolder(out.absolute(), _DATA_SUFFIX[config.format])
+    if config.caption_column is not None and config.caption_column.lower() == "none":
+        config = replace(config, caption_column=None)
     manifest = _manifest(config, urls)
+    folder = IngestFolder(out, _DATA_SUFFIX[config.format])
     with folder.lock():
         folder.claim(manifest)
         finished = _finished(folder, config)
         if finished is not None:
             return replace(finished, wall_seconds=time.monotonic() - started)
-        return _Ingest(config, urls, folder, on_progress).run(started)
+        columns = (config.url_column, config.caption_column, config.keep_columns)
+        table = read_url_list(urls, *columns)
+        if config.caption_column == AUTO and "caption" not in table.column_names:
+            on_notice(f"without captions: the list has no column {CAPTION!r}")
+        return _Ingest(config, table, folder, on_progress).run(started)
 
 
 class _Ingest:
     """One run: its list, its folder, and the plan that grows by the second pass."""
 
     def __init__(
-        self, config: IngestConfig, urls: str | Path, folder: IngestFolder, on_progress: OnProgress | None
+        self, config: IngestConfig, table: pa.Table, folder: IngestFolder, on_progress: OnProgress | None
     ) -> None:
-        columns = (config.url_column, config.caption_column, config.keep_columns)
-        self._table = read_url_list(urls, *columns)
+        self._table = table
         self._config = config
         self._folder = folder
         self._on_progress = on_progress
@@ -170,7 +183,7 @@ class _Ingest:
         return summary
 
     def _open_runner(self) -> AbstractContextManager[LocalRunner] | AbstractContextManager[RayRunner]:
-        settings = _download_settings(self._config, self._folder.out, tuple(self._table.column_names))
+        settings = _download_settings(self._config, self._folder.out.place, tuple(self._table.column_names))
         if self._config.distributor == "ray":
             return ray_runner(settings, self._config.processes)
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -191,14 +204,17 @@ class _Ingest:
             if shard_id in self._complete:
                 continue
             self._folder.drop(shard_id)
-            path = self._folder.rows / f"{shard_id}.arrow"
-            write_rows(self._rows(shard_id), path)
-            yield ShardTask(shard_id, str(path))
+            place = posixpath.join(self._folder.rows.place, f"{shard_id}.arrow")
+            write_rows(self._rows(shard_id), place)
+            yield ShardTask(shard_id, place)
 
     def _rows(self, shard_id: int) -> pa.Table:
         """Rows of a shard. A first shard that is made anew must not fetch what a retry shard may hold."""
         rows = self._plan.rows_of(shard_id)
-        table = self._table.take(pa.array(rows, pa.int64()))
+        if isinstance(rows, range):
+            table = self._table.slice(rows.start, len(rows))
+        else:
+            table = self._table.take(pa.array(rows, pa.int64()))
         if shard_id in self._plan.retry_shards or not self._plan.moved:
             return table
         moved = pa.array([row in self._plan.moved for row in rows])
@@ -255,18 +271,20 @@ def _summarise(
     )
 
 
-def _manifest(config: IngestConfig, urls: str | Path) -> dict[str, Any]:
+def _manifest(config: IngestConfig, urls: str) -> dict[str, Any]:
     """The settings that decide what the shards hold, as JSON values."""
     content = ("url_column", "caption_column", "keep_columns", "format", "shard_size")
     images = ("image_size", "resize_mode", "encode_format", "encode_quality")
     settings = {name: getattr(config, name) for name in (*content, *images)}
     settings["keep_columns"] = list(config.keep_columns)
-    return {"urls_sha256": hash_url_list(urls), **settings}
+    # Of one list, both mean the same, and shards of earlier versions know the name alone.
+    settings["caption_column"] = CAPTION if config.caption_column == AUTO else config.caption_column
+    return {"urls_sha256": hash_url_list(urls), "list_reading": lists_reading(urls), **settings}
 
 
-def _download_settings(config: IngestConfig, out: Path, columns: tuple[str, ...]) -> DownloadSettings:
+def _download_settings(config: IngestConfig, out: str, columns: tuple[str, ...]) -> DownloadSettings:
     return DownloadSettings(
-        folder=str(out),
+        folder=out,
         format=config.format,
         columns=columns,
         image_size=config.image_size,
@@ -281,11 +299,11 @@ def _download_settings(config: IngestConfig, out: Path, columns: tuple[str, ...]
     )
 
 
-def _required(config: IngestConfig) -> tuple[str | Path, Path]:
+def _required(config: IngestConfig) -> tuple[str, str]:
     if config.urls is None or config.out is None:
         missing = "--urls FILE" if config.urls is None else "--out SHARDS"
         raise InputError(f"{missing} is missing. --help lists all options.")
-    return config.urls, config.out
+    return str(config.urls), absolute(config.out)
 
 
 def _check(config: IngestConfig) -> None:

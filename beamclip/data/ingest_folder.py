@@ -4,18 +4,25 @@
     out/.ingest/manifest.json      the settings that decide what the shards hold
     out/.ingest/retries.json       which rows were tried a second time, in which further shards
     out/.ingest/summary.json       the final counts, once nothing is left to do
-    out/.ingest/log.txt            what img2dataset printed
     out/.ingest/rows/              the rows of shards under way
+    out/.ingest/log.txt            what img2dataset printed
+    out/.ingest/lock               locked while an ingest is at work
 
 The shards' own folder stays free of other .json files: img2dataset takes each for statistics.
+
+`out` may be an address. All of this then lies there, so that any machine can resume, except the log and the
+lock, which need a file system of this machine and lie in its folder for temporary files. There the lock keeps
+out the ingests of this machine only.
 """
 
 import fcntl
+import hashlib
 import json
 import math
-import os
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,12 +34,19 @@ import pyarrow.parquet as pq
 
 from beamclip.data.hosts import MALFORMED_URL, PRIVATE_ADDRESS
 from beamclip.data.image_limits import CORRUPT_IMAGE, REFUSALS
-from beamclip.data.shard_download import row_of_key, shard_path
+from beamclip.data.shard_download import row_of_key, shard_name
 from beamclip.errors import InputError
+from beamclip.places import Folder
 
 SHARD_FAILED = "shard failed"
 UNDECODABLE = "undecodable image"
 DISALLOWED = "disallowed by X-Robots-Tag"
+
+_BEFORE = {"list_reading": 1}
+"""What a manifest says that does not say it."""
+
+_READERS = 16
+"""Small files read at a time; in a bucket each takes a few hundredths of a second."""
 
 # What a second attempt cannot change. 404 and 410 are answers, a 503 or a timeout is none.
 _FINAL = frozenset([MALFORMED_URL, UNDECODABLE, *REFUSALS, DISALLOWED, SHARD_FAILED, "HTTP 404", "HTTP 410"])
@@ -116,12 +130,19 @@ class Outcome:
 class IngestFolder:
     """Reads and writes the layout described above, for one output folder."""
 
-    def __init__(self, out: Path, data_suffix: str) -> None:
-        self.out = out
-        self.state = out / ".ingest"
-        self.rows = self.state / "rows"
-        self.log = self.state / "log.txt"
+    def __init__(self, out: str, data_suffix: str) -> None:
+        self.out = Folder(out)
+        self.state = self.out.join(".ingest")
+        self.rows = self.state.join("rows")
+        self._local = self._local_state()
+        self.log = self._local / "log.txt"
         self._suffixes = (data_suffix, ".parquet", "_stats.json")
+
+    def _local_state(self) -> Path:
+        if self.out.is_local:
+            return Path(self.state.path(""))
+        digest = hashlib.sha256(self.out.place.encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir(), f"beamclip-ingest-{digest}")
 
     def claim(self, manifest: dict[str, Any]) -> None:
         """Make the folder this ingest's, or check that it is already.
@@ -129,88 +150,85 @@ class IngestFolder:
         Raises:
             InputError: it holds something else, or was filled with other settings.
         """
-        path = self.state / "manifest.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
-        changed = [name for name in manifest if before.get(name) != manifest[name]]
+        before = self._read_json("manifest.json") or {}
+        changed = [name for name in manifest if before.get(name, _BEFORE.get(name)) != manifest[name]]
         # Without a complete shard there is nothing that other settings could mix with.
-        if changed and any(self.out.glob("*_stats.json")):
-            raise InputError(f"{self.out}: {_describe_changes(changed, before, manifest)}")
-        self.rows.mkdir(parents=True, exist_ok=True)
+        if changed and any(name.endswith("_stats.json") for name in self.out.names()):
+            raise InputError(f"{self.out.place}: {_describe_changes(changed, before, manifest)}")
+        self.rows.fs.makedirs(self.rows.path(""), exist_ok=True)
         if changed:
-            (self.state / "retries.json").unlink(missing_ok=True)
-            _write_json(path, manifest)
+            self.state.remove("retries.json")
+            self._write_json("manifest.json", manifest)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other ingests out of the folder.
+        """Make the folder, and keep other ingests out of it.
 
         Raises:
-            InputError: one is at work in it.
+            InputError: nothing can be written there, or another ingest is at work in it.
         """
-        self.state.mkdir(parents=True, exist_ok=True)
-        with (self.state / "lock").open("w") as file:
+        self.out.prepare("--out")
+        self._local.mkdir(parents=True, exist_ok=True)
+        with (self._local / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError(f"{self.out}: another ingest is writing here. Wait for it.") from None
+                raise InputError(f"{self.out.place}: another ingest is writing here. Wait for it.") from None
             yield
 
     def read_retries(self) -> tuple[tuple[int, ...], ...]:
         """The rows of each retry shard."""
-        path = self.state / "retries.json"
-        return tuple(tuple(rows) for rows in json.loads(path.read_text())) if path.exists() else ()
+        return tuple(tuple(rows) for rows in self._read_json("retries.json") or ())
 
     def write_retries(self, plan: ShardPlan) -> None:
         """Remember which rows are tried again, before the first of them is."""
-        _write_json(self.state / "retries.json", plan.retries)
+        self._write_json("retries.json", plan.retries)
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary of an ingest that left nothing to do, or None."""
-        path = self.state / "summary.json"
-        summary: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        summary: dict[str, Any] | None = self._read_json("summary.json")
         return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Remember the final counts."""
-        _write_json(self.state / "summary.json", summary)
+        self._write_json("summary.json", summary)
 
     def forget_summary(self) -> None:
         """Something is left to do after all."""
-        (self.state / "summary.json").unlink(missing_ok=True)
+        self.state.remove("summary.json")
 
     def complete_shards(self, plan: ShardPlan) -> dict[int, dict[str, Any]]:
         """Statistics of the shards that are complete: data, records and readable statistics are there."""
-        names = {entry.name for entry in os.scandir(self.out)}
-        return {
-            shard_id: stats
-            for shard_id in (*plan.first_shards, *plan.retry_shards)
-            if self._has_files(shard_id, names) and (stats := self.read_stats(shard_id)) is not None
-        }
+        names = self.out.names()
+        there = [i for i in (*plan.first_shards, *plan.retry_shards) if self._has_files(i, names)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = zip(there, pool.map(self.read_stats, there), strict=True)
+        return {shard_id: stats for shard_id, stats in found if stats is not None}
 
     def has_all_shards(self, count: int) -> bool:
         """Whether the files of the shards 0 to count - 1 are there."""
-        names = {entry.name for entry in os.scandir(self.out)}
+        names = self.out.names()
         return all(self._has_files(shard_id, names) for shard_id in range(count))
 
     def read_stats(self, shard_id: int) -> dict[str, Any] | None:
         """img2dataset's statistics of a shard; None when it has none or a killed process left half of it."""
+        text = self.out.read(shard_name(shard_id) + "_stats.json")
         try:
-            stats: dict[str, Any] = json.loads(self._path(shard_id, "_stats.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            stats: dict[str, Any] | None = None if text is None else json.loads(text)
+        except json.JSONDecodeError:
             return None
         return stats
 
     def drop(self, shard_id: int) -> None:
         """Remove what is left of a shard, statistics first, so that no reader takes it for complete."""
         for suffix in reversed(self._suffixes):
-            self._path(shard_id, suffix).unlink(missing_ok=True)
+            self.out.remove(shard_name(shard_id) + suffix)
 
     def read_outcome(self, plan: ShardPlan) -> Outcome:
         """Count what became of each row of the list, from the shards' records."""
         complete = self.complete_shards(plan)
         first, second = (
-            [failure for i in ids for failure in self._failures(plan, i, i in complete)]
-            for ids in (plan.first_shards, plan.retry_shards)
+            self._all_failures(plan, ids, complete) for ids in (plan.first_shards, plan.retry_shards)
         )
         reasons = Counter(reason for _, reason in (*first, *second))
         return Outcome(
@@ -220,6 +238,13 @@ class IngestFolder:
             refused_private=tuple(sorted(row for row, reason in first if reason == PRIVATE_ADDRESS)),
         )
 
+    def _all_failures(
+        self, plan: ShardPlan, shard_ids: Iterable[int], complete: Iterable[int]
+    ) -> list[tuple[int, str]]:
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = pool.map(lambda i: list(self._failures(plan, i, i in complete)), shard_ids)
+            return [failure for failures in found for failure in failures]
+
     def _failures(self, plan: ShardPlan, shard_id: int, complete: bool) -> Iterator[tuple[int, str]]:
         rows = plan.rows_of(shard_id)
         moved = plan.moved if shard_id in plan.first_shards else frozenset()
@@ -227,18 +252,22 @@ class IngestFolder:
             yield from ((row, SHARD_FAILED) for row in rows if row not in moved)
             return
         columns = ["key", "status", "error_message"]
-        table = pq.read_table(self._path(shard_id, ".parquet"), columns=columns)
+        with self.out.fs.open(self.out.path(shard_name(shard_id) + ".parquet"), "rb") as file:
+            table = pq.read_table(file, columns=columns)
         for record in table.filter(pc.field("status") != "success").to_pylist():
             row = rows[row_of_key(record["key"], shard_id, plan.shard_size)]
             if row not in moved:
                 yield row, failure_reason(record["status"], record["error_message"])
 
     def _has_files(self, shard_id: int, names: set[str]) -> bool:
-        return all(self._path(shard_id, suffix).name in names for suffix in self._suffixes)
+        return all(shard_name(shard_id) + suffix in names for suffix in self._suffixes)
 
-    def _path(self, shard_id: int, suffix: str) -> Path:
-        path = shard_path(str(self.out), shard_id)
-        return path.with_name(path.name + suffix)
+    def _read_json(self, name: str) -> Any:
+        text = self.state.read(name)
+        return None if text is None else json.loads(text)
+
+    def _write_json(self, name: str, content: Any) -> None:
+        self.state.write(name, json.dumps(content, indent=1).encode())
 
 
 def failure_reason(status: str, message: str | None) -> str:
@@ -263,11 +292,10 @@ def _describe_changes(changed: Sequence[str], before: dict[str, Any], now: dict[
         return "holds shards of another program. Give an empty folder as out."
     if "urls_sha256" in changed:
         return "was filled from another URL list. Give that list again to resume, or another out."
+    if "list_reading" in changed:
+        return (
+            "was filled by an earlier version, which read quotes, dates and numbers of such lists in another "
+            "way. Give another out."
+        )
     changes = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
     return f"was filled with other settings ({changes}). Use the same to resume, or give another out."
-
-
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(path)

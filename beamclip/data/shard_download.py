@@ -10,14 +10,15 @@ decoded already, see `resizer`), and the sample writers.
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beamclip.data.fetch import install_guarded_opener
 from beamclip.data.resizer import UprightResizer
+from beamclip.places import Folder
 
 SHARD_DIGITS = 5
 """Digits of a shard's number in file names, as img2dataset's `oom_shard_count`."""
@@ -47,7 +48,8 @@ class DownloadSettings:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to download: its number, and an Arrow file with its rows, which is removed on success."""
+    """A shard to download: its number, and the path or address of an Arrow file with its rows, which is
+    removed on success."""
 
     shard_id: int
     rows_file: str
@@ -65,12 +67,12 @@ def download_shard(settings: DownloadSettings, task: ShardTask) -> None:
     finished, _ = _build_downloader(settings)((task.shard_id, task.rows_file))
     if not finished:
         raise RuntimeError(f"shard {task.shard_id} failed")
-    _check_counts(shard_path(settings.folder, task.shard_id))
+    _check_counts(Folder(settings.folder), shard_name(task.shard_id))
 
 
-def shard_path(folder: str, shard_id: int) -> Path:
-    """Path of a shard's files without their endings."""
-    return Path(folder) / f"{shard_id:0{SHARD_DIGITS}d}"
+def shard_name(shard_id: int) -> str:
+    """Name of a shard's files without their endings."""
+    return f"{shard_id:0{SHARD_DIGITS}d}"
 
 
 def row_of_key(key: str, shard_id: int, shard_size: int) -> int:
@@ -78,16 +80,16 @@ def row_of_key(key: str, shard_id: int, shard_size: int) -> int:
     return int(key) - shard_id * 10 ** math.ceil(math.log10(shard_size))
 
 
-def _check_counts(path: Path) -> None:
+def _check_counts(folder: Folder, name: str) -> None:
     """img2dataset counts a sample as a success before it writes it, and only prints when that fails."""
-    stats_file = path.with_name(path.name + "_stats.json")
-    stats = json.loads(stats_file.read_text())
-    status = pq.read_table(path.with_name(path.name + ".parquet"), columns=["status"]).column("status")
+    stats = json.loads(folder.read(name + "_stats.json") or b"")
+    with folder.fs.open(folder.path(name + ".parquet"), "rb") as file:
+        status = pq.read_table(file, columns=["status"]).column("status")
     written = status.to_pylist().count("success")
     if (len(status), written) != (stats["count"], stats["successes"]):
-        stats_file.unlink()
+        folder.remove(name + "_stats.json")
         raise RuntimeError(
-            f"shard {path.name}: {written} of {stats['successes']} samples written, "
+            f"shard {name}: {written} of {stats['successes']} samples written, "
             f"{len(status)} of {stats['count']} rows recorded"
         )
 
@@ -131,7 +133,7 @@ def _build_resizer(settings: DownloadSettings) -> Any:
     )
 
 
-def write_rows(table: pa.Table, path: Path) -> None:
-    """Write the rows of one shard as the Arrow file that img2dataset's downloader reads."""
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+def write_rows(table: pa.Table, place: str) -> None:
+    """Write the rows of one shard to a path or address, as the Arrow file that its downloader reads."""
+    with fsspec.open(place, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

@@ -1,21 +1,32 @@
 """A list of URLs, with captions and further columns, from parquet, csv, tsv or jsonl."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
 import pyarrow.parquet as pq
+from fsspec.utils import infer_compression
 
+from beamclip.data.delimited import read_delimited
+from beamclip.data.json_rows import read_json_rows
+from beamclip.data.list_lines import Opener, UnreadableListError
 from beamclip.errors import InputError
+from beamclip.places import absolute, one_line
+
+AUTO = "auto"
+"""As the caption column: `caption` where the list has it, otherwise none."""
+CAPTION = "caption"
 
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_TEXT_FORMATS = (".csv", ".tsv")
 
 # Fields that img2dataset writes into each sample's record, and members of a sample.
 _RECORD_FIELDS = ("key", "caption", "url", "width", "height", "original_width", "original_height")
@@ -23,123 +34,171 @@ _HASHES = ("md5", "sha256", "sha512")
 _MEMBERS = ("txt", "jpg", "png", "webp")
 _RESERVED = frozenset([*_RECORD_FIELDS, "status", "error_message", "exif", *_HASHES, *_MEMBERS])
 
-Reader = Callable[[IO[bytes], Sequence[str]], pa.Table]
-
 
 def read_url_list(
     urls: str | Path, url_column: str, caption_column: str | None, keep_columns: Sequence[str]
 ) -> pa.Table:
-    """Read a URL list as a table with the columns `keep_columns`, `caption` (where asked for) and `url`.
+    """Read a URL list as a table with the columns `keep_columns`, `caption` (where there is one) and `url`.
 
     Args:
-        urls: a file or an fsspec address; the ending tells the format (.parquet, .csv, .tsv, .jsonl; the
-            last three also .gz, .bz2, .xz, .zst).
-        url_column, caption_column: their names in the list; `caption_column=None`: no captions.
-            A missing URL becomes the empty text, so that it is tried, and counted, like any other.
-        keep_columns: further columns to keep, as JSON values. In csv and tsv a column holds integers
-            where each of its values reads back the same ("7" but not "007"), otherwise text.
+        urls: a path or an fsspec address of a file, or of a folder with its parts, which are read by name.
+            The ending tells the format: .parquet, .csv, .tsv, .jsonl; the last three also .gz, .bz2, .xz,
+            .zst.
+        url_column, caption_column: their names in the list; `caption_column=None`: no captions; "auto": the
+            column `caption`, where the list has it. A missing URL becomes the empty text, so that it is
+            tried, and counted, like any other.
+        keep_columns: further columns to keep, as JSON values. In csv and tsv a column holds integers, some of
+            which may be missing, where each of its values reads back the same ("7" but not "007"), otherwise
+            text. Dates and decimals are text. Doubles of which some are missing and all others whole, as
+            pandas writes integers with gaps, are integers.
 
     Raises:
-        InputError: the list is missing, empty, unreadable or lacks a column.
+        InputError: the list is missing, empty, unreadable (with the line) or lacks a column.
     """
-    wanted = [url_column, *([caption_column] if caption_column else []), *keep_columns]
+    caption = CAPTION if caption_column == AUTO else caption_column
+    wanted = [url_column, *([caption] if caption else []), *keep_columns]
     _check_keep_columns(keep_columns)
-    table = _read(urls, wanted)
-    _check_columns(urls, table, wanted)
+    parts = list_parts(urls)
+    found = [_read(part, wanted) for part in parts]
+    names = [there for there, _ in found]
+    table = _join(parts, [table for _, table in found])
+    if caption_column == AUTO and not any(CAPTION in there for there in names):
+        caption = None
+        wanted.remove(CAPTION)
+    if table.num_rows == 0 and all(there == [] for there in names):
+        raise InputError(f"{urls}: the list is empty. Give at least one URL.")
+    text_format = _ending(parts[0]) in _TEXT_FORMATS
+    if _ending(parts[0]) == ".jsonl":  # whose lines need not have all columns
+        parts, names = [str(urls)], [list(dict.fromkeys(name for there in names for name in there))]
+    for part, there in zip(parts, names, strict=True):
+        _check_columns(part, there, wanted, caption_column)
     if table.num_rows == 0:
         raise InputError(f"{urls}: the list is empty. Give at least one URL.")
-    columns = {name: _json_ready(urls, name, table.column(name)) for name in keep_columns}
-    if caption_column:
-        columns["caption"] = _as_text(urls, caption_column, table.column(caption_column))
+    columns = {name: _json_ready(urls, name, table.column(name), text_format) for name in keep_columns}
+    if caption:
+        columns["caption"] = _as_text(urls, caption, table.column(caption))
     columns["url"] = pc.fill_null(_as_text(urls, url_column, table.column(url_column)), "")
     return pa.table(columns)
 
 
 def hash_url_list(urls: str | Path) -> str:
-    """SHA-256 of the bytes of a list, in hexadecimal.
+    """SHA-256 of the bytes of a list, part after part, in hexadecimal.
 
     Raises:
-        InputError: the list does not exist.
+        InputError: the list cannot be read.
     """
     digest = hashlib.sha256()
-    with _open(urls, compression=None) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for part in list_parts(urls):
+        with _as_input_errors(part), _opener(part, unpack=False)() as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
-def _open(urls: str | Path, compression: str | None) -> IO[bytes]:
+def lists_reading(urls: str | Path) -> int:
+    """Version of how such a list is read: shards whose rows were read in another way are not resumed."""
+    return 1 if _ending(list_parts(urls)[0]) == ".parquet" else 2
+
+
+def list_parts(urls: str | Path) -> list[str]:
+    """The files of a list: itself, or those in its folder, by name.
+
+    Raises:
+        InputError: the folder holds none, or files of several formats.
+    """
+    place = absolute(urls)
+    if place.startswith(("http://", "https://")):  # no folders there, and asking for one would load the list
+        return [place]
+    with _as_input_errors(urls):
+        fs, root = fsspec.core.url_to_fs(place)
+        if not fs.isdir(root):
+            return [place]
+        names = sorted(posixpath.basename(path) for path in fs.ls(root, detail=False))
+    # Spark leaves _SUCCESS and hidden checksums beside its parts.
+    parts = [name for name in names if not name.startswith(("_", ".")) and _ending(name) in _READERS]
+    endings = sorted({_ending(name) for name in parts})
+    if len(endings) != 1:
+        found = (
+            f"holds parts of several formats: {', '.join(endings)}" if endings else "holds no part of a list"
+        )
+        raise InputError(
+            f"{urls}: {found}. Give a file, or a folder of files of one of {', '.join(_READERS)}."
+        )
+    return [posixpath.join(place, name) for name in parts]
+
+
+def _opener(part: str, *, unpack: bool) -> Opener:
+    name = _file_name(part)
+    compression = infer_compression(name) if unpack else None
+
+    def open_file() -> IO[bytes]:
+        file: IO[bytes] = fsspec.open(part, "rb", compression=compression).open()
+        return file
+
+    return open_file
+
+
+@contextmanager
+def _as_input_errors(urls: str | Path) -> Iterator[None]:
+    """One line for whatever keeps a list from being read: file systems and decompressors have their own."""
     try:
-        return fsspec.open(str(urls), "rb", compression=compression).open()
-    except FileNotFoundError:
-        raise InputError(f"{urls}: URL list not found. Check the path.") from None
-    except IsADirectoryError:
-        raise InputError(f"{urls}: is a folder. Give one file with a list of URLs.") from None
+        yield
+    except InputError:
+        raise
+    except UnreadableListError as error:
+        raise InputError(f"{urls}: {error}") from error
+    except FileNotFoundError as error:
+        reached = " or its server does not answer" if "://" in str(urls) else ""
+        raise InputError(f"{urls}: URL list not found{reached}. Check where it lies.") from error
+    except Exception as error:
+        raise InputError(f"{urls}: cannot be read: {one_line(error)}.") from error
 
 
-def _read(urls: str | Path, wanted: Sequence[str]) -> pa.Table:
-    reader = _reader_of(urls)
-    with _open(urls, compression="infer") as file:
-        try:
-            return reader(file, wanted)
-        except (pa.ArrowInvalid, EOFError, OSError) as error:
-            if str(error) == "Empty CSV file" or str(error) == "Empty JSON file":
-                return pa.table({name: pa.array([], pa.string()) for name in wanted})
-            raise InputError(f"{urls}: cannot be read as {_ending(urls)}: {error}") from error
+def _read(part: str, wanted: Sequence[str]) -> tuple[list[str], pa.Table]:
+    ending = _ending(part)
+    if ending not in _READERS:
+        raise InputError(
+            f"{part}: unknown format {ending!r}. A URL list ends in one of {', '.join(_READERS)}."
+        )
+    with _as_input_errors(part):
+        return _READERS[ending](_opener(part, unpack=True), wanted)
 
 
-def _ending(urls: str | Path) -> str:
-    name = str(urls).rsplit("/", 1)[-1].lower()
+def _file_name(part: str) -> str:
+    if part.startswith(("http://", "https://")):
+        part = urlsplit(part).path
+    return part.rsplit("/", 1)[-1].lower()
+
+
+def _ending(part: str) -> str:
+    name = _file_name(part)
     for suffix in _COMPRESSIONS:
         name = name.removesuffix(suffix)
     return "." + name.rpartition(".")[2]
 
 
-def _reader_of(urls: str | Path) -> Reader:
-    readers: dict[str, Reader] = {
-        ".parquet": _read_parquet,
-        ".csv": partial(_read_delimited, delimiter=","),
-        ".tsv": partial(_read_delimited, delimiter="\t"),
-        ".jsonl": _read_jsonl,
-    }
-    ending = _ending(urls)
-    if ending not in readers:
-        known = ", ".join(readers)
-        raise InputError(f"{urls}: unknown format {ending!r}. A URL list ends in one of {known}.")
-    return readers[ending]
+def _read_parquet(open_file: Opener, wanted: Sequence[str]) -> tuple[list[str], pa.Table]:
+    with open_file() as file:
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        return names, parquet.read(columns=[name for name in dict.fromkeys(wanted) if names.count(name) == 1])
 
 
-def _read_parquet(file: IO[bytes], wanted: Sequence[str]) -> pa.Table:
-    parquet = pq.ParquetFile(file)
-    names = parquet.schema_arrow.names
-    if not set(wanted) <= set(names):
-        return parquet.schema_arrow.empty_table()
-    return parquet.read(columns=list(dict.fromkeys(wanted)))
+_READERS: dict[str, Callable[[Opener, Sequence[str]], tuple[list[str], pa.Table]]] = {
+    ".parquet": _read_parquet,
+    ".csv": partial(read_delimited, delimiter=","),
+    ".tsv": partial(read_delimited, delimiter="\t"),
+    ".jsonl": read_json_rows,
+}
 
 
-def _read_delimited(file: IO[bytes], wanted: Sequence[str], delimiter: str) -> pa.Table:
-    # All text: type inference would turn the id 007 into 7 and the caption "null" into nothing.
-    table = pa_csv.read_csv(
-        file,
-        parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string())),
-    )
-    columns = [_lossless_integers(column) for column in table.columns]
-    return pa.table(columns, names=table.column_names)
-
-
-def _read_jsonl(file: IO[bytes], wanted: Sequence[str]) -> pa.Table:
-    return pa_json.read_json(file, read_options=pa_json.ReadOptions(block_size=8 << 20))
-
-
-def _lossless_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not pa.types.is_string(column.type):
-        return column
+def _join(parts: Sequence[str], tables: Sequence[pa.Table]) -> pa.Table:
     try:
-        integers = column.cast(pa.int64())
-    except pa.ArrowInvalid:
-        return column
-    return integers if integers.cast(pa.string()).equals(column) else column
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{parts[0]} and the {len(parts) - 1} parts beside it hold different columns: {one_line(error)}."
+        ) from error
 
 
 def _check_keep_columns(keep_columns: Sequence[str]) -> None:
@@ -153,14 +212,22 @@ def _check_keep_columns(keep_columns: Sequence[str]) -> None:
         raise InputError(f"keep_columns: a name is given twice: {', '.join(keep_columns)}.")
 
 
-def _check_columns(urls: str | Path, table: pa.Table, wanted: Sequence[str]) -> None:
+def _check_columns(
+    part: str, names: Sequence[str], wanted: Sequence[str], caption_column: str | None
+) -> None:
     for name in wanted:
-        count = table.column_names.count(name)
-        if count == 0:
-            there = ", ".join(table.column_names)
-            raise InputError(f"{urls}: no column {name!r}. The list has: {there}.")
+        count = names.count(name)
         if count > 1:
-            raise InputError(f"{urls}: {count} columns are named {name!r}. Rename all but one.")
+            raise InputError(f"{part}: {count} columns are named {name!r}. Rename all but one.")
+        if count == 1:
+            continue
+        there = ", ".join(names)[:200]
+        hint = ""
+        if any("://" in other for other in names):
+            hint = " Its first line must hold the names of the columns."
+        elif name == caption_column:
+            hint = " For images without captions give --caption-column none."
+        raise InputError(f"{part}: no column {name!r}. The list has: {there}.{hint}")
 
 
 def _as_text(urls: str | Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -170,14 +237,37 @@ def _as_text(urls: str | Path, name: str, column: pa.ChunkedArray) -> pa.Chunked
         raise InputError(f"{urls}: column {name!r} holds {column.type}, not text.") from None
 
 
-def _json_ready(urls: str | Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Turn dates, decimals and the like into text.
-
-    img2dataset drops a sample whose record is no JSON and counts it as a success all the same.
-    """
+def _json_ready(urls: str | Path, name: str, column: pa.ChunkedArray, text_format: bool) -> pa.ChunkedArray:
+    """Turn dates, decimals and the like into text, which JSON can hold."""
+    if text_format:
+        return _lossless_integers(column)
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, column.type.value_type)
+    if pa.types.is_floating(column.type):
+        return _whole_numbers(column)
     return column if _is_json(column.type) else _as_text(urls, name, column)
+
+
+def _lossless_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    given = pc.if_else(pc.equal(column, ""), None, column)
+    if given.null_count == len(given):
+        return column
+    try:
+        integers = given.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return column
+    return integers if integers.cast(pa.string()).equals(given) else column
+
+
+def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Doubles without NaN, which JSON has not; as integers where that is what they were before a gap came."""
+    given = pc.if_else(pc.is_nan(column), None, column)
+    if 0 < given.null_count < len(given):
+        try:
+            return given.cast(pa.int64())
+        except pa.ArrowInvalid:
+            pass
+    return given
 
 
 def _is_json(kind: pa.DataType) -> bool:

@@ -1,8 +1,9 @@
 """What a student is, apart from the code that builds one: reading a configuration must not import timm."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+
+from beamclip.places import LocalPath
 
 Head = Literal["linear", "mlp"]
 
@@ -24,5 +25,5 @@ class StudentConfig:
     student_image_size: int | None = None
     """Side of the student's input, pixels; by default the teacher's, or the one size the backbone takes."""
 
-    init_checkpoint: Path | None = None
+    init_checkpoint: LocalPath = None
     """Start the backbone from this file (self-supervised weights, say): .safetensors, or torch's format."""

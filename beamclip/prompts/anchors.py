@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beamclip.files import write_whole
+from beamclip.places import LocalPath, PathOrAddress
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.contexts import Source, class_contexts
 from beamclip.prompts.templates import AUTO, check_templates, fill, resolve_templates
@@ -42,11 +43,11 @@ class PromptConfig:
     as hierarchy+captions, in turn."""
     num_contexts: int = 0
     """Contexts a class, first ones first, one prompt each; 0 leaves the bare name."""
-    context_data: str | None = None
+    context_data: PathOrAddress = None
     """Shards whose captions context_source captions reads; by default the ones of --data."""
     context_columns: tuple[str, ...] = ()
     """Fields of a sample's JSON with further texts that context_source captions reads, such as tags."""
-    wordnet: Path | None = None
+    wordnet: LocalPath = None
     """Princeton's dict folder of WordNet, for context_source wordnet; by default what nltk has installed."""
     anchor_reduce: AnchorReduce = "mean"
     """mean: one anchor a class, the unit mean of its prompts. separate: one anchor a prompt."""

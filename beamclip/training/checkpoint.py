@@ -27,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from beamclip.errors import InputError
+from beamclip.places import PathOrAddress
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class CheckpointConfig:
 
     keep_checkpoints: int = 2
     """The newest checkpoints to keep; the one of the lowest loss is kept besides."""
-    checkpoints: str | None = None
+    checkpoints: PathOrAddress = None
     """Folder or any fsspec address of the checkpoints; by default checkpoints/ in the run's folder. Workers
     on several nodes need one that all of them reach."""
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -18,11 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bucket import REFUSED, register_bucket
 from pictures import encode
 from PIL import Image
 
+from beamclip.commands.command_line import run_command
+from beamclip.commands.ingest import ingest_urls
 from beamclip.data.ingest import IngestConfig, IngestCounts, IngestSummary, ingest
-from beamclip.errors import InputError
+from beamclip.data.shards import Columns, iterate_rows, list_shards
+from beamclip.errors import FailedRunError, InputError
+from beamclip.places import Folder
 
 
 def picture(left: tuple[int, ...], right: tuple[int, ...]) -> Image.Image:
@@ -308,7 +314,11 @@ def test_private_hosts_are_refused_until_allowed(site: str, tmp_path: Path) -> N
     config = IngestConfig(
         urls=tmp_path / "urls.csv", out=tmp_path / "shards", caption_column=None, format="parquet"
     )
-    assert ingest(config).failed == {"refused: private address": len(urls)}
+    with pytest.raises(FailedRunError, match=r"none of 5 URLs.*private address.*--allow-private-hosts"):
+        ingest_urls(config)
+    summary = json.loads((tmp_path / "shards" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["counts"]["failed"] == {"refused: private address": len(urls)}
     assert not [path for path in Site.visits if path.startswith("/private/")]
     allowed = ingest(IngestConfig(**{**vars(config), "allow_private_hosts": True}))
     assert allowed.attempted == allowed.succeeded + sum(allowed.failed.values())
@@ -317,6 +327,51 @@ def test_private_hosts_are_refused_until_allowed(site: str, tmp_path: Path) -> N
     images = [Image.open(io.BytesIO(row["jpg"])) for row in rows if row["status"] == "success"]
     assert len(images) == allowed.succeeded >= 2
     assert {(image.format, image.size) for image in images} == {("JPEG", (60, 40))}
+
+
+def test_ingest_into_a_bucket_fails_with_a_lost_shard_and_is_resumed_by_the_same_command(
+    site: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    register_bucket(tmp_path / "store", monkeypatch)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    rows = "".join(f"{site}/a picture/{n}\t{n}\n" for n in range(4))
+    (tmp_path / "list.tsv").write_text("url\tlabel\n" + rows)
+    argv = ["--urls", str(tmp_path / "list.tsv"), "--out", "bucket://b/new", "--shard-size", "2"]
+    argv += ["--keep-columns", "label", "--allow-private-hosts", "--no-retry-failed"]
+    with monkeypatch.context() as full:
+        full.setenv(REFUSED, "00001.tar")
+        assert run_command(IngestConfig, ingest_urls, "", argv) == 1
+    shown = capsys.readouterr()
+    assert "without captions: the list has no column 'caption'" in shown.out
+    assert shown.err.count("\n") == 1
+    assert "error: bucket://b/new: shards were lost: 2 shard failed" in shown.err
+    counts = json.loads(Folder("bucket://b/new").read("summary.json") or b"")["counts"]
+    assert (counts["attempted"], counts["succeeded"], counts["failed"]) == (4, 2, {"shard failed": 2})
+    assert run_command(IngestConfig, ingest_urls, "", argv) == 0
+    assert "4 of 4 URLs in 2 shards, 1 of them from before" in capsys.readouterr().out
+    shards = list_shards("bucket://b/new")
+    labels = [
+        row["label"] for shard in shards for row in iterate_rows(shard, Columns(label="label"), range(2))
+    ]
+    assert sorted(labels) == ["0", "1", "2", "3"]
+    assert Site.visits["/a%20picture/0"] == 1
+    assert not [path for path in Path.cwd().iterdir() if path.name.startswith("bucket:")]
+
+
+def test_shards_of_a_list_that_was_read_in_another_way_are_not_resumed(copied: IngestConfig) -> None:
+    manifest = copied.out / ".ingest" / "manifest.json"
+    before = json.loads(manifest.read_text())
+    assert before["list_reading"] == 1  # parquet is read as it always was: older folders do not name it
+    del before["list_reading"]
+    manifest.write_text(json.dumps(before))
+    assert ingest(copied).resumed_shards == 3
+    manifest.write_text(json.dumps({**before, "list_reading": 2}))
+    with pytest.raises(InputError, match="another way"):
+        ingest(copied)
 
 
 RAY_INGEST = """

@@ -99,7 +99,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_protocol_is_named() -> None:
-    with pytest.raises(InputError, match=r"nope://bucket/shards: cannot be read \(Protocol not known: nope\)"):
+    with pytest.raises(
+        InputError, match=r"nope://bucket/shards: cannot be read \(Protocol not known: nope\)"
+    ):
         list_shards("nope://bucket/shards")
 
 

@@ -1,0 +1,47 @@
+"""The address that a browser would ask for where a list says `http://b\u00fccher.example/a picture.jpg`."""
+
+import re
+import unicodedata
+from urllib.parse import quote
+
+_SCHEME = re.compile("https?:", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(https?:)//([^/?#]*)([^?#]*)(\?[^#]*)?", re.IGNORECASE | re.DOTALL)
+_EDGES = "".join(map(chr, range(0x21)))
+_KEPT_IN_PATH = "!$%&'()*+,-./:;=@[\\]_|~"
+_KEPT_IN_QUERY = "!$%&()*+,-./:;=?@[\\]^_`{|}~"
+
+
+def web_address(url: str) -> str:
+    """A URL in ASCII, as browsers send it (https://url.spec.whatwg.org); any but http and https as it is.
+
+    Spaces and controls at the ends, tabs and line breaks go. What may not stand in path and query is
+    percent-encoded as UTF-8 (a `%` that stands there stays), a name of a host is IDNA-encoded, `\\` is `/`,
+    and what follows `#` is left out.
+    """
+    url = re.sub(r"[\t\r\n]", "", url.strip(_EDGES))
+    if not _SCHEME.match(url):
+        return url
+    before, mark, query = url.partition("#")[0].partition("?")
+    match = _AUTHORITY.match(before.replace("\\", "/") + mark + query)
+    if match is None:
+        return url
+    scheme, authority, path, query = match.groups(default="")
+    try:
+        path, query = quote(path, safe=_KEPT_IN_PATH), quote(query, safe=_KEPT_IN_QUERY)
+        return f"{scheme}//{_ascii_host(authority)}{path}{query}"
+    except UnicodeError:
+        return url
+
+
+def _ascii_host(authority: str) -> str:
+    """The name in its case-folded form, each label beyond ASCII as Punycode; user names and ports stay."""
+    if authority.isascii():
+        return authority
+    user, at, host = authority.rpartition("@")
+    host, colon, port = host.partition(":")
+    # Nearly the mapping of UTS 46: `\u00df` stays, soft hyphens go, and a full stop of East Asia is one.
+    host = unicodedata.normalize("NFKC", host.replace("\u00ad", "").lower()).lower().replace("\u3002", ".")
+    labels = (
+        label if label.isascii() else f"xn--{label.encode('punycode').decode()}" for label in host.split(".")
+    )
+    return f"{user}{at}{'.'.join(labels)}{colon}{port}"
