@@ -14,7 +14,6 @@ from beamclip.data.hosts import MALFORMED_URL, RefusedURL
 TIMED_OUT = "timed out"
 HOST_NOT_FOUND = "host not found"
 CONNECTION_FAILED = "connection failed"
-SILENT_HOST = "host does not answer"
 TLS_ERROR = "TLS error"
 MALFORMED_ANSWER = "malformed answer"
 REDIRECT_LOOP = "redirect loop"
@@ -27,7 +26,7 @@ DOWNLOAD_FAILED = "download failed"
 
 REASONS = frozenset(
     [
-        TIMED_OUT, HOST_NOT_FOUND, CONNECTION_FAILED, SILENT_HOST, TLS_ERROR, MALFORMED_ANSWER, REDIRECT_LOOP,
+        TIMED_OUT, HOST_NOT_FOUND, CONNECTION_FAILED, TLS_ERROR, MALFORMED_ANSWER, REDIRECT_LOOP,
         INCOMPLETE_BODY, BODY_TOO_LARGE, NO_MEMORY, PAUSED_HOST, DOWNLOAD_FAILED, MALFORMED_URL,
     ]
 )  # fmt: skip

@@ -13,7 +13,6 @@ wait for a turn at a host and for memory, of which a server has no part, do not 
 
 import functools
 import io
-import os
 import ssl
 import time
 import urllib.request
@@ -28,16 +27,13 @@ from urllib.parse import urlsplit
 from beamclip.data.body_memory import MAX_BODY_BYTES, BodyMemory
 from beamclip.data.download import (
     BODY_TOO_LARGE,
-    CONNECTION_FAILED,
     PAUSED_HOST,
-    SILENT_HOST,
-    TIMED_OUT,
     Download,
     FailedDownload,
     reason_of,
 )
 from beamclip.data.guarded_socket import GuardedSocket, GuardedTLSSocket, NameLookUps, connect
-from beamclip.data.host_turns import HostTurns
+from beamclip.data.host_turns import HostTurns, Turn, host_turns
 from beamclip.data.hosts import WEB_PORTS, RefusedURL, host_addresses, url_refusal
 from beamclip.data.retry_after import retry_delay
 
@@ -50,7 +46,7 @@ class FetchRules:
     """What the downloads of a process may do."""
 
     turns: Path
-    """Folder that the processes share which count requests to a host together."""
+    """File that the processes share which count requests to a host together."""
     per_host: int = 64
     """Requests to one host at a time, over these processes."""
     allow_private_hosts: bool = False
@@ -94,7 +90,7 @@ class _Visit(Download):
         self.memory = memory
         self.host = ""
         self._hosts = hosts
-        self._turn: int | None = None
+        self._turn: Turn | None = None
 
     def enter(self, host: str) -> None:
         """Wait for a turn. One is held at a time: two downloads could wait for each other's for ever."""
@@ -103,13 +99,11 @@ class _Visit(Download):
         self._wait_for_end_of_pause()
         with self.clock_stopped():
             self._turn = self._hosts.take(host)
-        if self._hosts.is_silent(host):
-            raise FailedDownload(SILENT_HOST)
 
     def leave(self) -> None:
         """End the turn."""
         if self._turn is not None:
-            os.close(self._turn)
+            self._hosts.give_back(self._turn)
             self._turn = None
 
     def _wait_for_end_of_pause(self) -> None:
@@ -126,7 +120,7 @@ class _GuardedOpener(urllib.request.OpenerDirector):
         super().__init__()
         self._rules = rules
         self._memory = memory
-        self._hosts = HostTurns(rules.turns, rules.per_host)
+        self._hosts = host_turns(rules.turns, rules.per_host)
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> Any:
         if isinstance(timeout, _Visit):
@@ -139,10 +133,7 @@ class _GuardedOpener(urllib.request.OpenerDirector):
             visit.leave()
             if isinstance(error, (HTTPError, RefusedURL)):
                 raise
-            reason = reason_of(error)
-            if reason in (TIMED_OUT, CONNECTION_FAILED):
-                self._hosts.count_silence(visit.host)
-            raise FailedDownload(reason) from error
+            raise FailedDownload(reason_of(error)) from error
 
     def _ask_until_served(self, request: Any, visit: _Visit) -> Any:
         """Ask again as often as the host wants it and the deadline allows."""
@@ -150,10 +141,10 @@ class _GuardedOpener(urllib.request.OpenerDirector):
         while True:
             try:
                 response = self._ask(request, visit)
-                self._hosts.count_answer(visit.host)
+                self._hosts.count_answer(visit.host, refused=False)
                 return response
             except HTTPError as error:
-                self._hosts.count_answer(visit.host)
+                self._hosts.count_answer(visit.host, refused=error.code == 429)
                 error.close()
                 delay = retry_delay(error.code, error.headers.get("Retry-After"), attempt)
                 if delay is None:

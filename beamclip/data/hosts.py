@@ -93,7 +93,7 @@ def url_refusal(url: str | None, *, allow_private: bool, ports: Container[int] =
     if allow_private:
         return None
     address = _literal_address(parts.hostname)
-    if address is not None and not is_public(address):
+    if (address is not None and not is_public(address)) or _is_localhost(parts.hostname):
         return PRIVATE_ADDRESS
     port = _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
     return None if port in ports else REFUSED_PORT
@@ -135,6 +135,11 @@ def _literal_address(host: str) -> str | None:
         return socket.inet_ntoa(socket.inet_aton(host))
     except (OSError, UnicodeError, ValueError):
         return None
+
+
+def _is_localhost(host: str) -> bool:
+    """By RFC 6761 these names are always of this machine; said here so that their port is not the reason."""
+    return f".{host.rstrip('.')}".endswith(".localhost")
 
 
 def _unwrap(ip: IPAddress) -> IPAddress:

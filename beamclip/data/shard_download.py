@@ -55,7 +55,7 @@ class DownloadSettings:
     per_host: int
     ports: tuple[int, ...]
     turns: str = ""
-    """Folder by which processes count requests to a host together; the runner makes it."""
+    """File by which processes count requests to a host together; the runner makes it."""
 
 
 @dataclass(frozen=True)

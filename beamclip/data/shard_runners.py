@@ -9,7 +9,6 @@ of them gives its slot to the next shard, so that a few silent servers in each c
 """
 
 import os
-import shutil
 import signal
 import struct
 import subprocess
@@ -104,7 +103,6 @@ def local_runner(settings: DownloadSettings, slots: int, log: Path) -> Iterator[
     On leaving, for whatever reason, all of them are ended.
     """
     ours, theirs = Pipe()
-    turns = tempfile.mkdtemp(prefix="beamclip-turns-")
     with log.open("ab") as output:
         process = start_module(
             __name__, str(theirs.fileno()), environment=_ENVIRONMENT,
@@ -112,11 +110,11 @@ def local_runner(settings: DownloadSettings, slots: int, log: Path) -> Iterator[
         )  # fmt: skip
     theirs.close()
     try:
-        yield LocalRunner(replace(settings, turns=turns), slots, ours, log)
+        with tempfile.NamedTemporaryFile(prefix="beamclip-turns-") as turns:
+            yield LocalRunner(replace(settings, turns=turns.name), slots, ours, log)
     finally:
         _end_group(process)
         ours.close()
-        shutil.rmtree(turns, ignore_errors=True)
 
 
 class LocalRunner:
@@ -158,19 +156,16 @@ def ray_runner(settings: DownloadSettings, slots: int | None) -> Iterator["RayRu
             requests to a host together.
         slots: shards at a time; None: one for each CPU of the cluster.
     """
-    turns = tempfile.mkdtemp(prefix=".turns-", dir=Path(settings.folder) / ".ingest")
-    try:
-        with ray_session():
-            import ray
+    state = Path(settings.folder) / ".ingest"
+    with ray_session(), tempfile.NamedTemporaryFile(prefix="turns-", dir=state) as turns:
+        import ray
 
-            cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-            runner = RayRunner(replace(settings, turns=turns), slots or cpus)
-            try:
-                yield runner
-            finally:
-                runner.cancel()
-    finally:
-        shutil.rmtree(turns, ignore_errors=True)
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        runner = RayRunner(replace(settings, turns=turns.name), slots or cpus)
+        try:
+            yield runner
+        finally:
+            runner.cancel()
 
 
 class RayRunner:

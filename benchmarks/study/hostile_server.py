@@ -12,6 +12,7 @@ it prints the port, which is the same at all addresses. All of 127.0.0.0/8 is th
 
 import os
 import socketserver
+import ssl
 import sys
 import threading
 import time
@@ -105,7 +106,7 @@ REASONS = {**{kind: reason for kind, (_, reason) in BEHAVIOURS.items()}, TLS: "t
 class HostileServer(socketserver.ThreadingTCPServer):
     """One address. `visits` counts requests by path; `busiest` is the most that were open at a time.
 
-    `delay_s` is how long a picture takes to come.
+    `delay_s` is how long a picture takes to come, `locations` says where paths have moved to.
     """
 
     allow_reuse_address = True
@@ -121,6 +122,7 @@ class HostileServer(socketserver.ThreadingTCPServer):
         self.picture = _OK + b"Content-Type: image/jpeg\r\n" + length + picture
         self.delay_s = delay_s
         self.visits: Counter[str] = Counter()
+        self.locations: dict[str, str] = {}
         self.open = self.busiest = 0
         self._lock = threading.Lock()
 
@@ -167,6 +169,8 @@ class _Handler(socketserver.StreamRequestHandler):
         kind = path.strip("/").partition("/")[0]
         if kind == "429-once" and self.server.visits[path] == 1:
             self.wfile.write(b"HTTP/1.1 429 Slow Down\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
+        elif path in self.server.locations:
+            self._send(_once("HTTP/1.1 302 Found", f"Location: {self.server.locations[path]}")(path), 0.0)
         elif kind in BEHAVIOURS:
             self._send(BEHAVIOURS[kind][0](path), PAUSE_SECONDS if kind in DRIPS else 0.0)
         else:
@@ -193,9 +197,13 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 @contextmanager
-def hostile_server(picture: bytes, delay_s: float = 0.0) -> Iterator[HostileServer]:
+def hostile_server(
+    picture: bytes, delay_s: float = 0.0, tls: ssl.SSLContext | None = None
+) -> Iterator[HostileServer]:
     """Serve on a thread of this process for the length of a with block."""
     with HostileServer(picture, delay_s=delay_s) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=partial(server.serve_forever, 0.05), daemon=True).start()
         yield server
         server.shutdown()
