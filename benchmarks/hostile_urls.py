@@ -4,9 +4,9 @@ python benchmarks/hostile_urls.py --out DIR [--urls 20000] [--share 0.01] [--rou
     [-- any options of an ingest]
 
 Two lists are ingested in turn by the public command, each into an empty folder: one of pictures alone, and
-the same with a share of URLs of servers that misbehave in every way of study/hostile_server.py. All are on this
-machine, the pictures on 127.0.0.1 and each kind of hostile server on addresses of its own in 127.0.0.0/8
-(Linux). The first list has one host; with --per-host it is also ingested under each of these limits.
+the same with a share of URLs of servers that misbehave in every way of study/hostile_server.py. All of them
+are on this machine: the pictures on 127.0.0.1, each kind of hostile server on addresses of its own (Linux).
+The first list has one host; with --per-host it is also ingested under each of these limits.
 """
 
 import argparse

@@ -96,9 +96,11 @@ class _Visit(Download):
         """Wait for a turn. One is held at a time: two downloads could wait for each other's for ever."""
         self.leave()
         self.host = host
-        self._wait_for_end_of_pause()
-        with self.clock_stopped():
-            self._turn = self._hosts.take(host)
+        while self._turn is None or self._hosts.pause_left(host):
+            self.leave()
+            self._wait_for_end_of_pause()
+            with self.clock_stopped():
+                self._turn = self._hosts.take(host)
 
     def leave(self) -> None:
         """End the turn."""
