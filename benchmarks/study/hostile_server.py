@@ -104,7 +104,8 @@ REASONS = {**{kind: reason for kind, (_, reason) in BEHAVIOURS.items()}, TLS: "t
 
 
 class HostileServer(socketserver.ThreadingTCPServer):
-    """One address. `visits` counts requests by path; `busiest` is the most that were open at a time.
+    """One address. `visits` counts requests by path; `busiest` is the most that waited for a
+    picture at a time: what waits for its answer is surely under way, what was answered may be over.
 
     `delay_s` is how long a picture takes to come, `locations` says where paths have moved to.
     """
@@ -123,7 +124,7 @@ class HostileServer(socketserver.ThreadingTCPServer):
         self.delay_s = delay_s
         self.visits: Counter[str] = Counter()
         self.locations: dict[str, str] = {}
-        self.open = self.busiest = 0
+        self.busiest = self._waiting = 0
         self._lock = threading.Lock()
 
     @property
@@ -132,17 +133,19 @@ class HostileServer(socketserver.ThreadingTCPServer):
         return "http://{}:{}".format(*self.server_address[:2])
 
     @contextmanager
-    def counted(self, path: str) -> Iterator[None]:
-        """Count a request while it is open."""
+    def at_work(self) -> Iterator[None]:
+        """Count a request while it waits for its picture."""
+        with self._lock:
+            self._waiting += 1
+            self.busiest = max(self.busiest, self._waiting)
+        yield
+        with self._lock:
+            self._waiting -= 1
+
+    def count_visit(self, path: str) -> None:
+        """Count a request."""
         with self._lock:
             self.visits[path] += 1
-            self.open += 1
-            self.busiest = max(self.busiest, self.open)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.open -= 1
 
     def handle_error(self, *_: object) -> None:
         """Clients that hang up are what this server is for."""
@@ -162,8 +165,8 @@ class _Handler(socketserver.StreamRequestHandler):
             path = (first + self.rfile.readline(65537)).split()[1].decode()
             while self.rfile.readline(65537) not in (b"\r\n", b"\n", b""):
                 pass
-            with self.server.counted(path):
-                self._answer(path)
+            self.server.count_visit(path)
+            self._answer(path)
 
     def _answer(self, path: str) -> None:
         kind = path.strip("/").partition("/")[0]
@@ -174,7 +177,8 @@ class _Handler(socketserver.StreamRequestHandler):
         elif kind in BEHAVIOURS:
             self._send(BEHAVIOURS[kind][0](path), PAUSE_SECONDS if kind in DRIPS else 0.0)
         else:
-            time.sleep(self.server.delay_s)
+            with self.server.at_work():
+                time.sleep(self.server.delay_s)
             self.wfile.write(self.server.picture)
 
     def _send(self, pieces: Pieces, pause_seconds: float) -> None:
