@@ -1,160 +1,281 @@
-"""The urllib opener behind every download: public hosts only, one deadline, a bounded body.
+"""The urllib opener behind every download: public hosts only, one deadline, bounded bytes, good manners.
 
 img2dataset calls `urllib.request.urlopen` and offers no hook of its own, but urlopen goes through
 the opener of the process, which `urllib.request.install_opener` replaces. So the guard needs no
 change inside img2dataset and works wherever a shard is downloaded, in a child process or in a task
 of Ray: `install_guarded_opener` is called there, first thing. Redirects pass through it as well.
+
+The timeout that a caller gives to `open` becomes a `Download`, the allowance of that URL: name look-up,
+connection, handshake, all redirects and the body end by its deadline, whatever a server sends. Only the
+wait for a turn at a host and for memory, of which a server has no part, do not count. What fails raises
+`FailedDownload`, `RefusedURL` or urllib's HTTPError, and nothing else.
 """
 
 import functools
-import socket
+import io
 import ssl
 import time
 import urllib.request
+from collections.abc import Container
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection, IncompleteRead
+from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
-from beamclip.data.hosts import RefusedURL, public_addresses, url_refusal
+from beamclip.data.body_memory import MAX_BODY_BYTES, BodyMemory
+from beamclip.data.download import (
+    BODY_TOO_LARGE,
+    PAUSED_HOST,
+    Download,
+    FailedDownload,
+    reason_of,
+)
+from beamclip.data.guarded_socket import GuardedSocket, GuardedTLSSocket, NameLookUps, connect
+from beamclip.data.host_turns import HostTurns, Turn, host_turns
+from beamclip.data.hosts import WEB_PORTS, RefusedURL, host_addresses, url_refusal
+from beamclip.data.retry_after import retry_delay
 from beamclip.data.web_address import web_address
 
-MAX_BODY_BYTES = 256 * 2**20
-"""A larger body fails: one endless answer must not fill the memory of a node."""
-
 _CHUNK_BYTES = 1 << 16
+_DEFAULT_SECONDS = 60.0
 
 
-def install_guarded_opener(*, allow_private_hosts: bool) -> None:
+@dataclass(frozen=True)
+class FetchRules:
+    """What the downloads of a process may do."""
+
+    turns: Path
+    """File that the processes share which count requests to a host together."""
+    per_host: int = 64
+    """Requests to one host at a time, over these processes."""
+    allow_private_hosts: bool = False
+    ports: Container[int] = WEB_PORTS
+    """Ports that a URL may name without `allow_private_hosts`."""
+
+
+def install_guarded_opener(rules: FetchRules, memory: BodyMemory) -> None:
     """Make every later `urllib.request.urlopen` of this process use `build_guarded_opener`."""
-    urllib.request.install_opener(build_guarded_opener(allow_private_hosts=allow_private_hosts))
+    urllib.request.install_opener(build_guarded_opener(rules, memory))
 
 
-def build_guarded_opener(*, allow_private_hosts: bool) -> urllib.request.OpenerDirector:
+def build_guarded_opener(rules: FetchRules, memory: BodyMemory) -> urllib.request.OpenerDirector:
     """An opener for http and https that refuses what `beamclip.data.hosts` refuses.
+
+    Who has done with a body of it says so by `memory.drop_body`.
 
     Proxies of the environment serve only with `allow_private_hosts`: a proxy resolves names itself,
     out of sight of the check.
     """
-    opener = _GuardedOpener(allow_private_hosts)
+    opener = _GuardedOpener(rules, memory)
     handlers: list[urllib.request.BaseHandler] = [
         urllib.request.UnknownHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        _RedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
-        _HTTPHandler(allow_private_hosts),
-        _HTTPSHandler(allow_private_hosts),
+        _HTTPHandler(rules),
     ]
-    if allow_private_hosts:
+    if rules.allow_private_hosts:
         handlers.append(urllib.request.ProxyHandler())
     for handler in handlers:
         opener.add_handler(handler)
     return opener
 
 
-class _GuardedOpener(urllib.request.OpenerDirector):
-    """Checks the text of each URL; the redirect handler comes back through `open` for every hop."""
+class _Visit(Download):
+    """A download with its turn at the host that it is at."""
 
-    def __init__(self, allow_private_hosts: bool) -> None:
+    def __init__(self, seconds: float, hosts: HostTurns, memory: BodyMemory) -> None:
+        super().__init__(seconds)
+        self.memory = memory
+        self.host = ""
+        self._hosts = hosts
+        self._turn: Turn | None = None
+
+    def enter(self, host: str) -> None:
+        """Wait for a turn. One is held at a time: two downloads could wait for each other's for ever."""
+        self.leave()
+        self.host = host
+        while self._turn is None or self._hosts.pause_left(host):
+            self.leave()
+            self._wait_for_end_of_pause()
+            with self.clock_stopped():
+                self._turn = self._hosts.take(host)
+
+    def leave(self) -> None:
+        """End the turn."""
+        if self._turn is not None:
+            self._hosts.give_back(self._turn)
+            self._turn = None
+
+    def _wait_for_end_of_pause(self) -> None:
+        while pause := self._hosts.pause_left(self.host):
+            if pause >= self.seconds_left():
+                raise FailedDownload(PAUSED_HOST)
+            time.sleep(pause)
+
+
+class _GuardedOpener(urllib.request.OpenerDirector):
+    """Checks each URL; the redirect handler comes back through `open` for every hop."""
+
+    def __init__(self, rules: FetchRules, memory: BodyMemory) -> None:
         super().__init__()
-        self._allow_private_hosts = allow_private_hosts
+        self._rules = rules
+        self._memory = memory
+        self._hosts = host_turns(rules.turns, rules.per_host)
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> Any:
-        url = web_address(fullurl if isinstance(fullurl, str) else fullurl.full_url)
-        if isinstance(fullurl, str):
-            fullurl = url
+        if isinstance(timeout, _Visit):
+            return self._ask(fullurl, timeout)
+        seconds = timeout if isinstance(timeout, (int, float)) else _DEFAULT_SECONDS
+        visit = _Visit(seconds, self._hosts, self._memory)
+        try:
+            return self._ask_until_served(fullurl, visit)
+        except Exception as error:
+            visit.leave()
+            if isinstance(error, (HTTPError, RefusedURL)):
+                raise
+            raise FailedDownload(reason_of(error)) from error
+
+    def _ask_until_served(self, request: Any, visit: _Visit) -> Any:
+        """Ask again as often as the host wants it and the deadline allows."""
+        attempt = 0
+        while True:
+            try:
+                response = self._ask(request, visit)
+                self._hosts.count_answer(visit.host, refused=False)
+                return response
+            except HTTPError as error:
+                self._hosts.count_answer(visit.host, refused=error.code == 429)
+                error.close()
+                delay = retry_delay(error.code, error.headers.get("Retry-After"), attempt)
+                if delay is None:
+                    raise
+                if error.code == 429:
+                    self._hosts.pause(visit.host, delay)
+                if delay >= visit.seconds_left():
+                    raise
+            attempt += 1
+            visit.leave()
+            time.sleep(delay)
+            visit.start_over()
+
+    def _ask(self, request: Any, visit: _Visit) -> Any:
+        url = web_address(request if isinstance(request, str) else request.full_url)
+        if isinstance(request, str):
+            request = url
         else:
-            fullurl.full_url = url
-        reason = url_refusal(url, allow_private=self._allow_private_hosts)
+            request.full_url = url
+        rules = self._rules
+        reason = url_refusal(url, allow_private=rules.allow_private_hosts, ports=rules.ports)
         if reason is not None:
             raise RefusedURL(reason)
-        return super().open(fullurl, data, timeout)
+        visit.count_request()
+        visit.enter((urlsplit(url).hostname or "").rstrip("."))
+        return super().open(request, None, visit)  # type: ignore[arg-type] # see Download
 
 
-class _TimedResponse(HTTPResponse):
-    """A response whose header and body must arrive within the timeout of its socket, in all.
+class _RedirectHandler(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; the download counts them."""
 
-    The timeout of a socket counts from one read to the next, so that a server which sends a byte a
-    second never meets it and holds its whole shard back.
-    """
+    max_repeats = max_redirections = 1000
 
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+
+class _Response(HTTPResponse):
+    """A response whose body is read whole, and only when the answer is a success."""
+
+    def __init__(self, sock: GuardedSocket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        timeout = sock.gettimeout()
-        self._deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        self._visit: Any = sock.download
 
     def read(self, amt: int | None = None) -> bytes:
         if amt is not None:
-            return super().read(amt)
-        body = bytearray()
-        while chunk := self.read1(_CHUNK_BYTES):
-            body += chunk
-            if time.monotonic() > self._deadline:
-                raise TimeoutError("timed out")
-            if len(body) > MAX_BODY_BYTES:
-                raise ValueError("body too large")
-        if self.length:
-            raise IncompleteRead(bytes(body), self.length)
-        return bytes(body)
-
-
-class _PublicHTTPConnection(HTTPConnection):
-    def connect(self) -> None:
-        self.sock = _connect_public(self.host, self.port, self.timeout)
-
-
-class _PublicHTTPSConnection(HTTPSConnection):
-    def __init__(self, host: str, *, context: ssl.SSLContext, **kwargs: Any) -> None:
-        super().__init__(host, context=context, **kwargs)
-        self._tls = context
-
-    def connect(self) -> None:
-        plain = _connect_public(self.host, self.port, self.timeout)
+            raise io.UnsupportedOperation("bodies are read whole")
+        if not 200 <= self.status < 300:
+            return b""  # the pages that come with redirects and errors are of no use
         try:
-            self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+            return self._read_body()
+        except Exception as error:
+            raise FailedDownload(reason_of(error)) from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        super().close()
+        if self.headers is not None:  # else it was the answer of a proxy, with the request still to come
+            self._visit.leave()
+
+    def _read_body(self) -> bytes:
+        if self.length is not None and self.length > MAX_BODY_BYTES:
+            raise FailedDownload(BODY_TOO_LARGE)
+        needed = MAX_BODY_BYTES if self.length is None else self.length
+        body, taken = io.BytesIO(), 0
+        visit, memory = self._visit, self._visit.memory
+        try:
+            while chunk := self.read1(_CHUNK_BYTES):
+                visit.count_body(len(chunk))
+                body.write(chunk)
+                if body.tell() > MAX_BODY_BYTES:
+                    raise FailedDownload(BODY_TOO_LARGE)
+                if body.tell() > memory.share and not taken:
+                    with visit.clock_stopped():
+                        memory.take(needed, visit.seconds)
+                    taken = needed
+            if self.length:
+                raise IncompleteRead(b"", self.length)
         except BaseException:
-            plain.close()
+            memory.give_back(taken)
             raise
+        if taken:
+            memory.give_back(taken - body.tell())
+        return body.getvalue()  # no copy: BytesIO hands out its own buffer
+
+
+class _Connection(HTTPConnection):
+    """Gives http.client sockets of the download that it takes for its timeout."""
+
+    response_class = _Response
+
+    def __init__(self, host: str, *, look_ups: NameLookUps, **kwargs: Any) -> None:
+        super().__init__(host, **kwargs)
+        self._create_connection = functools.partial(_connect, look_ups)
+
+
+class _TLSConnection(_Connection):
+    default_port = HTTPSConnection.default_port
+
+    def __init__(self, host: str, *, context: ssl.SSLContext, **kwargs: Any) -> None:
+        super().__init__(host, **kwargs)
+        self._context = context
+
+    def connect(self) -> None:
+        super().connect()
+        behind_proxy: str | None = getattr(self, "_tunnel_host", None)
+        assert isinstance(self.sock, GuardedSocket)
+        self.sock = GuardedTLSSocket(self.sock, self._context, behind_proxy or self.host)
 
 
 class _HTTPHandler(urllib.request.AbstractHTTPHandler):
-    def __init__(self, allow_private_hosts: bool) -> None:
+    def __init__(self, rules: FetchRules) -> None:
         super().__init__()
-        self._connection = HTTPConnection if allow_private_hosts else _PublicHTTPConnection
+        resolve = functools.partial(host_addresses, allow_private=rules.allow_private_hosts)
+        self._look_ups = NameLookUps(resolve)
+        # One context for all connections: each new one reads the certificate store again, some 20 ms.
+        self._context = ssl.create_default_context()
+        self._context.set_alpn_protocols(["http/1.1"])
 
     def http_open(self, request: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(functools.partial(_timed, self._connection), request)
-
-    http_request = urllib.request.AbstractHTTPHandler.do_request_
-
-
-class _HTTPSHandler(urllib.request.AbstractHTTPHandler):
-    def __init__(self, allow_private_hosts: bool) -> None:
-        super().__init__()
-        self._connection = HTTPSConnection if allow_private_hosts else _PublicHTTPSConnection
-        # One context for all connections: each new one reads the certificate store again, some 20 ms.
-        self._tls = ssl.create_default_context()
-        self._tls.set_alpn_protocols(["http/1.1"])
+        connection: Any = functools.partial(_Connection, look_ups=self._look_ups)
+        return self.do_open(connection, request)
 
     def https_open(self, request: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(functools.partial(_timed, self._connection), request, context=self._tls)
+        connection: Any = functools.partial(_TLSConnection, look_ups=self._look_ups, context=self._context)
+        return self.do_open(connection, request)
 
-    https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-
-def _timed(connection_class: Any, host: str, **kwargs: Any) -> Any:
-    connection = connection_class(host, **kwargs)
-    connection.response_class = _TimedResponse
-    return connection
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
 
-def _connect_public(host: str, port: int, timeout: float | None) -> socket.socket:
-    """Connect to the first address of a host that answers, after all were found to be public."""
-    failure: OSError | None = None
-    for address in public_addresses(host, port):
-        try:
-            sock = socket.create_connection((address, port), timeout)
-        except OSError as error:
-            failure = error
-            continue
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock
-    raise failure or OSError(f"{host} has no address")
+def _connect(look_ups: NameLookUps, address: tuple[str, int], visit: Any, source: Any) -> GuardedSocket:
+    host, port = address
+    return connect(look_ups.addresses(host, port, visit), port, visit)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beamclip.data.hosts import WEB_PORTS
 from beamclip.data.ingest_folder import IngestFolder, Outcome, ShardPlan
 from beamclip.data.shard_download import DownloadSettings, ShardTask, write_rows
 from beamclip.data.shard_runners import LocalRunner, RayRunner, local_runner, ray_runner, run_shards
@@ -66,15 +67,23 @@ class IngestConfig:
     """Download with processes of this machine, or with tasks of a Ray cluster (out must be an address,
     or a folder that its nodes share)."""
     processes: int | None = None
-    """Shards downloaded at the same time; None: one for each CPU."""
+    """Shards downloaded at the same time; None: one for each CPU. Shards that only wait for their last
+    servers do not count."""
     threads: int = 32
     """Downloads at the same time within a shard."""
     timeout_s: float = 10.0
-    """Seconds to connect to a server, and seconds for its whole answer."""
+    """Seconds for a whole download: name look-up, connection, redirects, repetitions that the server asked
+    for, and the image to its last byte. Waiting for a turn at a host (per_host) does not count."""
+    per_host: int = 64
+    """Requests to one host at a time, over all processes (and nodes, with ray). A host that answers 429 or
+    503 with a Retry-After is asked again then, within timeout_s."""
+    ports: tuple[int, ...] = WEB_PORTS
+    """Ports that a URL may name; others need allow_private_hosts."""
     download_retries: int = 0
     """Immediate further attempts at an image; the second pass (retry_failed) is kinder to servers."""
     allow_private_hosts: bool = False
-    """Also fetch from loopback, private and link-local addresses: only for lists you trust."""
+    """Also fetch from loopback, private and link-local addresses and from any port: only for lists you
+    trust."""
     retry_failed: bool = True
     """After all shards, try once more what failed for a cause that may pass (timeouts, HTTP 5xx, ...), or
     what was refused as private before allow_private_hosts was given."""
@@ -206,7 +215,7 @@ class _Ingest:
             self._folder.drop(shard_id)
             place = posixpath.join(self._folder.rows.place, f"{shard_id}.arrow")
             write_rows(self._rows(shard_id), place)
-            yield ShardTask(shard_id, place)
+            yield ShardTask(shard_id, place, second_attempt=shard_id in self._plan.retry_shards)
 
     def _rows(self, shard_id: int) -> pa.Table:
         """Rows of a shard. A first shard that is made anew must not fetch what a retry shard may hold."""
@@ -296,6 +305,8 @@ def _download_settings(config: IngestConfig, out: str, columns: tuple[str, ...])
         timeout_s=config.timeout_s,
         retries=config.download_retries,
         allow_private_hosts=config.allow_private_hosts,
+        per_host=config.per_host,
+        ports=config.ports,
     )
 
 
@@ -309,7 +320,7 @@ def _required(config: IngestConfig) -> tuple[str, str]:
 def _check(config: IngestConfig) -> None:
     if importlib.util.find_spec("img2dataset") is None:
         raise InputError('img2dataset is not installed. Run: pip install "beamclip[ingest]"')
-    for name in ("shard_size", "threads", "timeout_s"):
+    for name in ("shard_size", "threads", "timeout_s", "per_host"):
         if getattr(config, name) <= 0:
             raise InputError(f"{name}: {getattr(config, name)} is not positive.")
     if config.processes is not None and config.processes <= 0:

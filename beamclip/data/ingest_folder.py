@@ -32,7 +32,8 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beamclip.data.hosts import MALFORMED_URL, PRIVATE_ADDRESS
+from beamclip.data.download import BODY_TOO_LARGE, REASONS, REDIRECT_LOOP
+from beamclip.data.hosts import MALFORMED_URL, PRIVATE_ADDRESS, REFUSED_PORT
 from beamclip.data.image_limits import CORRUPT_IMAGE, REFUSALS
 from beamclip.data.shard_download import row_of_key, shard_name
 from beamclip.errors import InputError
@@ -49,9 +50,17 @@ _READERS = 16
 """Small files read at a time; in a bucket each takes a few hundredths of a second."""
 
 # What a second attempt cannot change. 404 and 410 are answers, a 503 or a timeout is none.
-_FINAL = frozenset([MALFORMED_URL, UNDECODABLE, *REFUSALS, DISALLOWED, SHARD_FAILED, "HTTP 404", "HTTP 410"])
+_FINAL = frozenset(
+    [
+        MALFORMED_URL, UNDECODABLE, *REFUSALS, DISALLOWED, SHARD_FAILED, BODY_TOO_LARGE, REDIRECT_LOOP,
+        "HTTP 404", "HTTP 410",
+    ]
+)  # fmt: skip
 
-# First match decides; the texts are those of urllib, http.client, ssl and socket.
+_ALLOWABLE = (PRIVATE_ADDRESS, REFUSED_PORT)
+
+# First match decides; the texts are those of urllib, http.client, ssl and socket, as shards of earlier
+# versions hold them.
 _REASONS = (
     ("unknown url type", MALFORMED_URL),
     ("timed out", "timed out"),
@@ -235,7 +244,7 @@ class IngestFolder:
             succeeded=sum(stats["successes"] for stats in complete.values()),
             failed=dict(reasons.most_common()),
             retryable=tuple(sorted(row for row, reason in first if is_retryable(reason))),
-            refused_private=tuple(sorted(row for row, reason in first if reason == PRIVATE_ADDRESS)),
+            refused_private=tuple(sorted(row for row, reason in first if reason in _ALLOWABLE)),
         )
 
     def _all_failures(
@@ -275,7 +284,7 @@ def failure_reason(status: str, message: str | None) -> str:
     if status == "failed_to_resize":
         return message if message in REFUSALS and message != CORRUPT_IMAGE else UNDECODABLE
     message = message or ""
-    if message.startswith("refused: ") or message == MALFORMED_URL:
+    if message.startswith("refused: ") or message in REASONS:
         return message
     if message.startswith("HTTP Error "):
         return "HTTP " + message.removeprefix("HTTP Error ")[:3]

@@ -7,16 +7,20 @@ they are: `Downloader` (threads, retries, X-Robots-Tag, statistics), `Resizer` (
 decoded already, see `resizer`), and the sample writers.
 """
 
+import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beamclip.data.fetch import install_guarded_opener
+from beamclip.data.body_memory import BodyMemory
+from beamclip.data.fetch import FetchRules, install_guarded_opener
 from beamclip.data.resizer import UprightResizer
 from beamclip.places import Folder
 
@@ -26,6 +30,9 @@ SHARD_DIGITS = 5
 DEFAULT_QUALITY = {"jpg": 95, "webp": 90, "png": 6}
 
 _FIXED_SIZE_MODES = ("border", "center_crop")
+
+_SECOND_ATTEMPT_THREADS = 8
+"""Times as many for rows that failed before: most of them only wait."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,10 @@ class DownloadSettings:
     timeout_s: float
     retries: int
     allow_private_hosts: bool
+    per_host: int
+    ports: tuple[int, ...]
+    turns: str = ""
+    """File by which processes count requests to a host together; the runner makes it."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +64,37 @@ class ShardTask:
 
     shard_id: int
     rows_file: str
+    second_attempt: bool = False
+    """All of its rows have failed before."""
 
 
-def download_shard(settings: DownloadSettings, task: ShardTask) -> None:
+def download_shard(
+    settings: DownloadSettings, task: ShardTask, on_last_rows: Callable[[], object] = lambda: None
+) -> None:
     """Download one shard; when this returns its files are complete and its statistics true.
 
     Installs the guarded opener into this process.
 
+    Args:
+        settings, task: what to download.
+        on_last_rows: called once, when all rows that are left are under way: from then on the shard needs
+            little of the processor, and may take as long as its slowest server.
+
     Raises:
         RuntimeError: the shard could not be written, or holds fewer samples than counted.
     """
-    install_guarded_opener(allow_private_hosts=settings.allow_private_hosts)
-    finished, _ = _build_downloader(settings)((task.shard_id, task.rows_file))
+    threads = settings.threads * (_SECOND_ATTEMPT_THREADS if task.second_attempt else 1)
+    memory = BodyMemory(bodies=2 * threads)  # img2dataset has as many rows under way or waiting
+    rules = FetchRules(
+        turns=Path(settings.turns),
+        per_host=settings.per_host,
+        allow_private_hosts=settings.allow_private_hosts,
+        ports=settings.ports,
+    )
+    install_guarded_opener(rules, memory)
+    count = _RowCount(_count_rows(task.rows_file) - threads, on_last_rows)
+    downloader = _build_downloader(settings, threads, memory, count)
+    finished, _ = downloader((task.shard_id, task.rows_file))
     if not finished:
         raise RuntimeError(f"shard {task.shard_id} failed")
     _check_counts(Folder(settings.folder), shard_name(task.shard_id))
@@ -94,15 +124,65 @@ def _check_counts(folder: Folder, name: str) -> None:
         )
 
 
-def _build_downloader(settings: DownloadSettings) -> Any:
+class _RowCount:
+    """Calls back when so many rows are written."""
+
+    def __init__(self, rows: int, reached: Callable[[], object]) -> None:
+        self._left = max(1, rows)
+        self._reached = reached
+
+    def add(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._reached()
+
+
+class _CountingWriter:
+    """A sample writer of img2dataset that counts what it writes, failures included."""
+
+    def __init__(self, writer: Any, count: _RowCount) -> None:
+        self._writer = writer
+        self._count = count
+
+    def write(self, *row: Any) -> None:
+        self._writer.write(*row)
+        self._count.add()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _BodyDroppingResizer:
+    """A resizer that gives the memory of a body back once its picture is made."""
+
+    def __init__(self, resizer: Any, memory: BodyMemory) -> None:
+        self._resizer = resizer
+        self._memory = memory
+
+    def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: None = None) -> tuple[Any, ...]:
+        size = len(img_stream.getbuffer())
+        try:
+            result: tuple[Any, ...] = self._resizer(img_stream, blurring_bbox_list)
+            return result
+        finally:
+            self._memory.drop_body(size)
+
+
+def _count_rows(rows_file: str) -> int:
+    with fsspec.open(rows_file, "rb") as file:
+        rows: int = pa.ipc.open_file(file).read_all().num_rows
+    return rows
+
+
+def _build_downloader(settings: DownloadSettings, threads: int, memory: BodyMemory, count: _RowCount) -> Any:
     from img2dataset.downloader import Downloader
     from img2dataset.writer import ParquetSampleWriter, WebDatasetSampleWriter
 
     writers = {"webdataset": WebDatasetSampleWriter, "parquet": ParquetSampleWriter}
     return Downloader(
-        sample_writer_class=writers[settings.format],
-        resizer=UprightResizer(_build_resizer(settings)),
-        thread_count=settings.threads,
+        sample_writer_class=lambda *about: _CountingWriter(writers[settings.format](*about), count),
+        resizer=_BodyDroppingResizer(UprightResizer(_build_resizer(settings)), memory),
+        thread_count=threads,
         save_caption="caption" in settings.columns,
         extract_exif=False,
         output_folder=settings.folder,

@@ -1,26 +1,35 @@
 """Where shards are downloaded: in processes of this machine, or in tasks of a Ray cluster.
 
-Both kinds of runner take tasks and report each as finished or failed; `run_shards` keeps as many in
-flight as asked for and tries a failed shard once more. A process that is killed, for one for want of
-memory, is a failed shard and not a hang.
+Both kinds of runner take tasks and report each as finished or failed; `run_shards` keeps as many busy as
+asked for and tries a failed shard once more. A process that is killed, for one for want of memory, is a
+failed shard and not a hang.
+
+A shard takes as long as its slowest server. One that has handed out all its rows and only waits for the last
+of them gives its slot to the next shard, so that a few silent servers in each cost no time.
 """
 
 import os
 import signal
+import struct
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from enum import Enum
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from beamclip.cluster import ray_session
 from beamclip.data.child import start_module
 from beamclip.data.shard_download import DownloadSettings, ShardTask, download_shard
+from beamclip.places import is_address
 
 _ENVIRONMENT = {
     "NO_ALBUMENTATIONS_UPDATE": "1",  # or each start asks the network for its latest version
@@ -30,16 +39,30 @@ _ENVIRONMENT = {
 }
 
 
+_SHARDS_A_SLOT = 6
+"""At most so many are under way, with those that only wait: each is a process with its memory."""
+
+_SHARD_ID = struct.Struct("q")
+
+
+class ShardState(Enum):
+    """What became of a shard that was started."""
+
+    WAITING = "waiting"  # all its rows are under way
+    COMPLETE = "complete"
+    FAILED = "failed"
+
+
 class ShardRunner(Protocol):
     """Downloads shards side by side."""
 
     slots: int
 
     def submit(self, task: ShardTask) -> None:
-        """Start one shard; there are never more than `slots` at a time."""
+        """Start one shard; there are never more than `slots` at a time that do not wait."""
 
-    def next_finished(self) -> tuple[int, bool]:
-        """Wait for any started shard: its number, and whether its files are complete."""
+    def next_event(self) -> tuple[int, ShardState]:
+        """Wait for any started shard: its number and its new state. WAITING may be left out."""
 
 
 def run_shards(runner: ShardRunner, tasks: Iterable[ShardTask]) -> Iterator[tuple[int, bool]]:
@@ -50,18 +73,24 @@ def run_shards(runner: ShardRunner, tasks: Iterable[ShardTask]) -> Iterator[tupl
     source = iter(tasks)
     again: deque[ShardTask] = deque()
     started: dict[int, ShardTask] = {}
+    busy: set[int] = set()
     retried: set[int] = set()
     while True:
-        while len(started) < runner.slots:
+        while len(busy) < runner.slots and len(started) < runner.slots * _SHARDS_A_SLOT:
             task = again.popleft() if again else next(source, None)
             if task is None:
                 break
             started[task.shard_id] = task
+            busy.add(task.shard_id)
             runner.submit(task)
         if not started:
             return
-        shard_id, complete = runner.next_finished()
+        shard_id, state = runner.next_event()
+        busy.discard(shard_id)
+        if state is ShardState.WAITING:
+            continue
         task = started.pop(shard_id)
+        complete = state is ShardState.COMPLETE
         if not complete and shard_id not in retried:
             retried.add(shard_id)
             again.append(task)
@@ -83,7 +112,8 @@ def local_runner(settings: DownloadSettings, slots: int, log: Path) -> Iterator[
         )  # fmt: skip
     theirs.close()
     try:
-        yield LocalRunner(settings, slots, ours, log)
+        with tempfile.NamedTemporaryFile(prefix="beamclip-turns-") as turns:
+            yield LocalRunner(replace(settings, turns=turns.name), slots, ours, log)
     finally:
         _end_group(process)
         ours.close()
@@ -106,17 +136,17 @@ class LocalRunner:
         """Start one shard."""
         self._connection.send(task)
 
-    def next_finished(self) -> tuple[int, bool]:
+    def next_event(self) -> tuple[int, ShardState]:
         """Wait for any started shard.
 
         Raises:
             RuntimeError: the child is gone.
         """
         try:
-            shard_id, complete = self._connection.recv()
+            shard_id, state = self._connection.recv()
         except (EOFError, OSError):
             raise RuntimeError(f"the download process ended unexpectedly; see {self._log}") from None
-        return shard_id, complete
+        return shard_id, ShardState(state)
 
 
 @contextmanager
@@ -124,17 +154,29 @@ def ray_runner(settings: DownloadSettings, slots: int | None) -> Iterator["RayRu
     """Tasks of the Ray cluster that `beamclip.cluster.ray_session` joins or starts.
 
     Args:
-        settings: its folder must be at the same path on all nodes.
+        settings: its folder must be an address, or at the same path on all nodes. By file locks in a folder
+            they count requests to a host together; with an address each node counts its own.
         slots: shards at a time; None: one for each CPU of the cluster.
     """
-    with ray_session():
+    with ray_session(), _shared_turns(settings.folder) as turns:
         import ray
 
-        runner = RayRunner(settings, slots or max(1, int(ray.cluster_resources().get("CPU", 1))))
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        runner = RayRunner(replace(settings, turns=turns), slots or cpus)
         try:
             yield runner
         finally:
             runner.cancel()
+
+
+@contextmanager
+def _shared_turns(folder: str) -> Iterator[str]:
+    """Where all nodes find the file of `host_turns`, or each makes its own."""
+    if is_address(folder):
+        yield str(Path(tempfile.gettempdir(), f"beamclip-turns-{uuid4().hex}"))
+        return
+    with tempfile.NamedTemporaryFile(prefix="turns-", dir=Path(folder) / ".ingest") as turns:
+        yield turns.name
 
 
 class RayRunner:
@@ -157,7 +199,7 @@ class RayRunner:
         """Start one shard."""
         self._running[self._download.remote(self._settings, task)] = task.shard_id
 
-    def next_finished(self) -> tuple[int, bool]:
+    def next_event(self) -> tuple[int, ShardState]:
         """Wait for any started shard."""
         import ray
 
@@ -166,8 +208,8 @@ class RayRunner:
         try:
             ray.get(done)
         except ray.exceptions.RayError:
-            return shard_id, False
-        return shard_id, True
+            return shard_id, ShardState.FAILED
+        return shard_id, ShardState.COMPLETE
 
     def cancel(self) -> None:
         """End what still runs."""
@@ -187,26 +229,33 @@ def _serve_tasks(connection: Connection) -> None:
     """Fork a process for each task that arrives, until the other side closes the connection or dies."""
     settings = connection.recv()
     running: dict[int, tuple[int, BaseProcess]] = {}
+    waiting, has_waiting = os.pipe()
     fork = get_context("fork")
     while True:
-        for ready in wait([connection, *running]):
+        for ready in wait([connection, waiting, *running]):
+            if ready == waiting:
+                (shard_id,) = _SHARD_ID.unpack(os.read(waiting, _SHARD_ID.size))
+                connection.send((shard_id, ShardState.WAITING.value))
+                continue
             if isinstance(ready, int):
                 shard_id, process = running.pop(ready)
                 process.join()
-                connection.send((shard_id, process.exitcode == 0))
+                state = ShardState.COMPLETE if process.exitcode == 0 else ShardState.FAILED
+                connection.send((shard_id, state.value))
                 continue
             try:
                 task = connection.recv()
             except EOFError:
                 os.killpg(0, signal.SIGKILL)
-            process = fork.Process(target=_run_task, args=(connection, settings, task))
+            process = fork.Process(target=_run_task, args=(connection, has_waiting, settings, task))
             process.start()
             running[process.sentinel] = task.shard_id, process
 
 
-def _run_task(connection: Connection, settings: DownloadSettings, task: ShardTask) -> None:
+def _run_task(connection: Connection, has_waiting: int, settings: DownloadSettings, task: ShardTask) -> None:
     connection.close()
-    download_shard(settings, task)
+    # So short a write to a pipe is whole, whatever other processes write.
+    download_shard(settings, task, on_last_rows=lambda: os.write(has_waiting, _SHARD_ID.pack(task.shard_id)))
 
 
 def _main(descriptor: int) -> None:

@@ -26,6 +26,8 @@ def test_plan_places_each_row_in_one_shard() -> None:
         ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>", "TLS error"),
         ("IncompleteRead(10 bytes read, 90 more expected)", "incomplete body"),
         ("refused: private address", "refused: private address"),
+        ("malformed answer", "malformed answer"),
+        ("refused: port", "refused: port"),
         ("something new", "download failed"),
     ],
 )

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from beamclip.data.shard_download import ShardTask
-from beamclip.data.shard_runners import run_shards
+from beamclip.data.shard_runners import ShardState, run_shards
 
 
 class InstantRunner:
@@ -21,10 +21,33 @@ class InstantRunner:
         self.attempts.append(task.shard_id)
         self.running.append(task.shard_id)
 
-    def next_finished(self) -> tuple[int, bool]:
+    def next_event(self) -> tuple[int, ShardState]:
         shard_id = self.running.pop(0)
         first = self.attempts.count(shard_id) == 1
-        return shard_id, shard_id not in self.bad and not (first and shard_id in self.shaky)
+        failed = shard_id in self.bad or (first and shard_id in self.shaky)
+        return shard_id, ShardState.FAILED if failed else ShardState.COMPLETE
+
+
+class SlowRunner:
+    """No shard is complete while another can be started: all wait for their last servers."""
+
+    slots = 2
+
+    def __init__(self) -> None:
+        self.busy: list[int] = []
+        self.waiting: list[int] = []
+        self.most_waiting = 0
+
+    def submit(self, task: ShardTask) -> None:
+        self.busy.append(task.shard_id)
+        assert len(self.busy) <= self.slots
+
+    def next_event(self) -> tuple[int, ShardState]:
+        if not self.busy:
+            return self.waiting.pop(0), ShardState.COMPLETE
+        self.waiting.append(self.busy.pop(0))
+        self.most_waiting = max(self.most_waiting, len(self.waiting))
+        return self.waiting[-1], ShardState.WAITING
 
 
 def test_failed_shard_is_tried_twice_and_reported_once() -> None:
@@ -32,3 +55,10 @@ def test_failed_shard_is_tried_twice_and_reported_once() -> None:
     results = list(run_shards(runner, (ShardTask(i, "") for i in range(4))))
     assert sorted(results) == [(0, True), (1, False), (2, True), (3, True)]
     assert Counter(runner.attempts) == {0: 1, 1: 2, 2: 2, 3: 1}
+
+
+def test_shard_that_waits_for_slow_servers_gives_its_slot_to_the_next_up_to_a_limit() -> None:
+    runner = SlowRunner()
+    results = list(run_shards(runner, (ShardTask(i, "") for i in range(40))))
+    assert results == [(i, True) for i in range(40)]
+    assert 3 * runner.slots <= runner.most_waiting <= 6 * runner.slots

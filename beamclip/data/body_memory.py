@@ -1,0 +1,58 @@
+"""The memory that the bodies of all downloads of a process may take together."""
+
+import threading
+import time
+
+from beamclip.data.download import NO_MEMORY, FailedDownload
+
+MAX_BODY_BYTES = 256 * 2**20
+"""A larger body fails."""
+
+_SMALL_BYTES = 256 * 2**20
+_LARGE_BYTES = MAX_BODY_BYTES
+_LEAST_SHARE = 256 * 2**10
+
+
+class BodyMemory:
+    """512 MiB: one half for small bodies, split evenly, the other for the few that are large.
+
+    A body of up to `share` bytes never waits: as many as can be in memory at a time, under way or waiting
+    to be stored, fit into the first half. A larger one takes all that it may still need from the second half
+    at once, or waits. Nobody waits while holding what another waits for, so there is no deadlock; and they
+    wait in line, so that a large request is not overtaken for ever.
+    """
+
+    def __init__(self, bodies: int) -> None:
+        """`bodies`: how many can be in memory at a time."""
+        self.share = max(_LEAST_SHARE, _SMALL_BYTES // bodies)
+        self._free = _LARGE_BYTES
+        self._changed = threading.Condition()
+        self._line = threading.Lock()
+
+    def take(self, size: int, patience_s: float) -> None:
+        """Take `size` bytes, at most MAX_BODY_BYTES, of the second half.
+
+        Raises:
+            FailedDownload: not free within `patience_s` seconds.
+        """
+        ends = time.monotonic() + patience_s
+        if not self._line.acquire(timeout=patience_s):
+            raise FailedDownload(NO_MEMORY)
+        try:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._free >= size, max(0.0, ends - time.monotonic())):
+                    raise FailedDownload(NO_MEMORY)
+                self._free -= size
+        finally:
+            self._line.release()
+
+    def give_back(self, size: int) -> None:
+        """Return bytes that were taken."""
+        with self._changed:
+            self._free += size
+            self._changed.notify_all()
+
+    def drop_body(self, size: int) -> None:
+        """Return what a body of this size holds, once it is out of memory."""
+        if size > self.share:
+            self.give_back(size)

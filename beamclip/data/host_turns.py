@@ -1,0 +1,104 @@
+"""Manners towards one host: so many requests at a time, and a pause when it asks for one.
+
+The number of requests holds over all processes that share a file. A turn is a lock on one of the `per_host`
+bytes of the host in that file; the kernel takes it back from a process that dies. Where and how many bytes
+the file has does not matter: they need not exist to be locked.
+"""
+
+import fcntl
+import functools
+import os
+import random
+import threading
+import time
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+_BUCKETS = 1 << 20
+"""Hosts whose names fall into one bucket share their turns."""
+
+_POLL_SECONDS = 0.01
+"""Between two looks at the turns of other processes; those of this one are handed on at once."""
+
+_REFUSALS = 5
+"""A host means this client and not this URL when it answers 429 as many times and nothing else between."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Of one request."""
+
+    bucket: int
+    slot: int
+
+
+@functools.cache
+def host_turns(file: Path, per_host: int) -> "HostTurns":
+    """The turns that go with a file. One object a process: to close the file would drop all its locks."""
+    return HostTurns(file, per_host)
+
+
+class HostTurns:
+    """Turns at hosts, and pauses of hosts."""
+
+    def __init__(self, file: Path, per_host: int) -> None:
+        self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._per_host = per_host
+        self._held: set[Turn] = set()
+        self._ended = threading.Condition()
+        self._lines: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._refusals: Counter[str] = Counter()
+        self._pauses: dict[str, float] = {}
+
+    def take(self, host: str) -> Turn:
+        """Wait for a turn, however long: all that hold one give it back when their own time is up."""
+        bucket = zlib.crc32(host.encode()) % _BUCKETS
+        with self._ended:
+            line = self._lines[bucket]
+        with line, self._ended:  # the others of this process wait behind the one that looks
+            while (turn := self._try(bucket)) is None:
+                self._ended.wait(_POLL_SECONDS)
+            self._held.add(turn)
+        return turn
+
+    def give_back(self, turn: Turn) -> None:
+        """End a turn."""
+        with self._ended:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, self._offset(turn))
+            self._held.remove(turn)
+            self._ended.notify_all()
+
+    def count_answer(self, host: str, *, refused: bool) -> None:
+        """A host answered; `refused`: by 429."""
+        with self._ended:
+            self._refusals[host] = self._refusals[host] + 1 if refused else 0
+
+    def pause(self, host: str, seconds: float) -> None:
+        """The host wants no request for so long; believed when it says so to everyone."""
+        with self._ended:
+            if self._refusals[host] >= _REFUSALS:
+                self._pauses[host] = max(self._pauses.get(host, 0.0), time.monotonic() + seconds)
+
+    def pause_left(self, host: str) -> float:
+        """Seconds; 0 without a pause."""
+        return max(0.0, self._pauses.get(host, 0.0) - time.monotonic())
+
+    def _try(self, bucket: int) -> Turn | None:
+        start = random.randrange(self._per_host)
+        for number in range(self._per_host):
+            turn = Turn(bucket, (start + number) % self._per_host)
+            if turn not in self._held and self._lock(turn):
+                return turn
+        return None
+
+    def _lock(self, turn: Turn) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._offset(turn))
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def _offset(self, turn: Turn) -> int:
+        return turn.bucket * self._per_host + turn.slot
