@@ -65,6 +65,11 @@ class ImageRefused(ValueError):
         self.reason = reason
 
 
+def refusal_reason(error: Exception) -> str:
+    """By which of REFUSALS an image is counted that could not be decoded."""
+    return error.reason if isinstance(error, ImageRefused) else CORRUPT_IMAGE
+
+
 @dataclass(frozen=True)
 class EncodedImage:
     """A picture as its header describes it, within the limits."""

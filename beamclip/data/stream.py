@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.data.captions import CaptionConfig, choose_caption
-from beamclip.data.image_limits import ImageRefused
+from beamclip.data.image_limits import refusal_reason
 from beamclip.data.order import BLOCK, Order, Part, Unread, epoch_part, last_draws, slots_drawn, unread
 from beamclip.data.position import DataPosition, Position
 from beamclip.data.row_sets import RowSet
@@ -215,8 +215,8 @@ def _load(
         return None
     try:
         return load_training_image(row["image"], draws, size, augment)
-    except ImageRefused as refusal:
-        row["problem"] = refusal.reason
+    except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
+        row["problem"] = refusal_reason(error)
         return None
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
-from beamclip.data.image_limits import ImageRefused
+from beamclip.data.image_limits import refusal_reason
 from beamclip.data.rows import Bundle, Segment, read_dataset, tasks_of
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_labelled
 from beamclip.data.transforms import load_evaluation_image
@@ -86,8 +86,8 @@ class Decoder:
                 interpolation=self.preprocess["interpolation"],
                 fill_color=self.preprocess["fill_color"],
             )
-        except ImageRefused as refusal:
-            row["problem"] = refusal.reason
+        except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
+            row["problem"] = refusal_reason(error)
             return None
 
 
@@ -281,7 +281,7 @@ def sample_images(
         if found["problem"] is None and found["label"] in index:
             try:
                 images.append(load_evaluation_image(found["image"], size))
-            except ImageRefused:
+            except Exception:
                 continue
             labels.append(index[found["label"]])
     pixels = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)

@@ -31,7 +31,7 @@ from beamclip.data.cache import (
     write_cache_shard,
 )
 from beamclip.data.captions import CaptionConfig
-from beamclip.data.image_limits import ImageRefused
+from beamclip.data.image_limits import refusal_reason
 from beamclip.data.position import Position
 from beamclip.data.shards import CORRUPT_IMAGE, Columns, Row, Shard, iterate_rows, list_shards
 from beamclip.data.stream import training_batches
@@ -136,8 +136,8 @@ class ShardEmbedder:
             return None
         try:
             return load_training_views(row["image"], draws, self.manifest.image_size, self.augmentation)
-        except ImageRefused as refusal:
-            row["problem"] = refusal.reason
+        except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
+            row["problem"] = refusal_reason(error)
             return None
 
     @torch.no_grad()
