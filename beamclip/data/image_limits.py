@@ -65,8 +65,8 @@ class ImageRefused(ValueError):
         self.reason = reason
 
 
-def reason_of(error: Exception) -> str:
-    """Why a picture is not used, by what was raised as it was decoded: one of REFUSALS."""
+def refusal_reason(error: Exception) -> str:
+    """By which of REFUSALS an image is counted that could not be decoded."""
     return error.reason if isinstance(error, ImageRefused) else CORRUPT_IMAGE
 
 

@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 from beamclip.data.decode import judged, pixels_of
-from beamclip.data.image_limits import CORRUPT_IMAGE, EncodedImage, ImageRefused
+from beamclip.data.image_limits import EncodedImage, refusal_reason
 
 
 class UprightResizer:
@@ -23,10 +23,8 @@ class UprightResizer:
         try:
             with judged(img_stream.getvalue()) as image:
                 result: tuple[Any, ...] = self._resizer(io.BytesIO(_plain(image)), blurring_bbox_list)
-        except ImageRefused as refusal:
-            return None, None, None, None, None, refusal.reason
-        except Exception:  # such as MemoryError: it is this image's problem, not its shard's
-            return None, None, None, None, None, CORRUPT_IMAGE
+        except Exception as error:  # a lack of memory too is this image's problem, not its shard's
+            return None, None, None, None, None, refusal_reason(error)
         return result
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.data.captions import CaptionConfig, choose_caption
-from beamclip.data.image_limits import reason_of
+from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import FirstLost, LostSample, in_words, lost_sample
 from beamclip.data.order import BLOCK, Order, Part, Unread, epoch_part, last_draws, slots_drawn, unread
 from beamclip.data.position import DataPosition, Position
@@ -223,7 +223,7 @@ def _load(
     try:
         return load_training_image(row["image"], draws, size, augment)
     except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
-        row.update(problem=reason_of(error), detail=in_words(error))
+        row.update(problem=refusal_reason(error), detail=in_words(error))
         return None
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
-from beamclip.data.image_limits import reason_of
+from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
 from beamclip.data.rows import Bundle, Segment, read_batches, read_dataset, tasks_of
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_labelled
@@ -93,7 +93,7 @@ class Decoder:
                 fill_color=self.preprocess["fill_color"],
             )
         except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
-            row.update(problem=reason_of(error), detail=in_words(error))
+            row.update(problem=refusal_reason(error), detail=in_words(error))
             return None
 
 

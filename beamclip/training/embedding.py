@@ -30,7 +30,7 @@ from beamclip.data.cache import (
     write_cache_shard,
 )
 from beamclip.data.captions import CaptionConfig
-from beamclip.data.image_limits import reason_of
+from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
 from beamclip.data.position import Position
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_shards
@@ -136,7 +136,7 @@ class ShardEmbedder:
         try:
             return load_training_views(row["image"], draws, self.manifest.image_size, self.augmentation)
         except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
-            row.update(problem=reason_of(error), detail=in_words(error))
+            row.update(problem=refusal_reason(error), detail=in_words(error))
             return None
 
     @torch.no_grad()
