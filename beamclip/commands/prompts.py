@@ -106,7 +106,7 @@ def _load(config: PromptsConfig) -> tuple[list[ClassEntry], LoadedClip, ImageTow
     refuse_one_class(classes)
     check_contexts(classes, config.prompts, config.data, allow_missing=config.allow_missing_shards)
     if config.data is not None:
-        list_shards(config.data)
+        list_shards(config.data, allow_missing=config.allow_missing_shards)
     clip = load_clip(config.teacher)
     return classes, text_tower(clip), clip.image_tower
 
@@ -142,7 +142,8 @@ def _compare_templates(
     if config.data is None:
         return []
     workers = WorkersConfig()
-    images = embedded_by(tower, list_shards(config.data), workers)()
+    shards = list_shards(config.data, allow_missing=config.allow_missing_shards)
+    images = embedded_by(tower, shards, workers)()
     return compare_templates(config.prompts, classes, clip, images, workers, cache)
 
 

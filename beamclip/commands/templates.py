@@ -183,7 +183,7 @@ def _some_images(shards: list[Shard], size: int) -> Tensor:
     for row in _some_rows(shards, Columns()):
         try:
             images.append(load_evaluation_image(row["image"], size))
-        except ValueError:
+        except Exception:  # training counts it
             continue
     stacked = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
