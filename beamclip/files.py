@@ -150,7 +150,6 @@ def _check_events(events: Iterable[Any], most_nodes: int) -> None:
     nodes = 0
     sizes: dict[str | None, int] = {}
     parents: list[_Open] = []
-    event: Any
     for event in events:
         if isinstance(event, yaml.CollectionEndEvent):
             ended = parents.pop()
@@ -176,7 +175,8 @@ def _check_events(events: Iterable[Any], most_nodes: int) -> None:
         if nodes > most_nodes:
             problem = f"with its aliases written out, more than {most_nodes:,} values"
         if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 class _Open:

@@ -6,7 +6,7 @@ import socket
 import pytest
 import ray
 
-from beamclip.cluster import WorkersConfig, check_resources, cluster_address, ray_session
+from beamclip.cluster import WorkersConfig, _check_answers, check_resources, cluster_address, ray_session
 from beamclip.errors import InputError
 
 
@@ -96,6 +96,20 @@ def test_a_port_where_nobody_listens_is_refused_at_once(
             ray_session(),
         ):
             pass
+
+
+def test_a_port_where_something_else_listens_is_refused(
+    no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("beamclip.cluster.ANSWER_WITHIN_S", 0.1)
+        with pytest.raises(InputError, match=r"\(no answer within 0 s\)"), ray_session():
+            pass
+
+
+def test_the_ray_that_runs_answers(ray_cluster: None) -> None:
+    _check_answers(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.parametrize("address", ["", " ", "local"])
