@@ -182,7 +182,7 @@ def test_what_ended_a_command_is_told_though_the_disk_is_full(tmp_path, capsys):
 def test_a_list_or_nonsense_in_place_of_a_mapping_is_refused(tmp_path):
     for text, message in (
         ("- 1", "holds a list"),
-        ("a: [", "line 1 is not valid YAML"),
+        ("a: [", "is not valid YAML"),
         ("a", "holds a text"),
     ):
         (tmp_path / "run.yaml").write_text(text)
