@@ -19,7 +19,7 @@ _USER = re.compile(
     # Path() makes one slash of two.
     r"""|(?P<short>\w:/)[^\s/?#:@'"<>]+:[^\s?#'"<>]*@"""
 )
-_QUERY = re.compile(r"""(\w:/{1,2}[^\s?'"<>]*)\?([^\s'"<>]*)""")
+_QUERY = re.compile(r"""(\w:/{1,2}[^\s?'"<>]*)\?([^\s'"<>]*[^\s'"<>:.,;)])""")
 _SECRET = re.compile(
     r"(?:^|[&;#])[^&;=]*(?:sig|token|secret|pass|pwd|credential|key|auth|policy)[^&;=]*=", re.IGNORECASE
 )

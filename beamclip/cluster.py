@@ -163,8 +163,10 @@ def _check_answers(address: str) -> None:
 
     def connect() -> None:
         try:
-            with socket.create_connection((found[1] or found[2], int(found[3])), ANSWER_WITHIN_S):
-                problems.clear()
+            _greet(found[1] or found[2], int(found[3]))
+            problems.clear()
+        except TimeoutError:
+            pass
         except (OSError, OverflowError, UnicodeError) as error:
             problems[:] = [getattr(error, "strerror", None) or str(error)]
 
@@ -174,6 +176,20 @@ def _check_answers(address: str) -> None:
     thread.join(ANSWER_WITHIN_S)
     if problems:
         raise _no_cluster(address, problems[0])
+
+
+def _greet(host: str, port: int) -> None:
+    """Exchange the first frame of HTTP/2, by which gRPC, and so Ray, begins.
+
+    Raises:
+        OSError: nobody answers, or something else.
+    """
+    with socket.create_connection((host, port), ANSWER_WITHIN_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+        if connection.recv(9, socket.MSG_WAITALL)[3:4] != b"\x04":
+            raise OSError("what listens there is no Ray")
 
 
 def _no_cluster(address: str, reason: str) -> InputError:

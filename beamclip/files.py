@@ -150,7 +150,6 @@ def _check_events(events: Iterable[Any], most_nodes: int) -> None:
     nodes = 0
     sizes: dict[str | None, int] = {}
     parents: list[_Open] = []
-    event: Any
     for event in events:
         if isinstance(event, yaml.CollectionEndEvent):
             ended = parents.pop()

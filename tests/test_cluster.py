@@ -1,11 +1,12 @@
 """What is said to somebody who asks for more workers than there is room for."""
 
 import logging
+import socket
 
 import pytest
 import ray
 
-from beamclip.cluster import WorkersConfig, check_resources, ray_session
+from beamclip.cluster import WorkersConfig, _check_answers, check_resources, cluster_address, ray_session
 from beamclip.errors import InputError
 
 
@@ -67,3 +68,54 @@ def test_a_ray_that_was_up_before_stays_up(ray_cluster: None) -> None:
     with ray_session():
         assert ray.is_initialized()
     assert ray.is_initialized()
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a command that has just begun, in whatever order tests run."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", "head:port", "foo bar:6379", "6379", "[::1]"])
+def test_an_address_of_no_cluster_is_refused_in_one_line(
+    address: str, no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=r"no address of a Ray cluster\. Give HOST:PORT"), ray_session():
+        pass
+
+
+def test_a_port_where_nobody_listens_is_refused_at_once(
+    no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused.getsockname()[1]}")
+        with (
+            pytest.raises(InputError, match=r"no Ray cluster answers there \(Connection refused\)"),
+            ray_session(),
+        ):
+            pass
+
+
+def test_a_port_where_something_else_listens_is_refused(
+    no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("beamclip.cluster.ANSWER_WITHIN_S", 0.1)
+        with pytest.raises(InputError, match=r"\(no answer within 0 s\)"), ray_session():
+            pass
+
+
+def test_the_ray_that_runs_answers(ray_cluster: None) -> None:
+    _check_answers(ray.get_runtime_context().gcs_address)
+
+
+@pytest.mark.parametrize("address", ["", " ", "local"])
+def test_an_empty_address_is_this_machine(address: str, cpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert cluster_address() is None
+    # A Ray of the command's own does not grow.
+    with pytest.raises(InputError, match="Lower --num-workers"):
+        check_resources(WorkersConfig(num_workers=2, cpus_per_worker=cpus))

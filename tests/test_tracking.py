@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ def test_the_experiment_is_the_flags_then_the_environments(run_dir, monkeypatch)
 
 
 def test_a_run_that_the_environment_names_is_logged_into_once(run_dir, monkeypatch):
-    began = start_and_end(run_dir / "launcher", tags={"by": "launcher"}, uri=tracking_uri(run_dir))
+    launcher = replace(QUIET, run_name="launcher")
+    began = start_and_end(run_dir, launcher, tags={"by": "launcher"})
     resumed = start_and_end(run_dir)
     monkeypatch.setenv("MLFLOW_RUN_ID", began.info.run_id)
     named = start_and_end(run_dir, run_id=resumed.info.run_id, tags={"command": "distill"})

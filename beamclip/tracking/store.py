@@ -23,7 +23,7 @@ params: "params", a mapping of texts. artifact: "path", "folder". end: "status",
 """
 
 PARENT_TAG = "mlflow.parentRunId"
-_SQLITE = "sqlite:///"
+_SQLITE, _DRIVER = "sqlite:///", "sqlite+pysqlite:///"
 
 MAX_METRICS = 1000
 """Metrics that MLflow takes in one request."""
@@ -57,10 +57,11 @@ def _sqlite_uri(file: Path) -> str:
     path = file.as_posix()
     if "?" not in path and "%" not in path:
         return f"{_SQLITE}{path}"
-    # SQLAlchemy unquotes the path from 2.1 on; before that, only SQLite's own form takes a question mark.
+    # SQLAlchemy unquotes the path from 2.1 on; before that, only SQLite's own form takes a question mark. Of
+    # an address that names the driver, MLflow does not make the folder, which is there, in its quoted form.
     from sqlalchemy import make_url
 
-    forms = (f"{_SQLITE}{path}", f"{_SQLITE}{quote(path)}", f"{_SQLITE}file:{quote(path)}?uri=true")
+    forms = (f"{_SQLITE}{path}", f"{_DRIVER}{quote(path)}", f"{_DRIVER}file:{quote(path)}?uri=true")
     return next((form for form in forms if make_url(form).database == path), forms[-1])
 
 
@@ -167,7 +168,7 @@ def _connect(uri: str) -> "MlflowClient":
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    if not uri.startswith(_SQLITE):
+    if not uri.startswith((_SQLITE, _DRIVER)):
         return None
     from sqlalchemy import make_url
 
