@@ -7,7 +7,7 @@ from pathlib import Path
 from beamclip.commands.console import ProgressLine, clock, count, stage
 from beamclip.commands.run_dir import CONFIG_FILE
 from beamclip.config import config_text
-from beamclip.data.hosts import PRIVATE_ADDRESS
+from beamclip.data.hosts import PRIVATE_ADDRESS, REFUSED_PORT
 from beamclip.data.ingest import IngestConfig, IngestCounts, IngestSummary, ingest
 from beamclip.data.ingest_folder import SHARD_FAILED, IngestFolder
 from beamclip.errors import FailedRunError
@@ -16,6 +16,7 @@ from beamclip.summary import SUMMARY_FILE, Counts, Summary, summary_text
 
 _HINTS = {
     PRIVATE_ADDRESS: "--allow-private-hosts fetches them too",
+    REFUSED_PORT: "--ports or --allow-private-hosts fetches them too",
     SHARD_FAILED: "the same command tries them again",
 }
 
