@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from beamclip.commands.console import ProgressLine, clock, count, stage
@@ -30,7 +31,7 @@ def ingest_urls(config: IngestConfig) -> Summary:
             written all the same.
     """
     columns = tuple(name for word in config.keep_columns for name in word.split(",") if name)
-    config = dataclasses.replace(config, keep_columns=columns)
+    config = replace(config, keep_columns=columns)
     began = time.perf_counter()
     line = ProgressLine()
 
@@ -42,17 +43,23 @@ def ingest_urls(config: IngestConfig) -> Summary:
             f"{counts.failed:,} failed  eta {clock(max(0.0, eta))}"
         )
 
-    result = ingest(config, on_progress, lambda notice: stage("ingest", notice))
+    notes: list[str] = []
+
+    def on_notice(notice: str) -> None:
+        notes.append(notice)
+        stage("ingest", notice)
+
+    result = ingest(config, on_progress, on_notice)
     line.close()
     _show(result)
     out = Folder(absolute(str(config.out)))
     failure = _failure(result, IngestFolder(out.place, "").log)
-    summary = _summary(config, result, failed=failure is not None)
+    summary = replace(_summary(config, result, failed=failure is not None), notes=notes)
     out.write(CONFIG_FILE, config_text(config).encode())
     out.write(SUMMARY_FILE, summary_text(summary).encode())
     print(f"{config.out}: shards  summary.json")
     if failure is not None:
-        raise FailedRunError(f"{config.out}: {failure}")
+        raise FailedRunError(" ".join([f"{config.out}: {failure}", *(f"({note})" for note in notes)]))
     return summary
 
 

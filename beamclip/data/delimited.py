@@ -10,14 +10,15 @@ Some programs quote TSV as if it were CSV. It is read so where that is certain: 
 has rows with too many or too few fields that come out right when read so; or all of its fields that begin
 with a quote are quoted fields that need their quotes, as minimal quoting writes them.
 
-pyarrow splits and converts. The quotes are checked on the bytes that it is about to get.
+pyarrow splits and converts. The quotes are checked on the bytes before it gets them.
 """
 
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +33,8 @@ from beamclip.data.list_lines import (
     shown,
     without_mark,
 )
+
+_UP_TO_ITS_END = re.compile(rb'"[^"]*(?:""[^"]*)*')
 
 # A whole value that begins and ends with a quote, and holds doubled quotes and no others.
 _NEEDS_QUOTES = r'^"(?s:[^"]*""[^"]*)+"$'
@@ -104,26 +107,36 @@ def _read(
     there = [name for name in dict.fromkeys(wanted) if names.count(name) == 1]
     if not there:
         return names, pa.table({})
+    with open_file() as file:
+        tables = [_parse(rows, names, there, dialect) for rows in whole_rows(file, dialect)]
+    first = next(i for i, table in enumerate(tables) if table.num_rows > 0)
+    tables[first] = tables[first].slice(1)  # the header
+    return names, pa.concat_tables(tables)
+
+
+def _parse(rows: "Rows", names: list[str], there: list[str], dialect: Dialect) -> pa.Table:
+    # By position: a name may stand there twice.
+    fields = {str(i): name for i, name in enumerate(names) if name in there}
     try:
-        with open_file() as file:
-            table = pa_csv.read_csv(
-                QuoteCheck(file, dialect) if dialect.quoted else file,
-                read_options=pa_csv.ReadOptions(block_size=BLOCK_BYTES),
-                parse_options=pa_csv.ParseOptions(
-                    delimiter=dialect.delimiter,
-                    quote_char='"' if dialect.quoted else False,
-                    newlines_in_values=dialect.quoted,
-                ),
-                # All text: type inference would turn the id 007 into 7 and the caption "null" into nothing.
-                convert_options=pa_csv.ConvertOptions(
-                    column_types=dict.fromkeys(there, pa.string()), include_columns=there
-                ),
-            )
+        table = pa_csv.read_csv(
+            pa.BufferReader(rows.text),
+            read_options=pa_csv.ReadOptions(
+                block_size=len(rows.text) + 1, column_names=[str(i) for i in range(len(names))]
+            ),
+            parse_options=pa_csv.ParseOptions(
+                delimiter=dialect.delimiter,
+                quote_char='"' if dialect.quoted else False,
+                newlines_in_values=dialect.quoted,
+            ),
+            # All text: type inference would turn the id 007 into 7 and the caption "null" into nothing.
+            convert_options=pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(fields, pa.string()), include_columns=list(fields)
+            ),
+        )
     except pa.ArrowException as error:
-        with open_file() as file:
-            fault = _first_fault(file, dialect, len(names))
+        fault = _first_fault(rows, dialect, len(names))
         raise UnreadableListError(fault or f"cannot be read: {error}") from error
-    return names, table
+    return table.rename_columns([fields[column] for column in table.column_names])
 
 
 def _column_names(header: bytes, dialect: Dialect) -> list[str]:
@@ -136,67 +149,81 @@ def _column_names(header: bytes, dialect: Dialect) -> list[str]:
     return next(csv.reader([text], delimiter=dialect.delimiter), [])
 
 
-class QuoteCheck:
-    """A file that is read through, while its quoted fields are checked.
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a file that are whole, and the number of their first line."""
 
-    Raises (on reading):
-        UnreadableListError: one is not well formed.
+    text: bytes
+    first_line: int
+
+
+def whole_rows(file: IO[bytes], dialect: Dialect) -> Iterator[Rows]:
+    """The rows of a file in pieces of about `BLOCK_BYTES`.
+
+    pyarrow would read a file itself, but in threads that may outlive the call: when Python ends before them,
+    they abort the process.
+
+    Raises:
+        UnreadableListError: a quoted field is not well formed, or a line is too long.
     """
-
-    closed = False
-
-    def __init__(self, file: IO[bytes], dialect: Dialect) -> None:
-        self._file = file
-        self._dialect = dialect
-        self._lines = 0
-        # Bytes that may belong to a quoted field whose end has not been read; a first field follows a line.
-        self._pending = b"\n"
-        self._started = False
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes of the file."""
-        data = self._file.read(size)
-        if not self._started:
-            data, self._started = without_mark(data), True
-        self._check(self._pending + (data or b"\n"), ended=not data)
-        return data
-
-    def _check(self, text: bytes, *, ended: bool) -> None:
-        keep = len(text) - 1
-        if b'"' in text:
-            rest = self._dialect.quoted_field.sub(b"", text)
-            if self._dialect.opening.search(rest):
-                keep = self._first_open(text, ended=ended)
-        self._lines += text.count(b"\n", 0, keep)
-        self._pending = text[keep:]
-
-    def _first_open(self, text: bytes, *, ended: bool) -> int:
-        """Where the first quoted field begins whose end is not in `text`, with the byte before it."""
-        masked = self._dialect.quoted_field.sub(lambda field: b" " * len(field[0]), text)
-        found = self._dialect.opening.search(masked)
-        assert found is not None, "the caller found one"
-        start = found.start()
-        closed = re.compile(rb'"[^"]*(?:""[^"]*)*').match(text, start + 1)
-        is_open = closed is not None and closed.end() >= len(text) - 1
-        if is_open and not ended and len(text) - start <= LONGEST_LINE:
-            return start
-        line = self._lines + text.count(b"\n", 0, start + 1)
-        raise UnreadableListError(
-            f"line {line}: a field begins with a quote, and no quote ends it: {shown(text[start + 1 :])}. "
-            "Put the whole field in quotes and double those inside, or write a .tsv, where quotes are text."
-        )
+    line, text = 1, without_mark(file.read(BLOCK_BYTES))
+    while text:
+        more = file.read(BLOCK_BYTES)
+        if not more and not text.endswith(b"\n"):
+            text += b"\n"
+        end = _end_of_rows(text, dialect, line, ended=not more)
+        if end > 0:
+            yield Rows(text[:end], line)
+            line += text.count(b"\n", 0, end)
+        elif len(text) > LONGEST_LINE:
+            raise UnreadableListError(f"line {line} is longer than {LONGEST_LINE >> 20} MiB.")
+        text = text[end:] + more
 
 
-def _first_fault(file: IO[bytes], dialect: Dialect, columns: int) -> str | None:
+def _end_of_rows(text: bytes, dialect: Dialect, line: int, *, ended: bool) -> int:
+    """Where the last row that is whole ends; 0 where none is."""
+    end = text.rfind(b"\n") + 1
+    while dialect.quoted and end > 0 and (start := _first_open(text[:end], dialect)) is not None:
+        if _is_ill_formed(text, start, dialect, ended=ended):
+            number = line + text.count(b"\n", 0, start)
+            raise UnreadableListError(
+                f"line {number}: a field begins with a quote, and no quote ends it: {shown(text[start:])}. "
+                "Put the whole field in quotes and double those inside, or write a .tsv, where quotes are "
+                "text."
+            )
+        end = text.rfind(b"\n", 0, start) + 1
+    return end
+
+
+def _first_open(text: bytes, dialect: Dialect) -> int | None:
+    """Where the first quoted field begins that has no end in these lines."""
+    if b'"' not in text:
+        return None
+    lines = b"\n" + text
+    if not dialect.opening.search(dialect.quoted_field.sub(b"", lines)):
+        return None
+    masked = dialect.quoted_field.sub(lambda field: b" " * len(field[0]), lines)
+    found = dialect.opening.search(masked)
+    return None if found is None else found.start()
+
+
+def _is_ill_formed(text: bytes, start: int, dialect: Dialect, *, ended: bool) -> bool:
+    """Whether a field has something behind its last quote, or has no last quote and never will."""
+    if dialect.quoted_field.match(b"\n" + text, start + 1):
+        return False  # it ends further down
+    found = _UP_TO_ITS_END.match(text, start)
+    end = len(text) if found is None else found.end()
+    return end < len(text) - 1 or ended or len(text) - start > LONGEST_LINE
+
+
+def _first_fault(rows: Rows, dialect: Dialect, columns: int) -> str | None:
     """The first line that pyarrow cannot have read, and why."""
-    for number, record, fields in _records(file, dialect):
+    for number, record, fields in _records(rows, dialect):
         try:
             record.decode()
         except UnicodeDecodeError as error:
             at = shown(record[max(0, error.start - 20) :])
             return f"line {number} is not UTF-8, at {at}. Save the list as UTF-8."
-        if len(record) > BLOCK_BYTES:
-            return f"line {number} is longer than {BLOCK_BYTES >> 20} MiB."
         if fields != columns:
             return f"line {number} has {fields} fields and the header {columns}: {shown(record)}."
         if b"\r" in record and not dialect.quoted:
@@ -204,13 +231,13 @@ def _first_fault(file: IO[bytes], dialect: Dialect, columns: int) -> str | None:
     return None
 
 
-def _records(file: IO[bytes], dialect: Dialect) -> Iterator[tuple[int, bytes, int]]:
+def _records(rows: Rows, dialect: Dialect) -> Iterator[tuple[int, bytes, int]]:
     """Rows that are not empty: the number of their first line, their bytes, and their number of fields."""
     record, first = b"", 0
-    for number, line in numbered_lines(file):
+    for number, line in enumerate(rows.text.split(b"\n"), rows.first_line):
         first = first if record else number
         record += line
-        bare: Any = b"\n" + record.removesuffix(b"\r") + b"\n"
+        bare = b"\n" + record.removesuffix(b"\r") + b"\n"
         if dialect.quoted:
             bare = dialect.quoted_field.sub(b"", bare)
             if dialect.opening.search(bare):

@@ -149,15 +149,28 @@ def ingest(
     manifest = _manifest(config, urls)
     folder = IngestFolder(out, _DATA_SUFFIX[config.format])
     with folder.lock():
+        table = None
+        if config.caption_column == AUTO:
+            before = folder.read_manifest()
+            if before.get("urls_sha256") == manifest["urls_sha256"]:
+                has_captions, why = before.get("caption_column") is not None, "as it was begun"
+            else:
+                table = _read_list(config, urls)
+                has_captions, why = "caption" in table.column_names, f"the list has no column {CAPTION!r}"
+            if not has_captions:
+                on_notice(f"without captions: {why}; --caption-column names another column")
+            config = replace(config, caption_column=CAPTION if has_captions else None)
+            manifest["caption_column"] = config.caption_column
         folder.claim(manifest)
         finished = _finished(folder, config)
         if finished is not None:
             return replace(finished, wall_seconds=time.monotonic() - started)
-        columns = (config.url_column, config.caption_column, config.keep_columns)
-        table = read_url_list(urls, *columns)
-        if config.caption_column == AUTO and "caption" not in table.column_names:
-            on_notice(f"without captions: the list has no column {CAPTION!r}")
+        table = _read_list(config, urls) if table is None else table
         return _Ingest(config, table, folder, on_progress).run(started)
+
+
+def _read_list(config: IngestConfig, urls: str) -> pa.Table:
+    return read_url_list(urls, config.url_column, config.caption_column, config.keep_columns)
 
 
 class _Ingest:
@@ -286,8 +299,6 @@ def _manifest(config: IngestConfig, urls: str) -> dict[str, Any]:
     images = ("image_size", "resize_mode", "encode_format", "encode_quality")
     settings = {name: getattr(config, name) for name in (*content, *images)}
     settings["keep_columns"] = list(config.keep_columns)
-    # Of one list, both mean the same, and shards of earlier versions know the name alone.
-    settings["caption_column"] = CAPTION if config.caption_column == AUTO else config.caption_column
     return {"urls_sha256": hash_url_list(urls), "list_reading": lists_reading(urls), **settings}
 
 

@@ -37,7 +37,7 @@ from beamclip.data.hosts import MALFORMED_URL, PRIVATE_ADDRESS, REFUSED_PORT
 from beamclip.data.image_limits import CORRUPT_IMAGE, REFUSALS
 from beamclip.data.shard_download import row_of_key, shard_name
 from beamclip.errors import InputError
-from beamclip.places import Folder
+from beamclip.places import Folder, is_address
 
 SHARD_FAILED = "shard failed"
 UNDECODABLE = "undecodable image"
@@ -148,8 +148,8 @@ class IngestFolder:
         self._suffixes = (data_suffix, ".parquet", "_stats.json")
 
     def _local_state(self) -> Path:
-        if self.out.is_local:
-            return Path(self.state.path(""))
+        if not is_address(self.out.place):
+            return Path(self.state.place)
         digest = hashlib.sha256(self.out.place.encode()).hexdigest()[:16]
         return Path(tempfile.gettempdir(), f"beamclip-ingest-{digest}")
 
@@ -159,7 +159,7 @@ class IngestFolder:
         Raises:
             InputError: it holds something else, or was filled with other settings.
         """
-        before = self._read_json("manifest.json") or {}
+        before = self.read_manifest()
         changed = [name for name in manifest if before.get(name, _BEFORE.get(name)) != manifest[name]]
         # Without a complete shard there is nothing that other settings could mix with.
         if changed and any(name.endswith("_stats.json") for name in self.out.names()):
@@ -168,6 +168,10 @@ class IngestFolder:
         if changed:
             self.state.remove("retries.json")
             self._write_json("manifest.json", manifest)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The settings that the folder was filled with, none where it is new."""
+        return self._read_json("manifest.json") or {}
 
     @contextmanager
     def lock(self) -> Iterator[None]:
