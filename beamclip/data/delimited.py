@@ -173,7 +173,8 @@ def whole_rows(file: IO[bytes], dialect: Dialect) -> Iterator[Rows]:
             text += b"\n"
         end = _end_of_rows(text, dialect, line, ended=not more)
         if end > 0:
-            yield Rows(text[:end], line)
+            if text[:end].strip(b"\r\n"):
+                yield Rows(text[:end], line)
             line += text.count(b"\n", 0, end)
         elif len(text) > LONGEST_LINE:
             raise UnreadableListError(f"line {line} is longer than {LONGEST_LINE >> 20} MiB.")
