@@ -45,6 +45,7 @@ from beamclip.data.shards import Shard, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_open_clip_dir
+from beamclip.freed_memory import hand_back_freed_memory
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
 from beamclip.models.student import build_student, lend_text_tower, release_text_tower
 from beamclip.prompts.anchors import Anchors
@@ -52,7 +53,6 @@ from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.contexts import Source
 from beamclip.summary import Summary
 from beamclip.training.distillation import Images, distillation_plan, restore_student
-from beamclip.training.process import hand_back_freed_memory
 
 Distilling = TypeVar("Distilling", bound=DistillConfig)
 

@@ -31,6 +31,7 @@ from beamclip.data.cache import finished_manifest, is_cache, read_manifest
 from beamclip.data.shards import list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import load_held_out
+from beamclip.freed_memory import hand_back_freed_memory
 from beamclip.models.clip import LoadedClip
 from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
@@ -38,7 +39,6 @@ from beamclip.prompts.templates import AUTO
 from beamclip.sweep.run_trial import Shared, prompts_key, student_key
 from beamclip.sweep.space import Settings, Space, Values, applied, combinations, grid, parse_space, shown
 from beamclip.training.distillation import Images
-from beamclip.training.process import hand_back_freed_memory
 
 CACHE = "cache"
 

@@ -27,9 +27,17 @@ from beamclip.data.image_limits import (
     ImageRefused,
     check_size,
 )
+from beamclip.freed_memory import hand_back_freed_memory
 
 REDUCTIONS = (8, 4, 2)
 """Divisors of a JPEG's size by which it can be decoded faster; others are offered, and are slow."""
+
+LARGE_BYTES = 150_000_000
+"""Of memory for one picture, from which on it is given back at once. A process that trains tells its C
+library to keep what it frees, and each thread keeps its own."""
+
+_BAND = 256
+"""Rows that are copied from Pillow at a time: it copies twice what it hands over."""
 
 _WHITE = (255, 255, 255)
 _TURNS = {
@@ -79,7 +87,11 @@ def judged(encoded: bytes) -> Iterator[EncodedImage]:
     """
     image = judge(encoded)
     with _memory.reserved(image.memory):
-        yield image
+        try:
+            yield image
+        finally:
+            if image.memory > LARGE_BYTES:
+                hand_back_freed_memory()
 
 
 def decode_image(encoded: bytes) -> Image.Image:
@@ -135,7 +147,17 @@ def pixels_of(image: EncodedImage) -> NDArray[np.uint8]:
         ImageRefused: it cannot be decoded.
     """
     pixels = jpeg_pixels(image)
-    return np.asarray(picture_of(image)) if pixels is None else pixels
+    if pixels is not None:
+        return pixels
+    picture = picture_of(image)
+    width, height = picture.size
+    if height <= _BAND:
+        return np.asarray(picture)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _BAND):
+        band = picture.crop((0, top, width, min(top + _BAND, height)))
+        pixels[top : top + _BAND] = np.asarray(band)
+    return pixels
 
 
 def is_plain_jpeg(image: EncodedImage) -> bool:

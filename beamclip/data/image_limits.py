@@ -21,14 +21,15 @@ MAX_SCANS = 32
 MAX_PARTS = 100_000
 """Segments, chunks, strips or tiles of a file. 50 million pixels in rows of 8 kB are 20,000."""
 
-BYTES_PER_PIXEL = {"JPEG": 12, "JPEG2000": 135}
+BYTES_PER_PIXEL = {"JPEG": 12, "PNG": 12, "GIF": 12, "BMP": 12, "JPEG2000": 135}
 """Peak memory of decoding, measured with Pillow 13: of a progressive JPEG of three colours without
-subsampling, and of a JPEG 2000 in code blocks of 4 x 4."""
+subsampling, a PNG with alpha, and a JPEG 2000 in code blocks of 4 x 4."""
 OTHER_BYTES_PER_PIXEL = 17
 """The same of any other format; WebP needs the most."""
 
-DECODING_BYTES = MAX_PIXELS * OTHER_BYTES_PER_PIXEL
-"""Memory for all pictures that a process decodes at a time, 850 MB."""
+DECODING_BYTES = 12 * MAX_PIXELS
+"""Memory for all pictures that a process decodes at a time, 600 MB. One that needs more is too large: a
+WebP, AVIF or TIFF of more than 35 million pixels, a JPEG 2000 of more than 4.4 million."""
 
 CORRUPT_IMAGE = "corrupt image"
 UNSUPPORTED_FORMAT = "unsupported image format"

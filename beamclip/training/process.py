@@ -44,13 +44,3 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def hand_back_freed_memory() -> None:
-    """Let glibc give all freed memory back to the kernel, for a process that waits while others compute.
-
-    Of a model that was freed it keeps more than half. A no-op where the C library is another one.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)

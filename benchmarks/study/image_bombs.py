@@ -65,7 +65,7 @@ def survived(edge: int = 7000) -> dict[str, bytes]:
         "exif.png": png(8, 8, [chunk(b"eXIf", tiff({n: (1, 90_000, 8) for n in range(1, 9000)}))]),
         "comments.gif": with_comments(small("GIF"), 20_000),
         "largest.png": png(edge, edge),
-        "largest.webp": webp(edge, edge),
+        "largest.webp": webp(edge * 5 // 6, edge * 5 // 6),
         "largest.jpg": jpeg_of_scans(1, edge),
     }
 

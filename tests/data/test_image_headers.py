@@ -80,15 +80,16 @@ def test_ingest_refuses_what_training_refuses_and_says_the_same(name: str) -> No
 
 @pytest.mark.parametrize("name", SURVIVED)
 def test_metadata_that_would_take_gigabytes_are_left_out_and_the_picture_decodes(name: str) -> None:
-    assert decode_image(SURVIVED[name]).size in [(8, 8), (64, 64)]
+    assert decode_image(SURVIVED[name]).size in [(8, 8), (53, 53), (64, 64)]
 
 
 def test_pictures_up_to_the_limits_pass() -> None:
     edge = int(MAX_PIXELS**0.5)
-    assert judge(png(8, 8)).format == "PNG"
-    assert judge(webp(edge, edge)).width == edge
-    with pytest.raises(ImageRefused, match="image too large"):
-        judge(webp(edge + 2, edge + 2))
+    plain = png(8, 8)
+    assert judge(patched(plain, 16, ">II", edge, edge)).width == edge
+    for data in (patched(plain, 16, ">II", edge + 2, edge), webp(edge, edge)):
+        with pytest.raises(ImageRefused, match="image too large"):
+            judge(data)
     assert judge(png(MAX_ASPECT_RATIO, 1)).width == MAX_ASPECT_RATIO
     with pytest.raises(ImageRefused, match="image too narrow"):
         judge(png(1, MAX_ASPECT_RATIO + 1))
@@ -156,8 +157,8 @@ def test_a_jpeg_2000_whose_box_and_pixels_differ_in_size_is_refused() -> None:
 
 
 def test_threads_share_the_memory_for_decoding() -> None:
-    """Twelve pictures of 35 megapixels at once, each of which asks for two thirds of it."""
-    data = webp(7000, 5000)
+    """Twelve pictures at once, of which two together ask for more than there is."""
+    data = webp(5000, 5000)
     held, most, lock = 0, 0, threading.Lock()
 
     def work() -> None:
