@@ -85,8 +85,9 @@ def load_inputs(config: DistillConfig) -> Inputs:
     Raises:
         InputError: for the first thing that cannot be used.
     """
+    # An address that is wrong is told of before an option that is missing.
+    shards = list_shards(config.data) if config.data else []
     check_options(config)
-    shards = list_shards(str(config.data))
     check_batches(sized(config, shards), shards)
     classes = load_classes(config.classes) if config.classes else []
     check_contexts(classes, config.prompts, config.data)
