@@ -85,9 +85,10 @@ def load_inputs(config: DistillConfig) -> Inputs:
     Raises:
         InputError: for the first thing that cannot be used.
     """
-    check_options(config)
+    # An address that is wrong is told of before an option that is missing.
     allow_missing = config.stream.allow_missing_shards
-    shards = list_shards(str(config.data), allow_missing=allow_missing)
+    shards = list_shards(config.data, allow_missing=allow_missing) if config.data else []
+    check_options(config)
     check_batches(sized(config, shards), shards)
     classes = load_classes(config.classes) if config.classes else []
     check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
