@@ -15,15 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from beamclip.errors import InputError
-from beamclip.models.clip import (
-    ClipModel,
-    LoadedClip,
-    assemble,
-    build_open_clip,
-    find_config,
-    own_configs,
-)
+from beamclip.models.clip import ClipModel, LoadedClip, assemble, build_open_clip
 from beamclip.models.config import Head, StudentConfig
+from beamclip.models.model_config import find_config, own_configs
 from beamclip.models.msclip import SpecialisedVision
 from beamclip.models.names import close_names, or_list
 from beamclip.models.weights import first_line, load_backbone
