@@ -137,8 +137,9 @@ def _tensors(content: Any, file: Path) -> dict[str, Tensor]:
         found = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
         if found:
             return found
-    held = f"a dictionary of {_some([repr(key) for key in content], ', ')}" if content else "nothing"
-    held = held if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    held = f"a {type(content).__name__}"
+    if isinstance(content, Mapping):
+        held = f"a dictionary of {_some([repr(key) for key in content], ', ') or 'nothing'}"
     raise InputError(
         f"{file}: cannot be read as a file of weights: it holds {held}. It must hold tensors by name, at its "
         f"top or under {', '.join(map(repr, _STATES))}."
