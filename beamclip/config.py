@@ -25,6 +25,7 @@ from beamclip.losses.contrastive import Objective
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
 from beamclip.losses.psd import PsdConfig
+from beamclip.models.address import absolute_address
 from beamclip.models.config import StudentConfig
 from beamclip.places import LocalPath, PathOrAddress
 from beamclip.prompts.anchors import PromptConfig
@@ -316,8 +317,10 @@ def with_absolute_paths(config: Config) -> Config:
 def _absolute(address: Any) -> Any:
     if address is None or "://" in str(address):
         return address
-    path = os.path.expanduser(address)
-    return type(address)(Path(path).resolve()) if os.path.exists(path) else address
+    if isinstance(address, str):
+        return absolute_address(address)
+    path = address.expanduser()
+    return path.resolve() if path.exists() else address
 
 
 def check_values(config: Any) -> None:

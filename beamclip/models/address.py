@@ -23,6 +23,19 @@ def named_file(rest: str) -> Path | None:
     _, slash, file = rest.partition("/")
     try:
         path = Path(file).expanduser()
-        return path if slash and file and path.is_file() else None
+        # A tag has no suffix, whatever lies in the present folder.
+        return path if slash and path.suffix and path.is_file() else None
     except (OSError, RuntimeError, ValueError):  # no path at all
         return None
+
+
+def absolute_address(address: str) -> str:
+    """The same model from any folder: a path that is there, also behind a schema, is written in full."""
+    schema, rest = split_address(address)
+    before = address[: len(address) - len(rest)]
+    if schema != HUB and schema != OPEN_CLIP:
+        path = Path(rest).expanduser()
+        if rest and path.exists():
+            return f"{before}{path.resolve()}"
+    file = named_file(rest) if schema in ("", OPEN_CLIP) else None
+    return f"{before}{rest.partition('/')[0]}/{file.resolve()}" if file else address
