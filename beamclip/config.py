@@ -25,6 +25,7 @@ from beamclip.losses.contrastive import Objective
 from beamclip.losses.csm import CsmConfig
 from beamclip.losses.feature import FeatureConfig
 from beamclip.losses.psd import PsdConfig
+from beamclip.models.address import absolute_address
 from beamclip.models.config import StudentConfig
 from beamclip.places import LocalPath, PathOrAddress
 from beamclip.prompts.anchors import PromptConfig
@@ -66,7 +67,8 @@ class DistillConfig:
     """Required. Folder or address of the shards that pipelines/ingest.py wrote, or of a teacher cache that
     pipelines/embed.py made of them: with it, no teacher looks at an image."""
     teacher: str | None = None
-    """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pretrain.py."""
+    """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
+    open_clip:NAME/FILE, or a run of pretrain.py."""
     more_teachers: tuple[str, ...] = ()
     """Further teachers: the anchors' similarities are averaged over all; the student takes the text tower of
     the first."""
@@ -156,7 +158,8 @@ class EmbedConfig:
     data: PathOrAddress = None
     """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
     teacher: str | None = None
-    """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pretrain.py."""
+    """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
+    open_clip:NAME/FILE, or a run of pretrain.py."""
     more_teachers: tuple[str, ...] = ()
     """Further teachers, whose embeddings lie beside the first one's."""
     out: PathOrAddress = None
@@ -204,7 +207,8 @@ class PromptsConfig:
     classes: LocalPath = None
     """Required. Class list (text, YAML or JSON)."""
     teacher: str | None = None
-    """Required. open_clip:NAME/TAG, a local open_clip directory or checkpoint, or a run of pretrain.py."""
+    """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
+    open_clip:NAME/FILE, or a run of pretrain.py."""
     data: PathOrAddress = None
     """Shards on whose images sets of templates are compared, and whose captions context_source captions
     reads."""
@@ -230,7 +234,8 @@ class EvaluateConfig:
     """Score a model on labelled images."""
 
     model: str | None = None
-    """Required. A run, a local open_clip directory or checkpoint, or open_clip:NAME/TAG."""
+    """Required. A run, a local open_clip directory or checkpoint, open_clip:NAME/TAG, hf-hub:ORG/NAME, or
+    open_clip:NAME/FILE."""
     data: PathOrAddress = None
     """Required. Labelled images: shards with a label column, or a folder of class folders."""
     classes: LocalPath = None
@@ -312,8 +317,10 @@ def with_absolute_paths(config: Config) -> Config:
 def _absolute(address: Any) -> Any:
     if address is None or "://" in str(address):
         return address
-    path = os.path.expanduser(address)
-    return type(address)(Path(path).resolve()) if os.path.exists(path) else address
+    if isinstance(address, str):
+        return absolute_address(address)
+    path = address.expanduser()
+    return path.resolve() if path.exists() else address
 
 
 def check_values(config: Any) -> None:

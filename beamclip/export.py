@@ -20,6 +20,7 @@ from beamclip.models.msclip import split_msclip
 from beamclip.prompts.fitting import write_fitting
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
+CARD_FILE = "README.md"
 
 
 def write_open_clip_dir(clip: LoadedClip, out: Path, card: Mapping[str, Any]) -> Path:
@@ -29,7 +30,8 @@ def write_open_clip_dir(clip: LoadedClip, out: Path, card: Mapping[str, Any]) ->
 
     Args:
         card: what the README says of the model: teacher, student, data, licence (texts), metrics (name to
-            number); every key is optional, others are listed as they are.
+            number); every key is optional, others are listed as they are. Without a teacher it says that the
+            model was trained from captions.
 
     Returns:
         out.
@@ -48,9 +50,14 @@ def write_open_clip_dir(clip: LoadedClip, out: Path, card: Mapping[str, Any]) ->
             clip.tokenizer.save_pretrained(directory)
         if clip.fitting is not None:
             write_fitting(clip.fitting, directory)
-        (directory / "README.md").write_text(_card_text(clip, card), encoding="utf-8")
+        (directory / CARD_FILE).write_text(_card_text(clip, card), encoding="utf-8")
 
     return _write_whole(out, CONFIG_FILE, write)
+
+
+def write_card(clip: LoadedClip, directory: Path, card: Mapping[str, Any]) -> None:
+    """Replace the model card of a written model, in one step; see write_open_clip_dir."""
+    write_whole(directory / CARD_FILE, _card_text(clip, card))
 
 
 def write_timm_backbone(clip: LoadedClip, out: Path) -> Path:
@@ -125,11 +132,12 @@ def _card_text(clip: LoadedClip, card: Mapping[str, Any]) -> str:
     facts["image size"] = f"{clip.image_size} x {clip.image_size} pixels"
     facts["embedding"] = f"{clip.embed_dim} numbers"
     metrics: Mapping[str, float] = card.get("metrics", {})
-    licence = card.get("licence", _LICENCE_REMINDER)
+    origin = _DISTILLED if "teacher" in card else _TRAINED
     text = _CARD.format(
+        **origin,
         facts="\n".join(f"- {key}: {value}" for key, value in facts.items()),
         metrics=_metrics_table(metrics) if metrics else "None were measured.",
-        licence=licence,
+        licence=card.get("licence", _NO_LICENCE.format(**origin)),
     )
     return without_secrets(text)
 
@@ -139,18 +147,26 @@ def _metrics_table(metrics: Mapping[str, float]) -> str:
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
 
-_LICENCE_REMINDER = (
-    "None is stated. The text tower is the teacher's and the student learned from it: the licences of the "
-    "teacher's weights and of the training images apply. Read both before you pass this model on."
-)
+_NO_LICENCE = "None is stated. {rights} Read both before you pass this model on."
+_DISTILLED = {
+    "title": "A small CLIP model, distilled with beamclip",
+    "tags": "clip, distillation, zero-shot-image-classification",
+    "rights": "The text tower is the teacher's and the student learned from it: the licences of the "
+    "teacher's weights and of the training images apply.",
+}
+_TRAINED = {
+    "title": "A CLIP model, trained with beamclip",
+    "tags": "clip, zero-shot-image-classification",
+    "rights": "Both towers learned from images and their captions: the licences of both apply.",
+}
 
 _CARD = """\
 ---
 library_name: open_clip
-tags: [clip, distillation, zero-shot-image-classification]
+tags: [{tags}]
 ---
 
-# A small CLIP model, made with beamclip
+# {title}
 
 {facts}
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 
@@ -178,10 +184,26 @@ def test_every_mounted_part_of_the_checkout_exists(cluster):
     assert [path for path in local if not (ROOT / path).exists()] == []
 
 
-def test_nodes_install_what_they_were_sent_with_the_tested_versions(cluster):
+def test_nodes_have_every_program_and_install_it_with_the_tested_versions(cluster):
     sent = set(cluster["file_mounts"])
     assert {"~/beamclip/pyproject.toml", "~/beamclip/constraints.txt", "~/beamclip/beamclip"} <= sent
-    assert any("-c constraints.txt" in line for line in cluster["setup_commands"])
+    assert {"~/beamclip/pipelines", "~/beamclip/tune"} <= sent
+    install = next(line for line in cluster["setup_commands"] if "pip install" in line)
+    assert "-c constraints.txt" in install
+    # What it prints is all that a person sees of a node that fails.
+    assert " -q" not in install
+
+
+def test_nodes_install_all_extras_that_commands_use(cluster):
+    described = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    install = next(line for line in cluster["setup_commands"] if "pip install" in line)
+    assert set(install.partition("[")[2].partition("]")[0].split(",")) == set(described) - {"test"}
+
+
+@pytest.mark.parametrize("way", ["ray rsync-up cluster.yaml", "ray rsync-down cluster.yaml", "s3://"])
+def test_the_file_says_how_things_reach_the_nodes_and_come_back(way: str):
+    comments = [line for line in (ROOT / "cluster.yaml").read_text().splitlines() if line.startswith("#")]
+    assert any(way in line for line in comments)
 
 
 def test_every_shell_command_parses(cluster):

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from beamclip.errors import InputError
-from beamclip.export import write_open_clip_dir, write_timm_backbone
+from beamclip.export import write_card, write_open_clip_dir, write_timm_backbone
 from beamclip.models.clip import LoadedClip, load_clip, new_clip
 from beamclip.models.student import StudentConfig, backbone_features, build_student
 from beamclip.prompts.fitting import FITTING_FILE, fitting_of
@@ -116,6 +116,22 @@ def test_a_model_is_as_readable_as_any_new_file_and_its_card_gives_no_access(
         os.umask(before)
     assert {oct(file.stat().st_mode & 0o777) for file in model.iterdir()} == {"0o644"}
     assert "- data: s3://***@bucket/shards\n" in (model / "README.md").read_text()
+
+
+def test_the_card_of_a_model_without_a_teacher_speaks_of_none(tmp_path: Path, teacher: LoadedClip) -> None:
+    text = (write_open_clip_dir(teacher, tmp_path / "model", {"model": "tiny-vit"}) / "README.md").read_text()
+    assert "teacher" not in text
+    assert "distil" not in text
+    assert "Both towers learned from images and their captions: the licences of both apply" in text
+
+
+def test_a_card_is_replaced_alone_and_the_model_stays(tmp_path: Path, teacher: LoadedClip) -> None:
+    directory = write_open_clip_dir(teacher, tmp_path / "model", {"data": "emoji"})
+    weights = (directory / "open_clip_model.safetensors").stat().st_mtime_ns
+    write_card(teacher, directory, {"data": "emoji", "metrics": {"zeroshot_top1": 0.25}})
+    assert "| zeroshot_top1 | 0.25 |" in (directory / "README.md").read_text()
+    assert (directory / "open_clip_model.safetensors").stat().st_mtime_ns == weights
+    assert len(list(directory.iterdir())) == 3
 
 
 def test_a_second_export_replaces_the_first_and_leaves_nothing_else(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import ray
 
 from beamclip.cluster import check_resources, ray_session
+from beamclip.commands.after_training import SCORING, AfterTraining
 from beamclip.commands.anchoring import captions_as_anchors, class_anchors, joined
 from beamclip.commands.console import count, percent, stage
 from beamclip.commands.context_sources import check_contexts, context_sources
@@ -44,9 +45,10 @@ from beamclip.data.cache import (
 from beamclip.data.shards import Shard, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
-from beamclip.export import write_open_clip_dir
+from beamclip.export import write_card, write_open_clip_dir
 from beamclip.freed_memory import hand_back_freed_memory
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
+from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student, lend_text_tower, release_text_tower
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
@@ -99,11 +101,19 @@ def load_inputs(config: DistillConfig) -> Inputs:
     teachers = [text_tower(clip) for clip in loaded]
     student = build_student(config.student, teachers[0], config.seed)
     check_batch_norms(sized(config, shards), student)
+    _show_init(config.student, student)
     views = cached_views(config, manifest, teachers, student) if manifest else None
     images = f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}"
     stage("shards", images, f"{count(manifest.augmentations, 'cached view')} each" if manifest else "")
     towers = [] if manifest else [clip.image_tower for clip in loaded]
     return Inputs(shards, teachers, towers, student, classes, manifest, views)
+
+
+def _show_init(config: StudentConfig, student: LoadedClip) -> None:
+    if config.init_checkpoint is not None:
+        pixels = student.preprocessing
+        mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (pixels.mean, pixels.std))
+        stage("student", f"{config.student} from {config.init_checkpoint}", f"mean {mean}, std {std}")
 
 
 def check_options(config: DistillConfig) -> None:
@@ -200,13 +210,9 @@ def distill(config: DistillConfig) -> Summary:
         hand_back_freed_memory()
         trained = train("distill", plan, config.workers, run_dir, tracking, title)
         restore_student(inputs.student.model.visual, trained.state)
-        teacher = teacher_again(config, fingerprint)
+        teacher = teacher_again(config, fingerprint, run_dir)
         lend_text_tower(inputs.student, teacher)
-        if trained.history:
-            plot_curves(trained.history, run_dir / PLOTS / "curves.png")
-        metrics = _score(config, inputs, teacher, scored_anchors, run_dir)
-        card = _card(config, metrics)
-        write_open_clip_dir(inputs.student, run_dir / MODEL, card)
+        after, metrics = _leave_model(config, inputs, teacher, scored_anchors, trained, run_dir)
         summary = finish(
             "distill",
             config,
@@ -216,7 +222,7 @@ def distill(config: DistillConfig) -> Summary:
             inputs.shards,
             began=began,
             metrics=metrics,
-            paths={"model": MODEL, "plots": PLOTS},
+            after=after,
             stages={"anchors": len(anchors[0].embeddings), "steps": trained.state["step"]},
         )
     show_distilled(summary, trained, inputs, run_dir)
@@ -273,46 +279,66 @@ def _anchors_of(
     return joined(parts), of_classes
 
 
-def teacher_again(config: DistillConfig, fingerprint: str) -> LoadedClip:
+def teacher_again(config: DistillConfig, fingerprint: str, run_dir: Path) -> LoadedClip:
     """The teacher, which was let go while the student trained.
 
     Raises:
-        InputError: it is another one now, whose text tower would not fit the student.
+        InputError: it is gone, or another one now, whose text tower would not fit the student.
     """
-    teacher = load_clip(str(config.teacher))
+    kept = f"The student's checkpoints are kept: put the first teacher back, and give --resume {run_dir}."
+    try:
+        teacher = load_clip(str(config.teacher))
+    except InputError as error:
+        raise InputError(f"--teacher: cannot be loaded for a second time: {error} {kept}") from error
     if teacher.fingerprint != fingerprint:
         raise InputError(
             f"--teacher {config.teacher}: has other weights now than when training began "
-            f"({teacher.fingerprint[:12]}, not {fingerprint[:12]}). The checkpoints are kept: put the first "
-            f"ones back, and give --resume {config.out}."
+            f"({teacher.fingerprint[:12]}, not {fingerprint[:12]}). {kept}"
         )
     return teacher
 
 
-def _score(
-    config: DistillConfig, inputs: Inputs, teacher: LoadedClip, anchors: Anchors | None, run_dir: Path
-) -> dict[str, float]:
-    if config.scoring.eval_data is None or anchors is None:
-        return {}
+def _leave_model(
+    config: DistillConfig,
+    inputs: Inputs,
+    teacher: LoadedClip,
+    anchors: Anchors | None,
+    trained: Trained,
+    run_dir: Path,
+) -> tuple[AfterTraining, dict[str, float]]:
+    """Write the student before all else, then score and draw it."""
+    student, model_dir = inputs.student, run_dir / MODEL
+    write_open_clip_dir(student, model_dir, _card(config, {}))
+    after = AfterTraining()
+    if trained.history:
+        after.attempt("curves", lambda: plot_curves(trained.history, run_dir / PLOTS / "curves.png"))
+    metrics = after.attempt(SCORING, lambda: _score(config, inputs, teacher, anchors)) or {}
+    after.attempt("model card", lambda: write_card(student, model_dir, _card(config, metrics)))
+    after.attempt("pictures", lambda: _draw(config, inputs, teacher, anchors, run_dir))
+    return after, metrics
+
+
+def _scored_data(config: DistillConfig, inputs: Inputs) -> ScoredData | None:
     scoring = config.scoring
-    data = ScoredData(
-        config.scoring.eval_data,
+    if scoring.eval_data is None:
+        return None
+    return ScoredData(
+        scoring.eval_data,
         scoring.label_column,
         inputs.classes,
         scoring.scoring_batch,
         config.stream.allow_missing_shards,
     )
+
+
+def _score(
+    config: DistillConfig, inputs: Inputs, teacher: LoadedClip, anchors: Anchors | None
+) -> dict[str, float]:
+    data = _scored_data(config, inputs)
+    if data is None or anchors is None:
+        return {}
     of_teacher, _ = score_zeroshot(teacher, anchors, data, config.workers)
     of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
-    draw_comparison(
-        teacher,
-        inputs.student,
-        anchors,
-        data,
-        tau_teacher=config.csm.tau_teacher,
-        tau_student=config.csm.tau_student,
-        plots=run_dir / PLOTS,
-    )
     stage(
         "scored", f"{count(len(encoded.labels), 'image')}, {count(len(inputs.classes), 'class')}", "zero-shot"
     )
@@ -325,6 +351,23 @@ def _score(
         "scored_images": float(len(encoded.labels)),
         "scored_skipped": float(sum(encoded.skipped.values())),
     }
+
+
+def _draw(
+    config: DistillConfig, inputs: Inputs, teacher: LoadedClip, anchors: Anchors | None, run_dir: Path
+) -> None:
+    data = _scored_data(config, inputs)
+    if data is None or anchors is None:
+        return
+    draw_comparison(
+        teacher,
+        inputs.student,
+        anchors,
+        data,
+        tau_teacher=config.csm.tau_teacher,
+        tau_student=config.csm.tau_student,
+        plots=run_dir / PLOTS,
+    )
 
 
 def _card(config: DistillConfig, metrics: dict[str, float]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import posixpath
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -37,6 +36,7 @@ from beamclip.data.rows import own_errors
 from beamclip.data.shards import STATS_SUFFIX, Shard, fingerprint, list_shards
 from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
+from beamclip.models.address import absolute_address
 from beamclip.models.clip import LoadedClip, load_clip, text_tower
 from beamclip.places import Folder, absolute, is_address
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, summary_text
@@ -359,19 +359,14 @@ def _leave(config: EmbedConfig, out: str, summary: Summary) -> None:
     """Leave options and summary in the cache, and the options of a distillation that fits it."""
     fitting = {
         "data": out,
-        "teacher": _absolute(str(config.teacher)),
-        "more_teachers": [_absolute(address) for address in config.more_teachers],
+        "teacher": absolute_address(str(config.teacher)),
+        "more_teachers": [absolute_address(address) for address in config.more_teachers],
         "augmentation": asdict(config.augmentation),
     }
     folder = Folder(out)
     folder.write(CONFIG_FILE, config_text(config).encode())
     folder.write(DISTILL_CONFIG, without_secrets(yaml.safe_dump(fitting, sort_keys=False)).encode())
     folder.write(SUMMARY_FILE, summary_text(summary).encode())
-
-
-def _absolute(address: str) -> str:
-    path = Path(address).expanduser()
-    return str(path.resolve()) if path.exists() else address
 
 
 def _show(out: str, summary: Summary) -> None:

@@ -3,10 +3,12 @@
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from beamclip.cluster import check_resources, ray_session
+from beamclip.commands.after_training import SCORING, AfterTraining
 from beamclip.commands.anchoring import class_anchors
 from beamclip.commands.console import count, percent, stage
 from beamclip.commands.context_sources import check_contexts, context_sources
@@ -30,7 +32,7 @@ from beamclip.data.captions import CaptionConfig
 from beamclip.data.shards import Columns, Shard, check_texts, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
-from beamclip.export import write_open_clip_dir
+from beamclip.export import write_card, write_open_clip_dir
 from beamclip.losses.psd import PsdConfig
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.prompts.classes import ClassEntry, load_classes
@@ -124,11 +126,12 @@ def pretrain(config: PretrainConfig) -> Summary:
             f"{config.model} by {config.objective}",
         )
         clip = restore_clip(inputs.clip, trained.state)
+        write_open_clip_dir(clip, run_dir / MODEL, _card(config, {}))
+        after = AfterTraining()
         if trained.history:
-            plot_curves(trained.history, run_dir / PLOTS / "curves.png")
-        metrics = _score(config, clip, inputs.classes, run_dir)
-        card = {"model": config.model, "objective": config.objective, "data": config.data, "metrics": metrics}
-        write_open_clip_dir(clip, run_dir / MODEL, card)
+            after.attempt("curves", lambda: plot_curves(trained.history, run_dir / PLOTS / "curves.png"))
+        metrics = after.attempt(SCORING, lambda: _score(config, clip, inputs.classes, run_dir)) or {}
+        after.attempt("model card", lambda: write_card(clip, run_dir / MODEL, _card(config, metrics)))
         summary = finish(
             "pretrain",
             config,
@@ -138,7 +141,7 @@ def pretrain(config: PretrainConfig) -> Summary:
             inputs.shards,
             began=began,
             metrics=metrics,
-            paths={"model": MODEL, "plots": PLOTS},
+            after=after,
             stages={"steps": trained.state["step"]},
         )
     show_skipped(trained, summary.counts.attempted)
@@ -148,6 +151,10 @@ def pretrain(config: PretrainConfig) -> Summary:
         print(f"zero-shot top-1 {percent(top1)}, top-5 {percent(top5)}  (chance {chance})")
     print(f"{run_dir}: model/  plots/  summary.json")
     return summary
+
+
+def _card(config: PretrainConfig, metrics: dict[str, float]) -> dict[str, Any]:
+    return {"model": config.model, "objective": config.objective, "data": config.data, "metrics": metrics}
 
 
 def _plan(config: PretrainConfig, inputs: Inputs, run_dir: Path) -> Plan:

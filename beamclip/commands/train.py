@@ -12,11 +12,14 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from beamclip.cluster import WorkersConfig, check_resources
+from beamclip.commands.after_training import AfterTraining
 from beamclip.commands.console import ProgressLine, clock, count, percent, stage
 from beamclip.commands.run_copy import copy_beside
 from beamclip.commands.run_dir import (
     CONFIG_FILE,
     HISTORY_FILE,
+    MODEL,
+    PLOTS,
     TRACE,
     append_history,
     checkpoint_address,
@@ -327,25 +330,30 @@ def finish(
     *,
     began: float,
     metrics: dict[str, float],
-    paths: dict[str, str],
+    after: AfterTraining,
     stages: dict[str, Any],
 ) -> Summary:
-    """Write summary.json and leave every product in MLflow too."""
+    """Write summary.json and leave every product in MLflow too.
+
+    Raises:
+        UnscoredError, KeyboardInterrupt: what came after training failed, or was ended; see AfterTraining.
+    """
     samples = sum(shard.samples for shard in shards)
     lost = sum(trained.skipped.values())
     last = trained.history[-1] if trained.history else {}
     losses = {key: value for key, value in last.items() if key.startswith("loss")}
     summary = Summary(
         command=command,
-        status="finished",
+        status=after.status,
         wall_seconds=time.perf_counter() - began,
         images=trained.images,
         images_per_second=trained.images_per_second,
         metrics={**losses, **metrics},
         counts=Counts(attempted=samples, succeeded=samples - lost, skipped=trained.skipped),
         mlflow_run_id=tracking.run_id,
-        paths={"metrics": HISTORY_FILE, **paths},
+        paths={"metrics": HISTORY_FILE, "model": MODEL, "plots": PLOTS},
         stages={"training_seconds": trained.seconds, **stages},
+        notes=after.notes,
     )
     write_summary(run_dir, summary)
     step = trained.state["step"]
@@ -353,9 +361,10 @@ def finish(
     tracking.log([{"step": step, "skipped": float(lost), **skipped, **metrics}])
     for path in (run_dir / "summary.json", run_dir / CONFIG_FILE):
         tracking.artifact(path)
-    for folder in ("plots", "model"):
+    for folder in (PLOTS, MODEL):
         if (run_dir / folder).is_dir():
             tracking.artifact(run_dir / folder, folder)
+    after.raise_failure(config, run_dir)
     return summary
 
 

@@ -5,10 +5,8 @@ from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import open_clip
 import torch
@@ -17,7 +15,9 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from beamclip.errors import InputError
-from beamclip.files import read_json
+from beamclip.models.address import HUB, LOCAL_DIR, OPEN_CLIP, named_file, split_address
+from beamclip.models.hub import WEIGHTS, hub_file, registered_weights
+from beamclip.models.model_config import find_config, is_config, read_json_object, without_pretrained_parts
 from beamclip.models.msclip import build_msclip
 from beamclip.models.names import close_names, or_list
 from beamclip.models.pixels import Preprocessing, normalise_pixels
@@ -43,7 +43,6 @@ Tokenizer = Callable[[list[str]], Tensor]
 """n texts -> int64 [n, context_length]; longer texts are cut."""
 
 CONFIG_FILE = "open_clip_config.json"
-HUB_PREFIX = "open_clip:"
 WEB_CAPTIONS = Fitting(("openai7",), "open_clip's weights have read captions from the web")
 """Of every model in open_clip's registry."""
 _PREFERRED_WEIGHTS = tuple(
@@ -119,22 +118,46 @@ def load_clip(address: str) -> LoadedClip:
     """Load a CLIP model, on the CPU, in float32 and eval mode.
 
     Args:
-        address: `open_clip:NAME/TAG` (open_clip's registry: its local cache, else a download), a directory
-            with an open_clip_config.json and its weights, a weights file that lies beside such a config, or a
-            run (its model/ is taken).
+        address: one of
+            `open_clip:NAME/TAG`: weights of open_clip's registry, from the local cache, else downloaded;
+            `open_clip:NAME/FILE`: a weights file that belongs to open_clip's, or our, config of that name;
+            `hf-hub:ORG/NAME`: an open_clip model on the Hugging Face hub, cached or downloaded;
+            a directory with an open_clip_config.json and its weights, also as `local-dir:PATH`;
+            a weights file that lies beside such a config;
+            a run, whose model/ is taken.
+            `open_clip:` may stand before any of the first four.
 
     Raises:
         InputError: there is no such model, its files are broken, or its weights do not fit its config.
     """
-    if address.startswith(HUB_PREFIX):
-        return _load_registered(address)
-    path = Path(address).expanduser()
-    if path.is_dir():
+    schema, rest = split_address(address)
+    if schema == HUB:
+        return _load_hub(rest, address)
+    if schema == OPEN_CLIP:
+        return _load_named(rest, address)
+    path, kind = _existing(rest, address)
+    if kind == "directory":
         directory = _model_directory(path)
         return _load_local(directory, _weights_in(directory), address)
-    if path.is_file():
+    if schema == LOCAL_DIR:
+        raise InputError(f"{address}: {rest or repr(rest)} is no directory. Give one with {CONFIG_FILE}.")
+    if kind == "file":
         return _load_local(path.parent, path, address)
+    if named_file(rest) and is_config(rest.partition("/")[0]):
+        return _load_named(rest, address)
     raise InputError(_not_an_address(address))
+
+
+def _existing(rest: str, address: str) -> tuple[Path, Literal["directory", "file", "nothing"]]:
+    """The path, and what is there."""
+    try:
+        path = Path(rest).expanduser()
+        if rest and path.is_dir():
+            return path, "directory"
+        return path, "file" if path.is_file() else "nothing"
+    except (OSError, RuntimeError, ValueError) as error:
+        # No permission, a name that is too long, an unknown ~user, a null byte.
+        raise InputError(f"{address!r}: cannot be opened ({error}). Give another path.") from error
 
 
 class _NoImageTower(nn.Module):
@@ -185,8 +208,8 @@ def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> 
     """
     kwargs = deepcopy(model_cfg)
     custom_text = kwargs.pop("custom_text", False)
-    custom_text = custom_text or "hf_model_name" in kwargs["text_cfg"]
     try:
+        custom_text = custom_text or "hf_model_name" in kwargs["text_cfg"]
         model_class: Callable[..., ClipModel]
         if "msclip" in kwargs:
             model_class = partial(build_msclip, custom_text=custom_text)
@@ -222,6 +245,7 @@ def assemble(
     The image size is the tower's own, whatever the preprocessing says, as in open_clip's factory.
     """
     preprocess_cfg = merge_preprocess_dict(asdict(PreprocessCfg()), preprocess)
+    _check_colours(preprocess_cfg, address)
     preprocess_cfg["size"] = model.visual.image_size
     # Tuples become lists, so that a model and its reloaded export agree.
     preprocess_cfg = json.loads(json.dumps(preprocess_cfg))
@@ -230,46 +254,88 @@ def assemble(
     return LoadedClip(model, tokenizer, model_cfg, preprocess_cfg, fingerprint, address)
 
 
-def _load_registered(address: str) -> LoadedClip:
-    name, _, tag = address.removeprefix(HUB_PREFIX).partition("/")
-    registered = open_clip.get_model_config(name)
+def _check_colours(preprocess_cfg: dict[str, Any], address: str) -> None:
+    for name in ("mean", "std"):
+        values = preprocess_cfg[name]
+        numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+        if not numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
+            raise InputError(
+                f"{address}: its preprocessing has {name} {values!r}. It must be three numbers, one for each "
+                f"of red, green and blue{', above 0' if name == 'std' else ''}."
+            )
+
+
+def _load_named(rest: str, address: str) -> LoadedClip:
+    """A model of a registered config, with registered weights or with those of a file."""
+    name, _, tag = rest.partition("/")
+    pretrained = open_clip.get_pretrained_cfg(name, tag)
+    file = named_file(rest)
+    if not pretrained and file is not None:
+        return _load_file_by_name(name, file, address)
+    registered = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if registered is None:
-        close = close_names(name, open_clip.list_models())
+        close = close_names(name, open_clip.list_models()) if name else []
         hint = f"Did you mean {or_list(close)}?" if close else "open_clip.list_models() lists all names."
         raise InputError(f"{address}: open_clip has no model named {name!r}. {hint}")
-    pretrained = open_clip.get_pretrained_cfg(name, tag)
     if not pretrained:
         raise InputError(_no_such_tag(address, name, tag))
-    model_cfg = _without_pretrained_parts(registered)
+    model_cfg = without_pretrained_parts(registered)
     # The registry lists OpenAI's weights under names whose config says GELU; the weights want QuickGELU.
     if pretrained.get("quick_gelu"):
         model_cfg["quick_gelu"] = True
-    weights = _download(pretrained, address)
+    weights = registered_weights(pretrained, address)
     model = build_open_clip(model_cfg, where=address)
     load_weights(model, weights, config=f"open_clip's {name}")
     clip = assemble(model, _open_clip_tokenizer(name, address), model_cfg, pretrained, address=address)
     return replace(clip, fitting=WEB_CAPTIONS)
 
 
+def _load_file_by_name(name: str, file: Path, address: str) -> LoadedClip:
+    """The weights that open_clip's own training leaves, which say nothing of their model."""
+    _check_suffix(file)
+    model_cfg, preprocess = find_config(name)
+    model = build_open_clip(model_cfg, where=name)
+    load_weights(model, file, config=name)
+    return assemble(model, _tokenizer_for(model_cfg, name), model_cfg, preprocess, address=address)
+
+
+def _load_hub(repository: str, address: str) -> LoadedClip:
+    config_file = hub_file(repository, [CONFIG_FILE], address)
+    weights = hub_file(repository, WEIGHTS, address)
+    return _load_configured(config_file, weights, f"{HUB}:{repository}", address)
+
+
 def _load_local(directory: Path, weights: Path, address: str) -> LoadedClip:
     config_file = directory / CONFIG_FILE
-    if weights.suffix not in SUFFIXES:
-        raise InputError(f"{weights}: not a weights file; it must end with {or_list(SUFFIXES)}.")
+    _check_suffix(weights)
     if not config_file.is_file():
         raise InputError(
-            f"{weights}: weights do not say which model they belong to. Put its {CONFIG_FILE} beside it."
+            f"{weights}: weights do not say which model they belong to. Put its {CONFIG_FILE} beside it, or "
+            f"name a config that open_clip knows: {OPEN_CLIP}:NAME/{weights}"
         )
-    config = _read_json(config_file)
+    return _load_configured(config_file, weights, f"{LOCAL_DIR}:{directory}", address)
+
+
+def _load_configured(config_file: Path, weights: Path, tokenizer: str, address: str) -> LoadedClip:
+    """Args:
+    tokenizer: where open_clip finds it.
+    """
+    config = read_json_object(config_file)
     if not isinstance(config.get("model_cfg"), dict):
         raise InputError(f"{config_file}: has no model_cfg. It must hold model_cfg and preprocess_cfg.")
-    model_cfg = _without_pretrained_parts(config["model_cfg"])
+    model_cfg = without_pretrained_parts(config["model_cfg"])
     if "msclip" in config:
         model_cfg["msclip"] = config["msclip"]
     model = build_open_clip(model_cfg, where=str(config_file))
     load_weights(model, weights, config=str(config_file))
-    tokenizer = _open_clip_tokenizer(f"local-dir:{directory}", str(config_file))
-    clip = assemble(model, tokenizer, model_cfg, config.get("preprocess_cfg", {}), address=address)
-    return replace(clip, fitting=read_fitting(directory))
+    found = _open_clip_tokenizer(tokenizer, str(config_file))
+    clip = assemble(model, found, model_cfg, config.get("preprocess_cfg", {}), address=address)
+    return replace(clip, fitting=read_fitting(config_file.parent))
+
+
+def _check_suffix(weights: Path) -> None:
+    if weights.suffix not in SUFFIXES:
+        raise InputError(f"{weights}: not a weights file; it must end with {or_list(SUFFIXES)}.")
 
 
 def _model_directory(path: Path) -> Path:
@@ -282,7 +348,10 @@ def _model_directory(path: Path) -> Path:
 
 
 def _weights_in(directory: Path) -> Path:
-    present = sorted(file for file in directory.iterdir() if file.suffix in SUFFIXES)
+    try:
+        present = sorted(file for file in directory.iterdir() if file.suffix in SUFFIXES)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be read ({error.strerror}).") from error
     preferred = [directory / name for name in _PREFERRED_WEIGHTS if directory / name in present]
     candidates = preferred[:1] or present
     if len(candidates) == 1:
@@ -295,51 +364,6 @@ def _weights_in(directory: Path) -> Path:
         f"{directory}: holds {len(candidates)} weight files ({or_list(file.name for file in candidates)}). "
         "Name the one you mean in full."
     )
-
-
-def own_configs() -> dict[str, Traversable]:
-    """The files of our own model configs, by name."""
-    folder = files("beamclip.models") / "configs"
-    return {file.name.removesuffix(".json"): file for file in folder.iterdir()}
-
-
-def find_config(config: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(model_cfg, preprocessing keys) of one of our names, one of open_clip's, or a JSON file.
-
-    Raises:
-        InputError: there is none, or it lacks what describes a model.
-    """
-    ours = own_configs()
-    if str(config) in ours:
-        found = json.loads(ours[str(config)].read_text())
-    elif Path(config).suffix == ".json":
-        found = _read_json(Path(config).expanduser())
-    else:
-        found = open_clip.get_model_config(str(config))
-    if found is None:
-        close = close_names(str(config), [*ours, *open_clip.list_models()])
-        hint = f"Did you mean {or_list(close)}? " if close else ""
-        raise InputError(
-            f"{config}: no model config of this name. {hint}"
-            f"Give {or_list(sorted(ours))}, an open_clip model name, or a JSON file."
-        )
-    absent = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in found]
-    if absent:
-        raise InputError(
-            f"{config}: has no {or_list(absent)}. A model config has embed_dim, vision_cfg and text_cfg."
-        )
-    preprocess = found.pop("preprocess", {})
-    return _without_pretrained_parts(found), preprocess
-
-
-def _without_pretrained_parts(model_cfg: dict[str, Any]) -> dict[str, Any]:
-    """A copy under which open_clip fetches nothing while it builds: the weights come from elsewhere."""
-    model_cfg = deepcopy(model_cfg)
-    if "timm_model_name" in model_cfg.get("vision_cfg", {}):
-        model_cfg["vision_cfg"]["timm_model_pretrained"] = False
-    if "hf_model_name" in model_cfg.get("text_cfg", {}):
-        model_cfg["text_cfg"]["hf_model_pretrained"] = False
-    return model_cfg
 
 
 def _tokenizer_for(model_cfg: dict[str, Any], where: str) -> Tokenizer:
@@ -370,37 +394,21 @@ def _open_clip_tokenizer(name: str, where: str) -> Tokenizer:
         ) from error
 
 
-def _download(pretrained: dict[str, Any], address: str) -> Path:
-    try:
-        return Path(open_clip.download_pretrained(pretrained))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{address}: the weights are not in the local cache and could not be downloaded ({error}). "
-            "Check the network, or give the path of a local open_clip directory."
-        ) from error
-
-
 def _no_such_tag(address: str, name: str, tag: str) -> str:
+    if Path(tag).suffix in SUFFIXES:
+        return f"{address}: {tag}: no such file, and no tag of open_clip's."
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tags:
         return f"{address}: open_clip has no weights for {name}. Take another model, or local files."
     what = f"has no tag {tag!r}" if tag else "names no pretrained weights"
-    return f"{address}: {what}. Write {HUB_PREFIX}{name}/TAG, where TAG is {or_list(tags)}."
+    return f"{address}: {what}. Write {OPEN_CLIP}:{name}/TAG, where TAG is {or_list(tags)}."
 
 
 def _not_an_address(address: str) -> str:
     name = address.partition("/")[0]
-    hint = f" Did you mean {HUB_PREFIX}{address}?" if open_clip.get_model_config(name) else ""
+    hint = f" Did you mean {OPEN_CLIP}:{address}?" if name in open_clip.list_models() else ""
     return (
-        f"{address}: no such file or directory.{hint} A model is given as {HUB_PREFIX}NAME/TAG, a directory "
-        f"with {CONFIG_FILE}, a weights file beside one, or a run."
+        f"{address or repr(address)}: no such file or directory.{hint} A model is given as "
+        f"{OPEN_CLIP}:NAME/TAG, {HUB}:ORG/NAME, a directory with {CONFIG_FILE}, a weights file beside one, "
+        f"{OPEN_CLIP}:NAME/FILE, or a run."
     )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        raise InputError(f"{file}: no such file.")
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: must hold a JSON object, not a {type(content).__name__}.")
-    return content

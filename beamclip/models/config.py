@@ -6,6 +6,8 @@ from typing import Literal
 from beamclip.places import LocalPath
 
 Head = Literal["linear", "mlp"]
+Pixels = Literal["auto", "imagenet", "inception", "openai", "teacher"]
+Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,14 @@ class StudentConfig:
 
     init_checkpoint: LocalPath = None
     """Start the backbone from this file (self-supervised weights, say): .safetensors, or torch's format."""
+
+    init_pixels: Pixels = "auto"
+    """Mean and std of the pixels that the weights of init_checkpoint are used to, which the student then
+    takes: ImageNet's, 0.5 (inception), OpenAI's, or the teacher's. auto reads them in the config beside the
+    file; without one, it takes ImageNet's, as most self-supervised training does."""
+
+    init_mean: Colour | None = None
+    """The same in numbers: mean of red, green and blue, on the scale 0..1. Needs init_std."""
+
+    init_std: Colour | None = None
+    """Standard deviation of red, green and blue, on the scale 0..1. Needs init_mean."""

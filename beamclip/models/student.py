@@ -15,15 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from beamclip.errors import InputError
-from beamclip.models.clip import (
-    ClipModel,
-    LoadedClip,
-    assemble,
-    build_open_clip,
-    find_config,
-    own_configs,
-)
+from beamclip.models.clip import ClipModel, LoadedClip, assemble, build_open_clip
 from beamclip.models.config import Head, StudentConfig
+from beamclip.models.hub import hub_file
+from beamclip.models.init_pixels import check_init_pixels, init_colours
+from beamclip.models.model_config import find_config, own_configs
 from beamclip.models.msclip import SpecialisedVision
 from beamclip.models.names import close_names, or_list
 from beamclip.models.weights import first_line, load_backbone
@@ -35,6 +31,7 @@ _PROJECTIONS: dict[Head, tuple[tuple[str, str], ...]] = {
     "linear": (("", "linear"), ("avg", "")),
     "mlp": (("", "mlp"),),
 }
+_TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _ANY_SIZE_AND_HEAD = ("resnet18", "convnext_atto", "efficientnet_b0", "xcit_nano_12_p16_224")
 
 
@@ -42,7 +39,8 @@ def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> Load
     """A student of the teacher, on the CPU; its text tower and logit scale are the teacher's.
 
     Only the image tower (`model.visual`) requires gradients and is in train mode. The student's mean and std
-    are the teacher's, so that both see the same input, unless `pretrained` brings weights used to others.
+    are the teacher's, so that both see the same input, unless its first weights are used to others: those of
+    `pretrained`, or of `init_checkpoint` (see `init_pixels`).
 
     The student is a timm backbone, or the image tower of one of our MS-CLIP configs; that of MS-CLIP-S needs
     beamclip to be loaded, all others open_clip alone.
@@ -69,7 +67,8 @@ def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> Load
     if config.pretrained:
         preprocess = {**preprocess, **_load_pretrained(model.visual.trunk, config.student)}
     if config.init_checkpoint is not None:
-        load_backbone(model.visual.trunk, config.init_checkpoint, config.student)
+        load_backbone(model.visual.trunk, config.init_checkpoint.expanduser(), config.student)
+        preprocess = {**preprocess, **init_colours(config)}
     _take_text_tower(model, teacher.model)
     model.visual.train()
     address = f"{config.student} <- {teacher.address}"
@@ -143,6 +142,7 @@ def _check(config: StudentConfig, teacher: LoadedClip) -> None:
             f"student {config.student}: pretrained and init_checkpoint ({config.init_checkpoint}) are both "
             "given, and both set the backbone's first weights. Drop one."
         )
+    check_init_pixels(config)
     if config.student_image_size is not None and config.student_image_size < 1:
         raise InputError(f"student_image_size is {config.student_image_size}; it must be positive.")
     if "multimodal_cfg" in teacher.model_cfg:
@@ -214,6 +214,10 @@ def _timm_cfg(name: str, pool: str, proj: str, size: int) -> dict[str, Any]:
 def _load_pretrained(trunk: nn.Module, name: str) -> dict[str, Any]:
     """Fill the trunk with timm's weights; returns the mean and std that they are used to."""
     try:
+        registered = timm.get_pretrained_cfg(name)
+        if registered is not None and registered.hf_hub_id:
+            # timm itself would ask again for most of a minute.
+            hub_file(registered.hf_hub_id, _TIMM_WEIGHTS, name)
         source = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
         # Hub, cache and file errors share no base class.

@@ -2,25 +2,34 @@
 
 import hashlib
 import json
+import re
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import open_clip
 import torch
-from open_clip.factory import load_state_dict
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from beamclip.errors import InputError
 
 StateDict = Mapping[str, Tensor]
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SHOWN = 3
+
+_STATES = ("state_dict", "model", "teacher")
+"""Keys under which training programs keep weights, in the order in which they are looked for."""
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch.compile and FSDP put into the names of tensors."""
 
 
 def load_weights(model: nn.Module, file: Path, config: str) -> None:
-    """Load a whole open_clip model from one file; OpenAI's and DDP's (`module.`) layouts are understood.
+    """Load a whole open_clip model from one file, in open_clip's or OpenAI's layout.
+
+    The model may sit under any prefix (`module.`, `model.`); see `read_state_dict` for the rest.
 
     Args:
         config: where the model's shape comes from, for messages.
@@ -28,11 +37,32 @@ def load_weights(model: nn.Module, file: Path, config: str) -> None:
     Raises:
         InputError: the file cannot be read as tensors, or its tensors do not fit the model.
     """
+    state = read_state_dict(file)
+    prefix = _model_prefix(state, file)
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     try:
-        open_clip.load_checkpoint(model, str(file))
+        _fill(model, state)
     except Exception as error:
         # open_clip raises a dozen kinds here; only the two files can say which mistake it was.
-        raise InputError(_why_unfit(model, file, config, error)) from error
+        raise InputError(_why_unfit(model, state, file, config, error)) from error
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a state as `open_clip.load_checkpoint` loads that of a file."""
+    state = convert_state_dict(model, dict(state))
+    if not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):
+        own = getattr(model, name, None)
+        if own is not None and name in state:
+            state[name] = state[name].reshape(own.shape)
+    if getattr(model, "logit_bias", None) is not None:
+        state.setdefault("logit_bias", torch.zeros_like(state["logit_scale"]))
+    # transformers has not stored these since 4.31.
+    state.pop("text.transformer.embeddings.position_ids", None)
+    resize_pos_embed(state, model)
+    resize_text_pos_embed(state, model)
+    model.load_state_dict(state)
 
 
 def load_backbone(trunk: nn.Module, file: Path, name: str) -> None:
@@ -58,20 +88,68 @@ def load_backbone(trunk: nn.Module, file: Path, name: str) -> None:
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or torch file, by name; nothing but tensors is unpickled.
 
+    Of a training checkpoint, those under "state_dict", "model" or "teacher"; what torch.compile, FSDP and DDP
+    put into names is left out.
+
     Raises:
         InputError: the file is missing, is no such file, or holds other Python objects.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file.")
     try:
-        state = load_state_dict(str(file), weights_only=True)
-        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        content = _read(file)
     except Exception as error:
         # Foreign bytes make torch and safetensors raise anything from EOFError to StopIteration.
-        raise InputError(
+        raise InputError(_why_unreadable(file, error)) from error
+    state = {_unwrapped(key): value for key, value in _tensors(content, file).items()}
+    wrapped = all(key.startswith("module.") for key in state)
+    return {key.removeprefix("module.") if wrapped else key: value for key, value in state.items()}
+
+
+def _read(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    # A bag of values, which DINO and its kin keep their options in.
+    with torch.serialization.safe_globals([Namespace]):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign is None:
+        return (
             f"{file}: cannot be read as a file of weights ({first_line(error)}). "
             "It must be .safetensors, or a torch file that holds a state dict and nothing but tensors."
-        ) from error
+        )
+    return (
+        f"{file}: cannot be read as a file of weights: it holds a Python object ({foreign[1]}), which may "
+        "run any code when it is read. It must hold nothing but tensors. If you trust its source, save its "
+        "weights alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], OTHER)."
+    )
+
+
+def _tensors(content: Any, file: Path) -> dict[str, Tensor]:
+    """The weights in what a file holds, which training programs nest."""
+    if isinstance(content, Mapping):
+        for key in _STATES:
+            if isinstance(content.get(key), Mapping):
+                return _tensors(content[key], file)
+        found = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if found:
+            return found
+    held = f"a {type(content).__name__}"
+    if isinstance(content, Mapping):
+        held = f"a dictionary of {_some([repr(key) for key in content], ', ') or 'nothing'}"
+    raise InputError(
+        f"{file}: cannot be read as a file of weights: it holds {held}. It must hold tensors by name, at its "
+        f"top or under {', '.join(map(repr, _STATES))}."
+    )
+
+
+def _unwrapped(key: str) -> str:
+    for wrapper in _WRAPPERS:
+        key = key.replace(wrapper, "")
+    return key
 
 
 def weights_sha256(model: nn.Module, *configs: Mapping[str, Any]) -> str:
@@ -88,12 +166,27 @@ def weights_sha256(model: nn.Module, *configs: Mapping[str, Any]) -> str:
 def _backbone_prefix(state: StateDict, wanted: StateDict, file: Path) -> str:
     """The prefix under which the file holds most of the wanted tensors."""
     first = next(iter(wanted))
-    prefixes = [key.removesuffix(first) for key in state if key == first or key.endswith("." + first)]
-    hits = {prefix: sum(prefix + key in state for key in wanted) for prefix in prefixes}
-    best = [prefix for prefix in prefixes if hits[prefix] == max(hits.values())]
+    hits = {prefix: sum(prefix + key in state for key in wanted) for prefix in _prefixes(state, first)}
+    return _best(hits, "backbones", file)
+
+
+def _model_prefix(state: StateDict, file: Path) -> str:
+    """The prefix under which the file holds a CLIP model: each has a logit_scale, beside its towers."""
+    prefixes = _prefixes(state, "logit_scale")
+    hits = {prefix: sum(key.startswith(prefix) for key in state) for prefix in prefixes}
+    return _best(hits, "models", file)
+
+
+def _prefixes(state: StateDict, name: str) -> list[str]:
+    return [key.removesuffix(name) for key in state if key == name or key.endswith("." + name)]
+
+
+def _best(hits: Mapping[str, int], what: str, file: Path) -> str:
+    """The prefix with most hits; empty if there is none."""
+    best = [prefix for prefix in hits if hits[prefix] == max(hits.values())]
     if len(best) > 1:
         raise InputError(
-            f"{file}: holds {len(best)} backbones, under {_some([repr(prefix) for prefix in best], ', ')}. "
+            f"{file}: holds {len(best)} {what}, under {_some([repr(prefix) for prefix in best], ', ')}. "
             "Save the one you mean to a file of its own."
         )
     return best[0] if best else ""
@@ -110,10 +203,9 @@ def _classifier(trunk: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
-def _why_unfit(model: nn.Module, file: Path, config: str, error: Exception) -> str:
-    state: dict[str, Tensor] = read_state_dict(file)
+def _why_unfit(model: nn.Module, state: StateDict, file: Path, config: str, error: Exception) -> str:
     if not hasattr(model, "positional_embedding"):
-        state = convert_to_custom_text_state_dict(state)
+        state = convert_to_custom_text_state_dict(dict(state))
     problem = _mismatch(state, model.state_dict()) or first_line(error)
     return (
         f"{file}: does not fit the model that {config} describes: {problem} "

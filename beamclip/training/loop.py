@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from beamclip.data.position import Position
 from beamclip.data.stream import Batch
 from beamclip.errors import InputError
+from beamclip.training.average import WeightAverage
 from beamclip.training.checkpoint import State
 from beamclip.training.optim import OptimConfig, autocast_dtype, build_optimizer, learning_rate
 
@@ -130,7 +130,7 @@ class Training:
             self.bare.compile_networks()  # type: ignore[operator]
         self.optimizer = build_optimizer(method, config)
         self.dtype = autocast_dtype(config.precision, device)
-        self.ema = _averaged(self.bare, config.ema_decay) if config.ema_decay else None
+        self.ema = WeightAverage(self.bare, config.ema_decay) if config.ema_decay else None
 
     @property
     def bare(self) -> nn.Module:
@@ -143,7 +143,7 @@ class Training:
         """Weights, average, optimiser and step: tensors, numbers and strings only."""
         return {
             "method": self.bare.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
+            "ema": self.ema.tensors if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
@@ -152,8 +152,8 @@ class Training:
         """Continue from `state()`."""
         self.bare.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None and state["ema"] is not None:
-            self.ema.load_state_dict(state["ema"])
+        if self.ema is not None:
+            self.ema.load(trained_weights(state))
         self.step = state["step"]
 
     def advance(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -177,7 +177,7 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.bare)
+            self.ema.update(self.bare, first=self.step == 0)
         self.step += 1
         return norm, metrics
 
@@ -238,11 +238,7 @@ class Training:
 
 def trained_weights(state: State) -> dict[str, Tensor]:
     """The method's weights that a run ends with: the average where one was kept, else the last ones."""
-    if state["ema"] is None:
-        return dict(state["method"])
-    return {
-        key.removeprefix("module."): value for key, value in state["ema"].items() if key.startswith("module.")
-    }
+    return dict(state["method"] if state["ema"] is None else state["ema"])
 
 
 @contextlib.contextmanager
@@ -256,10 +252,6 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-def _averaged(module: nn.Module, decay: float) -> AveragedModel:
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def batch_to_device(batch: Batch, device: torch.device) -> Batch:

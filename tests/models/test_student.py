@@ -1,6 +1,7 @@
 """Students: what they share with the teacher, which backbones work, and from which weights they start."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from beamclip.errors import InputError
 from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, new_clip
-from beamclip.models.pixels import normalise_pixels
+from beamclip.models.pixels import Preprocessing, normalise_pixels
 from beamclip.models.student import (
     StudentConfig,
     backbone_features,
@@ -234,7 +235,67 @@ def test_a_backbone_starts_from_a_checkpoint_whatever_its_prefix_and_classifier(
     trunk = student.model.visual.trunk.state_dict()
     different = {key for key in trunk if not torch.equal(trunk[key], weights[key])}
     assert different <= OWN_CLASSIFIERS
-    assert student.preprocessing == micro_clip.preprocessing
+
+
+IMAGENET = Preprocessing(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+OTHER = Preprocessing(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("options", "beside", "expected"),
+    [
+        ({}, {}, IMAGENET),
+        ({"init_pixels": "inception"}, {}, HALF),
+        ({"init_mean": (0.1, 0.2, 0.3), "init_std": (0.4, 0.5, 0.6)}, {}, OTHER),
+        ({}, {"open_clip_config.json": {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}}, HALF),
+        ({}, {"config.json": {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}}, HALF),
+        (
+            {"init_pixels": "imagenet"},
+            {"config.json": {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}},
+            IMAGENET,
+        ),
+    ],
+)
+def test_a_student_takes_the_pixels_that_its_first_weights_are_used_to(
+    tmp_path: Path,
+    micro_clip: LoadedClip,
+    options: dict[str, Any],
+    beside: dict[str, Any],
+    expected: Preprocessing,
+) -> None:
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "ssl.pt")
+    for name, content in beside.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    config = StudentConfig(student="test_resnet", init_checkpoint=tmp_path / "ssl.pt", **options)
+    student = build_student(config, micro_clip, seed=0)
+    assert student.preprocessing == expected
+    # What open_clip's users normalise by comes from the exported config.
+    exported = json.loads(
+        (write_open_clip_dir(student, tmp_path / "out", {}) / "open_clip_config.json").read_text()
+    )
+    assert exported["preprocess_cfg"]["mean"] == list(expected.mean)
+    assert exported["preprocess_cfg"]["std"] == list(expected.std)
+
+
+def test_a_student_may_keep_the_teachers_pixels(tmp_path: Path, micro_clip: LoadedClip) -> None:
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "ssl.pt")
+    config = StudentConfig(student="test_resnet", init_checkpoint=tmp_path / "ssl.pt", init_pixels="teacher")
+    assert build_student(config, micro_clip, seed=0).preprocessing == micro_clip.preprocessing
+
+
+@pytest.mark.parametrize("key", ["model", "teacher"])
+def test_a_backbone_starts_from_the_weights_of_a_self_supervised_run(
+    tmp_path: Path, micro_clip: LoadedClip, key: str
+) -> None:
+    torch.manual_seed(3)
+    weights = timm.create_model("test_resnet", num_classes=0).state_dict()
+    state = {f"module._orig_mod.backbone.{name}": value for name, value in weights.items()}
+    content = {key: state, "student": {}, "optimizer": {"state": {}}, "args": Namespace(lr=1.0), "epoch": 3}
+    torch.save(content, tmp_path / "dino.ckpt")
+    config = StudentConfig(student="test_resnet", init_checkpoint=tmp_path / "dino.ckpt")
+    trunk = build_student(config, micro_clip, seed=0).model.visual.trunk.state_dict()
+    assert all(torch.equal(trunk[name], value) for name, value in weights.items())
 
 
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path, micro_clip: LoadedClip) -> None:
@@ -294,6 +355,17 @@ def test_a_checkpoint_with_two_backbones_is_refused(tmp_path: Path, micro_clip: 
             ["pretrained and init_checkpoint (ssl.pt) are both given", "Drop one"],
         ),
         (StudentConfig(init_checkpoint=Path("absent.pt")), ["absent.pt: no such file"]),
+        (StudentConfig(init_pixels="imagenet"), ["no effect without init_checkpoint"]),
+        (
+            StudentConfig(init_checkpoint=Path("ssl.pt"), init_mean=(0.5, 0.5, 0.5)),
+            ["init_mean and init_std", "Give both"],
+        ),
+        (
+            StudentConfig(
+                init_checkpoint=Path("ssl.pt"), init_mean=(123.7, 116.3, 103.5), init_std=(58.4, 57.1, 57.4)
+            ),
+            ["init_mean (123.7, 116.3, 103.5)", "scale 0..1", "Divide by 255"],
+        ),
     ],
 )
 def test_a_student_that_cannot_be_is_refused_with_what_to_do(

@@ -246,7 +246,7 @@ def test_average_of_the_weights_follows_its_recurrence() -> None:
         training.advance([photos(step)])
         weight = method.linear.weight.detach().clone()
         want = weight if want is None else 0.75 * want + 0.25 * weight
-    torch.testing.assert_close(training.state()["ema"]["module.linear.weight"], want)
+    torch.testing.assert_close(training.state()["ema"]["linear.weight"], want)
     assert not torch.allclose(want, method.linear.weight)
 
 
@@ -263,8 +263,38 @@ def test_average_covers_batch_statistics() -> None:
     means = [mean_colours(photos(step)).mean(dim=0) for step in range(2)]
     for step in range(2):
         training.advance([photos(step)])
-    got = training.state()["ema"]["module.norm.running_mean"]
+    got = training.state()["ema"]["norm.running_mean"]
     torch.testing.assert_close(got, 0.75 * means[0] + 0.25 * means[1])
+
+
+def test_average_copies_what_has_no_average() -> None:
+    class Masked(Brightness):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            self.calls += 10
+            return super().forward(batch)
+
+    training = train(Masked(), replace(FP32, ema_decay=0.75))
+    for step in range(3):
+        training.advance([photos(step)])
+    average = training.state()["ema"]
+    assert average["mask"].tolist() == [[0.0, -math.inf], [0.0, 0.0]]
+    assert average["calls"] == 30
+
+
+def test_an_average_that_begins_in_a_resumed_run_begins_with_its_weights() -> None:
+    plain = train(Brightness(), replace(FP32, lr=0.1))
+    plain.advance([photos(0)])
+    resumed = train(Brightness(), replace(FP32, lr=0.1, ema_decay=0.75))
+    resumed.load(plain.state())
+    before = resumed.bare.linear.weight.detach().clone()  # type: ignore[union-attr]
+    resumed.advance([photos(1)])
+    after = resumed.bare.linear.weight.detach()  # type: ignore[union-attr]
+    torch.testing.assert_close(resumed.state()["ema"]["linear.weight"], 0.75 * before + 0.25 * after)
 
 
 def test_without_an_average_the_state_has_none() -> None:

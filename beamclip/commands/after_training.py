@@ -1,0 +1,93 @@
+"""What follows a training: a model that is trained and written must not be lost by what comes then."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TypeVar
+
+from beamclip.commands.run_dir import MODEL
+from beamclip.config import DistillConfig, PretrainConfig
+from beamclip.errors import InputError
+from beamclip.prompts.anchors import PromptConfig
+from beamclip.summary import Status
+
+Result = TypeVar("Result")
+SCORING = "scoring"
+
+
+class UnscoredError(RuntimeError):
+    """Training ended well, and something after it did not."""
+
+
+@dataclass
+class AfterTraining:
+    """Does one thing after another, and keeps what went wrong for the end."""
+
+    failed: dict[str, BaseException] = field(default_factory=dict)
+    """By what was being done."""
+
+    def attempt(self, what: str, do: Callable[[], Result]) -> Result | None:
+        """What `do` gives; None where it fails, and after Ctrl-C."""
+        if self.interrupted:
+            return None
+        try:
+            return do()
+        except (Exception, KeyboardInterrupt) as error:
+            self.failed[what] = error
+            return None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody pressed Ctrl-C."""
+        return any(isinstance(error, KeyboardInterrupt) for error in self.failed.values())
+
+    @property
+    def status(self) -> Status:
+        """Of the run."""
+        return "interrupted" if self.interrupted else "failed" if self.failed else "finished"
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for each thing that failed."""
+        return [f"{what}: {_reason(error)}" for what, error in self.failed.items()]
+
+    def raise_failure(self, config: DistillConfig | PretrainConfig, run_dir: Path) -> None:
+        """Say what failed, where the model is, and how to score it.
+
+        Raises:
+            KeyboardInterrupt: somebody pressed Ctrl-C.
+            UnscoredError: something failed.
+        """
+        if not self.failed:
+            return
+        later = f"The trained model is in {run_dir / MODEL}."
+        if SCORING in self.failed:
+            later += f" Score it by: {_how_to_score(config, run_dir)}"
+        if self.interrupted:
+            raise KeyboardInterrupt(later)
+        raise UnscoredError(f"{' '.join(self.notes)} {later}") from next(iter(self.failed.values()))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted."
+    # Ray's errors carry the traceback of another process; what was raised there is their cause.
+    error = getattr(error, "cause", None) or error
+    text = (str(error).strip().splitlines() or [""])[0]
+    said = text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+    return said if said.endswith(".") else f"{said}."
+
+
+def _how_to_score(config: DistillConfig | PretrainConfig, run_dir: Path) -> str:
+    scoring = config.scoring
+    assert scoring.eval_data is not None, "nothing else is scored"
+    words = ["--model", run_dir, "--data", scoring.eval_data, "--classes", config.classes]
+    if scoring.label_column != "label":
+        words += ["--label-column", scoring.label_column]
+    for item in fields(PromptConfig):
+        value = getattr(config.prompts, item.name)
+        if value != getattr(PromptConfig(), item.name):
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{item.name.replace('_', '-')}", *values]
+    return f"python pipelines/evaluate.py {shlex.join(map(str, words))}"

@@ -1,0 +1,66 @@
+"""Files of models on the Hugging Face hub: from the local cache, by download, or a reason within seconds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+from beamclip.errors import InputError
+from beamclip.models.names import or_list
+
+WEIGHTS = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
+
+
+def hub_file(repository: str, names: Sequence[str], address: str) -> Path:
+    """The first of these files that a repository ORG/NAME has.
+
+    Args:
+        address: as the user wrote it, for messages.
+
+    Raises:
+        InputError: the repository has none of them, or cannot be reached and none is in the cache.
+    """
+    try:
+        cached = [name for name in names if isinstance(try_to_load_from_cache(repository, name), str)]
+    except ValueError as error:
+        raise InputError(f"{address}: {repository!r} is no ORG/NAME of the hub.") from error
+    for name in cached or names:
+        try:
+            if not cached:
+                # One question, without the half minute of retries that a download begins with.
+                get_hf_file_metadata(hf_hub_url(repository, name))
+            return Path(hf_hub_download(repository, name))
+        except EntryNotFoundError:
+            continue
+        except Exception as error:
+            # Errors of the network, the hub and the cache share no base class.
+            raise InputError(_unreachable(address, error)) from error
+    raise InputError(f"{address}: {repository} on the hub has no {or_list(names)}, so no open_clip model.")
+
+
+def registered_weights(pretrained: dict[str, Any], address: str) -> Path:
+    """The weights of an entry of open_clip's registry.
+
+    Raises:
+        InputError: they are not in the local cache and cannot be downloaded.
+    """
+    repository, _, name = str(pretrained.get("hf_hub", "")).rpartition("/")
+    if repository and "file" not in pretrained:
+        safe = Path(name).with_suffix(".safetensors").name if name.endswith((".bin", ".pth")) else name
+        return hub_file(repository, (safe, name) if name else WEIGHTS, address)
+    try:
+        return Path(open_clip.download_pretrained(pretrained))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(_unreachable(address, error)) from error
+
+
+def _unreachable(address: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        f"{address}: is not in the local cache and could not be downloaded ({reason}). "
+        "Check its name and the network, or give the path of a local open_clip directory."
+    )

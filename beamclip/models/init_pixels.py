@@ -1,0 +1,75 @@
+"""Mean and std of the pixels that the weights of a checkpoint are used to."""
+
+from pathlib import Path
+from typing import Any
+
+from open_clip.constants import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INCEPTION_MEAN,
+    INCEPTION_STD,
+    OPENAI_DATASET_MEAN,
+    OPENAI_DATASET_STD,
+)
+
+from beamclip.errors import InputError
+from beamclip.models.config import StudentConfig
+from beamclip.models.model_config import read_json
+
+Colours = dict[str, Any]
+"""{"mean": three numbers, "std": three numbers}; empty where the teacher's hold."""
+
+_FAMILIES: dict[str, Colours] = {
+    "imagenet": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+    "inception": {"mean": INCEPTION_MEAN, "std": INCEPTION_STD},
+    "openai": {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD},
+    "teacher": {},
+}
+_CONFIGS = (("open_clip_config.json", "preprocess_cfg"), ("config.json", "pretrained_cfg"))
+"""Files that open_clip and timm leave beside weights, and the key under which mean and std stand."""
+
+
+def init_colours(config: StudentConfig) -> Colours:
+    """What a student that starts from `init_checkpoint` takes in place of its teacher's mean and std.
+
+    Raises:
+        InputError: the config beside the checkpoint cannot be read.
+    """
+    if config.init_checkpoint is None:
+        return {}
+    if config.init_mean is not None:
+        return {"mean": config.init_mean, "std": config.init_std}
+    if config.init_pixels != "auto":
+        return _FAMILIES[config.init_pixels]
+    return _beside(config.init_checkpoint.expanduser().parent) or _FAMILIES["imagenet"]
+
+
+def check_init_pixels(config: StudentConfig) -> None:
+    """Refuse options that say too little, contradict each other, or are on another scale.
+
+    Raises:
+        InputError: with the option.
+    """
+    mean, std = config.init_mean, config.init_std
+    if config.init_checkpoint is None and (config.init_pixels != "auto" or mean or std):
+        raise InputError("init_pixels, init_mean and init_std have no effect without init_checkpoint.")
+    if (mean is None) != (std is None):
+        raise InputError("init_mean and init_std: one is given without the other. Give both.")
+    if mean is None or std is None:
+        return
+    if config.init_pixels != "auto":
+        raise InputError(f"init_pixels is {config.init_pixels}, and init_mean is given too. Drop one.")
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+        raise InputError(
+            f"init_mean {mean}, init_std {std}: pixels are on the scale 0..1 here. Divide by 255 what is "
+            "meant for 0..255; a std is above 0."
+        )
+
+
+def _beside(folder: Path) -> Colours:
+    for name, key in _CONFIGS:
+        file = folder / name
+        said = read_json(file).get(key) if file.is_file() else None
+        if isinstance(said, dict) and "mean" in said and "std" in said:
+            return {"mean": said["mean"], "std": said["std"]}
+    return {}

@@ -1,0 +1,46 @@
+"""A moving average of a method's weights."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class WeightAverage:
+    """Exponential moving average of the parameters and of the batch norms' statistics of a module.
+
+    An averaged network needs statistics of its own, so those are averaged with the weights. Every other
+    buffer is the latest one: a causal mask holds -inf and a counter whole numbers, which have no average.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        """Args:
+        decay: what the average keeps of itself at each update, 0..1.
+        """
+        self.decay = decay
+        self.tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        self._averaged = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        self._averaged |= set(_statistics(module))
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, *, first: bool) -> None:
+        """Take the module's present weights in; the first time, take them over as they are."""
+        latest = module.state_dict()
+        for name in latest.keys() - self._averaged:
+            self.tensors[name].copy_(latest[name])
+        names = sorted(self._averaged)
+        share = 1.0 if first else 1.0 - self.decay
+        torch._foreach_lerp_([self.tensors[n] for n in names], [latest[n] for n in names], share)
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from the `tensors` of an earlier process, or begin anew with a module's state."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+
+def _statistics(module: nn.Module) -> Iterator[str]:
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and part.track_running_stats:
+            yield from (f"{name}.{kind}".lstrip(".") for kind in ("running_mean", "running_var"))
