@@ -20,8 +20,8 @@ class SearchConfig:
     grid: bool = False
     """Try every combination instead."""
     optuna: bool = False
-    """Have Optuna choose each trial by the scores of those before it, instead (pip install
-    'beamclip[optuna]')."""
+    """Have Optuna choose each trial by the scores of those before it, instead (after pip install
+    '.[optuna]' in the checkout)."""
     asha: bool = True
     """Stop a trial whose score is not among the better half of those so far at the same share of the steps
     (ASHA, arXiv 1810.05934). It stops options that are slow at first and would win at the end, too."""

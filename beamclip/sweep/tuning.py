@@ -84,7 +84,9 @@ class Advisor:
         try:
             import optuna
         except ImportError as error:
-            raise InputError("--optuna: it is not installed. pip install 'beamclip[optuna]'") from error
+            raise InputError(
+                "--optuna: it is not installed. In the checkout: pip install -c constraints.txt -e '.[optuna]'"
+            ) from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna
         self._space = space

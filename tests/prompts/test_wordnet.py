@@ -99,5 +99,5 @@ def test_without_a_lexicon_or_nltk_the_message_tells_how_to_get_it(
     with pytest.raises(InputError, match=r"nltk has no WordNet installed.*python -m nltk.downloader wordnet"):
         wordnet_contexts(None)
     monkeypatch.setitem(sys.modules, "nltk", None)
-    with pytest.raises(InputError, match=r"pip install 'beamclip\[wordnet\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[wordnet\]'"):
         wordnet_contexts(None)
