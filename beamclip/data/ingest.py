@@ -330,9 +330,7 @@ def _required(config: IngestConfig) -> tuple[str, str]:
 
 def _check(config: IngestConfig) -> None:
     if importlib.util.find_spec("img2dataset") is None:
-        raise InputError(
-            'img2dataset is not installed. In the checkout: pip install -c constraints.txt -e ".[ingest]"'
-        )
+        raise InputError('img2dataset is not installed. In the checkout: pip install ".[ingest]"')
     for name in ("shard_size", "threads", "timeout_s", "per_host"):
         if getattr(config, name) <= 0:
             raise InputError(f"{name}: {getattr(config, name)} is not positive.")

@@ -54,7 +54,8 @@ def _open_lexicon(folder: Path | None) -> Any:
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
     except ImportError as error:
         raise InputError(
-            "context_source wordnet needs nltk, which is not installed: pip install '.[wordnet]' in the checkout"
+            "context_source wordnet needs nltk, which is not installed. "
+            "In the checkout: pip install '.[wordnet]'"
         ) from error
     if folder is None:
         try:

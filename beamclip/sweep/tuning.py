@@ -85,7 +85,7 @@ class Advisor:
             import optuna
         except ImportError as error:
             raise InputError(
-                "--optuna: it is not installed. In the checkout: pip install -c constraints.txt -e '.[optuna]'"
+                "--optuna: it is not installed. In the checkout: pip install '.[optuna]'"
             ) from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna
