@@ -6,7 +6,6 @@ the file has does not matter: they need not exist to be locked.
 """
 
 import fcntl
-import functools
 import os
 import random
 import threading
@@ -34,10 +33,19 @@ class Turn:
     slot: int
 
 
-@functools.cache
+_opened: dict[tuple[Path, int], "HostTurns"] = {}
+_opening = threading.Lock()
+
+
 def host_turns(file: Path, per_host: int) -> "HostTurns":
-    """The turns that go with a file. One object a process: to close the file would drop all its locks."""
-    return HostTurns(file, per_host)
+    """The turns that go with a file: the same object each time, since locks belong to a process.
+
+    Two objects would not see each other's, and the end of one would drop the locks of both.
+    """
+    with _opening:
+        if (file, per_host) not in _opened:
+            _opened[file, per_host] = HostTurns(file, per_host)
+        return _opened[file, per_host]
 
 
 class HostTurns:
