@@ -144,7 +144,7 @@ def ingest(
     started = time.monotonic()
     _check(config)
     urls, out = _required(config)
-    if config.caption_column is not None and config.caption_column.lower() == "none":
+    if config.caption_column is not None and config.caption_column.lower() in ("none", "null"):
         config = replace(config, caption_column=None)
     manifest = _manifest(config, urls)
     folder = IngestFolder(out, _DATA_SUFFIX[config.format])
