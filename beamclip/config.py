@@ -5,6 +5,7 @@ command, so a flag, a key of the YAML file and a parameter in MLflow share one n
 """
 
 import dataclasses
+import errno
 import math
 import os
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -335,7 +336,8 @@ def check_values(config: Any) -> None:
             check_values(value)
             continue
         for each in value if isinstance(value, tuple) else (value,):
-            problem = _problem(each)
+            is_path = isinstance(each, Path) or item.name in ADDRESSES
+            problem = _problem(each) or (_problem_of_path(each) if is_path else None)
             if problem:
                 flag = f"--{item.name.replace('_', '-')}"
                 raise InputError(f"{flag} {str(each)[:MOST_SHOWN]}: {problem} {flag}.")
@@ -348,6 +350,15 @@ def _problem(value: Any) -> str | None:
         return "is more than 64 bits hold. Give a smaller number by"
     if isinstance(value, (str, Path)) and lacks_secrets(str(value)):
         return "was written down without its user name, password or signature. Give the whole address by"
+    return None
+
+
+def _problem_of_path(value: Any) -> str | None:
+    try:
+        os.stat(value or "")
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return "is too long for the name of a file. Give a shorter one by"
     return None
 
 

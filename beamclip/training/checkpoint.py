@@ -478,7 +478,7 @@ def _remove(fs: Any, folder: str) -> None:
 def _open_store(address: str) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(str(address))
-    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
+    except Exception as error:  # an unknown protocol, a missing package, no answer: to the user all are one
         raise InputError(
             f"{address}: cannot be opened: {cause_of(error)}. Give another folder with --checkpoints."
         ) from error

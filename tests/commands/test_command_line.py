@@ -137,6 +137,12 @@ def test_a_number_that_nobody_can_mean_is_refused(flags):
         parse(DistillConfig, flags, "")
 
 
+@pytest.mark.parametrize("option", ["teacher", "data", "classes", "init-checkpoint"])
+def test_a_path_that_no_file_can_have_is_refused(option):
+    with pytest.raises(InputError, match=f"^--{option} xxx.*: is too long for the name of a file"):
+        parse(DistillConfig, [f"--{option}", "x" * 5000], "")
+
+
 SECRET = "https://user:hunter2@host/x?X-Amz-Signature=hunter2"
 
 

@@ -59,7 +59,7 @@ def test_values_have_the_type_of_their_option():
         ("tau_teacher", "write OPTION=VALUE,VALUE"),
         ("tau_teacher=", "write OPTION=VALUE,VALUE"),
         ("tau_teacher=cold,0.1", "'cold' does not fit"),
-        ("num_contexts=1.5", "1.5 does not fit"),
+        ("num_contexts=1.5", "'1.5' does not fit"),
         ("anchor_reduce=mean,median", "does not fit"),
         ("tau_teacher=0.1,0.10", "a value stands there twice"),
         ("lr=1e-2..1e-4", "0 < low < high"),
