@@ -9,8 +9,8 @@ from dataclasses import dataclass
 MAX_PIXELS = 50_000_000
 """Of a picture, before it is cropped or resized."""
 
-MAX_BYTES = 400_000_000
-"""Of a file. MAX_PIXELS of three samples of 16 bits, not compressed, take 300 MB."""
+MAX_BYTES = 128 << 20
+"""Of a file; a photograph of 50 million pixels takes some 25 MB as a JPEG."""
 
 MAX_ASPECT_RATIO = 50
 """Longer over shorter side. Resized by its shorter side, a strip of pixels grows by the longer one."""
