@@ -26,10 +26,13 @@ class AfterTraining:
 
     failed: dict[str, BaseException] = field(default_factory=dict)
     """By what was being done."""
+    left_out: list[str] = field(default_factory=list)
+    """What was not begun after Ctrl-C."""
 
     def attempt(self, what: str, do: Callable[[], Result]) -> Result | None:
         """What `do` gives; None where it fails, and after Ctrl-C."""
         if self.interrupted:
+            self.left_out.append(what)
             return None
         try:
             return do()
@@ -62,7 +65,8 @@ class AfterTraining:
         if not self.failed:
             return
         later = f"The trained model is in {run_dir / MODEL}."
-        if SCORING in self.failed:
+        unscored = SCORING in self.failed or SCORING in self.left_out
+        if unscored and config.scoring.eval_data is not None:
             later += f" Score it by: {_how_to_score(config, run_dir)}"
         if self.interrupted:
             raise KeyboardInterrupt(later)

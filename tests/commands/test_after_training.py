@@ -74,9 +74,11 @@ def test_what_comes_after_a_failure_is_still_done_and_all_failures_are_named():
     )
 
 
-def test_ctrl_c_ends_all_that_comes_after_training_and_keeps_the_model():
+@pytest.mark.parametrize("ended", ["curves", SCORING])
+def test_ctrl_c_ends_all_that_comes_after_training_and_keeps_the_model(ended):
     after = AfterTraining()
-    after.attempt(SCORING, lambda: fail(KeyboardInterrupt()))
+    after.attempt(ended, lambda: fail(KeyboardInterrupt()))
+    after.attempt(SCORING, lambda: fail(AssertionError("not reached")))
     assert after.attempt("pictures", lambda: fail(AssertionError("not reached"))) is None
     assert after.status == "interrupted"
     with pytest.raises(KeyboardInterrupt, match=r"is in runs/a b/model\. Score it by"):

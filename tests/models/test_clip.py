@@ -325,7 +325,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "must hold a JSON object, not a list"),
         ("{}", "has no model_cfg"),
-        ("[" * 100_000, "not valid JSON"),
+        ("[" * 100_000, "nested more than"),
         ('{"model_cfg": {"embed_dim": 8, "vision_cfg": {}}}', "open_clip cannot build this model .*text_cfg"),
         ('{"model_cfg": {"embed_dim": 8, "vision_cfg": 3, "text_cfg": {}}}', "open_clip cannot build this"),
         (
@@ -337,7 +337,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_a_broken_config_is_named(tmp_path: Path, content: str, message: str) -> None:
     torch.save({}, tmp_path / "open_clip_model.pt")
     (tmp_path / "open_clip_config.json").write_text(content)
-    with pytest.raises(InputError, match=f"open_clip_config.json: {message}"):
+    with pytest.raises(InputError, match=f"open_clip_config.json: .*{message}"):
         load_clip(str(tmp_path))
 
 
