@@ -28,7 +28,7 @@ MOST_TEMPLATES = 8
 MOST_WORDS = 64
 """Of a caption, in which a name is looked for."""
 LEAST_SHARE = 0.03
-"""Of the captions that a frame must hold to become a template."""
+"""Of the captions that a frame must hold, and two at least, to become a template."""
 FRAMED_SHARE = 0.5
 """Of the captions that all templates must hold together; with less, captions are called free text."""
 NAME_WORDS = 4
@@ -139,7 +139,7 @@ def _by_frames(frames: Counter[str | None], total: int) -> tuple[tuple[str, ...]
     common = [
         (frame, number)
         for frame, number in frames.most_common()
-        if frame is not None and number >= LEAST_SHARE * total
+        if frame is not None and number >= max(2, LEAST_SHARE * total)
     ][:MOST_TEMPLATES]
     held = sum(number for _, number in common) / total
     if held < FRAMED_SHARE:

@@ -189,9 +189,9 @@ def test_a_cache_of_another_augmentation(teacher, corpus, cache, tmp_path, capsy
 def test_a_teacher_that_changed_while_the_student_trained_is_refused(teacher, corpus, cache, tmp_path):
     config = distill_config(teacher, corpus, cache[0], tmp_path / "run")
     fingerprint = read_manifest(str(cache[0])).teachers[0].fingerprint
-    assert teacher_again(config, fingerprint).fingerprint == fingerprint
+    assert teacher_again(config, fingerprint, tmp_path).fingerprint == fingerprint
     with pytest.raises(InputError, match=r"other weights now.*--resume .*run"):
-        teacher_again(config, "0" * 64)
+        teacher_again(config, "0" * 64, tmp_path / "run")
 
 
 def test_all_teachers_of_a_cache_teach_together(teacher, second_teacher, corpus, cache, workspace):
