@@ -19,8 +19,8 @@ class OptimConfig:
     steps: int | None = None
     """Optimiser steps; by default what `epochs` come to."""
     lr: float | None = None
-    """Peak learning rate of AdamW (arXiv 1711.05101), for the global batch as it stands; by default chosen
-    by the batch size."""
+    """Peak learning rate of AdamW (arXiv 1711.05101), for the global batch as it stands; by default 0.002,
+    in pre-training 0.001."""
     weight_decay: float = 0.05
     """Decoupled weight decay; none on biases, norms, embeddings and scalars."""
     shared_weight_decay: float = 0.2

@@ -26,8 +26,7 @@ class Recipe:
     largest_batch: int
     """Most images in a batch, a power of two times `batch_size`."""
     lr: float
-    """Peak learning rate at the least batch; it grows with the square root of the batch size
-    (arXiv 2205.10287), the rule for AdamW."""
+    """Peak learning rate."""
 
 
 DISTILLATION = Recipe(epochs=10, steps=1200, batch_size=64, largest_batch=256, lr=2e-3)
@@ -48,11 +47,10 @@ def complete(
     """
     parts = num_workers * optim.accumulation
     batch = stream.batch_size or _batch_size(recipe, images, parts)
-    epochs, lr = optim.epochs, optim.lr
+    epochs = optim.epochs
     if epochs is None and optim.steps is None:
         epochs = float(max(recipe.epochs, math.ceil(recipe.steps * batch / images)))
-    if lr is None:
-        lr = float(f"{recipe.lr * math.sqrt(batch / recipe.batch_size):.2g}")
+    lr = recipe.lr if optim.lr is None else optim.lr
     return replace(stream, batch_size=batch), replace(optim, epochs=epochs, lr=lr)
 
 

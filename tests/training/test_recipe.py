@@ -7,7 +7,7 @@ import pytest
 
 from beamclip.data.stream import StreamConfig
 from beamclip.training.optim import OptimConfig, total_steps
-from beamclip.training.recipe import DISTILLATION, LEAST_IN_A_PASS, PRETRAINING, Recipe, complete
+from beamclip.training.recipe import DISTILLATION, LEAST_IN_A_PASS, PRETRAINING, complete
 
 OPEN = (StreamConfig(), OptimConfig())
 RECIPES = pytest.mark.parametrize("recipe", [DISTILLATION, PRETRAINING], ids=["distillation", "pretraining"])
@@ -31,12 +31,6 @@ def test_more_images_never_mean_fewer_of_them_seen_or_smaller_batches(recipe):
     assert batches == sorted(batches)
     assert batches[-1] == recipe.largest_batch
     assert all(later >= 0.95 * earlier for earlier, later in itertools.pairwise(seen))
-
-
-def test_the_rate_grows_with_the_square_root_of_the_batch():
-    recipe = Recipe(epochs=1, steps=1, batch_size=64, largest_batch=256, lr=1e-3)
-    rates = [complete(recipe, 9999, StreamConfig(batch_size=b), OptimConfig())[1].lr for b in (64, 256, 1024)]
-    assert rates == pytest.approx([1e-3, 2e-3, 4e-3])
 
 
 def test_what_is_given_stays():
