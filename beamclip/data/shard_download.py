@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from beamclip.data.body_memory import BodyMemory
 from beamclip.data.fetch import FetchRules, install_guarded_opener
+from beamclip.data.hosts import WEB_PORTS
 from beamclip.data.resizer import UprightResizer
 from beamclip.places import Folder
 
@@ -51,8 +52,8 @@ class DownloadSettings:
     timeout_s: float
     retries: int
     allow_private_hosts: bool
-    per_host: int
-    ports: tuple[int, ...]
+    per_host: int = 64
+    ports: tuple[int, ...] = WEB_PORTS
     turns: str = ""
     """File by which processes count requests to a host together; the runner makes it."""
 
