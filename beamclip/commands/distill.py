@@ -209,7 +209,9 @@ def distill(config: DistillConfig) -> Summary:
         release_text_tower(inputs.student)
         hand_back_freed_memory()
         trained = train("distill", plan, config.workers, run_dir, tracking, title)
-        restore_student(inputs.student.model.visual, trained.state)
+        restore_student(inputs.student.model.visual, trained.weights)
+        trained.weights.clear()
+        hand_back_freed_memory()
         teacher = teacher_again(config, fingerprint, run_dir)
         lend_text_tower(inputs.student, teacher)
         after, metrics = _leave_model(config, inputs, teacher, scored_anchors, trained, run_dir)
@@ -223,7 +225,7 @@ def distill(config: DistillConfig) -> Summary:
             began=began,
             metrics=metrics,
             after=after,
-            stages={"anchors": len(anchors[0].embeddings), "steps": trained.state["step"]},
+            stages={"anchors": len(anchors[0].embeddings), "steps": trained.step},
         )
     show_distilled(summary, trained, inputs, run_dir)
     return summary

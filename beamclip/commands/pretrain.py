@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from torch import Tensor
 
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.after_training import SCORING, AfterTraining
@@ -39,8 +40,6 @@ from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.fitting import fitting_of
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder
-from beamclip.training.checkpoint import State
-from beamclip.training.loop import trained_weights
 from beamclip.training.method import initial_logits
 from beamclip.training.optim import total_steps
 from beamclip.training.worker import Plan
@@ -125,7 +124,7 @@ def pretrain(config: PretrainConfig) -> Summary:
             tracking,
             f"{config.model} by {config.objective}",
         )
-        clip = restore_clip(inputs.clip, trained.state)
+        clip = restore_clip(inputs.clip, trained.weights)
         write_open_clip_dir(clip, run_dir / MODEL, _card(config, {}))
         after = AfterTraining()
         if trained.history:
@@ -142,7 +141,7 @@ def pretrain(config: PretrainConfig) -> Summary:
             began=began,
             metrics=metrics,
             after=after,
-            stages={"steps": trained.state["step"]},
+            stages={"steps": trained.step},
         )
     show_skipped(trained, summary.counts.attempted)
     if metrics:
@@ -181,9 +180,8 @@ def _plan(config: PretrainConfig, inputs: Inputs, run_dir: Path) -> Plan:
     )
 
 
-def restore_clip(clip: LoadedClip, state: State) -> LoadedClip:
+def restore_clip(clip: LoadedClip, weights: dict[str, Tensor]) -> LoadedClip:
     """The trained model, under a new fingerprint: anchors of another state must not be taken for its."""
-    weights = trained_weights(state)
     own = {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
     clip.model.load_state_dict(own)
     clip.model.eval()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
+from torch import Tensor
 
 from beamclip.cluster import WorkersConfig, check_resources
 from beamclip.commands.after_training import AfterTraining
@@ -37,8 +38,8 @@ from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
-from beamclip.training.checkpoint import State
 from beamclip.training.launch import Outcome, fit
+from beamclip.training.loop import trained_weights
 from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
 from beamclip.training.worker import Plan, Storage
 
@@ -105,7 +106,9 @@ class Recorder:
 class Trained:
     """What training gave."""
 
-    state: State
+    weights: dict[str, Tensor]
+    """Of the method; see loop.trained_weights."""
+    step: int
     history: list[dict[str, float]]
     images: int
     """Images that passed through the method in this command."""
@@ -293,7 +296,7 @@ def _leave_interrupted(command: str, run_dir: Path, tracking: Tracking, trained:
         paths={"metrics": HISTORY_FILE},
     )
     write_summary(run_dir, summary)
-    step = trained.state["step"]
+    step = trained.step
     raise KeyboardInterrupt(f"a checkpoint of step {step} is kept; go on with --resume {run_dir}")
 
 
@@ -311,7 +314,9 @@ def _trained(outcome: Outcome, progress: Progress, batch_size: int) -> Trained:
     seconds = progress.training_seconds
     images = sum(record["images_per_second"] * record["window_seconds"] for record in progress.fresh)
     return Trained(
-        state=outcome.state,
+        # The rest of the state is let go: moments of an optimiser are twice as much as the weights.
+        weights=trained_weights(outcome.state),
+        step=outcome.state["step"],
         history=progress.history,
         images=(outcome.state["step"] - progress.first_step) * batch_size,
         seconds=time.perf_counter() - progress.began,
@@ -356,7 +361,7 @@ def finish(
         notes=after.notes,
     )
     write_summary(run_dir, summary)
-    step = trained.state["step"]
+    step = trained.step
     skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
     tracking.log([{"step": step, "skipped": float(lost), **skipped, **metrics}])
     for path in (run_dir / "summary.json", run_dir / CONFIG_FILE):

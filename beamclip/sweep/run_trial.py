@@ -19,6 +19,7 @@ from beamclip.training.channel import Record
 from beamclip.training.checkpoint import State, read_checkpoint, set_aside
 from beamclip.training.distillation import Images, distillation_plan, restore_student
 from beamclip.training.launch import TrainingError, fit
+from beamclip.training.loop import trained_weights
 from beamclip.training.worker import Plan, Storage
 
 NO_SCORE = -1.0
@@ -126,7 +127,7 @@ class _Scorer:
         """See zeroshot_metrics."""
         from beamclip.evaluation.zeroshot import zeroshot_metrics
 
-        restore_student(self.tower.network, state)
+        restore_student(self.tower.network, trained_weights(state))
         parts = []
         for start in range(0, len(self.held_out.images), self.batch_size):
             images = torch.tensor(self.held_out.images[start : start + self.batch_size], device=self.device)

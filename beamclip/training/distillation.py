@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from beamclip.config import DistillConfig
 from beamclip.data.cache import CachedViews
 from beamclip.data.shards import Columns, Shard
 from beamclip.training.builders import DistillationBuilder
-from beamclip.training.checkpoint import State
-from beamclip.training.loop import trained_weights
 from beamclip.training.optim import total_steps
 from beamclip.training.worker import Plan, Storage
 
@@ -75,9 +73,12 @@ def distillation_plan(
     )
 
 
-def restore_student(visual: nn.Module, state: State) -> None:
-    """Put what a distillation's workers trained into an image tower, which is in eval mode then."""
-    weights = trained_weights(state)
+def restore_student(visual: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put a distillation's weights into an image tower, and set it to eval mode.
+
+    Args:
+        weights: see loop.trained_weights.
+    """
     visual.load_state_dict(
         {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
     )

@@ -26,6 +26,7 @@ from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
 from beamclip.training.checkpoint import MANIFEST_FILE, read_checkpoint
 from beamclip.training.distillation import restore_student
+from beamclip.training.loop import trained_weights
 
 ROOT = Path(__file__).parents[2]
 WEBDATASET = "webdataset==0.2.86"
@@ -284,7 +285,8 @@ def _saved_by_open_clip(work: Work, out: Path) -> list[Saved]:
 def _saved_by_us(work: Work, out: Path) -> list[Saved]:
     def read(step: int) -> LoadedClip:
         student = load_clip(str(_student(work, whole=True)))
-        restore_student(student.model.visual, read_checkpoint(str(out / "checkpoints"), step))
+        weights = trained_weights(read_checkpoint(str(out / "checkpoints"), step))
+        restore_student(student.model.visual, weights)
         return student
 
     manifests = sorted((out / "checkpoints").glob(f"step=*/{MANIFEST_FILE}"))
