@@ -10,6 +10,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class WorkersConfig:
     """Where and how widely a run trains."""
 
     num_workers: int = 1
-    """Training workers, each with its share of the global batch."""
+    """Training workers, each with its share of the global batch. 0: train in the command's own process,
+    without Ray, which starts in seconds; for debugging and small jobs."""
     use_gpu: bool = False
     """Train on GPUs."""
     gpus_per_worker: float = 1.0
@@ -65,15 +67,25 @@ class WorkersConfig:
     """Times that the workers are restarted from the last checkpoint after one of them was lost."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "threads_per_worker"):
+        for name, least in (("num_workers", 0), ("threads_per_worker", 1)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: give 1 or more.")
+            if value is not None and value < least:
+                raise InputError(f"{name} is {value}: give {least} or more.")
         if self.gpus_per_worker <= 0 or self.cpus_per_worker < 0:
             raise InputError(
                 f"gpus_per_worker is {self.gpus_per_worker:g} and cpus_per_worker {self.cpus_per_worker:g}: "
                 "shares of a machine, and the first one above 0."
             )
+
+    @property
+    def without_ray(self) -> bool:
+        """Whether the command's own process does all the work."""
+        return self.num_workers == 0
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train together."""
+        return max(1, self.num_workers)
 
     @property
     def resources(self) -> dict[str, float]:
@@ -126,6 +138,29 @@ def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def workers_session(workers: WorkersConfig) -> Iterator[None]:
+    """A ray_session, where the workers need one."""
+    with contextlib.nullcontext() if workers.without_ray else ray_session():
+        yield
+
+
+def share(value: Any, workers: WorkersConfig) -> Any:
+    """A reference for the workers of a run, for `fetch`: into Ray's object store, or the value itself."""
+    if workers.without_ray:
+        return value
+    import ray
+
+    return ray.put(value)
+
+
+def fetch(reference: Any) -> Any:
+    """A copy of what was shared."""
+    import ray
+
+    return ray.get(reference) if isinstance(reference, ray.ObjectRef) else deepcopy(reference)
 
 
 def _own_ray(*, dashboard: bool) -> dict[str, Any]:
@@ -214,6 +249,9 @@ def check_resources(config: WorkersConfig) -> None:
     Raises:
         InputError: with the sums.
     """
+    if config.without_ray:
+        _check_own_gpu(config)
+        return
     import ray
 
     total = ray.cluster_resources()
@@ -233,4 +271,14 @@ def check_resources(config: WorkersConfig) -> None:
         raise InputError(
             f"{config.num_workers} workers x {config.cpus_per_worker:g} CPU leave {left:g} of {cpus:g} CPUs "
             "to Ray Data, which needs 1: it would wait for ever. Lower --num-workers or --cpus-per-worker."
+        )
+
+
+def _check_own_gpu(config: WorkersConfig) -> None:
+    import torch
+
+    if config.use_gpu and not torch.cuda.is_available():
+        raise InputError(
+            "--use-gpu with --num-workers 0: this machine has no GPU that torch can use. "
+            "Leave --use-gpu out, or give --num-workers 1 to train on a GPU of the cluster."
         )

@@ -138,16 +138,17 @@ class _EncodeOnce:
 
     def __init__(self, clip: LoadedClip, workers: WorkersConfig) -> None:
         self.clip = clip
-        self.use_gpu = workers.use_gpu
+        self.device = "cuda" if workers.use_gpu else "cpu"
+        self.remote = workers.use_gpu and not workers.without_ray
         self.called = False
         self._encoder: Any = None
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         self.called = True
         if self._encoder is None:
-            self._encoder = self._remote() if self.use_gpu else Teacher(self.clip)
-        if not self.use_gpu:
-            return self._encoder.encode_text(texts)
+            self._encoder = self._remote() if self.remote else Teacher(self.clip).to(self.device)
+        if not self.remote:
+            return self._encoder.encode_text(texts).cpu()
         import ray
 
         return torch.from_numpy(ray.get(self._encoder.encode.remote(texts)))

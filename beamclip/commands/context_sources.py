@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
+from beamclip.cluster import ray_session
 from beamclip.commands.anchoring import refuse_alike, refuse_one_class
 from beamclip.commands.console import count, stage
 from beamclip.data.cooccurrence import caption_words
@@ -58,7 +59,7 @@ def context_sources(
     *,
     allow_missing: bool = False,
 ) -> dict[str, Source]:
-    """The lexicon and the captions, as far as the configuration asks for them; Ray is up.
+    """The lexicon and the captions, as far as the configuration asks for them; captions are read on Ray.
 
     Args:
         data: address of the command's shards, if it has any.
@@ -99,7 +100,8 @@ def _words(
     path = cache_dir / f"words-{hashlib.sha256(key.encode()).hexdigest()}.json"
     note = "cached"
     if not path.exists():
-        found = caption_words(shards, names, _columns(config), most)
+        with ray_session():
+            found = caption_words(shards, names, _columns(config), most)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{uuid4().hex}.part")
         draft.write_text(json.dumps(found))

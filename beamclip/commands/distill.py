@@ -5,9 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ray
-
-from beamclip.cluster import check_resources, ray_session
+from beamclip.cluster import check_resources, share, workers_session
 from beamclip.commands.after_training import SCORING, AfterTraining
 from beamclip.commands.anchoring import captions_as_anchors, class_anchors, joined
 from beamclip.commands.console import count, percent, stage
@@ -188,7 +186,7 @@ def distill(config: DistillConfig) -> Summary:
     show_chosen(given, config, inputs.shards)
     config = with_own_templates(config, inputs)
     open_run(config, run_dir, inputs.shards)
-    with ray_session(), tracked(config, run_dir, "distill") as tracking:
+    with workers_session(config.workers), tracked(config, run_dir, "distill") as tracking:
         check_resources(config.workers)
         if config.resume is None:
             check_templates(config, inputs, run_dir.parent / "anchors")
@@ -196,9 +194,9 @@ def distill(config: DistillConfig) -> Summary:
         plan = distillation_plan(
             config,
             Images(inputs.shards, inputs.views, inputs.image_size),
-            teachers=[ray.put(tower) for tower in inputs.image_towers],
-            student=ray.put(inputs.student.image_tower),
-            anchors=ray.put(anchors),
+            teachers=[share(tower, config.workers) for tower in inputs.image_towers],
+            student=share(inputs.student.image_tower, config.workers),
+            anchors=share(anchors, config.workers),
             storage=storage_of(config, run_dir),
         )
         title = _title(config, inputs)

@@ -40,7 +40,7 @@ from beamclip.models.address import absolute_address
 from beamclip.models.clip import LoadedClip, load_clip, text_tower
 from beamclip.places import Folder, absolute, is_address
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, summary_text
-from beamclip.training.channel import Channel
+from beamclip.training.channel import RemoteChannel
 from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
 from beamclip.training.optim import teacher_precision
 from beamclip.training.worker import in_one_line
@@ -139,6 +139,8 @@ def _load(config: EmbedConfig) -> Source:
     missing = [flag for flag, value in given.items() if value is None]
     if config.data is None or config.teacher is None or config.out is None:
         raise InputError(f"{', '.join(missing)} missing. --help lists all options.")
+    if config.workers.without_ray:
+        raise InputError("--num-workers 0: embedding runs in actors of Ray. Give 1 or more.")
     if config.min_workers > config.workers.num_workers:
         raise InputError(
             f"--min-workers {config.min_workers} is more than --num-workers {config.workers.num_workers}."
@@ -229,7 +231,7 @@ def _job(config: EmbedConfig, source: Source, manifest: CacheManifest) -> Embedd
         threads=config.workers.threads_per_worker or max(1, cpus // on_each),
         device="cuda" if config.workers.use_gpu else "cpu",
         compile=config.compile,
-        channel=Channel.remote(),  # type: ignore[attr-defined]
+        channel=RemoteChannel(),
     )
 
 
@@ -270,7 +272,7 @@ def _build(config: EmbedConfig, source: Source, job: EmbeddingJob, reference: An
 class _Progress:
     """Shows what the actors tell, from a thread: the main one waits for the shards, and hears of Ctrl-C."""
 
-    def __init__(self, channel: Any, samples: int) -> None:
+    def __init__(self, channel: RemoteChannel, samples: int) -> None:
         self.channel = channel
         self.samples = samples
         self.embedded = 0
@@ -296,7 +298,7 @@ class _Progress:
         ended = False
         while not ended:
             ended = self.ended.wait(SECONDS_BETWEEN_LOOKS)
-            for record in ray.get(self.channel.take.remote()):
+            for record in self.channel.take():
                 self._hear(record)
                 for _, text in lost.new(record.get("lost", ())):
                     line.close()

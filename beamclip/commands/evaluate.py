@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from beamclip.cluster import check_resources, ray_session
+from beamclip.cluster import check_resources, workers_session
 from beamclip.commands.anchoring import class_anchors, refuse_one_class
 from beamclip.commands.console import count, percent, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     make_run_dir(run_dir)
     write_config(config, run_dir / CONFIG_FILE)
     with (
-        ray_session(),
+        workers_session(config.workers),
         Tracking.start(
             config.tracking, run_dir=run_dir, params=parameters(config), tags={"command": "evaluate"}
         ) as tracking,

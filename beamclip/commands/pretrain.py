@@ -5,10 +5,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from torch import Tensor
 
-from beamclip.cluster import check_resources, ray_session
+from beamclip.cluster import check_resources, share, workers_session
 from beamclip.commands.after_training import SCORING, AfterTraining
 from beamclip.commands.anchoring import class_anchors
 from beamclip.commands.console import count, percent, stage
@@ -114,7 +113,7 @@ def pretrain(config: PretrainConfig) -> Summary:
     show_chosen(given, config, inputs.shards)
     config = replace(config, prompts=with_templates(config.prompts, inputs.clip))
     open_run(config, run_dir, inputs.shards)
-    with ray_session(), tracked(config, run_dir, "pretrain") as tracking:
+    with workers_session(config.workers), tracked(config, run_dir, "pretrain") as tracking:
         check_resources(config.workers)
         trained = train(
             "pretrain",
@@ -162,7 +161,11 @@ def _plan(config: PretrainConfig, inputs: Inputs, run_dir: Path) -> Plan:
     assert batch_size is not None
     return Plan(
         build_method=PretrainingBuilder(
-            ray.put(inputs.clip), config.augmentation, config.objective, config.psd, config.seed
+            share(inputs.clip, config.workers),
+            config.augmentation,
+            config.objective,
+            config.psd,
+            config.seed,
         ),
         shards=inputs.shards,
         columns=columns_of(config),

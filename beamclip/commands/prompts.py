@@ -1,6 +1,5 @@
 """Look at the prompts of a class list, and at what contexts do to their anchors."""
 
-import contextlib
 import csv
 import time
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from beamclip.cluster import WorkersConfig, ray_session
+from beamclip.cluster import WorkersConfig
 from beamclip.commands.anchoring import class_anchors, encoded_prompts, refuse_one_class
 from beamclip.commands.console import count, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
@@ -23,7 +22,6 @@ from beamclip.evaluation.anchor_spread import Spread, class_means, closest_pairs
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
 from beamclip.prompts.anchors import PromptConfig, class_prompts, count_alike
 from beamclip.prompts.classes import ClassEntry, load_classes
-from beamclip.prompts.contexts import CAPTIONS, source_names
 from beamclip.prompts.texts import nfc
 from beamclip.summary import Summary, write_summary
 
@@ -112,12 +110,9 @@ def _load(config: PromptsConfig) -> tuple[list[ClassEntry], LoadedClip, ImageTow
 
 
 def _compare(config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip, cache: Path) -> Compared:
-    # The captions are counted on Ray; nothing else needs it.
-    counting = CAPTIONS in source_names(config.prompts.context_source) and config.prompts.num_contexts
-    with ray_session() if counting else contextlib.nullcontext():
-        outside = context_sources(
-            classes, config.prompts, config.data, cache, allow_missing=config.allow_missing_shards
-        )
+    outside = context_sources(
+        classes, config.prompts, config.data, cache, allow_missing=config.allow_missing_shards
+    )
     bare, chosen = replace(config.prompts, num_contexts=0), config.prompts
 
     def means(setting: PromptConfig) -> Tensor:

@@ -97,6 +97,8 @@ def _check_given(config: SweepConfig) -> None:
         "--eval-data LABELLED": config.scoring.eval_data,
     }
     missing = [option for option, value in required.items() if value is None]
+    if config.workers.without_ray:
+        raise InputError("--num-workers 0: the trials of a sweep run in processes of Ray. Give 1 or more.")
     if missing:
         raise InputError(
             f"{', '.join(missing)} missing. A sweep trains students of a teacher and compares them by their "

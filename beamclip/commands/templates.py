@@ -149,9 +149,9 @@ def embedded_by(tower: ImageTower, shards: list[Shard], workers: WorkersConfig) 
         pixels = _some_images(shards, tower.preprocessing.size)
         if len(pixels) == 0:
             return torch.zeros(0, 0)
-        if not workers.use_gpu:
+        if workers.without_ray or not workers.use_gpu:
             # A copy: a teacher changes its network's memory format.
-            return _encode(deepcopy(tower), pixels, "cpu")
+            return _encode(deepcopy(tower), pixels, "cuda" if workers.use_gpu else "cpu")
         import ray
 
         remote: Any = ray.remote(num_gpus=1, num_cpus=0)(_encode)

@@ -122,7 +122,7 @@ def sized(config: AnyTrainConfig, shards: list[Shard]) -> AnyTrainConfig:
     """The options with the batch size, epochs and learning rate that were left open; see training.recipe."""
     recipe = PRETRAINING if isinstance(config, PretrainConfig) else DISTILLATION
     images = sum(shard.samples for shard in shards)
-    workers = config.workers.num_workers
+    workers = config.workers.world_size
     stream, optim = complete(recipe, images, config.stream, config.optim, num_workers=workers)
     return replace(config, stream=stream, optim=optim)
 
@@ -152,11 +152,11 @@ def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
     Raises:
         InputError: with the numbers.
     """
-    batch, parts = config.stream.batch_size, config.workers.num_workers * config.optim.accumulation
+    batch, parts = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
     assert batch is not None
     if batch % parts:
         raise InputError(
-            f"--batch-size {batch}: cannot be split evenly over {config.workers.num_workers} workers x "
+            f"--batch-size {batch}: cannot be split evenly over {config.workers.world_size} workers x "
             f"{config.optim.accumulation} accumulated passes. Give a multiple of {parts}."
         )
     samples = sum(shard.samples for shard in shards)
@@ -176,7 +176,7 @@ def check_batch_norms(config: TrainConfig, clip: LoadedClip) -> None:
     Raises:
         InputError: with the sizes.
     """
-    batch, passes = config.stream.batch_size, config.workers.num_workers * config.optim.accumulation
+    batch, passes = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
     if batch is None or batch > passes:
         return
     # Without memory or arithmetic; torch itself says whether it would train.
@@ -248,7 +248,8 @@ def train(
         InputError: the cluster is too small for it.
     """
     check_resources(workers)
-    where = f"{count(workers.num_workers, 'worker')} on {'GPU' if workers.use_gpu else 'CPU'}"
+    who = "this process" if workers.without_ray else count(workers.num_workers, "worker")
+    where = f"{who} on {'GPU' if workers.use_gpu else 'CPU'}"
     stage("training", f"{title}, {count(plan.total_steps, 'step')}, batch {plan.batch_size}", where)
     progress = Progress(read_history(run_dir))
     recorder = Recorder(run_dir, tracking)

@@ -107,8 +107,31 @@ def read_bundle(bundle: Bundle, columns: Columns) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(rows, ROW_SCHEMA)
 
 
+RowReader = Callable[[Iterable[Bundle], Columns], Generator[Row, None, None]]
+"""Streams the rows of any number of bundles, in the order given."""
+
+
+def read_rows_here(bundles: Iterable[Bundle], columns: Columns) -> Generator[Row, None, None]:
+    """The rows of bundles, read in the calling thread; see RowReader."""
+    for bundle in bundles:
+        for table in read_bundle(bundle, columns):
+            yield from table.to_pylist()
+
+
+def read_batches_here(tasks: Iterable[list[Bundle]], columns: Columns, batch_size: int) -> Iterator[pa.Table]:
+    """The rows of read tasks, read in the calling thread, in tables of so many; the last may be shorter."""
+    held = ROW_SCHEMA.empty_table()
+    for table in chain.from_iterable(read_bundle(bundle, columns) for task in tasks for bundle in task):
+        held = pa.concat_tables([held, table])
+        while len(held) >= batch_size:
+            yield held.slice(0, batch_size)
+            held = held.slice(batch_size)
+    if len(held):
+        yield held
+
+
 def read_rows(bundles: Iterable[Bundle], columns: Columns) -> Generator[Row, None, None]:
-    """Stream the rows of any number of bundles through Ray Data, in the order given."""
+    """The rows of bundles through Ray Data, whose tasks read them on any node; see RowReader."""
     import ray.data
 
     for tasks in executions(tasks_of(bundles)):

@@ -30,7 +30,7 @@ from beamclip.data.lost_samples import FirstLost, LostSample, in_words, lost_sam
 from beamclip.data.order import BLOCK, Order, Part, Unread, epoch_part, last_draws, slots_drawn, unread
 from beamclip.data.position import DataPosition, Position
 from beamclip.data.row_sets import RowSet
-from beamclip.data.rows import bundles_left, read_rows
+from beamclip.data.rows import RowReader, bundles_left, read_rows
 from beamclip.data.shards import Columns, Row, Shard
 from beamclip.data.transforms import (
     AUGMENT_DRAWS,
@@ -93,7 +93,7 @@ class Batch:
 
 
 def shuffled_rows(
-    shards: list[Shard], columns: Columns, position: DataPosition, rank: int
+    shards: list[Shard], columns: Columns, position: DataPosition, rank: int, read: RowReader = read_rows
 ) -> Generator[Row, None, None]:
     """Endless rows of one rank from a position on, epoch after epoch; every epoch's buffer is drained first.
 
@@ -113,7 +113,7 @@ def shuffled_rows(
     bundles = chain.from_iterable(
         bundles_left(shards, each.rows, each.part, each.epoch, each.left) for each in planned
     )
-    with contextlib.closing(read_rows(bundles, columns)) as rows:
+    with contextlib.closing(read(bundles, columns)) as rows:
         for each in drawn_from:
             yield from shuffled(rows, position.order, each.epoch, rank, each.part.rows, each.drawn)
 

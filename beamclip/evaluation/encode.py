@@ -18,7 +18,7 @@ from torch import Tensor
 from beamclip.cluster import WorkersConfig
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
-from beamclip.data.rows import Bundle, Segment, read_batches, read_dataset, tasks_of
+from beamclip.data.rows import Bundle, Segment, read_batches, read_batches_here, read_dataset, tasks_of
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_labelled
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.errors import InputError
@@ -155,8 +155,8 @@ def encode_labelled(
     Raises:
         InputError: there is no such data, or none of its labels is in the class list.
     """
-    dataset = _labelled_rows(list_labelled(address, allow_missing=allow_missing), label_column)
-    batches = _encoded_batches(dataset, clip, spec, workers)
+    tasks = _labelled_rows(list_labelled(address, allow_missing=allow_missing))
+    batches = _encoded_batches(tasks, Columns(label=label_column), clip, spec, workers)
     arrays, labels, skipped = _scorable(batches, address, class_ids, label_column)
     tensors = {
         name: torch.from_numpy(arrays[name]) if name in arrays else torch.zeros(0, 0)
@@ -196,7 +196,8 @@ def load_held_out(
         InputError: see `encode_labelled`.
     """
     decode = Decoder(clip)
-    dataset = _labelled_rows(list_labelled(address, allow_missing=allow_missing), label_column, most)
+    tasks = _labelled_rows(list_labelled(address, allow_missing=allow_missing), most)
+    dataset = read_dataset(tasks, Columns(label=label_column))
 
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
         for table in read_batches(dataset, batch_size=256, batch_format="pyarrow"):
@@ -208,8 +209,8 @@ def load_held_out(
     return HeldOut(arrays["images"], labels, skipped)
 
 
-def _labelled_rows(shards: list[Shard], label_column: str, most: int | None = None) -> Any:
-    """A ray.data.Dataset of all rows, or of at most so many."""
+def _labelled_rows(shards: list[Shard], most: int | None = None) -> list[list[Bundle]]:
+    """Read tasks of all rows, or of at most so many."""
     total = sum(shard.samples for shard in shards)
     if most is None or most >= total:
         bundles = [Bundle((Segment(shard, range(shard.samples)),)) for shard in shards]
@@ -218,7 +219,7 @@ def _labelled_rows(shards: list[Shard], label_column: str, most: int | None = No
         bundles = [
             Bundle((Segment(shard, np.array([row for _, row in rows], np.int64)),)) for shard, rows in chosen
         ]
-    return read_dataset([*tasks_of(bundles)], Columns(label=label_column))
+    return [*tasks_of(bundles)]
 
 
 def _scorable(
@@ -257,11 +258,17 @@ def _scorable(
     return {name: np.concatenate(part) for name, part in parts.items()}, found, dict(skipped)
 
 
-def _encoded_batches(dataset: Any, clip: LoadedClip, spec: EncodeSpec, workers: WorkersConfig) -> Any:
+def _encoded_batches(
+    tasks: list[list[Bundle]], columns: Columns, clip: LoadedClip, spec: EncodeSpec, workers: WorkersConfig
+) -> Iterator[dict[str, NDArray[Any]]]:
+    device = "cuda" if workers.use_gpu else "cpu"
+    if workers.without_ray:
+        yield from map(Encoder(clip, spec, device), read_batches_here(tasks, columns, spec.batch_size))
+        return
+    dataset = read_dataset(tasks, columns)
     if workers.num_workers == 1 and not workers.use_gpu:
-        encoder = Encoder(clip, spec, "cpu")
-        for table in read_batches(dataset, batch_size=spec.batch_size, batch_format="pyarrow"):
-            yield encoder(table)
+        tables = read_batches(dataset, batch_size=spec.batch_size, batch_format="pyarrow")
+        yield from map(Encoder(clip, spec, device), tables)
         return
     import ray
     from ray.data import ActorPoolStrategy
@@ -270,7 +277,7 @@ def _encoded_batches(dataset: Any, clip: LoadedClip, spec: EncodeSpec, workers: 
         """Unpacks the model that all actors share, once in each of them."""
 
         def __init__(self, reference: Any) -> None:
-            super().__init__(ray.get(reference[0]), spec, "cuda" if workers.use_gpu else "cpu")
+            super().__init__(ray.get(reference[0]), spec, device)
 
     # The list keeps Ray Data from replacing the reference by its value in every task.
     encoded = dataset.map_batches(

@@ -115,7 +115,7 @@ class _Scorer:
         from beamclip.models.teacher import ImageTeacher
 
         student, held_out = shared.students[student_key(config.student, config.seed)]
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if config.workers.use_gpu else "cpu")
         self.tower = ImageTeacher(ray.get(student)).to(self.device)
         self.held_out = ray.get(held_out)
         self.anchors = ray.get(shared.anchors[prompts_key(config.prompts)][1])

@@ -7,10 +7,10 @@ stream its data first, and their import takes as long as the first rows do.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import ray
 import torch
 from torch import nn
 
+from beamclip.cluster import fetch
 from beamclip.data.transforms import AugmentConfig
 from beamclip.losses.contrastive import Objective
 from beamclip.losses.csm import CsmConfig
@@ -23,7 +23,7 @@ class DistillationBuilder:
     """Builds training.method.Distillation."""
 
     teachers: tuple[Any, ...]
-    """References to ImageTowers; none where the batches bring the embeddings."""
+    """References to ImageTowers (cluster.share); none where the batches bring the embeddings."""
     student: Any
     """Reference to an ImageTower."""
     anchors: Any
@@ -42,14 +42,14 @@ class DistillationBuilder:
         from beamclip.training.optim import teacher_precision
 
         precision = teacher_precision(self.teacher_precision, device)
-        teachers = [ImageTeacher(ray.get(each), precision).to(device) for each in self.teachers]
+        teachers = [ImageTeacher(fetch(each), precision).to(device) for each in self.teachers]
         if self.compile:
             for teacher in teachers:
                 teacher.compile_network()
         return Distillation(
-            ray.get(self.student),
+            fetch(self.student),
             [teacher.encode_image for teacher in teachers],
-            ray.get(self.anchors),
+            fetch(self.anchors),
             csm=self.csm,
             feature=self.feature,
             augmentation=self.augmentation,
@@ -72,7 +72,7 @@ class PretrainingBuilder:
         from beamclip.training.method import ImageTextPretraining
 
         return ImageTextPretraining(
-            ray.get(self.clip),
+            fetch(self.clip),
             augmentation=self.augmentation,
             objective=self.objective,
             psd=self.psd,

@@ -71,7 +71,7 @@ class EmbeddingJob:
     device: str
     compile: bool
     channel: Any
-    """Handle of a Channel, which hears of every batch."""
+    """A RemoteChannel, which hears of every batch."""
 
 
 class ShardEmbedder:
@@ -103,7 +103,7 @@ class ShardEmbedder:
 
     def tables(self, shard: Shard) -> Iterator[pa.Table]:
         """The rows of a shard, in order, with what the cache adds to them."""
-        self.job.channel.put.remote({"embedded": 0, "time": time.time()})
+        self.job.channel.put({"embedded": 0, "time": time.time()})
         for rows, draws, views in self._decoded(shard):
             lost = [row["problem"] for row in rows]
             good = [index for index, problem in enumerate(lost) if problem is None]
@@ -111,7 +111,7 @@ class ShardEmbedder:
             captions = self._embed_captions(rows) if self.manifest.captions else []
             yield self._table(rows, lost, good, draws, embeddings, captions)
             told = self.first_lost.new(lost_sample(row) for row in rows if row["problem"])
-            self.job.channel.put.remote({"embedded": len(rows), "time": time.time(), "lost": told})
+            self.job.channel.put({"embedded": len(rows), "time": time.time(), "lost": told})
 
     def _decoded(self, shard: Shard) -> Iterator[_Decoded]:
         """Rows, their random numbers [rows, K, DRAWS] and their crops, one batch ahead of the teacher."""

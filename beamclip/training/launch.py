@@ -18,7 +18,8 @@ import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from beamclip.cluster import WorkersConfig
-from beamclip.training.channel import Channel, Record
+from beamclip.data.rows import read_rows_here
+from beamclip.training.channel import Channel, Record, RemoteChannel
 from beamclip.training.checkpoint import State, find_checkpoint, mark, read_checkpoint
 from beamclip.training.process import CPU_WORKER_ENVIRONMENT
 from beamclip.training.worker import HopelessError, Plan, in_one_line, train_alone, train_worker
@@ -72,11 +73,13 @@ def fit(
     plan = replace(plan, storage=storage)
     scratch_folder = tempfile.TemporaryDirectory(prefix="beamclip-ray-", ignore_cleanup_errors=True)
     with interrupts() as interrupted, scratch_folder as scratch:
-        # On this node: another one may be lost, and the run with it.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        channel = Channel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        channel = _channel(workers)
         plan = replace(plan, channel=channel)
-        body = partial(train_alone, plan) if in_process else _trainer(plan, workers, scratch).fit
+        if workers.without_ray:
+            plan = replace(plan, read=read_rows_here)
+        in_process = in_process or workers.without_ray
+        alone = partial(train_alone, plan, use_gpu=workers.use_gpu)
+        body = alone if in_process else _trainer(plan, workers, scratch).fit
         try:
             _run(body, channel, on_record, interrupted, in_process=in_process)
         except TrainingError:
@@ -87,6 +90,14 @@ def fit(
     if found.manifest is None:
         raise TrainingError(f"training ended without a checkpoint. {' '.join(found.damaged)}".rstrip())
     return Outcome(read_checkpoint(plan.storage.checkpoints, found.manifest.step), interrupted.is_set())
+
+
+def _channel(workers: WorkersConfig) -> Channel | RemoteChannel:
+    if workers.without_ray:
+        return Channel()
+    # On this node: another one may be lost, and the run with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return RemoteChannel(scheduling_strategy=here)
 
 
 def _is_complete(plan: Plan) -> bool:
@@ -115,7 +126,7 @@ def _trainer(plan: Plan, workers: WorkersConfig, scratch: str) -> ray.train.torc
 
 def _run(
     body: Callable[[], Any],
-    channel: Any,
+    channel: Channel | RemoteChannel,
     on_record: Callable[[Record], None],
     interrupted: threading.Event,
     *,
@@ -126,7 +137,7 @@ def _run(
         _watch(future, channel, interrupted, on_record)
     except BaseException:
         # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
-        channel.request_stop.remote()
+        channel.request_stop(wait=False)
         if in_process:
             # It would compete with what this process does next.
             wait([future])
@@ -152,15 +163,18 @@ def _in_background(body: Callable[[], Any]) -> "Future[Any]":
 
 
 def _watch(
-    future: "Future[Any]", channel: Any, interrupted: threading.Event, on_record: Callable[[Record], None]
+    future: "Future[Any]",
+    channel: Channel | RemoteChannel,
+    interrupted: threading.Event,
+    on_record: Callable[[Record], None],
 ) -> None:
     asked = False
     while True:
         ended = future.done()
         if interrupted.is_set() and not asked:
-            ray.get(channel.request_stop.remote())
+            channel.request_stop()
             asked = True
-        for record in ray.get(channel.take.remote()):
+        for record in channel.take():
             on_record(record)
         if ended:
             return

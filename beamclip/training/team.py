@@ -42,13 +42,13 @@ def ray_train_team() -> Team:
     )
 
 
-def alone() -> Team:
-    """This process by itself, on the GPU that it was given, if it was."""
+def alone(*, use_gpu: bool) -> Team:
+    """This process by itself."""
     return Team(
         rank=0,
         world_size=1,
         on_node=1,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device=torch.device("cuda" if use_gpu else "cpu"),
         from_rank_zero=lambda content: content,
         prepared=lambda method: method,
         preempted=lambda: False,

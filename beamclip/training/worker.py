@@ -26,6 +26,7 @@ from beamclip.data.position import (
     from_plain,
     to_plain,
 )
+from beamclip.data.rows import RowReader, read_rows
 from beamclip.data.shards import Columns, Shard, fingerprint
 from beamclip.data.stream import Batch, StreamConfig, pinned, prefetched, shuffled_rows, training_batches
 from beamclip.data.transforms import AugmentConfig
@@ -104,7 +105,9 @@ class Plan:
     cadence: CadenceConfig
     storage: Storage
     channel: Any = None
-    """Handle of a Channel."""
+    """A Channel or RemoteChannel."""
+    read: RowReader = read_rows
+    """How rows reach a worker: through Ray Data, or read_rows_here."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)
 
 
@@ -117,13 +120,13 @@ def train_worker(config: dict[str, Any]) -> None:
     _train_or_despair(ray.get(config["plan"]), ray_train_team())
 
 
-def train_alone(plan: Plan) -> None:
+def train_alone(plan: Plan, *, use_gpu: bool) -> None:
     """Train in this process, which is the only worker.
 
     Raises:
         HopelessError: the run cannot be finished, however often this is called again.
     """
-    _train_or_despair(plan, alone())
+    _train_or_despair(plan, alone(use_gpu=use_gpu))
 
 
 def _train_or_despair(plan: Plan, team: Team) -> None:
@@ -189,8 +192,8 @@ def _start(plan: Plan, team: Team) -> _Start:
         # They would count for whole ones when old ones are removed.
         set_aside(plan.storage.checkpoints, after=start.step)
         for damage in found.damaged:
-            plan.channel.put.remote({"notice": f"{damage}; passed over"})
-        plan.channel.put.remote({"started_at": start.step})
+            plan.channel.put({"notice": f"{damage}; passed over"})
+        plan.channel.put({"started_at": start.step})
     # Plain numbers: what passes on an object of ours would import this module, and torch with it.
     number, step = team.from_rank_zero(start and (start.number, start.step))
     return _Start(number, step)
@@ -222,7 +225,7 @@ def _training(plan: Plan, team: Team) -> Training:
 def _batches(plan: Plan, position: DataPosition, team: Team) -> Any:
     stream = plan.stream
     batches = training_batches(
-        shuffled_rows(plan.shards, plan.columns, position, team.rank),
+        shuffled_rows(plan.shards, plan.columns, position, team.rank, plan.read),
         batch_size=plan.batch_size // team.world_size // plan.optim.accumulation,
         image_size=plan.image_size,
         augment=plan.augmentation,
@@ -240,15 +243,15 @@ def _told(batches: Generator[Batch, None, None], channel: Any) -> Generator[Batc
     with contextlib.closing(batches):
         for batch in batches:
             if batch.lost:
-                channel.put.remote({"lost": batch.lost})
+                channel.put({"lost": batch.lost})
             yield batch
 
 
 def _writer(plan: Plan, world_size: int) -> CheckpointWriter:
     def written(manifest: Manifest, seconds: float) -> None:
         record = {"saved_step": manifest.step, "checkpoint_seconds": seconds}
-        # Waits: what is still on its way when the last step's worker ends would be lost.
-        ray.get(plan.channel.put.remote(record))
+        # What is still on its way when the last step's worker ends would be lost.
+        plan.channel.put(record, wait=True)
 
     return CheckpointWriter(
         plan.storage.checkpoints,
@@ -302,7 +305,7 @@ class _Hooks:
     def log(self, record: dict[str, float]) -> None:
         if self.writer is not None:
             self.writer.check()
-            self.plan.channel.put.remote({**record, "pid": os.getpid()})
+            self.plan.channel.put({**record, "pid": os.getpid()})
 
     def save(self, state: State, position: Position, record: dict[str, float]) -> None:
         ranks = _gathered(position, self.start.order.world_size)
@@ -335,7 +338,7 @@ class _Hooks:
 
     def _answer(self, step: int) -> tuple[bool, int]:
         """Whether somebody asked the run to end, and steps until the next question."""
-        stop = bool(ray.get(self.plan.channel.stop_requested.remote()))
+        stop = self.plan.channel.stop_requested()
         return stop, self.questions.steps_until_next(step, time.monotonic())
 
 

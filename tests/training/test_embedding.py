@@ -28,7 +28,7 @@ from beamclip.data.stream import training_batches
 from beamclip.data.transforms import DRAWS, AugmentConfig, augment
 from beamclip.models.clip import LoadedClip, new_clip, text_tower
 from beamclip.models.teacher import Teacher
-from beamclip.training.channel import Channel
+from beamclip.training.channel import RemoteChannel
 from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
 
 VIEWS = 3
@@ -92,7 +92,7 @@ def job(
         threads=1,
         device="cpu",
         compile=False,
-        channel=Channel.remote(),
+        channel=RemoteChannel(),
     )
     embedder = ShardEmbedder([ray.put(job)])
     for shard in damaged:
