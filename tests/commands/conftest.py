@@ -92,6 +92,6 @@ def teacher(ray_cluster, corpus, model_file, workspace) -> tuple[Path, Summary]:
         optim=OptimConfig(steps=20),
         cadence=CadenceConfig(log_every=5, checkpoint_every=10),
         scoring=ScoringConfig(eval_data=str(corpus.test)),
-        workers=WorkersConfig(max_failures=0),
+        workers=WorkersConfig(num_workers=0),
     )
     return workspace / "teacher", pretrain(config)

@@ -32,7 +32,7 @@ def unscorable(tmp_path: Path) -> Path:
 
 
 def test_a_model_whose_scoring_fails_is_there_and_the_command_says_how_to_score_it(
-    ray_cluster, teacher, corpus, tmp_path, capsys
+    teacher, corpus, tmp_path, capsys
 ):
     out = tmp_path / "run"
     config = DistillConfig(
@@ -44,7 +44,7 @@ def test_a_model_whose_scoring_fails_is_there_and_the_command_says_how_to_score_
         stream=StreamConfig(batch_size=32),
         optim=OptimConfig(steps=1),
         scoring=ScoringConfig(eval_data=str(corpus.test)),
-        workers=WorkersConfig(max_failures=0),
+        workers=WorkersConfig(num_workers=0),
     )
     assert run_command(DistillConfig, lambda _: distill(config), "", argv=[]) == 1
     message = capsys.readouterr().err

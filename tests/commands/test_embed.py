@@ -67,7 +67,7 @@ def distill_config(teacher, corpus, data, out, **changes) -> DistillConfig:
         stream=StreamConfig(batch_size=20, shuffle_buffer=16),
         optim=OptimConfig(epochs=VIEWS, lr=1e-4, precision="fp32"),
         cadence=CadenceConfig(log_every=1),
-        workers=WorkersConfig(max_failures=0),
+        workers=WorkersConfig(num_workers=0),
     )
     return replace(config, **changes)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import ray.data
+import ray.train
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
@@ -35,6 +37,9 @@ from beamclip.models.config import StudentConfig
 from beamclip.summary import read_summary
 from beamclip.training.loop import CadenceConfig
 from beamclip.training.optim import OptimConfig
+
+HERE = WorkersConfig(num_workers=0)
+TEST_IMAGES = 60
 
 
 def distill_config(teacher, corpus, out, **changes) -> DistillConfig:
@@ -152,9 +157,37 @@ def test_captions_of_the_shards_serve_as_anchors(teacher, corpus, workspace):
     config = distill_config(
         teacher, corpus, workspace / "from-captions", anchors="captions", caption_anchors=40, classes=None
     )
-    summary = distill(replace(config, scoring=ScoringConfig(), optim=OptimConfig(steps=2)))
+    changes = {"scoring": ScoringConfig(), "optim": OptimConfig(steps=2), "workers": HERE}
+    summary = distill(replace(config, **changes))
     assert summary.stages["anchors"] == 40
     assert summary.metrics["loss/csm"] > 0
+
+
+def test_without_workers_no_part_of_ray_is_used(teacher, corpus, workspace, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was used")
+
+    for place, name in (
+        (ray, "put"),
+        (ray, "remote"),
+        (ray.data, "read_datasource"),
+        (ray.train, "get_context"),
+    ):
+        monkeypatch.setattr(place, name, refuse)
+    out = workspace / "without-ray"
+    trained = distill(distill_config(teacher, corpus, out, optim=OptimConfig(steps=2), workers=HERE))
+    scored = evaluate(
+        EvaluateConfig(
+            model=str(out),
+            data=str(corpus.test),
+            classes=corpus.classes,
+            out=workspace / "scored-without-ray",
+            workers=HERE,
+            scoring_batch=7,
+        )
+    )
+    assert trained.metrics["scored_images"] == scored.counts.succeeded == TEST_IMAGES
+    assert scored.metrics["zeroshot_top1"] == trained.metrics["zeroshot_top1"]
 
 
 def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_model(
@@ -212,7 +245,8 @@ def test_damaged_shards_are_counted_exactly_and_training_ends(teacher, corpus, w
     tars[2].write_bytes(b"")
     out = workspace / "from-damaged"
     config = distill_config(teacher, corpus, out, data=str(damaged))
-    summary = distill(replace(config, scoring=ScoringConfig(), optim=OptimConfig(epochs=2, steps=None)))
+    changes = {"scoring": ScoringConfig(), "optim": OptimConfig(epochs=2, steps=None), "workers": HERE}
+    summary = distill(replace(config, **changes))
     assert summary.counts.skipped == {"unsupported image format": corrupt, "broken shard": (50 - whole) + 50}
     told = capsys.readouterr().out
     assert re.search(rf"shard {tars[0].name}, sample \w+: unsupported image format \(", told)
@@ -338,7 +372,7 @@ def test_options_of_a_pretraining_that_cannot_be_followed(corpus, workspace, cap
     assert message in messages(capsys, replace(config, **change), pretrain)
 
 
-@pytest.mark.parametrize("option", [["--num-workers", "0"], ["--accumulation", "0"], ["--objective", "nce"]])
+@pytest.mark.parametrize("option", [["--num-workers", "-1"], ["--accumulation", "0"], ["--objective", "nce"]])
 def test_values_that_no_run_can_have(capsys, option):
     assert run_command(PretrainConfig, lambda _: None, "", argv=option) == 2
     text = capsys.readouterr().err

@@ -155,7 +155,7 @@ def test_mlflow_has_a_parent_with_a_child_for_each_trial(trials, swept, workspac
 
 def test_training_with_the_best_options_gives_the_score_of_the_trial(trials, swept, workspace):
     out = workspace / "best-again"
-    argv = ["--config", str(swept / "best.yaml"), "--out", str(out)]
+    argv = ["--config", str(swept / "best.yaml"), "--out", str(out), "--num-workers", "0"]
     assert run_command(DistillConfig, distill, "", argv=argv) == 0
     metrics = read_summary(out).metrics
     best = max((trial for trial in trials.values() if trial.scores), key=lambda trial: trial.score)
