@@ -81,7 +81,7 @@ def model_file(workspace) -> Path:
 
 
 @pytest.fixture(scope="session")
-def teacher(ray_cluster, corpus, model_file, workspace) -> tuple[Path, Summary]:
+def teacher(corpus, model_file, workspace) -> tuple[Path, Summary]:
     """The run directory and summary of a short pre-training."""
     config = PretrainConfig(
         data=str(corpus.train),

@@ -84,7 +84,7 @@ def test_a_written_config_reads_back_as_it_was(config, tmp_path):
         ({"tau-student": 1, "tau_student": 1}, "given twice, as tau_student and as tau_student."),
         ({"resume": "runs/a"}, "resume: cannot stand in a file."),
         ({"seed": "9" * 5000}, "seed: '99999"),
-        ({"workers": {"num_workers": 0}}, "workers: num_workers is 0: give 1 or more."),
+        ({"workers": {"num_workers": -1}}, "workers: num_workers is -1: give 0 or more."),
     ],
 )
 def test_yaml_with_a_wrong_key_or_type_is_refused_with_its_path(content, message, tmp_path):

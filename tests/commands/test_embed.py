@@ -27,6 +27,8 @@ from beamclip.models.config import StudentConfig
 from beamclip.training.loop import CadenceConfig
 from beamclip.training.optim import OptimConfig
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
 VIEWS = 2
 
 

@@ -38,6 +38,8 @@ from beamclip.summary import read_summary
 from beamclip.training.loop import CadenceConfig
 from beamclip.training.optim import OptimConfig
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
 HERE = WorkersConfig(num_workers=0)
 TEST_IMAGES = 60
 

@@ -31,7 +31,7 @@ def class_list(workspace) -> Path:
 
 
 @pytest.fixture(scope="module")
-def looked_at(teacher, corpus, class_list, workspace) -> tuple[PromptsConfig, Path]:
+def looked_at(ray_cluster, teacher, corpus, class_list, workspace) -> tuple[PromptsConfig, Path]:
     """Options, and what the command left: contexts from the captions of the corpus."""
     config = PromptsConfig(
         classes=class_list,

@@ -26,6 +26,8 @@ from beamclip.sweep.search import SearchConfig
 from beamclip.sweep.space import parse_space
 from beamclip.sweep.trial import Trial, read_trials
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
 STEPS = 9
 CONFIG = SweepConfig()
 

@@ -139,8 +139,8 @@ REFUSED = [
     ("list.tsv", "a\turl\nx\tu\nx\ry\tu\n", "line 3 has a carriage return"),
     ("list.tsv", "a\turl\nx\tu\n".encode("utf-16"), "UTF-16"),
     ("list.csv", b"url\n" + b"x" * (25 << 20), "line 2 is longer than"),
-    ("list.csv.gz", gzip.compress(b"url\n" + b"u\n" * 99)[:-9], "cannot be read"),
-    ("list.csv.gz", gzip.compress(b"url\n" + bytes(range(35, 127)) * 9)[:20] + bytes(99), "cannot be read"),
+    ("list.csv.gz", gzip.compress(b"url\n" + b"u\n" * 99, mtime=0)[:-9], "cannot be read"),
+    ("list.csv.gz", gzip.compress(bytes(range(35, 127)) * 9, mtime=0)[:20] + bytes(99), "cannot be read"),
     ("list.csv.gz", b"url\nu\n", "cannot be read"),
 ]  # fmt: skip
 
