@@ -240,12 +240,22 @@ def read_checkpoint(address: str, step: int) -> State:
     folder = posixpath.join(root, _folder_name(step))
     try:
         record = _read_manifest(fs, folder, step).files[STATE_FILE]
-        content = _read_file(fs, posixpath.join(folder, STATE_FILE))
-        _compare(STATE_FILE, record, FileRecord(len(content), hashlib.sha256(content).hexdigest()))
+        source = _checked_state(fs, posixpath.join(folder, STATE_FILE), record)
     except DamagedCheckpointError as error:
         raise DamagedCheckpointError(f"{address}: {_folder_name(step)}: {error}") from error
-    state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    state: State = torch.load(source, map_location="cpu", weights_only=True)
     return state
+
+
+def _checked_state(fs: Any, path: str, record: FileRecord) -> str | io.BytesIO:
+    """What torch loads a state from: of a store its content, which is read once; here the file."""
+    if isinstance(fs, LocalFileSystem):
+        # Beside the tensors, its content would take as much memory again.
+        _check_file(fs, path, record)
+        return path
+    content = _read_file(fs, path)
+    _compare(STATE_FILE, record, FileRecord(len(content), hashlib.sha256(content).hexdigest()))
+    return io.BytesIO(content)
 
 
 def prune(address: str, keep: int, *, written: int | None = None) -> list[int]:
