@@ -8,6 +8,7 @@ from beamclip.cluster import WorkersConfig
 from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled, sample_images
 from beamclip.evaluation.report import plot_predictions, plot_similarity
 from beamclip.evaluation.zeroshot import class_scores, zeroshot_metrics
+from beamclip.freed_memory import hand_back_freed_memory
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
@@ -52,6 +53,8 @@ def score_zeroshot(
         workers,
         allow_missing=data.allow_missing,
     )
+    # Of decoded pictures and activations; the next model to be scored takes as much again.
+    hand_back_freed_memory()
     metrics = zeroshot_metrics(
         encoded.embeddings, encoded.labels, anchors, len(data.classes), temperature=SCORING_TEMPERATURE
     )
@@ -80,6 +83,8 @@ def draw_comparison(
         role: class_scores(Teacher(clip).encode_image(images), anchors, len(names), temperature=tau)
         for role, clip, tau in (("teacher", teacher, tau_teacher), ("student", student, tau_student))
     }
+    # Of the copies of both models.
+    hand_back_freed_memory()
     truths = [names[label] for label in labels]
     shown = slice(0, None, max(1, len(labels) // PICTURED))
     sheet = plot_predictions(
