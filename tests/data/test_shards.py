@@ -531,6 +531,22 @@ def test_a_broken_parquet_shard_costs_all_its_samples(
         assert losses(rows) == {BROKEN_SHARD: 7}
 
 
+def test_a_damaged_row_group_costs_no_row_before_it(
+    tmp_path: Path, make_samples: Make, write_parquet: Write
+) -> None:
+    samples = make_samples(0, 11, "jpg")
+    path = write_parquet(tmp_path, 0, samples)
+    images = pq.ParquetFile(path).metadata.row_group(1).column(4)
+    assert images.path_in_schema == "jpg"
+    with path.open("r+b") as file:
+        file.seek(images.dictionary_page_offset)
+        file.write(b"\xff" * 16)
+    for cut in range(5):
+        rows = read(tmp_path, cuts=[cut])
+        assert keys(rows) == [sample["key"] for sample in samples[:4]]
+        assert losses(rows) == {BROKEN_SHARD: 7}
+
+
 def test_shards_are_read_from_any_fsspec_address(
     tmp_path: Path, make_samples: Make, write_tar: Write
 ) -> None:
