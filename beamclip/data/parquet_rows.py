@@ -33,10 +33,13 @@ def picked_rows(
     read_before = np.cumsum(sizes[groups]) - sizes[groups]
     places = asked + (read_before - begins)[np.searchsorted(groups, of_group)]
     read = 0
-    for batch in parquet.iter_batches(ROWS_PER_BATCH, row_groups=groups.tolist(), columns=names):
-        here = places[slice(*np.searchsorted(places, [read, read + batch.num_rows]))]
-        yield from _each(batch.take(here - read))
-        read += batch.num_rows
+    # One by one: of several groups at once pyarrow reads the last before it gives the first, and one that is
+    # damaged would cost the rows before it.
+    for group in groups.tolist():
+        for batch in parquet.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=names):
+            here = places[slice(*np.searchsorted(places, [read, read + batch.num_rows]))]
+            yield from _each(batch.take(here - read))
+            read += batch.num_rows
 
 
 def _each(batch: pa.RecordBatch) -> list[Callable[[], dict[str, Any]]]:

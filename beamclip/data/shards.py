@@ -94,8 +94,13 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Of the file (or folder)."""
-        return posixpath.basename(self.path.rstrip("/"))
+        """Of the file (or folder), as a text that tables and messages can hold."""
+        return _as_text(posixpath.basename(self.path.rstrip("/")))
+
+
+def _as_text(name: str) -> str:
+    """Names of files and of members need not be UTF-8; what a table cannot hold would end the whole run."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
@@ -128,7 +133,8 @@ def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
         raise InputError(
             f"{address}: all {len(stats)} shards are empty. See the summary of the ingest for the reasons."
         )
-    missing = [] if allow_missing else [shard.name for shard in shards if shard.name not in files]
+    gone = [] if allow_missing else [each for each in shards if posixpath.basename(each.path) not in files]
+    missing = [shard.name for shard in gone]
     if missing:
         raise InputError(
             f"{address}: {len(missing)} of {len(shards)} shards have statistics and no data: "
@@ -142,7 +148,7 @@ def fingerprint(shards: list[Shard]) -> str:
     """Names a data set by what positions in it depend on: the names of its shards and their counts."""
     digest = hashlib.sha256()
     for shard in shards:
-        digest.update(f"{posixpath.basename(shard.path)} {shard.samples}\n".encode())
+        digest.update(f"{shard.name} {shard.samples}\n".encode())
     samples = sum(shard.samples for shard in shards)
     return f"{len(shards)} shards, {samples} samples, {digest.hexdigest()[:16]}"
 
@@ -291,8 +297,7 @@ def _row(key: str, build: Callable[[], Row], columns: Columns, shard: Shard, epo
         problem, detail = row.get("problem") or problem_of(row, columns), row.get("detail")
     except Exception as error:
         row, problem, detail = {}, UNREADABLE, in_words(error)
-    # Names of members need not be UTF-8; what a table cannot hold would end the whole run.
-    key = key[:MOST_KEY_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+    key = _as_text(key[:MOST_KEY_CHARACTERS])
     if problem:
         return _lost(key, problem, detail, shard, epoch)
     return {**row, "key": key, "epoch": epoch, "problem": None, "shard": shard.name}
@@ -304,7 +309,7 @@ def _lost(key: str, problem: str, detail: str | None, shard: Shard, epoch: int) 
 
 def _read_folder(shard: Shard, rows: Rows) -> Iterator[Pending]:
     fs, root = fsspec.core.url_to_fs(shard.path)
-    label = posixpath.basename(root.rstrip("/")).encode("utf-8", "backslashreplace").decode()
+    label = _as_text(posixpath.basename(root.rstrip("/")))
     entries = folder_entries(fs, root)
     # Files that are gone since they were counted are counted as lost.
     for path, problem in (entries[number] for number in rows if number < len(entries)):

@@ -181,7 +181,10 @@ def _read_parquet(open_file: Opener, wanted: Sequence[str]) -> tuple[list[str], 
     with open_file() as file:
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
-        return names, parquet.read(columns=[name for name in dict.fromkeys(wanted) if names.count(name) == 1])
+        table = parquet.read(columns=[name for name in dict.fromkeys(wanted) if names.count(name) == 1])
+        # A text in a parquet file need not be UTF-8, and pyarrow says so only where its value is taken.
+        table.validate(full=True)
+        return names, table
 
 
 _READERS: dict[str, Callable[[Opener, Sequence[str]], tuple[list[str], pa.Table]]] = {

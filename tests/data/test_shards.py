@@ -40,6 +40,7 @@ from beamclip.data.shards import (
     Row,
     Shard,
     check_texts,
+    fingerprint,
     list_labelled,
     list_shards,
 )
@@ -209,6 +210,21 @@ def test_a_file_that_cannot_be_read_costs_no_other(tmp_path: Path, monkeypatch: 
     assert losses(rows_of(shard, ALL_BUT_CAPTION)) == {"image too large": 1}
     (tmp_path / "dog/b.jpg").unlink()
     assert keys(rows_of(shard, ALL_BUT_CAPTION)) == ["dog/a.jpg", "dog/c.jpg"]
+
+
+def test_a_class_folder_whose_name_is_not_utf8_is_read_like_any(tmp_path: Path) -> None:
+    for name in (b"caf\xe9", b"caf\xe8"):
+        folder = os.fsencode(tmp_path) + b"/" + name
+        os.mkdir(folder)
+        for content, file in ((b"x", b"a.jpg"), (b"", b"b.jpg")):
+            with open(folder + b"/" + file, "wb") as image:
+                image.write(content)
+    found = list_labelled(str(tmp_path))
+    assert fingerprint(found).startswith("2 shards, 4 samples")
+    rows = [row for shard in found for row in rows_of(shard, ALL_BUT_CAPTION)]
+    assert {row["shard"] for row in rows} == {"caf\\udce8", "caf\\udce9"}
+    assert {row["label"] for row in rows} == {"caf\\udce8", "caf\\udce9", None}
+    assert losses(rows) == {MISSING_IMAGE: 2}
 
 
 def test_a_folder_with_neither_shards_nor_images_is_refused(tmp_path: Path) -> None:
@@ -512,6 +528,22 @@ def test_a_broken_parquet_shard_costs_all_its_samples(
     for cut in (0, 3):
         rows = read(tmp_path, cuts=[cut])
         assert keys(rows) == []
+        assert losses(rows) == {BROKEN_SHARD: 7}
+
+
+def test_a_damaged_row_group_costs_no_row_before_it(
+    tmp_path: Path, make_samples: Make, write_parquet: Write
+) -> None:
+    samples = make_samples(0, 11, "jpg")
+    path = write_parquet(tmp_path, 0, samples)
+    images = pq.ParquetFile(path).metadata.row_group(1).column(4)
+    assert images.path_in_schema == "jpg"
+    with path.open("r+b") as file:
+        file.seek(images.dictionary_page_offset)
+        file.write(b"\xff" * 16)
+    for cut in range(5):
+        rows = read(tmp_path, cuts=[cut])
+        assert keys(rows) == [sample["key"] for sample in samples[:4]]
         assert losses(rows) == {BROKEN_SHARD: 7}
 
 

@@ -257,3 +257,17 @@ def test_missing_urls_become_empty_text(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"url": null, "caption": "a"}\n{"url": "http://a/1"}\n')
     table = read_url_list(tmp_path / "list.jsonl", "url", "caption", ())
     assert table.column("url").to_pylist() == ["", "http://a/1"]
+
+
+@pytest.mark.parametrize("damaged", ["url", "caption", "id"])
+def test_a_parquet_list_with_text_that_is_not_utf8_is_refused_by_path(tmp_path: Path, damaged: str) -> None:
+    path = tmp_path / "list.parquet"
+    table = pa.table({"url": ["http://a/1"], "caption": ["a"], "id": ["b"]})
+    bad = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]
+    )
+    pq.write_table(table.set_column(table.column_names.index(damaged), damaged, bad), path)
+    with pytest.raises(InputError, match=r"UTF-?8") as raised:
+        read_url_list(path, "url", "caption", ("id",))
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
