@@ -109,6 +109,8 @@ def _one_line(boxed: str) -> str:
     message = " ".join(takewhile(bool, body[start:])) or " ".join(filter(None, lines))
     near = [line.split()[0] for line in body if line.startswith("--")] if "nrecognized" in message else []
     hint = f"Did you mean {near[0]}? " if near else ""
+    # tyro puts the section before what a section itself finds wrong; no flag bears its name.
+    message = re.sub(r"^Error parsing (?!-)\S+: ", "", message)
     return f"{message.removesuffix('.')}. {hint}--help lists all options."
 
 

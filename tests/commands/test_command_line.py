@@ -254,6 +254,7 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(capsys):
             "invalid choice 'texts' for argument '--anchors'. "
             "Expected one of ('classes', 'captions', 'both'). --help lists all options.",
         ),
+        (["--batch-size", "0"], "batch_size is 0: give 1 or more. --help lists all options."),
         (["--seed", "1"], "--data SHARDS is missing."),
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--resume", "nowhere"], "--resume nowhere: no run there (config.yaml is missing)"),
