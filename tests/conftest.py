@@ -1,5 +1,6 @@
 """One Ray instance for the whole session, and the order in which two processes take the files of tests."""
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 import pytest
 
 from beamclip.cluster import ray_session
+
+# Before torch is imported, here and in what the tests start: threads that spin for each other, as they do by
+# default, hold up the other process of tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
