@@ -3,7 +3,7 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from beamclip.cluster import WorkersConfig
-from beamclip.data import stream
 from beamclip.data.order import Order
 from beamclip.data.position import Position, beginning
-from beamclip.data.rows import Bundle, read_bundle
-from beamclip.data.shards import Columns, Row, Shard
+from beamclip.data.rows import read_rows_here
+from beamclip.data.shards import Columns, Shard
 from beamclip.data.stream import Batch, StreamConfig, shuffled_rows, training_batches
 from beamclip.data.transforms import AugmentConfig
 from beamclip.models.clip import new_clip
@@ -45,19 +44,12 @@ class PretrainingBuilder:
         return ImageTextPretraining(new_clip(self.config, seed=1), augmentation=AugmentConfig())
 
 
-def read_here(bundles: Iterable[Bundle], columns: Columns) -> Generator[Row, None, None]:
-    """The rows of the bundles, read in this process one after the other."""
-    for bundle in bundles:
-        for table in read_bundle(bundle, columns):
-            yield from table.to_pylist()
-
-
 def global_batches(plan: Plan, world_size: int) -> Iterator[Batch]:
-    """What the ranks get together, step for step."""
+    """What the ranks get together, step for step, without Ray Data and Ray Train."""
     order = Order(plan.seed, world_size, plan.stream.shuffle_buffer, plan.stream.shuffle_shards)
     shares = [
         training_batches(
-            shuffled_rows(plan.shards, plan.columns, beginning(order), rank),
+            shuffled_rows(plan.shards, plan.columns, beginning(order), rank, read_rows_here),
             batch_size=plan.batch_size // world_size,
             image_size=plan.image_size,
             augment=plan.augmentation,
@@ -124,12 +116,7 @@ def curves(
         WorkersConfig(num_workers=2),
         lambda record: two.extend([record["loss"]] if "loss" in record else []),
     )
-    with pytest.MonkeyPatch.context() as patch:
-        # Ray Data and Ray Train are what the workers are compared without.
-        patch.setattr(stream, "read_rows", read_here)
-        joined, one = (
-            [curve_of_one(plan, seed, world_size) for seed in range(SEEDS)] for world_size in (2, 1)
-        )
+    joined, one = ([curve_of_one(plan, seed, world_size) for seed in range(SEEDS)] for world_size in (2, 1))
     return Curves(two, joined, one)
 
 
