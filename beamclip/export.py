@@ -7,8 +7,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from open_clip.timm_model import TimmModel
-from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,6 +15,7 @@ from beamclip.errors import InputError
 from beamclip.files import write_whole
 from beamclip.models.clip import CONFIG_FILE, LoadedClip
 from beamclip.models.msclip import split_msclip
+from beamclip.openclip import HFTokenizer, TimmModel
 from beamclip.prompts.fitting import write_fitting
 
 WEIGHTS_FILE = "open_clip_model.safetensors"

@@ -8,10 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import open_clip
 import torch
-from open_clip import CLIP, CustomTextCLIP
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from beamclip.errors import InputError
@@ -22,6 +19,7 @@ from beamclip.models.msclip import build_msclip
 from beamclip.models.names import close_names, or_list
 from beamclip.models.pixels import Preprocessing, normalise_pixels
 from beamclip.models.weights import SUFFIXES, load_weights, weights_sha256
+from beamclip.openclip import CLIP, CustomTextCLIP, PreprocessCfg, merge_preprocess_dict, open_clip
 from beamclip.prompts.fitting import Fitting, read_fitting
 
 __all__ = [

@@ -3,26 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from open_clip.constants import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    INCEPTION_MEAN,
-    INCEPTION_STD,
-    OPENAI_DATASET_MEAN,
-    OPENAI_DATASET_STD,
-)
-
 from beamclip.errors import InputError
 from beamclip.models.config import StudentConfig
 from beamclip.models.model_config import read_json
+from beamclip.openclip import open_clip
 
 Colours = dict[str, Any]
 """{"mean": three numbers, "std": three numbers}; empty where the teacher's hold."""
 
 _FAMILIES: dict[str, Colours] = {
-    "imagenet": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-    "inception": {"mean": INCEPTION_MEAN, "std": INCEPTION_STD},
-    "openai": {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD},
+    "imagenet": {"mean": open_clip.constants.IMAGENET_MEAN, "std": open_clip.constants.IMAGENET_STD},
+    "inception": {"mean": open_clip.constants.INCEPTION_MEAN, "std": open_clip.constants.INCEPTION_STD},
+    "openai": {
+        "mean": open_clip.constants.OPENAI_DATASET_MEAN,
+        "std": open_clip.constants.OPENAI_DATASET_STD,
+    },
     "teacher": {},
 }
 _CONFIGS = (("open_clip_config.json", "preprocess_cfg"), ("config.json", "pretrained_cfg"))

@@ -7,11 +7,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import open_clip
-
 from beamclip.errors import InputError
 from beamclip.files import read_json
 from beamclip.models.names import close_names, or_list
+from beamclip.openclip import open_clip
 
 
 def own_configs() -> dict[str, Traversable]:

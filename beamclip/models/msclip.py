@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip import CLIP, CustomTextCLIP
-from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from beamclip.errors import InputError
+from beamclip.openclip import CLIP, CustomTextCLIP, LayerNorm, QuickGELU, Transformer
 
 STEM_REDUCTION = 16
 """The first convolution of a stack has this part of the transformer's width; each of four more doubles it."""

@@ -7,10 +7,7 @@ That rules out a few backbones: see `build_student`.
 from dataclasses import replace
 from typing import Any, cast
 
-import timm
 import torch
-from open_clip.model import VisionTransformer
-from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -23,6 +20,7 @@ from beamclip.models.model_config import find_config, own_configs
 from beamclip.models.msclip import SpecialisedVision
 from beamclip.models.names import close_names, or_list
 from beamclip.models.weights import first_line, load_backbone
+from beamclip.openclip import TimmModel, VisionTransformer, timm
 
 # open_clip's (timm_pool, timm_proj), in order of preference. "" leaves pooling to the network: a ViT keeps
 # its class token. Networks that end in a hidden layer of their own give more features than the num_features

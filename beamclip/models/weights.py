@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from beamclip.errors import InputError
+from beamclip.openclip import (
+    convert_state_dict,
+    convert_to_custom_text_state_dict,
+    resize_pos_embed,
+    resize_text_pos_embed,
+)
 
 StateDict = Mapping[str, Tensor]
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

@@ -88,7 +88,7 @@ def _of_set(name: str) -> tuple[str, ...]:
 @cache
 def _open_clip_set(name: str) -> tuple[str, ...]:
     # Here: open_clip takes seconds to import, and reading a configuration must not wait for it.
-    import open_clip
+    from beamclip.openclip import open_clip
 
     return tuple(template(SLOT) for template in getattr(open_clip, OPEN_CLIP_SETS[name]))
 
