@@ -52,8 +52,8 @@ class WorkersConfig:
     """Where and how widely a run trains."""
 
     num_workers: int = 1
-    """Training workers, each with its share of the global batch. 0: train in the command's own process,
-    without Ray, which starts in seconds; for debugging and small jobs."""
+    """Training workers, each with its share of the global batch. 0: the command's own process trains, without
+    Ray. It starts sooner; for small jobs and for debugging."""
     use_gpu: bool = False
     """Train on GPUs."""
     gpus_per_worker: float = 1.0
@@ -142,13 +142,17 @@ def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool
 
 @contextlib.contextmanager
 def workers_session(workers: WorkersConfig) -> Iterator[None]:
-    """A ray_session, where the workers need one."""
+    """Ray is up inside (see `ray_session`), unless the workers do without it."""
     with contextlib.nullcontext() if workers.without_ray else ray_session():
         yield
 
 
 def share(value: Any, workers: WorkersConfig) -> Any:
-    """A reference for the workers of a run, for `fetch`: into Ray's object store, or the value itself."""
+    """Make a value available to the workers of a run.
+
+    Returns:
+        What they give to `fetch`: a reference into Ray's object store, or without Ray the value itself.
+    """
     if workers.without_ray:
         return value
     import ray
@@ -157,7 +161,7 @@ def share(value: Any, workers: WorkersConfig) -> Any:
 
 
 def fetch(reference: Any) -> Any:
-    """A copy of what was shared."""
+    """A copy of a value that was made available by `share`."""
     import ray
 
     return ray.get(reference) if isinstance(reference, ray.ObjectRef) else deepcopy(reference)

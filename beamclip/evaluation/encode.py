@@ -155,7 +155,7 @@ def encode_labelled(
     Raises:
         InputError: there is no such data, or none of its labels is in the class list.
     """
-    tasks = _labelled_rows(list_labelled(address, allow_missing=allow_missing))
+    tasks = _labelled_tasks(list_labelled(address, allow_missing=allow_missing))
     batches = _encoded_batches(tasks, Columns(label=label_column), clip, spec, workers)
     arrays, labels, skipped = _scorable(batches, address, class_ids, label_column)
     tensors = {
@@ -196,7 +196,7 @@ def load_held_out(
         InputError: see `encode_labelled`.
     """
     decode = Decoder(clip)
-    tasks = _labelled_rows(list_labelled(address, allow_missing=allow_missing), most)
+    tasks = _labelled_tasks(list_labelled(address, allow_missing=allow_missing), most)
     dataset = read_dataset(tasks, Columns(label=label_column))
 
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
@@ -209,7 +209,7 @@ def load_held_out(
     return HeldOut(arrays["images"], labels, skipped)
 
 
-def _labelled_rows(shards: list[Shard], most: int | None = None) -> list[list[Bundle]]:
+def _labelled_tasks(shards: list[Shard], most: int | None = None) -> list[list[Bundle]]:
     """Read tasks of all rows, or of at most so many."""
     total = sum(shard.samples for shard in shards)
     if most is None or most >= total:

@@ -30,7 +30,7 @@ class Channel:
         taken, self._records[:count] = self._records[:count], []
         return taken
 
-    def request_stop(self, *, wait: bool = True) -> None:
+    def request_stop(self) -> None:
         """Ask the workers to save and end."""
         self._stop = True
 
@@ -71,17 +71,9 @@ class RemoteChannel:
         records: list[Record] = ray.get(self._actor.take.remote())
         return records
 
-    def request_stop(self, *, wait: bool = True) -> None:
-        """Ask the workers to save and end.
-
-        Args:
-            wait: until the request has arrived.
-        """
-        import ray
-
-        sent = self._actor.request_stop.remote()
-        if wait:
-            ray.get(sent)
+    def request_stop(self) -> None:
+        """Ask the workers to save and end. Does not wait; it arrives before later calls from this process."""
+        self._actor.request_stop.remote()
 
     def stop_requested(self) -> bool:
         """Whether request_stop was called."""

@@ -137,7 +137,7 @@ def _run(
         _watch(future, channel, interrupted, on_record)
     except BaseException:
         # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
-        channel.request_stop(wait=False)
+        channel.request_stop()
         if in_process:
             # It would compete with what this process does next.
             wait([future])

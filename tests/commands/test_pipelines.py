@@ -23,10 +23,20 @@ from PIL import Image
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
+from beamclip.commands.embed import embed
 from beamclip.commands.evaluate import evaluate
 from beamclip.commands.ingest import ingest_urls
 from beamclip.commands.pretrain import pretrain
-from beamclip.config import DistillConfig, EvaluateConfig, PretrainConfig, ScoringConfig, read_config
+from beamclip.commands.sweep import sweep
+from beamclip.config import (
+    DistillConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    PretrainConfig,
+    ScoringConfig,
+    SweepConfig,
+    read_config,
+)
 from beamclip.data.captions import CaptionConfig
 from beamclip.data.ingest import IngestConfig
 from beamclip.data.shards import list_shards
@@ -380,6 +390,29 @@ def test_values_that_no_run_can_have(capsys, option):
     text = capsys.readouterr().err
     assert text.startswith("error: ")
     assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "body", "message"),
+    [
+        (
+            EmbedConfig(data="d", teacher="t", out="o", workers=HERE),
+            embed,
+            "embedding runs in actors of Ray.",
+        ),
+        (SweepConfig(workers=HERE), sweep, "the trials of a sweep run in processes of Ray."),
+    ],
+)
+def test_commands_that_are_nothing_without_ray(capsys, config, body, message):
+    text = messages(capsys, config, body)
+    assert f"--num-workers 0: {message} Give 1 or more." in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_of_this_process_that_is_not_there(teacher, corpus, workspace, capsys):
+    workers = WorkersConfig(num_workers=0, use_gpu=True)
+    config = distill_config(teacher, corpus, workspace / "no-gpu", workers=workers)
+    assert "this machine has no GPU that torch can use" in messages(capsys, config, distill)
 
 
 def test_workers_that_leave_no_cpu_for_the_data(teacher, corpus, workspace, capsys):
