@@ -30,10 +30,10 @@ from study.reports import circumstances
 from torchvision.io import decode_jpeg as torchvision_decode_jpeg
 
 from beamclip.commands.console import table
+from beamclip.corpus.drawing import draw_scene
+from beamclip.corpus.scenes import draw_pair
+from beamclip.corpus.symbols import all_symbols
 from beamclip.data.decode import decode_image, is_plain_jpeg, jpeg_pixels, pixels_of
-from beamclip.data.glyph_drawing import draw_scene
-from beamclip.data.glyph_scenes import draw_pair
-from beamclip.data.glyph_symbols import all_symbols
 from beamclip.data.image_headers import judge
 from beamclip.data.transforms import (
     CROP_DRAWS,

@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from beamclip.commands.console import percent, table
-from beamclip.data.serve import serve_folder
+from beamclip.corpus.serve import serve_folder
 from beamclip.summary import SUMMARY_FILE, Summary, read_summary
 
 PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"

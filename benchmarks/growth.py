@@ -28,7 +28,7 @@ from study.process_tree import TreeRun, run_tree
 from study.reports import circumstances
 
 from beamclip.commands.console import table
-from beamclip.data.glyphs import GlyphConfig, write_corpus
+from beamclip.corpus.glyphs import GlyphConfig, write_corpus
 from beamclip.export import write_open_clip_dir
 from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import new_clip

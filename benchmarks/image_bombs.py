@@ -29,7 +29,7 @@ from PIL import Image
 from study.image_bombs import refused, survived
 
 from beamclip.commands.console import table
-from beamclip.data.serve import serve_folder
+from beamclip.corpus.serve import serve_folder
 from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import new_clip
 

@@ -15,8 +15,8 @@ from beamclip.config import (
     PromptsConfig,
     SweepConfig,
 )
-from beamclip.data.ingest import IngestConfig
 from beamclip.errors import InputError
+from beamclip.ingest.ingest import IngestConfig
 from beamclip.places import Folder
 
 COMMANDS = (

@@ -8,10 +8,10 @@ from pathlib import Path
 from beamclip.commands.console import ProgressLine, clock, count, stage
 from beamclip.commands.run_dir import CONFIG_FILE
 from beamclip.config import config_text
-from beamclip.data.hosts import PRIVATE_ADDRESS, REFUSED_PORT
-from beamclip.data.ingest import IngestConfig, IngestCounts, IngestSummary, ingest
-from beamclip.data.ingest_folder import SHARD_FAILED, IngestFolder
 from beamclip.errors import FailedRunError
+from beamclip.ingest.folder import SHARD_FAILED, IngestFolder
+from beamclip.ingest.hosts import PRIVATE_ADDRESS, REFUSED_PORT
+from beamclip.ingest.ingest import IngestConfig, IngestCounts, IngestSummary, ingest
 from beamclip.places import Folder, absolute
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, summary_text
 

@@ -21,11 +21,11 @@ from beamclip.commands.pretrain import pretrain
 from beamclip.commands.run_dir import checkpoint_address
 from beamclip.commands.train import TrainConfig
 from beamclip.config import DistillConfig, PretrainConfig, ScoringConfig, plain
-from beamclip.data.glyphs import GlyphConfig, write_corpus, write_url_list
-from beamclip.data.ingest import IngestConfig
-from beamclip.data.serve import serve_folder
+from beamclip.corpus.glyphs import GlyphConfig, write_corpus, write_url_list
+from beamclip.corpus.serve import serve_folder
 from beamclip.data.stream import StreamConfig
 from beamclip.data.transforms import AugmentConfig
+from beamclip.ingest.ingest import IngestConfig
 from beamclip.models.config import StudentConfig
 from beamclip.prompts.anchors import PromptConfig
 from beamclip.prompts.classes import load_classes

@@ -1,1 +1,1 @@
-"""Images and captions: ingest, shards, streaming, decoding and the embedded corpus."""
+"""Images and captions: shards, streaming, decoding, augmentation and the teacher cache."""

@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from beamclip.data.glyphs import GlyphConfig, write_corpus
+from beamclip.corpus.glyphs import GlyphConfig, write_corpus
 from beamclip.data.shards import Row
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.models.clip import LoadedClip

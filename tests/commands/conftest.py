@@ -10,10 +10,10 @@ from beamclip.cluster import WorkersConfig
 from beamclip.commands.ingest import ingest_urls
 from beamclip.commands.pretrain import pretrain
 from beamclip.config import PretrainConfig, ScoringConfig
-from beamclip.data.glyphs import GlyphConfig, write_corpus, write_url_list
-from beamclip.data.ingest import IngestConfig
-from beamclip.data.serve import serve_folder
+from beamclip.corpus.glyphs import GlyphConfig, write_corpus, write_url_list
+from beamclip.corpus.serve import serve_folder
 from beamclip.data.stream import StreamConfig
+from beamclip.ingest.ingest import IngestConfig
 from beamclip.summary import Summary
 from beamclip.training.loop import CadenceConfig
 from beamclip.training.optim import OptimConfig

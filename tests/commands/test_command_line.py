@@ -22,8 +22,8 @@ from beamclip.config import (
     read_config,
     write_config,
 )
-from beamclip.data.ingest import IngestConfig
 from beamclip.errors import InputError
+from beamclip.ingest.ingest import IngestConfig
 from beamclip.training.checkpoint import CheckpointConfig
 
 ROOT = Path(__file__).parents[2]

@@ -38,9 +38,9 @@ from beamclip.config import (
     read_config,
 )
 from beamclip.data.captions import CaptionConfig
-from beamclip.data.ingest import IngestConfig
 from beamclip.data.shards import list_shards
 from beamclip.data.stream import StreamConfig
+from beamclip.ingest.ingest import IngestConfig
 from beamclip.losses.psd import PsdConfig
 from beamclip.models.clip import load_clip
 from beamclip.models.config import StudentConfig

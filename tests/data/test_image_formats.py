@@ -12,8 +12,8 @@ from PIL import Image
 
 from beamclip.data.decode import decode_image
 from beamclip.data.image_limits import REFUSALS, ImageRefused
-from beamclip.data.resizer import UprightResizer
 from beamclip.data.transforms import AugmentConfig, load_evaluation_image, load_training_image
+from beamclip.ingest.resizer import UprightResizer
 
 EDGE = 32
 WHOLE = AugmentConfig(crop_scale_min=1.0, crop_ratio=1.0, scaled_decoding=False)

@@ -22,8 +22,8 @@ from beamclip.data.image_limits import (
     REFUSALS,
     ImageRefused,
 )
-from beamclip.data.resizer import UprightResizer
 from beamclip.data.transforms import load_evaluation_image
+from beamclip.ingest.resizer import UprightResizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from study.image_bombs import (

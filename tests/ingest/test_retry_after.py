@@ -5,7 +5,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from beamclip.data.retry_after import retry_delay
+from beamclip.ingest.retry_after import retry_delay
 
 
 @pytest.mark.parametrize(

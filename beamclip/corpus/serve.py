@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from beamclip.data.child import start_module
+from beamclip.child import start_module
 from beamclip.errors import InputError
 
 

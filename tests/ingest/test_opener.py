@@ -15,10 +15,10 @@ from urllib.request import OpenerDirector
 import pytest
 from study.hostile_server import REASONS, TLS, HostileServer, hostile_server
 
-from beamclip.data import fetch
-from beamclip.data.body_memory import BodyMemory
-from beamclip.data.fetch import FetchRules, build_guarded_opener
-from beamclip.data.hosts import host_addresses
+from beamclip.ingest import opener as fetch
+from beamclip.ingest.body_memory import BodyMemory
+from beamclip.ingest.hosts import host_addresses
+from beamclip.ingest.opener import FetchRules, build_guarded_opener
 
 BODY = bytes(range(256)) * 4096
 Get = Callable[..., str | bytes]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from beamclip.data.list_lines import Opener, UnreadableListError, numbered_lines, shown
+from beamclip.ingest.list_lines import Opener, UnreadableListError, numbered_lines, shown
 
 ROWS_PER_CHUNK = 1 << 16
 _EXACT_INTEGERS = 2**53

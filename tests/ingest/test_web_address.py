@@ -2,7 +2,7 @@
 
 import pytest
 
-from beamclip.data.web_address import web_address
+from beamclip.ingest.web_address import web_address
 
 
 @pytest.mark.parametrize(

@@ -24,19 +24,19 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-from beamclip.data.body_memory import MAX_BODY_BYTES, BodyMemory
-from beamclip.data.download import (
+from beamclip.ingest.body_memory import MAX_BODY_BYTES, BodyMemory
+from beamclip.ingest.download import (
     BODY_TOO_LARGE,
     PAUSED_HOST,
     Download,
     FailedDownload,
     reason_of,
 )
-from beamclip.data.guarded_socket import GuardedSocket, GuardedTLSSocket, NameLookUps, connect
-from beamclip.data.host_turns import HostTurns, Turn, host_turns
-from beamclip.data.hosts import WEB_PORTS, RefusedURL, host_addresses, url_refusal
-from beamclip.data.retry_after import retry_delay
-from beamclip.data.web_address import web_address
+from beamclip.ingest.guarded_socket import GuardedSocket, GuardedTLSSocket, NameLookUps, connect
+from beamclip.ingest.host_turns import HostTurns, Turn, host_turns
+from beamclip.ingest.hosts import WEB_PORTS, RefusedURL, host_addresses, url_refusal
+from beamclip.ingest.retry_after import retry_delay
+from beamclip.ingest.web_address import web_address
 
 _CHUNK_BYTES = 1 << 16
 _DEFAULT_SECONDS = 60.0
@@ -61,7 +61,7 @@ def install_guarded_opener(rules: FetchRules, memory: BodyMemory) -> None:
 
 
 def build_guarded_opener(rules: FetchRules, memory: BodyMemory) -> urllib.request.OpenerDirector:
-    """An opener for http and https that refuses what `beamclip.data.hosts` refuses.
+    """An opener for http and https that refuses what `beamclip.ingest.hosts` refuses.
 
     Who has done with a body of it says so by `memory.drop_body`.
 

@@ -14,9 +14,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from beamclip.data.list_lines import BLOCK_BYTES
-from beamclip.data.url_list import hash_url_list, read_url_list
 from beamclip.errors import InputError
+from beamclip.ingest.list_lines import BLOCK_BYTES
+from beamclip.ingest.url_list import hash_url_list, read_url_list
 
 LIST = pa.table(
     {

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.client import HTTPException, IncompleteRead, InvalidURL
 from urllib.error import URLError
 
-from beamclip.data.hosts import MALFORMED_URL, RefusedURL
+from beamclip.ingest.hosts import MALFORMED_URL, RefusedURL
 
 TIMED_OUT = "timed out"
 HOST_NOT_FOUND = "host not found"

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from beamclip.data.list_lines import (
+from beamclip.ingest.list_lines import (
     BLOCK_BYTES,
     LONGEST_LINE,
     Opener,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from beamclip.data.download import Download
+from beamclip.ingest.download import Download
 
 _RECORDS = 1 << 16
 _MAX_ADDRESSES = 4

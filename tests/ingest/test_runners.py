@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from beamclip.data.shard_download import ShardTask
-from beamclip.data.shard_runners import ShardState, run_shards
+from beamclip.ingest.runners import ShardState, run_shards
+from beamclip.ingest.shard import ShardTask
 
 
 class InstantRunner:

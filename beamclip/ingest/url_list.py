@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.utils import infer_compression
 
-from beamclip.data.delimited import read_delimited
-from beamclip.data.json_rows import read_json_rows
-from beamclip.data.list_lines import Opener, UnreadableListError
 from beamclip.errors import InputError
+from beamclip.ingest.delimited import read_delimited
+from beamclip.ingest.json_rows import read_json_rows
+from beamclip.ingest.list_lines import Opener, UnreadableListError
 from beamclip.places import absolute, one_line
 
 AUTO = "auto"

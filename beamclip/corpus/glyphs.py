@@ -34,9 +34,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from beamclip.data.glyph_drawing import draw_scene
-from beamclip.data.glyph_scenes import draw_pair
-from beamclip.data.glyph_symbols import Symbol, all_symbols
+from beamclip.corpus.drawing import draw_scene
+from beamclip.corpus.scenes import draw_pair
+from beamclip.corpus.symbols import Symbol, all_symbols
 from beamclip.errors import InputError
 
 Split = Literal["train", "test", "novel"]

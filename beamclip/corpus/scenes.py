@@ -12,8 +12,8 @@ colours are all that is left to tell symbols apart by.
 import random
 import re
 
-from beamclip.data.glyph_drawing import Pattern, Rgb, Scene, brightness
-from beamclip.data.glyph_symbols import Symbol
+from beamclip.corpus.drawing import Pattern, Rgb, Scene, brightness
+from beamclip.corpus.symbols import Symbol
 
 INKS: dict[str, Rgb] = {
     "red": (214, 39, 40),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from beamclip.data.hosts import RefusedURL, host_addresses, is_public, url_refusal
+from beamclip.ingest.hosts import RefusedURL, host_addresses, is_public, url_refusal
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from PIL import Image
 
 from beamclip.commands.command_line import run_command
 from beamclip.commands.ingest import ingest_urls
-from beamclip.data.ingest import IngestConfig, IngestCounts, IngestSummary, ingest
 from beamclip.data.shards import Columns, iterate_rows, list_shards
 from beamclip.errors import FailedRunError, InputError
+from beamclip.ingest.ingest import IngestConfig, IngestCounts, IngestSummary, ingest
 from beamclip.places import Folder
 
 
@@ -377,7 +377,7 @@ def test_shards_of_a_list_that_was_read_in_another_way_are_not_resumed(copied: I
 RAY_INGEST = """
 import sys
 from pathlib import Path
-from beamclip.data.ingest import IngestConfig, ingest
+from beamclip.ingest.ingest import IngestConfig, ingest
 out, urls = Path(sys.argv[1]), Path(sys.argv[2])
 config = IngestConfig(urls=urls, out=out, distributor="ray", processes=1, allow_private_hosts=True)
 summary = ingest(config)

@@ -1,7 +1,7 @@
 """From a list of URLs to shards of images: guarded, resumable, and counted to the last row.
 
 The downloading, resizing and writing is img2dataset's (https://github.com/rom1504/img2dataset), one
-shard at a time; see `beamclip.data.shard_download` for what is used of it and why not all. Proxies of
+shard at a time; see `beamclip.ingest.shard` for what is used of it and why not all. Proxies of
 the environment are used with `allow_private_hosts` only. EXIF orientation is applied, transparency
 gets a white background, and every image is encoded anew as 8 bits.
 """
@@ -18,12 +18,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beamclip.data.hosts import WEB_PORTS
-from beamclip.data.ingest_folder import IngestFolder, Outcome, ShardPlan
-from beamclip.data.shard_download import DownloadSettings, ShardTask, write_rows
-from beamclip.data.shard_runners import LocalRunner, RayRunner, local_runner, ray_runner, run_shards
-from beamclip.data.url_list import AUTO, CAPTION, hash_url_list, lists_reading, read_url_list
 from beamclip.errors import InputError
+from beamclip.ingest.folder import IngestFolder, Outcome, ShardPlan
+from beamclip.ingest.hosts import WEB_PORTS
+from beamclip.ingest.runners import LocalRunner, RayRunner, local_runner, ray_runner, run_shards
+from beamclip.ingest.shard import DownloadSettings, ShardTask, write_rows
+from beamclip.ingest.url_list import AUTO, CAPTION, hash_url_list, lists_reading, read_url_list
 from beamclip.places import LocalPath, PathOrAddress, absolute
 
 _DATA_SUFFIX = {"webdataset": ".tar", "parquet": ".parquet"}

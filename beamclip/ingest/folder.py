@@ -32,11 +32,11 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beamclip.data.download import BODY_TOO_LARGE, REASONS, REDIRECT_LOOP
-from beamclip.data.hosts import MALFORMED_URL, PRIVATE_ADDRESS, REFUSED_PORT
 from beamclip.data.image_limits import CORRUPT_IMAGE, REFUSALS
-from beamclip.data.shard_download import row_of_key, shard_name
 from beamclip.errors import InputError
+from beamclip.ingest.download import BODY_TOO_LARGE, REASONS, REDIRECT_LOOP
+from beamclip.ingest.hosts import MALFORMED_URL, PRIVATE_ADDRESS, REFUSED_PORT
+from beamclip.ingest.shard import row_of_key, shard_name
 from beamclip.places import Folder, is_address
 
 SHARD_FAILED = "shard failed"

@@ -8,7 +8,7 @@ import pytest
 from pictures import encode
 from PIL import Image
 
-from beamclip.data.shard_download import UprightResizer
+from beamclip.ingest.shard import UprightResizer
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 

@@ -11,11 +11,11 @@ from fontTools.ttLib import TTFont
 from matplotlib import get_data_path
 from PIL import Image
 
-from beamclip.data import glyphs
-from beamclip.data.glyph_drawing import STYLES, Scene, draw_scene, glyph_layers
-from beamclip.data.glyph_scenes import with_article
-from beamclip.data.glyph_symbols import Symbol, all_symbols
-from beamclip.data.glyphs import CorpusPaths, GlyphConfig, glyph_classes, write_corpus, write_url_list
+from beamclip.corpus import glyphs
+from beamclip.corpus.drawing import STYLES, Scene, draw_scene, glyph_layers
+from beamclip.corpus.glyphs import CorpusPaths, GlyphConfig, glyph_classes, write_corpus, write_url_list
+from beamclip.corpus.scenes import with_article
+from beamclip.corpus.symbols import Symbol, all_symbols
 from beamclip.errors import InputError
 from beamclip.prompts.classes import load_classes
 

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
+from beamclip.child import start_module
 from beamclip.cluster import ray_session
-from beamclip.data.child import start_module
-from beamclip.data.shard_download import DownloadSettings, ShardTask, download_shard
+from beamclip.ingest.shard import DownloadSettings, ShardTask, download_shard
 from beamclip.places import is_address
 
 _ENVIRONMENT = {

@@ -23,7 +23,7 @@ def start_module(
         environment: variables to set on top of the parent's.
         popen: further arguments of `subprocess.Popen`.
     """
-    package_root = str(Path(__file__).resolve().parents[2])
+    package_root = str(Path(__file__).resolve().parents[1])
     search_path = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],

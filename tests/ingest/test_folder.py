@@ -2,7 +2,7 @@
 
 import pytest
 
-from beamclip.data.ingest_folder import ShardPlan, failure_reason
+from beamclip.ingest.folder import ShardPlan, failure_reason
 
 
 def test_plan_places_each_row_in_one_shard() -> None:

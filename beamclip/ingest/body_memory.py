@@ -3,7 +3,7 @@
 import threading
 import time
 
-from beamclip.data.download import NO_MEMORY, FailedDownload
+from beamclip.ingest.download import NO_MEMORY, FailedDownload
 
 MAX_BODY_BYTES = 256 * 2**20
 """A larger body fails."""

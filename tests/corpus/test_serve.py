@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from beamclip.data.serve import serve_folder
+from beamclip.corpus.serve import serve_folder
 from beamclip.errors import InputError
 
 BODY = bytes(range(256)) * 20

@@ -19,10 +19,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beamclip.data.body_memory import BodyMemory
-from beamclip.data.fetch import FetchRules, install_guarded_opener
-from beamclip.data.hosts import WEB_PORTS
-from beamclip.data.resizer import UprightResizer
+from beamclip.ingest.body_memory import BodyMemory
+from beamclip.ingest.hosts import WEB_PORTS
+from beamclip.ingest.opener import FetchRules, install_guarded_opener
+from beamclip.ingest.resizer import UprightResizer
 from beamclip.places import Folder
 
 SHARD_DIGITS = 5
@@ -38,7 +38,7 @@ _SECOND_ATTEMPT_THREADS = 8
 
 @dataclass(frozen=True)
 class DownloadSettings:
-    """What every shard of an ingest has in common; see `beamclip.data.ingest.IngestConfig`."""
+    """What every shard of an ingest has in common; see `beamclip.ingest.ingest.IngestConfig`."""
 
     folder: str
     format: Literal["webdataset", "parquet"]
