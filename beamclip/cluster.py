@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from beamclip.errors import InputError
+from beamclip.ranges import Count, Natural, NonNegative, Positive, check_ranges
 
 log = logging.getLogger(__name__)
 
@@ -51,31 +52,23 @@ _ENVIRONMENT = {
 class WorkersConfig:
     """Where and how widely a run trains."""
 
-    num_workers: int = 1
+    num_workers: Natural = 1
     """Training workers, each with its share of the global batch. 0: the command's own process trains, without
     Ray. It starts sooner; for small jobs and for debugging."""
     use_gpu: bool = False
     """Train on GPUs."""
-    gpus_per_worker: float = 1.0
+    gpus_per_worker: Positive = 1.0
     """GPUs that Ray sets aside for a worker with --use-gpu; below 1, several runs or trials share one."""
-    cpus_per_worker: float = 0.5
+    cpus_per_worker: NonNegative = 0.5
     """CPUs that Ray sets aside for a worker; what is left over reads the data."""
-    threads_per_worker: int | None = None
+    threads_per_worker: Count | None = None
     """Threads that torch computes with in a worker on the CPU; by default the processors of its node, split
     among the workers there. Small models and batches are faster with fewer: the rest read the data."""
-    max_failures: int = 3
+    max_failures: Natural = 3
     """Times that the workers are restarted from the last checkpoint after one of them was lost."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_workers", 0), ("threads_per_worker", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}: give {least} or more.")
-        if self.gpus_per_worker <= 0 or self.cpus_per_worker < 0:
-            raise InputError(
-                f"gpus_per_worker is {self.gpus_per_worker:g} and cpus_per_worker {self.cpus_per_worker:g}: "
-                "shares of a machine, and the first one above 0."
-            )
+        check_ranges(self)
 
     @property
     def without_ray(self) -> bool:

@@ -31,11 +31,12 @@ from beamclip.commands.console import table
 from beamclip.data.cooccurrence import count_samples, ranked_words, words_of
 from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.evaluation.zeroshot import class_scores, topk_accuracy
-from beamclip.losses.csm import CsmConfig
+from beamclip.losses.config import CsmConfig
 from beamclip.models.teacher import Teacher
-from beamclip.prompts.anchors import Anchors, PromptConfig, class_prompts, encode_anchors, truncated_prompts
+from beamclip.prompts.anchors import Anchors, class_prompts, encode_anchors, truncated_prompts
 from beamclip.prompts.classes import ClassEntry
-from beamclip.training.optim import OptimConfig
+from beamclip.prompts.config import PromptConfig
+from beamclip.training.config import OptimConfig
 
 CONTEXT_LENGTH = 32
 TEXT = {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 1}

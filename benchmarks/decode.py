@@ -33,11 +33,11 @@ from beamclip.commands.console import table
 from beamclip.corpus.drawing import draw_scene
 from beamclip.corpus.scenes import draw_pair
 from beamclip.corpus.symbols import all_symbols
+from beamclip.data.config import AugmentConfig
 from beamclip.data.decode import decode_image, is_plain_jpeg, jpeg_pixels, pixels_of
 from beamclip.data.image_headers import judge
 from beamclip.data.transforms import (
     CROP_DRAWS,
-    AugmentConfig,
     load_training_image,
     random_crop_box,
     reduction_for,

@@ -24,13 +24,13 @@ from study.reports import circumstances, markdown_table, plus_minus, write_figur
 from study.trials import Result, Trial, results_of, run_trials
 
 from beamclip.commands.console import table
-from beamclip.data.stream import StreamConfig
+from beamclip.data.config import StreamConfig
 from beamclip.evaluation.zeroshot import topk_accuracy
-from beamclip.losses.csm import CsmConfig
+from beamclip.losses.config import CsmConfig
 from beamclip.models.clip import LoadedClip, new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import encode_anchors
-from beamclip.training.optim import OptimConfig
+from beamclip.training.config import OptimConfig
 from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
 
 IMAGES = {"emoji": 3834, "glyphs": 4000}

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from beamclip.commands.console import percent, table
 from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.models.clip import new_clip
-from beamclip.training.optim import OptimConfig, shared_parameters
+from beamclip.training.config import OptimConfig
+from beamclip.training.optim import shared_parameters
 
 SIZE, PATCH = 32, 8
 """Sides of an image and of a patch, pixels."""

@@ -21,8 +21,8 @@ from study.trials import Result, Trial, over_seeds, results_of, run_trials
 
 from beamclip.commands.console import percent, table
 from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
-from beamclip.losses.psd import PsdConfig
-from beamclip.training.optim import OptimConfig
+from beamclip.losses.config import PsdConfig
+from beamclip.training.config import OptimConfig
 
 NOISE = (0.0, 0.2, 0.4, 0.6)
 STUDIED = 0.4

@@ -35,25 +35,24 @@ from study.reports import circumstances
 from beamclip.cluster import ray_session, set_ray_environment
 from beamclip.commands.console import percent, table
 from beamclip.data.cache import CachedViews, embedding_column
-from beamclip.data.captions import CaptionConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.order import Order
 from beamclip.data.position import Position, beginning
 from beamclip.data.rows import Bundle, Segment, read_bundle
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_shards
-from beamclip.data.stream import Batch, StreamConfig, prefetched, shuffled_rows, training_batches
-from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig
+from beamclip.data.stream import Batch, prefetched, shuffled_rows, training_batches
+from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.export import write_open_clip_dir
 from beamclip.json_lines import read_json_lines
-from beamclip.losses.csm import CsmConfig
-from beamclip.losses.feature import FeatureConfig
+from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import load_clip, new_clip
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
 from beamclip.summary import library_versions
+from beamclip.training.config import OptimConfig
 from beamclip.training.loop import Training
 from beamclip.training.method import Distillation
-from beamclip.training.optim import OptimConfig
 from beamclip.training.process import prepare_process
 
 T = TypeVar("T")

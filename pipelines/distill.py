@@ -6,7 +6,7 @@ python pipelines/distill.py --data SHARDS --teacher T --student resnet18 --class
 import sys
 
 from beamclip.commands.command_line import run_command
-from beamclip.config import DistillConfig
+from beamclip.commands.options import DistillConfig
 
 
 def run(config: DistillConfig) -> None:

@@ -6,7 +6,7 @@ python pipelines/embed.py --data SHARDS --teacher T --out CACHE
 import sys
 
 from beamclip.commands.command_line import run_command
-from beamclip.config import EmbedConfig
+from beamclip.commands.options import EmbedConfig
 
 
 def run(config: EmbedConfig) -> None:

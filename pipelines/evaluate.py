@@ -7,7 +7,7 @@ python pipelines/evaluate.py --model RUN --data LABELLED --classes FILE --tasks 
 import sys
 
 from beamclip.commands.command_line import run_command
-from beamclip.config import EvaluateConfig
+from beamclip.commands.options import EvaluateConfig
 
 
 def run(config: EvaluateConfig) -> None:

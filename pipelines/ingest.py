@@ -6,7 +6,7 @@ python pipelines/ingest.py --urls list.parquet --url-column url --caption-column
 import sys
 
 from beamclip.commands.command_line import run_command
-from beamclip.ingest.ingest import IngestConfig
+from beamclip.ingest.config import IngestConfig
 
 
 def run(config: IngestConfig) -> None:

@@ -6,7 +6,7 @@ python pipelines/pretrain.py --data SHARDS --model tiny-resnet18 --out RUN
 import sys
 
 from beamclip.commands.command_line import run_command
-from beamclip.config import PretrainConfig
+from beamclip.commands.options import PretrainConfig
 
 
 def run(config: PretrainConfig) -> None:

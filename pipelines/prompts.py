@@ -6,7 +6,7 @@ python pipelines/prompts.py --classes FILE --teacher T --context-source hierarch
 import sys
 
 from beamclip.commands.command_line import run_command
-from beamclip.config import PromptsConfig
+from beamclip.commands.options import PromptsConfig
 
 
 def run(config: PromptsConfig) -> None:

@@ -7,7 +7,7 @@ import pytest
 from bucket import register_bucket
 
 from beamclip.commands.command_line import parse
-from beamclip.config import (
+from beamclip.commands.options import (
     DistillConfig,
     EmbedConfig,
     EvaluateConfig,
@@ -16,7 +16,7 @@ from beamclip.config import (
     SweepConfig,
 )
 from beamclip.errors import InputError
-from beamclip.ingest.ingest import IngestConfig
+from beamclip.ingest.config import IngestConfig
 from beamclip.places import Folder
 
 COMMANDS = (

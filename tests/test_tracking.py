@@ -14,7 +14,8 @@ from ports import free_port
 
 from beamclip.errors import InputError
 from beamclip.summary import Summary, read_summary, write_summary
-from beamclip.tracking import UNSENT_FILE, Tracking, TrackingConfig, replay, tracking_uri
+from beamclip.tracking import UNSENT_FILE, Tracking, replay, tracking_uri
+from beamclip.tracking.config import TrackingConfig
 from beamclip.tracking.store import Event, RunRecord, Store
 from beamclip.tracking.unsent import UnsentFile, batched
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from ports import free_port
 
-from beamclip.tracking import UNSENT_FILE, Tracking, TrackingConfig, link, replay
+from beamclip.tracking import UNSENT_FILE, Tracking, link, replay
+from beamclip.tracking.config import TrackingConfig
 
 QUIET = TrackingConfig(system_metrics=False)
 

@@ -6,7 +6,7 @@ python tune/sweep.py --data SHARDS|CACHE --teacher T --classes FILE --eval-data 
 import sys
 
 from beamclip.commands.command_line import run_command
-from beamclip.config import SweepConfig
+from beamclip.commands.options import SweepConfig
 
 
 def run(config: SweepConfig) -> None:

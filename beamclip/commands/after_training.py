@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
+from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.commands.run_dir import MODEL
-from beamclip.config import DistillConfig, PretrainConfig
 from beamclip.errors import InputError
-from beamclip.prompts.anchors import PromptConfig
+from beamclip.prompts.config import PromptConfig
 from beamclip.summary import Status
 
 Result = TypeVar("Result")

@@ -15,9 +15,7 @@ from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import (
-    AnchorReduce,
     Anchors,
-    PromptConfig,
     caption_anchors,
     class_prompts,
     count_alike,
@@ -25,6 +23,7 @@ from beamclip.prompts.anchors import (
     truncated_prompts,
 )
 from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.config import AnchorReduce, PromptConfig
 from beamclip.prompts.contexts import Source
 
 _ONE_ANCHOR = "With one anchor there is nothing to learn or to score"

@@ -13,8 +13,9 @@ from beamclip.commands.console import count, stage
 from beamclip.data.cooccurrence import caption_words
 from beamclip.data.shards import Columns, Shard, check_texts, fingerprint, list_shards
 from beamclip.errors import InputError
-from beamclip.prompts.anchors import PromptConfig, class_prompts
+from beamclip.prompts.anchors import class_prompts
 from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.config import PromptConfig
 from beamclip.prompts.contexts import CAPTIONS, NONE, WORDNET, Source, class_contexts, source_names
 from beamclip.prompts.wordnet import wordnet_contexts
 

@@ -10,6 +10,7 @@ from beamclip.commands.after_training import SCORING, AfterTraining
 from beamclip.commands.anchoring import captions_as_anchors, class_anchors, joined
 from beamclip.commands.console import count, percent, stage
 from beamclip.commands.context_sources import check_contexts, context_sources
+from beamclip.commands.options import DistillConfig
 from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
 from beamclip.commands.templates import (
@@ -32,7 +33,6 @@ from beamclip.commands.train import (
     tracked,
     train,
 )
-from beamclip.config import DistillConfig
 from beamclip.data.cache import (
     CachedViews,
     CacheManifest,

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from beamclip.addresses import without_secrets
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.console import ProgressLine, clock, count, stage
+from beamclip.commands.options import EmbedConfig
 from beamclip.commands.run_dir import CONFIG_FILE
-from beamclip.config import EmbedConfig, config_text
+from beamclip.config import config_text
 from beamclip.data.cache import (
     CACHE_FILE,
     CachedTeacher,

@@ -9,10 +9,11 @@ from beamclip.cluster import check_resources, workers_session
 from beamclip.commands.anchoring import class_anchors, refuse_one_class
 from beamclip.commands.console import count, percent, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
+from beamclip.commands.options import EvaluateConfig
 from beamclip.commands.run_dir import CONFIG_FILE, make_run_dir, new_run_dir
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import warn_of_misfit, with_templates
-from beamclip.config import EvaluateConfig, parameters, write_config
+from beamclip.config import parameters, write_config
 from beamclip.data.shards import list_labelled
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled

@@ -9,9 +9,10 @@ from beamclip.commands.console import ProgressLine, clock, count, stage
 from beamclip.commands.run_dir import CONFIG_FILE
 from beamclip.config import config_text
 from beamclip.errors import FailedRunError
+from beamclip.ingest.config import IngestConfig
 from beamclip.ingest.folder import SHARD_FAILED, IngestFolder
 from beamclip.ingest.hosts import PRIVATE_ADDRESS, REFUSED_PORT
-from beamclip.ingest.ingest import IngestConfig, IngestCounts, IngestSummary, ingest
+from beamclip.ingest.ingest import IngestCounts, IngestSummary, ingest
 from beamclip.places import Folder, absolute
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, summary_text
 

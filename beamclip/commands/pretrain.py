@@ -12,6 +12,7 @@ from beamclip.commands.after_training import SCORING, AfterTraining
 from beamclip.commands.anchoring import class_anchors
 from beamclip.commands.console import count, percent, stage
 from beamclip.commands.context_sources import check_contexts, context_sources
+from beamclip.commands.options import PretrainConfig
 from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.templates import seen_captions, with_templates
@@ -27,13 +28,12 @@ from beamclip.commands.train import (
     tracked,
     train,
 )
-from beamclip.config import PretrainConfig
-from beamclip.data.captions import CaptionConfig
+from beamclip.data.config import CaptionConfig
 from beamclip.data.shards import Columns, Shard, check_texts, list_labelled, list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.report import plot_curves
 from beamclip.export import write_card, write_open_clip_dir
-from beamclip.losses.psd import PsdConfig
+from beamclip.losses.config import PsdConfig
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.fitting import fitting_of

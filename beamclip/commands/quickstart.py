@@ -17,22 +17,21 @@ from beamclip.cluster import WorkersConfig, ray_session
 from beamclip.commands.console import percent, stage, table
 from beamclip.commands.distill import distill
 from beamclip.commands.ingest import ingest_urls
+from beamclip.commands.options import DistillConfig, PretrainConfig, ScoringConfig
 from beamclip.commands.pretrain import pretrain
 from beamclip.commands.run_dir import checkpoint_address
 from beamclip.commands.train import TrainConfig
-from beamclip.config import DistillConfig, PretrainConfig, ScoringConfig, plain
+from beamclip.config import plain
 from beamclip.corpus.glyphs import GlyphConfig, write_corpus, write_url_list
 from beamclip.corpus.serve import serve_folder
-from beamclip.data.stream import StreamConfig
-from beamclip.data.transforms import AugmentConfig
-from beamclip.ingest.ingest import IngestConfig
+from beamclip.data.config import AugmentConfig, StreamConfig
+from beamclip.ingest.config import IngestConfig
 from beamclip.models.config import StudentConfig
-from beamclip.prompts.anchors import PromptConfig
 from beamclip.prompts.classes import load_classes
+from beamclip.prompts.config import PromptConfig
 from beamclip.summary import SUMMARY_FILE, Summary, read_summary
-from beamclip.training.checkpoint import has_checkpoints
-from beamclip.training.loop import CadenceConfig
-from beamclip.training.optim import OptimConfig
+from beamclip.training.checkpoint_store import has_checkpoints
+from beamclip.training.config import CadenceConfig, OptimConfig
 
 RUNS = Path("runs")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from beamclip.errors import InputError
 from beamclip.files import read_json, read_yaml, write_whole
 from beamclip.json_lines import mend_json_lines, read_json_lines
-from beamclip.training.checkpoint import check_writable, find_checkpoint, has_checkpoints
+from beamclip.training.checkpoint_store import check_writable, find_checkpoint, has_checkpoints
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"

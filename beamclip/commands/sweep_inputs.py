@@ -22,11 +22,11 @@ from beamclip.commands.distill import (
     needed_size,
 )
 from beamclip.commands.embed import build_cache
+from beamclip.commands.options import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.commands.run_dir import checkpoint_address
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import own_templates
 from beamclip.commands.train import check_batch_norms, check_batches, sized
-from beamclip.config import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.data.cache import finished_manifest, is_cache, read_manifest
 from beamclip.data.shards import list_shards
 from beamclip.errors import InputError

@@ -10,9 +10,10 @@ from pathlib import Path
 import fsspec
 
 from beamclip.commands.console import ProgressLine, count, percent, stage
+from beamclip.commands.options import SweepConfig
 from beamclip.commands.run_dir import CONFIG_FILE, remember_tracked_run, tracked_run_id
 from beamclip.commands.train import Recorder
-from beamclip.config import SweepConfig, parameters, write_config
+from beamclip.config import parameters, write_config
 from beamclip.sweep.report import best_of
 from beamclip.sweep.run_trial import Report, Shared, trial_checkpoints
 from beamclip.sweep.space import Settings, applied, in_words

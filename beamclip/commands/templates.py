@@ -15,14 +15,16 @@ from beamclip.cluster import WorkersConfig
 from beamclip.commands.anchoring import encoded_prompts
 from beamclip.commands.console import stage
 from beamclip.data.cache import CachedViews
-from beamclip.data.captions import CaptionConfig, choose_caption
+from beamclip.data.captions import choose_caption
+from beamclip.data.config import CaptionConfig
 from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.evaluation.template_fit import information
 from beamclip.models.clip import ImageTower, LoadedClip
 from beamclip.models.teacher import ImageTeacher
-from beamclip.prompts.anchors import PromptConfig, class_prompts
+from beamclip.prompts.anchors import class_prompts
 from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.config import PromptConfig
 from beamclip.prompts.fitting import UNKNOWN_TEMPLATES
 from beamclip.prompts.templates import AUTO, TEMPLATE_SETS, resolve_templates
 

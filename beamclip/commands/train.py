@@ -15,6 +15,7 @@ from torch import Tensor
 from beamclip.cluster import WorkersConfig, check_resources
 from beamclip.commands.after_training import AfterTraining
 from beamclip.commands.console import ProgressLine, clock, count, percent, stage
+from beamclip.commands.options import DistillConfig, PretrainConfig, SweepConfig
 from beamclip.commands.run_copy import copy_beside
 from beamclip.commands.run_dir import (
     CONFIG_FILE,
@@ -30,7 +31,7 @@ from beamclip.commands.run_dir import (
     rewind_history,
     tracked_run_id,
 )
-from beamclip.config import DistillConfig, PretrainConfig, SweepConfig, parameters, write_config
+from beamclip.config import parameters, write_config
 from beamclip.data.lost_samples import FirstLost
 from beamclip.data.position import from_plain, skipped_of
 from beamclip.data.shards import Shard, fingerprint

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -38,6 +38,7 @@ from beamclip.corpus.drawing import draw_scene
 from beamclip.corpus.scenes import draw_pair
 from beamclip.corpus.symbols import Symbol, all_symbols
 from beamclip.errors import InputError
+from beamclip.ranges import Count, Natural, Range, check_ranges
 
 Split = Literal["train", "test", "novel"]
 
@@ -54,21 +55,18 @@ _RECORD = "corpus.yaml"
 class GlyphConfig:
     """Size and seed of the embedded corpus."""
 
-    images: int = 8000
+    images: Count = 8000
     """Training images; below the number of classes, only as many classes as images are used."""
-    test_images: int = 2000
+    test_images: Count = 2000
     """Test images, all in held-out styles; the novel split gets as many per class, rounded up."""
-    image_size: int = 64
+    image_size: Annotated[int, Range(16)] = 64
     """Side of the square images in pixels."""
-    corpus_seed: int = 0
+    corpus_seed: Natural = 0
     """Decides every image and caption. With all classes in use, a larger corpus of one seed begins with the
     images of the smaller."""
 
     def __post_init__(self) -> None:
-        for field, least in (("images", 1), ("test_images", 1), ("image_size", 16), ("corpus_seed", 0)):
-            value = getattr(self, field)
-            if value < least:
-                raise InputError(f"{field} is {value}: give {least} or more.")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ As with augmentation, the choice is a function of (seed, epoch, sample key): see
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from beamclip.errors import InputError
+from beamclip.data.config import CaptionConfig
 
 CAPTION_CHARACTERS = 2048
 """Of a text, at most: far more than text towers read. What tokenizers do first takes quadratic time."""
@@ -22,22 +21,6 @@ MOST_TEXTS = 256
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 """JSON may hold half of a pair; neither tables nor tokenizers take it."""
-
-
-@dataclass(frozen=True)
-class CaptionConfig:
-    """The text that an image is paired with each time it is seen."""
-
-    caption_columns: tuple[str, ...] = ()
-    """Fields of a sample's JSON with further texts beside its caption: a text each, or a list of tags."""
-    caption_join: Literal["sample", "concat"] = "sample"
-    """sample: one of the sample's texts. concat: all of them, in a new order each time, with commas."""
-    caption_dropout: float = 0.0
-    """Probability of leaving out each of a sample's texts, 0..1; one always stays."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.caption_dropout <= 1.0:
-            raise InputError(f"caption_dropout is {self.caption_dropout}: give a probability from 0 to 1.")
 
 
 def choose_caption(texts: Sequence[str], draw: float, config: CaptionConfig) -> str:

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beamclip.data.captions import CaptionConfig, choose_caption
+from beamclip.data.captions import choose_caption
+from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import FirstLost, LostSample, in_words, lost_sample
 from beamclip.data.order import BLOCK, Order, Part, Unread, epoch_part, last_draws, slots_drawn, unread
@@ -32,14 +33,7 @@ from beamclip.data.position import DataPosition, Position
 from beamclip.data.row_sets import RowSet
 from beamclip.data.rows import RowReader, bundles_left, read_rows
 from beamclip.data.shards import Columns, Row, Shard
-from beamclip.data.transforms import (
-    AUGMENT_DRAWS,
-    CROP_DRAWS,
-    DRAWS,
-    AugmentConfig,
-    load_training_image,
-    sample_uniforms,
-)
+from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, DRAWS, load_training_image, sample_uniforms
 from beamclip.errors import InputError
 
 T = TypeVar("T")
@@ -47,29 +41,6 @@ T = TypeVar("T")
 HOPELESS_EPOCHS = 10
 """Epochs without a usable image after which a rank gives up. One is not enough: where a shard is missing,
 its rows are now and then all that a rank has in an epoch."""
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """How samples reach the training loop."""
-
-    batch_size: int | None = None
-    """Images in a global batch, over all workers; by default chosen by the number of images."""
-    shuffle_buffer: int = 4096
-    """Encoded samples that a worker holds to draw from at random."""
-    shuffle_shards: int = 16
-    """Shards that a worker reads in turn, row by row, so that neighbours in its buffer come from several."""
-    decode_threads: int = 2
-    """Threads that decode and crop, in each worker."""
-    prefetch_batches: int = 4
-    """Batches decoded ahead of the training loop, in each worker."""
-    allow_missing_shards: bool = False
-    """Count the samples of a shard that cannot be opened as lost, instead of ending the command."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not isinstance(value, bool | None) and value < 1:
-                raise InputError(f"{name} is {value}: give 1 or more.")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ batched augmentation on the training device; the last chooses its caption.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from beamclip.data.config import AugmentConfig
 from beamclip.data.decode import REDUCTIONS, is_plain_jpeg, jpeg_pixels, judged, picture_of, pixels_of
 from beamclip.data.image_limits import EncodedImage
-from beamclip.errors import InputError
 
 CROP_DRAWS = 4
 AUGMENT_DRAWS = 11
@@ -34,43 +33,6 @@ REDUCTION_MARGIN = 1.5
 once the size, features of a teacher move three times as far (see docs/benchmarks/decode.json)."""
 
 _LUMA = (0.299, 0.587, 0.114)
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Augmentation of training images; evaluation uses none of it."""
-
-    crop_scale_min: float = 0.6
-    """Smallest share of the image's area that a random crop keeps, 0..1; 1 keeps the whole image."""
-    crop_ratio: float = 4 / 3
-    """Largest aspect ratio of a random crop, its inverse the smallest; passed where a crop would not fit."""
-    flip: float = 0.0
-    """Probability of a horizontal mirror image; leave it at 0 where left and right carry meaning."""
-    rotate: float = 10.0
-    """Largest rotation, degrees to either side."""
-    translate: float = 0.06
-    """Largest shift along each axis, as a share of the image's width."""
-    zoom: float = 0.1
-    """Largest relative change of scale, to either side."""
-    jitter: float = 0.3
-    """Largest relative change of brightness, contrast and saturation, to either side."""
-    grey: float = 0.0
-    """Probability of removing all colour."""
-    blur: float = 0.0
-    """Probability of a Gaussian blur."""
-    blur_sigma_min: float = 0.1
-    """Smallest standard deviation of the blur, pixels of the crop."""
-    blur_sigma_max: float = 2.0
-    """Largest standard deviation of the blur, pixels of the crop."""
-    scaled_decoding: bool = True
-    """Decode a JPEG that is much larger than the crop needs at a half, a quarter or an eighth of its size."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.blur_sigma_min <= self.blur_sigma_max:
-            raise InputError(
-                f"blur_sigma_min is {self.blur_sigma_min} and blur_sigma_max {self.blur_sigma_max}: "
-                "give positive numbers, the smaller one first."
-            )
 
 
 def sample_uniforms(seed: int, epoch: int, keys: list[str]) -> NDArray[np.float32]:

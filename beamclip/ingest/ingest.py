@@ -13,80 +13,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from beamclip.errors import InputError
+from beamclip.ingest.config import AUTO, CAPTION, IngestConfig
 from beamclip.ingest.folder import IngestFolder, Outcome, ShardPlan
-from beamclip.ingest.hosts import WEB_PORTS
 from beamclip.ingest.runners import LocalRunner, RayRunner, local_runner, ray_runner, run_shards
 from beamclip.ingest.shard import DownloadSettings, ShardTask, write_rows
-from beamclip.ingest.url_list import AUTO, CAPTION, hash_url_list, lists_reading, read_url_list
-from beamclip.places import LocalPath, PathOrAddress, absolute
+from beamclip.ingest.url_list import hash_url_list, lists_reading, read_url_list
+from beamclip.places import absolute
 
 _DATA_SUFFIX = {"webdataset": ".tar", "parquet": ".parquet"}
 # Rows without a second attempt, of which the summary on disk keeps the number: a later run may want one.
 _OPEN_ROWS = ("retryable", "refused_private")
-_QUALITY_RANGE = {"jpg": (0, 100), "webp": (1, 100), "png": (0, 9)}
-
-
-@dataclass(frozen=True)
-class IngestConfig:
-    """What to download, and into which shape."""
-
-    urls: PathOrAddress = None
-    """Required. List of URLs: .parquet, .csv, .tsv or .jsonl (the last three also .gz), or a folder of such
-    files, its parts."""
-    out: PathOrAddress = None
-    """Required. Folder for the shards; a second run with the same settings resumes there."""
-    url_column: str = "url"
-    """Column of the list that holds the URLs."""
-    caption_column: str | None = AUTO
-    """Column of the list that holds the captions. none: shards without captions. auto: the column caption,
-    where the list has it."""
-    keep_columns: tuple[str, ...] = ()
-    """Further columns (labels, ids) to keep in each sample's JSON record, separated by commas or spaces."""
-    config: LocalPath = None
-    """YAML file with values for any of these options; flags come before it."""
-    format: Literal["webdataset", "parquet"] = "webdataset"
-    """Shards as webdataset tar files, or as parquet files with the image in a column."""
-    image_size: int | None = 256
-    """Pixels of the side that resize_mode speaks of; None only with resize_mode no."""
-    resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "keep_ratio"
-    """keep_ratio: shorter side to image_size; keep_ratio_largest: longer side; both leave smaller images as
-    they are. border (padded white) and center_crop give squares of exactly image_size. no: original size."""
-    encode_format: Literal["jpg", "png", "webp"] = "jpg"
-    """Encoding of the stored images."""
-    encode_quality: int | None = None
-    """jpg and webp: quality in per cent; png: compression, 0 to 9. None: 95, 90 and 6."""
-    shard_size: int = 1000
-    """Rows of the list in one shard."""
-    distributor: Literal["multiprocessing", "ray"] = "multiprocessing"
-    """Download with processes of this machine, or with tasks of a Ray cluster (out must be an address,
-    or a folder that its nodes share)."""
-    processes: int | None = None
-    """Shards downloaded at the same time; None: one for each CPU. Shards that only wait for their last
-    servers do not count."""
-    threads: int = 32
-    """Downloads at the same time within a shard."""
-    timeout_s: float = 10.0
-    """Seconds for a whole download: name look-up, connection, redirects, repetitions that the server asked
-    for, and the image to its last byte. Waiting for a turn at a host (per_host) does not count."""
-    per_host: int = 64
-    """Requests to one host at a time, over all processes (and nodes, with ray). A host that answers 429 or
-    503 with a Retry-After is asked again then, within timeout_s."""
-    ports: tuple[int, ...] = WEB_PORTS
-    """Ports that a URL may name; others need allow_private_hosts."""
-    download_retries: int = 0
-    """Immediate further attempts at an image; the second pass (retry_failed) is kinder to servers."""
-    allow_private_hosts: bool = False
-    """Also fetch from loopback, private and link-local addresses and from any port: only for lists you
-    trust."""
-    retry_failed: bool = True
-    """After all shards, try once more what failed for a cause that may pass (timeouts, HTTP 5xx, ...), or
-    what was refused as private before allow_private_hosts was given."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +79,13 @@ def ingest(
         on_notice: called with what the user should know before the first download.
 
     Raises:
-        InputError: img2dataset is not installed, the list cannot be used, a setting is out of range, or
-            the folder was filled with other settings.
+        InputError: img2dataset is not installed, the list cannot be used, or the folder was filled
+            with other settings.
         RuntimeError: the download processes cannot run.
     """
     started = time.monotonic()
-    _check(config)
+    if importlib.util.find_spec("img2dataset") is None:
+        raise InputError('img2dataset is not installed. In the checkout: pip install ".[ingest]"')
     urls, out = _required(config)
     if config.caption_column is not None and config.caption_column.lower() in ("none", "null"):
         config = replace(config, caption_column=None)
@@ -326,26 +269,3 @@ def _required(config: IngestConfig) -> tuple[str, str]:
         missing = "--urls FILE" if config.urls is None else "--out SHARDS"
         raise InputError(f"{missing} is missing. --help lists all options.")
     return str(config.urls), absolute(config.out)
-
-
-def _check(config: IngestConfig) -> None:
-    if importlib.util.find_spec("img2dataset") is None:
-        raise InputError('img2dataset is not installed. In the checkout: pip install ".[ingest]"')
-    for name in ("shard_size", "threads", "timeout_s", "per_host"):
-        if getattr(config, name) <= 0:
-            raise InputError(f"{name}: {getattr(config, name)} is not positive.")
-    if config.processes is not None and config.processes <= 0:
-        raise InputError(f"processes: {config.processes} is not positive. Leave it out for one a CPU.")
-    if config.download_retries < 0:
-        raise InputError(f"download_retries: {config.download_retries} is negative.")
-    _check_image_settings(config)
-
-
-def _check_image_settings(config: IngestConfig) -> None:
-    size, mode = config.image_size, config.resize_mode
-    if (size is None and mode != "no") or (size is not None and size <= 0):
-        raise InputError(f"image_size: {size} with resize_mode {mode}. Give pixels, for example 256.")
-    low, high = _QUALITY_RANGE[config.encode_format]
-    if config.encode_quality is not None and not low <= config.encode_quality <= high:
-        met = f"encode_quality: {config.encode_quality} with encode_format {config.encode_format}"
-        raise InputError(f"{met}. Give {low} to {high}.")

@@ -16,14 +16,11 @@ import pyarrow.parquet as pq
 from fsspec.utils import infer_compression
 
 from beamclip.errors import InputError
+from beamclip.ingest.config import AUTO, CAPTION
 from beamclip.ingest.delimited import read_delimited
 from beamclip.ingest.json_rows import read_json_rows
 from beamclip.ingest.list_lines import Opener, UnreadableListError
 from beamclip.places import absolute, one_line
-
-AUTO = "auto"
-"""As the caption column: `caption` where the list has it, otherwise none."""
-CAPTION = "caption"
 
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _TEXT_FORMATS = (".csv", ".tsv")

@@ -6,7 +6,7 @@ the global batch. All ranks must hold equally many rows; unequal batches are not
 cost one more collective a step.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,10 +15,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from beamclip.losses.similarity import similarities
-
-Objective = Literal["clip", "siglip", "psd"]
-"""Losses of image-text pairs: InfoNCE here (arXiv 2103.00020), losses.sigmoid (2303.15343), and losses.psd
-(2204.04588)."""
 
 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:

@@ -23,20 +23,6 @@ from torch.autograd.function import once_differentiable
 from beamclip.losses.similarity import full_float32, similarities
 
 
-@dataclass(frozen=True)
-class CsmConfig:
-    """How the student's similarity distribution over the anchors is matched to the teacher's."""
-
-    tau_teacher: float = 0.02
-    """Softmax temperature of the teacher, > 0. Smaller is sharper: fewer anchors carry weight."""
-    tau_student: float = 0.05
-    """Softmax temperature of the student, > 0."""
-    csm_weight: float = 1.0
-    """Factor of this term in the total loss; 0 switches it off."""
-    anchor_chunk: int = 4096
-    """Anchors compared at a time, >= 1: memory is about 4 x batch x this many floats; no result changes."""
-
-
 def csm_loss(
     student: Tensor,
     teacher: Tensor,

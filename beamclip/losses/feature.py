@@ -4,24 +4,11 @@ The mean squared error of unit embeddings is the strongest single term in CLIP-K
 (https://arxiv.org/abs/2307.12732), used there with weight 2000.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FeatureKind = Literal["cosine", "mse"]
-
-
-@dataclass(frozen=True)
-class FeatureConfig:
-    """An auxiliary term that constrains the student where the anchors do not."""
-
-    feature_weight: float = 0.0
-    """Factor of this term in the total loss; 0 switches it off. CLIP-KD uses 2000 with `mse`."""
-    feature_kind: FeatureKind = "cosine"
-    """`cosine` is 1 - cos; `mse` averages over the D components as well and so equals cosine x 2 / D."""
+from beamclip.losses.config import FeatureKind
 
 
 def feature_loss(student: Tensor, teacher: Tensor, kind: FeatureKind) -> Tensor:

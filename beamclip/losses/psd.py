@@ -18,51 +18,16 @@ number a column, which a gather of N numbers brings.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beamclip.errors import InputError
+from beamclip.losses.config import PsdConfig
 from beamclip.losses.contrastive import gather_values, gather_with_grad, own_rows
 from beamclip.losses.similarity import similarities
 
 SINKHORN_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class PsdConfig:
-    """What the self-distilled rows of a batch learn from, and how their share grows."""
-
-    psd_target: Literal["swap", "self", "sinkhorn", "ema"] = "swap"
-    """swap: the other direction's softmax, transposed. self: the same direction, sharpened. sinkhorn: the
-    balanced plan of both. ema: the similarities of a moving average of the model."""
-    psd_sharpness: float = 1.0
-    """Factor of the similarities that targets are made from, > 0; above 1 is sharper."""
-    psd_identity: float = 0.1
-    """Least weight of the pair itself in a target, 0..1."""
-    psd_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the self-distilled share goes from its start to its end."""
-    psd_start: float = 0.0
-    """Share of a batch that is self-distilled after the warm-up, 0..1."""
-    psd_end: float = 0.5
-    """Share at the last step, 0..1; with a constant schedule, from the warm-up on."""
-    psd_warmup: float = 0.1
-    """Share of the steps before the schedule begins, in which nothing is self-distilled, 0..1."""
-    psd_select: Literal["random", "low_confidence"] = "low_confidence"
-    """Which rows: drawn anew each step, or those that the model is least sure of, which serves better
-    where captions are wrong."""
-    psd_ema_decay: float = 0.995
-    """What the moving average of target ema keeps of itself at each step, 0..1."""
-
-    def __post_init__(self) -> None:
-        if not self.psd_sharpness > 0:
-            raise InputError(f"psd_sharpness is {self.psd_sharpness}: give a factor above 0.")
-        for name in ("psd_identity", "psd_start", "psd_end", "psd_warmup", "psd_ema_decay"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(f"{name} is {getattr(self, name)}: give a share from 0 to 1.")
 
 
 def psd_share(progress: float, config: PsdConfig) -> float:

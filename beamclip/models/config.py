@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from beamclip.places import LocalPath
+from beamclip.ranges import Count, check_ranges
 
 Head = Literal["linear", "mlp"]
 Pixels = Literal["auto", "imagenet", "inception", "openai", "teacher"]
@@ -24,7 +25,7 @@ class StudentConfig:
     pretrained: bool = False
     """Start from timm's pretrained weights; the student then takes their mean and std."""
 
-    student_image_size: int | None = None
+    student_image_size: Count | None = None
     """Side of the student's input, pixels; by default the teacher's, or the one size the backbone takes."""
 
     init_checkpoint: LocalPath = None
@@ -40,3 +41,6 @@ class StudentConfig:
 
     init_std: Colour | None = None
     """Standard deviation of red, green and blue, on the scale 0..1. Needs init_mean."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,40 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beamclip.files import write_whole
-from beamclip.places import LocalPath, PathOrAddress
 from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.config import AnchorReduce, PromptConfig
 from beamclip.prompts.contexts import Source, class_contexts
-from beamclip.prompts.templates import AUTO, check_templates, fill, resolve_templates
+from beamclip.prompts.templates import fill, resolve_templates
 
-AnchorReduce = Literal["mean", "separate"]
 TextEncoder = Callable[[list[str]], Tensor]
 """n texts -> [n, D] embeddings of any length, floating type and device."""
-
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """How class names become text anchors."""
-
-    templates: tuple[str, ...] = (AUTO,)
-    """auto: those that fit the teacher's captions. Or sets (name, photo, ensemble, symbol, openai7, openai80)
-    and texts with {} for the class, which stay as they are; "a(n) {}" bends to the class: an owl."""
-    context_source: str = "none"
-    """Where contexts come from: the class list's `contexts` (file) or `parents` (hierarchy), the lexicon
-    (wordnet) by its `synset`, words beside the name in the shards' captions (captions), or several of these,
-    as hierarchy+captions, in turn."""
-    num_contexts: int = 0
-    """Contexts a class, first ones first, one prompt each; 0 leaves the bare name."""
-    context_data: PathOrAddress = None
-    """Shards whose captions context_source captions reads; by default the ones of --data."""
-    context_columns: tuple[str, ...] = ()
-    """Fields of a sample's JSON with further texts that context_source captions reads, such as tags."""
-    wordnet: LocalPath = None
-    """Princeton's dict folder of WordNet, for context_source wordnet; by default what nltk has installed."""
-    anchor_reduce: AnchorReduce = "mean"
-    """mean: one anchor a class, the unit mean of its prompts. separate: one anchor a prompt."""
-
-    def __post_init__(self) -> None:
-        check_templates(self.templates)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from beamclip.addresses import without_secrets
-from beamclip.config import DistillConfig, write_config
+from beamclip.commands.options import DistillConfig
+from beamclip.config import write_config
 from beamclip.sweep.plots import plot_heat_maps, plot_learning, plot_parallel
 from beamclip.sweep.space import Space, applied, in_words, shown
 from beamclip.sweep.trial import Trial, ranked

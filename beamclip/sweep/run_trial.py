@@ -9,14 +9,15 @@ import ray
 import ray.tune
 import torch
 
-from beamclip.config import DistillConfig
+from beamclip.commands.options import DistillConfig
 from beamclip.errors import InputError
 from beamclip.models.config import StudentConfig
-from beamclip.prompts.anchors import PromptConfig
+from beamclip.prompts.config import PromptConfig
 from beamclip.sweep.space import applied
 from beamclip.sweep.trial import METRIC
 from beamclip.training.channel import Record
-from beamclip.training.checkpoint import State, read_checkpoint, set_aside
+from beamclip.training.checkpoint import State, read_checkpoint
+from beamclip.training.checkpoint_store import discard_after
 from beamclip.training.distillation import Images, distillation_plan, restore_student
 from beamclip.training.launch import TrainingError, fit
 from beamclip.training.loop import trained_weights
@@ -84,7 +85,7 @@ def run_trial(trial: dict[str, Any], shared: Shared) -> None:
     plan = replace(plan, cadence=replace(plan.cadence, checkpoint_every=every))
     reporter = _Reporter(_Scorer(config, shared), plan, every, trial["step"])
     # What was trained ahead of the last report, records and all, went with the process that was lost.
-    set_aside(plan.storage.checkpoints, after=reporter.step)
+    discard_after(plan.storage.checkpoints, after=reporter.step)
 
     def on_record(record: Record) -> None:
         saved = record.get("saved_step")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from beamclip.errors import InputError
+from beamclip.ranges import Count, check_ranges
 
 DEFAULT_TRIALS = 16
 
@@ -15,7 +16,7 @@ class SearchConfig:
     """Options of a distillation and what to try: OPTION=VALUE,VALUE or, evenly on a logarithmic scale,
     OPTION=LOW..HIGH. By default tau_teacher and tau_student, and with a --context-source also num_contexts
     and anchor_reduce."""
-    trials: int | None = None
+    trials: Count | None = None
     """Trials, by default 16: combinations drawn at random, each once."""
     grid: bool = False
     """Try every combination instead."""
@@ -25,20 +26,17 @@ class SearchConfig:
     asha: bool = True
     """Stop a trial whose score is not among the better half of those so far at the same share of the steps
     (ASHA, arXiv 1810.05934). It stops options that are slow at first and would win at the end, too."""
-    scores: int = 4
+    scores: Count = 4
     """Times that a trial is scored on the held-out images, at even distances, the last one at its end."""
-    scored_images: int = 10_000
+    scored_images: Count = 10_000
     """Held-out images each score is made from, at even distances over all; they are decoded once."""
-    max_concurrent: int | None = None
+    max_concurrent: Count | None = None
     """Trials at a time; by default as many as there are CPUs for, or GPUs."""
-    augmentations: int = 4
+    augmentations: Count = 4
     """Views of each image in the teacher cache that is built where --data are plain shards."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "scores", "scored_images", "max_concurrent", "augmentations"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: give 1 or more.")
+        check_ranges(self)
         if self.grid and self.optuna:
             raise InputError("--grid tries every combination, --optuna chooses: give one of them.")
         if self.grid and self.trials:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from beamclip.config import DistillConfig, parse_config
+from beamclip.commands.options import DistillConfig
+from beamclip.config import parse_config
 from beamclip.errors import InputError
 
 SECTIONS = ("student", "prompts", "csm", "feature", "stream", "optim")

@@ -7,7 +7,8 @@ answers again, or later by `python -m beamclip.tracking replay RUN_DIR`. Every r
 was made, and MLflow's SQL stores keep one copy of equal records, so sending one twice does no harm.
 """
 
-from beamclip.tracking.run import Tracking, TrackingConfig
+from beamclip.tracking.config import TrackingConfig
+from beamclip.tracking.run import Tracking
 from beamclip.tracking.store import tracking_uri
 from beamclip.tracking.unsent import UNSENT_FILE, replay
 

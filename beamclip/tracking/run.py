@@ -7,11 +7,11 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from beamclip.tracking.config import TrackingConfig
 from beamclip.tracking.link import Link
 from beamclip.tracking.store import Event, RunRecord, first_line, tracking_uri
 from beamclip.tracking.unsent import UnsentFile
@@ -25,19 +25,6 @@ MAX_KEY_LENGTH = 250
 """Characters of a name that MLflow stores."""
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """What a run is called in MLflow; MLFLOW_TRACKING_URI says where it is tracked."""
-
-    experiment: str | None = None
-    """MLflow experiment, made when missing; by default that of MLFLOW_EXPERIMENT_NAME or
-    MLFLOW_EXPERIMENT_ID, else beamclip. Where it is given, MLFLOW_RUN_ID, the run to log into, is ignored."""
-    run_name: str | None = None
-    """Name of the run in MLflow; by default that of the run directory."""
-    system_metrics: bool = True
-    """Log load of processor, memory, disk, network and GPU of the driver's machine every 10 seconds."""
 
 
 class Tracking:

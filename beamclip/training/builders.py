@@ -11,11 +11,8 @@ import torch
 from torch import nn
 
 from beamclip.cluster import fetch
-from beamclip.data.transforms import AugmentConfig
-from beamclip.losses.contrastive import Objective
-from beamclip.losses.csm import CsmConfig
-from beamclip.losses.feature import FeatureConfig
-from beamclip.losses.psd import PsdConfig
+from beamclip.data.config import AugmentConfig
+from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
 
 
 @dataclass(frozen=True)

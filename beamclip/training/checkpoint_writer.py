@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from beamclip.training.checkpoint import Manifest, State, cause_of, prune, write_checkpoint
+from beamclip.training.checkpoint import State, write_checkpoint
+from beamclip.training.checkpoint_store import Manifest, cause_of, prune
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from beamclip.config import DistillConfig
+from beamclip.commands.options import DistillConfig
 from beamclip.data.cache import CachedViews
 from beamclip.data.shards import Columns, Shard
 from beamclip.training.builders import DistillationBuilder

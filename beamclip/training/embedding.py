@@ -29,20 +29,13 @@ from beamclip.data.cache import (
     embedding_column,
     write_cache_shard,
 )
-from beamclip.data.captions import CaptionConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
 from beamclip.data.position import Position
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_shards
 from beamclip.data.stream import training_batches
-from beamclip.data.transforms import (
-    AUGMENT_DRAWS,
-    CROP_DRAWS,
-    AugmentConfig,
-    augment,
-    load_training_views,
-    sample_uniforms,
-)
+from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, augment, load_training_views, sample_uniforms
 from beamclip.models.teacher import ImageTeacher, Teacher
 from beamclip.training.process import prepare_process
 

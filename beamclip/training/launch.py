@@ -20,7 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from beamclip.cluster import WorkersConfig
 from beamclip.data.rows import read_rows_here
 from beamclip.training.channel import Channel, Record, RemoteChannel
-from beamclip.training.checkpoint import State, find_checkpoint, mark, read_checkpoint
+from beamclip.training.checkpoint import State, read_checkpoint
+from beamclip.training.checkpoint_store import claim, find_checkpoint
 from beamclip.training.process import CPU_WORKER_ENVIRONMENT
 from beamclip.training.worker import HopelessError, Plan, in_one_line, train_alone, train_worker
 
@@ -69,7 +70,7 @@ def fit(
         InputError: the address of the checkpoints cannot be written to.
         TrainingError: the workers were lost more often than allowed, or met an error that would come again.
     """
-    storage = replace(plan.storage, mark=mark(plan.storage.checkpoints))
+    storage = replace(plan.storage, claim=claim(plan.storage.checkpoints))
     plan = replace(plan, storage=storage)
     scratch_folder = tempfile.TemporaryDirectory(prefix="beamclip-ray-", ignore_cleanup_errors=True)
     with interrupts() as interrupted, scratch_folder as scratch:

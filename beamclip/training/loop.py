@@ -20,32 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from beamclip.data.position import Position
 from beamclip.data.stream import Batch
-from beamclip.errors import InputError
 from beamclip.training.average import WeightAverage
 from beamclip.training.checkpoint import State
-from beamclip.training.optim import OptimConfig, autocast_dtype, build_optimizer, learning_rate
+from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient became infinite or not a number."""
-
-
-@dataclass(frozen=True)
-class CadenceConfig:
-    """How often a run speaks and saves."""
-
-    log_every: int = 10
-    """Steps between two records of metrics."""
-    checkpoint_every: int = 200
-    """Steps between two checkpoints; there is always one at the end."""
-    trace_samples: bool = False
-    """Write the keys of the samples of every step, for each worker, to trace/ in the run's folder, on the
-    disk of the worker's node."""
-
-    def __post_init__(self) -> None:
-        for name in ("log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more.")
 
 
 Request = Literal["nothing", "save", "stop"]

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from beamclip.data.config import AugmentConfig
 from beamclip.data.stream import Batch
-from beamclip.data.transforms import AugmentConfig, augment
-from beamclip.losses.contrastive import Objective, clip_loss
-from beamclip.losses.csm import CsmConfig, csm_ensemble_loss, csm_loss
-from beamclip.losses.feature import FeatureConfig, feature_loss
-from beamclip.losses.psd import PsdConfig, psd_loss, psd_share
+from beamclip.data.transforms import augment
+from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
+from beamclip.losses.contrastive import clip_loss
+from beamclip.losses.csm import csm_ensemble_loss, csm_loss
+from beamclip.losses.feature import feature_loss
+from beamclip.losses.psd import psd_loss, psd_share
 from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE, sigmoid_loss
 from beamclip.models.clip import ImageTower, LoadedClip, normalise_pixels
 from beamclip.prompts.anchors import Anchors

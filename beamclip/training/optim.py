@@ -1,52 +1,12 @@
 """AdamW for a method: its options, its schedule, its groups of parameters, the arithmetic of its steps."""
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from beamclip.errors import InputError
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimisation of a run."""
-
-    epochs: float | None = None
-    """Passes over the data; by default chosen by the number of images. Ignored where `steps` is given."""
-    steps: int | None = None
-    """Optimiser steps; by default what `epochs` come to."""
-    lr: float | None = None
-    """Peak learning rate of AdamW (arXiv 1711.05101), for the global batch as it stands; by default 0.002,
-    in pre-training 0.001."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay; none on biases, norms, embeddings and scalars."""
-    shared_weight_decay: float = 0.2
-    """The same for the tensors that MS-CLIP's two towers share, which meet the loss from both sides."""
-    warmup: float = 0.1
-    """Share of the steps over which the learning rate rises from 0 before its cosine fall to 0."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient; 0 switches clipping off."""
-    accumulation: int = 1
-    """Passes that make up one step, over equal parts of a batch, for less memory. A loss that compares the
-    pairs of a batch still compares them all, at the price of one more forward pass."""
-    grad_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, slower."""
-    compile: bool = False
-    """Compile the networks by torch.compile, a teacher's too: a minute or two at the start of each worker,
-    faster steps afterwards; mostly worth it on a GPU."""
-    ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then exported; 0 is off."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward pass; auto is bf16 where the device computes it natively."""
-
-    def __post_init__(self) -> None:
-        for name in ("accumulation", "steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: give 1 or more.")
+from beamclip.training.config import OptimConfig
 
 
 def total_steps(config: OptimConfig, samples: int, batch_size: int) -> int:

@@ -9,8 +9,8 @@ batch is what keeps a GPU busy. The figures behind the numbers are in docs/studi
 import math
 from dataclasses import dataclass, replace
 
-from beamclip.data.stream import StreamConfig
-from beamclip.training.optim import OptimConfig
+from beamclip.data.config import StreamConfig
+from beamclip.training.config import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from beamclip.data.captions import CaptionConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.order import Order
 from beamclip.data.position import (
     DataPosition,
@@ -28,20 +28,12 @@ from beamclip.data.position import (
 )
 from beamclip.data.rows import RowReader, read_rows
 from beamclip.data.shards import Columns, Shard, fingerprint
-from beamclip.data.stream import Batch, StreamConfig, pinned, prefetched, shuffled_rows, training_batches
-from beamclip.data.transforms import AugmentConfig
-from beamclip.training.checkpoint import (
-    CheckpointError,
-    Manifest,
-    State,
-    find_checkpoint,
-    is_marked,
-    read_checkpoint,
-    set_aside,
-)
+from beamclip.data.stream import Batch, pinned, prefetched, shuffled_rows, training_batches
+from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint
+from beamclip.training.checkpoint_store import Manifest, discard_after, find_checkpoint, holds_claim
 from beamclip.training.checkpoint_writer import CheckpointWriter
-from beamclip.training.loop import CadenceConfig, NonFiniteLossError, Request, Training, run_loop
-from beamclip.training.optim import OptimConfig
+from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.loop import NonFiniteLossError, Request, Training, run_loop
 from beamclip.training.process import prepare_process
 from beamclip.training.team import Team, alone, ray_train_team
 from beamclip.training.trace import Trace
@@ -80,8 +72,9 @@ class Storage:
     """The newest ones that stay, beside the one of the lowest loss."""
     trace: str | None = None
     """Folder of the trace of samples, if there is to be one."""
-    mark: str = ""
-    """By which workers know that they see the same checkpoints as the command; the launch sets it."""
+    claim: str = ""
+    """Token that the command leaves beside the checkpoints; a worker that cannot read it sees another file
+    system. The launch sets it."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +171,7 @@ class _Start:
 
 def _start(plan: Plan, team: Team) -> _Start:
     """Rank 0 looks for the newest whole checkpoint, and tells of damaged ones that it passed over."""
-    if not is_marked(plan.storage.checkpoints, plan.storage.mark):
+    if not holds_claim(plan.storage.checkpoints, plan.storage.claim):
         node = ray.util.get_node_ip_address()
         raise CheckpointError(
             f"worker {team.rank} on {node} does not see what the command left at "
@@ -190,7 +183,7 @@ def _start(plan: Plan, team: Team) -> _Start:
         found = find_checkpoint(plan.storage.checkpoints)
         start = _Start(time.time_ns(), found.manifest.step if found.manifest else 0)
         # They would count for whole ones when old ones are removed.
-        set_aside(plan.storage.checkpoints, after=start.step)
+        discard_after(plan.storage.checkpoints, after=start.step)
         for damage in found.damaged:
             plan.channel.put({"notice": f"{damage}; passed over"})
         plan.channel.put({"started_at": start.step})
@@ -311,7 +304,7 @@ class _Hooks:
         ranks = _gathered(position, self.start.order.world_size)
         if self.writer is None:
             return
-        if not is_marked(self.plan.storage.checkpoints, self.plan.storage.mark):
+        if not holds_claim(self.plan.storage.checkpoints, self.plan.storage.claim):
             # Workers may outlive a command that was killed, and meet those of the one that goes on.
             raise CheckpointError(
                 f"{self.plan.storage.checkpoints}: another command goes on with this run. "

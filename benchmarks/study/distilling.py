@@ -3,20 +3,19 @@
 import torch
 from study.emoji_pairs import Pairs, endless_rows
 
-from beamclip.data.captions import CaptionConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.position import Position
 from beamclip.data.stream import prefetched, training_batches
-from beamclip.data.transforms import AugmentConfig
-from beamclip.losses.csm import CsmConfig
-from beamclip.losses.feature import FeatureConfig
+from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import LoadedClip
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
+from beamclip.training.config import OptimConfig
 from beamclip.training.loop import Training
 from beamclip.training.method import Distillation
-from beamclip.training.optim import OptimConfig, total_steps
+from beamclip.training.optim import total_steps
 
 
 def distilled(

@@ -24,7 +24,8 @@ from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
-from beamclip.training.checkpoint import MANIFEST_FILE, read_checkpoint
+from beamclip.training.checkpoint import read_checkpoint
+from beamclip.training.checkpoint_store import MANIFEST_FILE
 from beamclip.training.distillation import restore_student
 from beamclip.training.loop import trained_weights
 

@@ -8,18 +8,16 @@ import torch
 import torch.nn.functional as F
 from study.emoji_pairs import Pairs, encode_pairs, endless_rows
 
-from beamclip.data.captions import CaptionConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.position import Position
 from beamclip.data.stream import prefetched, training_batches
-from beamclip.data.transforms import AugmentConfig
 from beamclip.evaluation.retrieval import retrieval_metrics
 from beamclip.evaluation.zeroshot import topk_accuracy
-from beamclip.losses.contrastive import Objective
-from beamclip.losses.psd import PsdConfig
+from beamclip.losses.config import Objective, PsdConfig
 from beamclip.models.clip import LoadedClip, new_clip
+from beamclip.training.config import OptimConfig
 from beamclip.training.loop import Training
 from beamclip.training.method import ImageTextPretraining, initial_logits
-from beamclip.training.optim import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from beamclip.data.order import Order
 from beamclip.data.position import DataPosition, continued, from_plain
 from beamclip.data.shards import list_shards
 from beamclip.json_lines import read_json_lines
-from beamclip.training.checkpoint import find_checkpoint, read_checkpoint
+from beamclip.training.checkpoint import read_checkpoint
+from beamclip.training.checkpoint_store import find_checkpoint
 from beamclip.training.trace import read_trace
 
 ROOT = Path(__file__).parents[2]

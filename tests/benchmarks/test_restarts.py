@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from beamclip.data.config import AugmentConfig
 from beamclip.data.order import Order
 from beamclip.data.position import DataPosition, Position, continued, to_plain
 from beamclip.data.shards import Columns, iterate_rows, list_shards
 from beamclip.data.stream import Batch
-from beamclip.data.transforms import AugmentConfig, load_training_image
+from beamclip.data.transforms import load_training_image
 from beamclip.training.checkpoint import write_checkpoint
 from beamclip.training.trace import Trace
 

@@ -66,7 +66,7 @@ def test_options_of_self_distillation_do_not_matter_to_other_objectives() -> Non
     from study.pretraining import Recipe
     from study.trials import Trial
 
-    from beamclip.losses.psd import PsdConfig
+    from beamclip.losses.config import PsdConfig
 
     for objective in ("clip", "psd"):
         some, other = (
@@ -82,8 +82,8 @@ def _never(*_: object) -> dict[str, float]:
 def test_a_training_on_pairs_in_memory_learns_them() -> None:
     from study.pretraining import Recipe, score, train
 
-    from beamclip.data.transforms import AugmentConfig
-    from beamclip.training.optim import OptimConfig
+    from beamclip.data.config import AugmentConfig
+    from beamclip.training.config import OptimConfig
 
     threads = torch.get_num_threads()
     plain = AugmentConfig(crop_scale_min=1.0, rotate=0.0, translate=0.0, zoom=0.0, jitter=0.0)

@@ -8,15 +8,14 @@ import pytest
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.ingest import ingest_urls
+from beamclip.commands.options import PretrainConfig, ScoringConfig
 from beamclip.commands.pretrain import pretrain
-from beamclip.config import PretrainConfig, ScoringConfig
 from beamclip.corpus.glyphs import GlyphConfig, write_corpus, write_url_list
 from beamclip.corpus.serve import serve_folder
-from beamclip.data.stream import StreamConfig
-from beamclip.ingest.ingest import IngestConfig
+from beamclip.data.config import StreamConfig
+from beamclip.ingest.config import IngestConfig
 from beamclip.summary import Summary
-from beamclip.training.loop import CadenceConfig
-from beamclip.training.optim import OptimConfig
+from beamclip.training.config import CadenceConfig, OptimConfig
 
 MODEL = {
     "embed_dim": 32,

@@ -9,13 +9,13 @@ from beamclip.cluster import WorkersConfig
 from beamclip.commands.after_training import SCORING, AfterTraining, UnscoredError
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
-from beamclip.config import DistillConfig, ScoringConfig
-from beamclip.data.stream import StreamConfig
+from beamclip.commands.options import DistillConfig, ScoringConfig
+from beamclip.data.config import StreamConfig
 from beamclip.errors import InputError
 from beamclip.models.clip import load_clip
 from beamclip.models.config import StudentConfig
 from beamclip.summary import read_summary
-from beamclip.training.optim import OptimConfig
+from beamclip.training.config import OptimConfig
 
 RUN = Path("runs/a b")
 CONFIG = DistillConfig(classes=Path("classes.yaml"), scoring=ScoringConfig(eval_data="labelled"))

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from beamclip.cluster import WorkersConfig
+from beamclip.commands.options import PretrainConfig
 from beamclip.commands.train import check_batch_norms
-from beamclip.config import PretrainConfig
-from beamclip.data.stream import StreamConfig
+from beamclip.data.config import StreamConfig
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip, new_clip
-from beamclip.training.optim import OptimConfig
+from beamclip.training.config import OptimConfig
 
 
 def refused(clip: LoadedClip, batch: int, workers: int = 1, accumulation: int = 1) -> str | None:

@@ -12,19 +12,11 @@ import pytest
 import yaml
 
 from beamclip.commands.command_line import parse, run_command
-from beamclip.config import (
-    DistillConfig,
-    EvaluateConfig,
-    PretrainConfig,
-    ScoringConfig,
-    parameters,
-    plain,
-    read_config,
-    write_config,
-)
+from beamclip.commands.options import DistillConfig, EvaluateConfig, PretrainConfig, ScoringConfig
+from beamclip.config import parameters, plain, read_config, write_config
 from beamclip.errors import InputError
-from beamclip.ingest.ingest import IngestConfig
-from beamclip.training.checkpoint import CheckpointConfig
+from beamclip.ingest.config import IngestConfig
+from beamclip.training.config import CheckpointConfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,18 +14,17 @@ from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill, load_inputs, teacher_again
 from beamclip.commands.embed import embed
+from beamclip.commands.options import DistillConfig, EmbedConfig, ScoringConfig
 from beamclip.commands.run_dir import read_history
-from beamclip.config import DistillConfig, EmbedConfig, ScoringConfig, read_config
+from beamclip.config import read_config
 from beamclip.data.cache import CacheError, embedding_column, finished_manifest, read_manifest
+from beamclip.data.config import AugmentConfig, StreamConfig
 from beamclip.data.shards import list_shards
-from beamclip.data.stream import StreamConfig
-from beamclip.data.transforms import AugmentConfig
 from beamclip.errors import InputError
 from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import new_clip
 from beamclip.models.config import StudentConfig
-from beamclip.training.loop import CadenceConfig
-from beamclip.training.optim import OptimConfig
+from beamclip.training.config import CadenceConfig, OptimConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -26,27 +26,25 @@ from beamclip.commands.distill import distill
 from beamclip.commands.embed import embed
 from beamclip.commands.evaluate import evaluate
 from beamclip.commands.ingest import ingest_urls
-from beamclip.commands.pretrain import pretrain
-from beamclip.commands.sweep import sweep
-from beamclip.config import (
+from beamclip.commands.options import (
     DistillConfig,
     EmbedConfig,
     EvaluateConfig,
     PretrainConfig,
     ScoringConfig,
     SweepConfig,
-    read_config,
 )
-from beamclip.data.captions import CaptionConfig
+from beamclip.commands.pretrain import pretrain
+from beamclip.commands.sweep import sweep
+from beamclip.config import read_config
+from beamclip.data.config import CaptionConfig, StreamConfig
 from beamclip.data.shards import list_shards
-from beamclip.data.stream import StreamConfig
-from beamclip.ingest.ingest import IngestConfig
-from beamclip.losses.psd import PsdConfig
+from beamclip.ingest.config import IngestConfig
+from beamclip.losses.config import PsdConfig
 from beamclip.models.clip import load_clip
 from beamclip.models.config import StudentConfig
 from beamclip.summary import read_summary
-from beamclip.training.loop import CadenceConfig
-from beamclip.training.optim import OptimConfig
+from beamclip.training.config import CadenceConfig, OptimConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -12,12 +12,12 @@ import yaml
 
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
+from beamclip.commands.options import DistillConfig, PromptsConfig
 from beamclip.commands.prompts import show_prompts
-from beamclip.config import DistillConfig, PromptsConfig
 from beamclip.data.cooccurrence import words_of
 from beamclip.models.clip import load_clip
 from beamclip.models.teacher import Teacher
-from beamclip.prompts.anchors import PromptConfig
+from beamclip.prompts.config import PromptConfig
 
 NAMES = ("square", "circle", "triangle", "arrow", "star", "no such thing")
 """Of classes whose names stand in many captions of the corpus, but for the last."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from beamclip.commands.command_line import parse
+from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.commands.run_copy import copy_beside, fetch_run
 from beamclip.commands.run_dir import (
     append_history,
@@ -18,10 +19,10 @@ from beamclip.commands.run_dir import (
     tracked_run_id,
 )
 from beamclip.commands.train import Progress
-from beamclip.config import DistillConfig, PretrainConfig, write_config
+from beamclip.config import write_config
 from beamclip.errors import InputError
-from beamclip.training.checkpoint import CheckpointConfig, write_checkpoint
-from beamclip.training.optim import OptimConfig
+from beamclip.training.checkpoint import write_checkpoint
+from beamclip.training.config import CheckpointConfig, OptimConfig
 
 DATA = "8 shards, 100 samples, 0123456789abcdef"
 

@@ -13,15 +13,15 @@ from beamclip.commands.anchoring import class_anchors
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.evaluate import evaluate
+from beamclip.commands.options import DistillConfig, EvaluateConfig, SweepConfig
 from beamclip.commands.sweep import sweep
 from beamclip.commands.sweep_inputs import with_own_values
 from beamclip.commands.templates import embedded_by, warn_of_misfit, with_templates
-from beamclip.config import DistillConfig, EvaluateConfig, SweepConfig
 from beamclip.data.shards import list_shards
 from beamclip.models.clip import LoadedClip, load_clip, new_clip
 from beamclip.models.teacher import Teacher
-from beamclip.prompts.anchors import PromptConfig
 from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.config import PromptConfig
 from beamclip.prompts.fitting import FITTING_FILE, Fitting
 from beamclip.sweep.space import Values, parse_space
 

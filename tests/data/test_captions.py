@@ -4,13 +4,8 @@ from collections import Counter
 
 import pytest
 
-from beamclip.data.captions import (
-    CAPTION_CHARACTERS,
-    MOST_TEXTS,
-    CaptionConfig,
-    choose_caption,
-    texts_of,
-)
+from beamclip.data.captions import CAPTION_CHARACTERS, MOST_TEXTS, choose_caption, texts_of
+from beamclip.data.config import CaptionConfig
 from beamclip.errors import InputError
 
 TEXTS = ["bat", "animal", "vampire"]

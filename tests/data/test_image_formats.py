@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from pictures import encode
 from PIL import Image
 
+from beamclip.data.config import AugmentConfig
 from beamclip.data.decode import decode_image
 from beamclip.data.image_limits import REFUSALS, ImageRefused
-from beamclip.data.transforms import AugmentConfig, load_evaluation_image, load_training_image
+from beamclip.data.transforms import load_evaluation_image, load_training_image
 from beamclip.ingest.resizer import UprightResizer
 
 EDGE = 32

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from beamclip.data import rows as data_rows
-from beamclip.data.captions import CaptionConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.image_limits import CORRUPT_IMAGE, UNSUPPORTED_FORMAT
 from beamclip.data.order import Order, epoch_part
 from beamclip.data.position import DataPosition, Position
@@ -26,21 +26,8 @@ from beamclip.data.shards import (
     iterate_rows,
     list_shards,
 )
-from beamclip.data.stream import (
-    HOPELESS_EPOCHS,
-    Batch,
-    StreamConfig,
-    prefetched,
-    shuffled_rows,
-    training_batches,
-)
-from beamclip.data.transforms import (
-    AUGMENT_DRAWS,
-    CROP_DRAWS,
-    AugmentConfig,
-    load_training_image,
-    sample_uniforms,
-)
+from beamclip.data.stream import HOPELESS_EPOCHS, Batch, prefetched, shuffled_rows, training_batches
+from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, load_training_image, sample_uniforms
 from beamclip.errors import InputError
 
 Make = Callable[..., list[dict[str, Any]]]

@@ -19,6 +19,7 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from beamclip.data.config import AugmentConfig
 from beamclip.data.decode import REDUCTIONS, is_plain_jpeg
 from beamclip.data.image_headers import judge
 from beamclip.data.transforms import (
@@ -26,7 +27,6 @@ from beamclip.data.transforms import (
     CROP_DRAWS,
     DRAWS,
     REDUCTION_MARGIN,
-    AugmentConfig,
     augment,
     load_evaluation_image,
     load_training_image,

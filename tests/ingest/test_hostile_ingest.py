@@ -6,7 +6,8 @@ from pathlib import Path
 from pictures import encode, photo
 from study.hostile_server import ANSWERS, DRIPS, REASONS, TLS, hostile_server
 
-from beamclip.ingest.ingest import IngestConfig, ingest
+from beamclip.ingest.config import IngestConfig
+from beamclip.ingest.ingest import ingest
 
 KINDS = (*DRIPS, *ANSWERS, TLS)  # floods end by what they send and not by the clock: see test_fetch
 PER_HOST = 12

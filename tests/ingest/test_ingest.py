@@ -27,7 +27,8 @@ from beamclip.commands.command_line import run_command
 from beamclip.commands.ingest import ingest_urls
 from beamclip.data.shards import Columns, iterate_rows, list_shards
 from beamclip.errors import FailedRunError, InputError
-from beamclip.ingest.ingest import IngestConfig, IngestCounts, IngestSummary, ingest
+from beamclip.ingest.config import IngestConfig
+from beamclip.ingest.ingest import IngestCounts, IngestSummary, ingest
 from beamclip.places import Folder
 
 

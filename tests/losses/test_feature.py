@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from beamclip.losses.feature import FeatureKind, feature_loss
+from beamclip.losses.config import FeatureKind
+from beamclip.losses.feature import feature_loss
 
 
 def embeddings(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
-from beamclip.losses.psd import PsdConfig, psd_loss, psd_share
+from beamclip.losses.config import PsdConfig
+from beamclip.losses.psd import psd_loss, psd_share
 
 N = 12
 SCALE = torch.tensor(9.0, dtype=torch.float64)

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from beamclip.evaluation.zeroshot import class_scores
+from beamclip.losses.config import PsdConfig
 from beamclip.losses.contrastive import clip_loss
 from beamclip.losses.csm import csm_ensemble_loss, csm_loss
-from beamclip.losses.psd import PsdConfig, psd_loss
+from beamclip.losses.psd import psd_loss
 from beamclip.losses.sigmoid import sigmoid_loss
 from beamclip.losses.similarity import similarities
 from beamclip.prompts.anchors import Anchors

@@ -16,8 +16,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beamclip.losses.config import PsdConfig
 from beamclip.losses.contrastive import clip_loss
-from beamclip.losses.psd import PsdConfig, psd_loss
+from beamclip.losses.psd import psd_loss
 from beamclip.losses.sigmoid import sigmoid_loss
 
 BATCH = 8

@@ -12,7 +12,6 @@ from torch import Tensor
 from beamclip.errors import InputError
 from beamclip.prompts.anchors import (
     Anchors,
-    PromptConfig,
     caption_anchors,
     class_prompts,
     count_alike,
@@ -20,6 +19,7 @@ from beamclip.prompts.anchors import (
     truncated_prompts,
 )
 from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.config import PromptConfig
 
 CRANE = ClassEntry("1", "crane", contexts=("it wades", "it is grey"), parents=("wading bird", "bird"))
 OWL = ClassEntry("2", "owl")

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from beamclip.config import DistillConfig, read_config
+from beamclip.commands.options import DistillConfig
+from beamclip.config import read_config
 from beamclip.sweep.report import best_of, table_rows, write_report
 from beamclip.sweep.space import Range, applied, parse_space
 from beamclip.sweep.trial import Score, Trial, ranked, read_trials, write_trial

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from beamclip.config import DistillConfig
+from beamclip.commands.options import DistillConfig
 from beamclip.errors import InputError
-from beamclip.prompts.anchors import PromptConfig
+from beamclip.prompts.config import PromptConfig
 from beamclip.sweep.search import SearchConfig
 from beamclip.sweep.space import (
     Range,

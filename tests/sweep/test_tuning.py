@@ -13,7 +13,7 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from beamclip.cluster import WorkersConfig
-from beamclip.config import DistillConfig
+from beamclip.commands.options import DistillConfig
 from beamclip.sweep.search import SearchConfig
 from beamclip.sweep.space import Range, Settings, Values, parse_space
 from beamclip.sweep.trial import METRIC, Score, Trial

@@ -14,18 +14,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beamclip.data.config import AugmentConfig
 from beamclip.data.position import Position
 from beamclip.data.stream import Batch
-from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig
-from beamclip.losses.csm import CsmConfig
-from beamclip.losses.feature import FeatureConfig
-from beamclip.losses.psd import PsdConfig
+from beamclip.data.transforms import AUGMENT_DRAWS
+from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
+from beamclip.training.config import OptimConfig
 from beamclip.training.loop import Training
 from beamclip.training.method import Distillation, ImageTextPretraining
-from beamclip.training.optim import OptimConfig
 
 SAMPLES = 8
 ANCHORS = 6

@@ -18,25 +18,23 @@ from fsspec.implementations.memory import MemoryFileSystem
 from torch import nn
 
 from beamclip.errors import InputError
-from beamclip.training.checkpoint import (
+from beamclip.training.checkpoint import State, read_checkpoint, write_checkpoint
+from beamclip.training.checkpoint_store import (
     MANIFEST_FILE,
     STATE_FILE,
-    CheckpointConfig,
     DamagedCheckpointError,
     Found,
     Manifest,
-    State,
     check_writable,
+    claim,
+    discard_after,
     find_checkpoint,
     has_checkpoints,
-    is_marked,
-    mark,
+    holds_claim,
     prune,
-    read_checkpoint,
-    set_aside,
-    write_checkpoint,
 )
 from beamclip.training.checkpoint_writer import snapshot
+from beamclip.training.config import CheckpointConfig
 
 SOURCES = Path(__file__).parents[2]
 
@@ -633,10 +631,10 @@ def test_fewer_than_one_checkpoint_to_keep_is_refused() -> None:
 
 
 def test_whoever_sees_the_mark_sees_the_same_folder(address: str) -> None:
-    assert not is_marked(address, "")
-    first, second = mark(address), mark(address)
-    assert is_marked(address, second)
-    assert not is_marked(address, first)
+    assert not holds_claim(address, "")
+    first, second = claim(address), claim(address)
+    assert holds_claim(address, second)
+    assert not holds_claim(address, first)
     assert find_checkpoint(address) == Found(None, ())
 
 
@@ -653,7 +651,7 @@ def test_what_training_went_back_behind_does_not_push_out_a_whole_one_later(tmp_
     for step in (1, 2, 3):
         write(tmp_path, step)
     flip_a_byte(tmp_path / "step=00000003")
-    set_aside(str(tmp_path), after=2)
+    discard_after(str(tmp_path), after=2)
     write(tmp_path, 4)
     prune(str(tmp_path), keep=2)
     assert steps_in(tmp_path) == [2, 4]

@@ -15,14 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from beamclip.training.checkpoint import (
-    STATE_FILE,
-    Manifest,
-    State,
-    find_checkpoint,
-    read_checkpoint,
-    write_checkpoint,
-)
+from beamclip.training.checkpoint import State, read_checkpoint, write_checkpoint
+from beamclip.training.checkpoint_store import STATE_FILE, Manifest, find_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter, snapshot
 
 SOURCES = Path(__file__).parents[2]

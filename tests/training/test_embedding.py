@@ -21,11 +21,11 @@ from beamclip.data.cache import (
     embedding_column,
     write_manifest,
 )
-from beamclip.data.captions import CaptionConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.position import Position
 from beamclip.data.shards import Columns, Shard, iterate_rows, list_shards
 from beamclip.data.stream import training_batches
-from beamclip.data.transforms import DRAWS, AugmentConfig, augment
+from beamclip.data.transforms import DRAWS, augment
 from beamclip.models.clip import LoadedClip, new_clip, text_tower
 from beamclip.models.teacher import Teacher
 from beamclip.training.channel import RemoteChannel

@@ -25,20 +25,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from beamclip.cluster import WorkersConfig
+from beamclip.data.config import AugmentConfig, StreamConfig
 from beamclip.data.position import Position, from_plain
 from beamclip.data.shards import MISSING_SHARD, Columns, Shard
-from beamclip.data.stream import StreamConfig
-from beamclip.data.transforms import AugmentConfig
-from beamclip.losses.csm import CsmConfig
-from beamclip.losses.feature import FeatureConfig
+from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
-from beamclip.training.checkpoint import mark, read_checkpoint
+from beamclip.training.checkpoint import read_checkpoint
+from beamclip.training.checkpoint_store import claim
+from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.launch import Outcome, TrainingError, _cause, fit, interrupts
-from beamclip.training.loop import CadenceConfig
 from beamclip.training.method import Distillation
-from beamclip.training.optim import OptimConfig
 from beamclip.training.trace import Seen, read_trace
 from beamclip.training.worker import Plan, Questions, Storage
 
@@ -391,7 +389,7 @@ def test_a_run_that_another_command_goes_on_with_ends_and_writes_nothing(
 
     def take_over(record: dict[str, Any]) -> None:
         if record.get("step") == 1:
-            mark(folder)
+            claim(folder)
             taken_over.touch()
 
     _, problem = ray.get(alone.remote(run.plan, take_over))

@@ -15,21 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
+from beamclip.data.config import AugmentConfig
 from beamclip.data.position import Position
 from beamclip.data.stream import Batch
-from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig
+from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.errors import InputError
-from beamclip.losses.csm import CsmConfig
-from beamclip.losses.feature import FeatureConfig
+from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.checkpoint import read_checkpoint, write_checkpoint
-from beamclip.training.loop import CadenceConfig, NonFiniteLossError, Request, Training, run_loop
+from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.loop import NonFiniteLossError, Request, Training, run_loop
 from beamclip.training.method import Distillation, ImageTextPretraining
-from beamclip.training.optim import OptimConfig, autocast_dtype, build_optimizer, learning_rate
+from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate
 
 CPU = torch.device("cpu")
 FP32 = OptimConfig(lr=1e-3, precision="fp32")

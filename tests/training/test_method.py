@@ -18,20 +18,19 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 
 import beamclip
+from beamclip.data.config import AugmentConfig
 from beamclip.data.position import Position
 from beamclip.data.stream import Batch
-from beamclip.data.transforms import AUGMENT_DRAWS, AugmentConfig, augment
-from beamclip.losses.csm import CsmConfig
-from beamclip.losses.feature import FeatureConfig
-from beamclip.losses.psd import PsdConfig
+from beamclip.data.transforms import AUGMENT_DRAWS, augment
+from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
 from beamclip.models.clip import LoadedClip, new_clip, normalise_pixels
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
+from beamclip.training.config import OptimConfig
 from beamclip.training.loop import Training
 from beamclip.training.method import Distillation, ImageTextPretraining
-from beamclip.training.optim import OptimConfig
 
 WORKER = Path(__file__).with_name("data_parallel_worker.py")
 SOURCES = Path(beamclip.__file__).parents[1]

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from beamclip.data.stream import StreamConfig
-from beamclip.training.optim import OptimConfig, total_steps
+from beamclip.data.config import StreamConfig
+from beamclip.training.config import OptimConfig
+from beamclip.training.optim import total_steps
 from beamclip.training.recipe import DISTILLATION, LEAST_IN_A_PASS, PRETRAINING, complete
 
 OPEN = (StreamConfig(), OptimConfig())

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from beamclip.cluster import WorkersConfig
+from beamclip.data.config import AugmentConfig, StreamConfig
 from beamclip.data.order import Order
 from beamclip.data.position import Position, beginning
 from beamclip.data.rows import read_rows_here
 from beamclip.data.shards import Columns, Shard
-from beamclip.data.stream import Batch, StreamConfig, shuffled_rows, training_batches
-from beamclip.data.transforms import AugmentConfig
+from beamclip.data.stream import Batch, shuffled_rows, training_batches
 from beamclip.models.clip import new_clip
+from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.launch import fit
-from beamclip.training.loop import CadenceConfig, Training
+from beamclip.training.loop import Training
 from beamclip.training.method import ImageTextPretraining
-from beamclip.training.optim import OptimConfig
 from beamclip.training.worker import Plan, Storage
 
 # Workers cannot import a test module.

@@ -1,0 +1,240 @@
+"""The options of each command: sections, each defined in its own room, composed here.
+
+Names of options are unique within a command, so a flag, a key of the YAML file and a parameter in MLflow
+share one name.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from beamclip.cluster import WorkersConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
+from beamclip.models.config import StudentConfig
+from beamclip.places import LocalPath, PathOrAddress
+from beamclip.prompts.config import PromptConfig
+from beamclip.ranges import Count, Natural, check_ranges
+from beamclip.sweep.search import SearchConfig
+from beamclip.tracking.config import TrackingConfig
+from beamclip.training.config import CadenceConfig, CheckpointConfig, OptimConfig
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """What a trained model is scored on when training ends."""
+
+    eval_data: PathOrAddress = None
+    """Labelled images to score on: shards with a label column, or a folder of class folders."""
+    label_column: str = "label"
+    """Field of a sample's JSON that holds the id of its class."""
+    scoring_batch: Count = 256
+    """Images encoded at a time."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Transfer a CLIP teacher into a small student, from images alone."""
+
+    data: PathOrAddress = None
+    """Required. Folder or address of the shards that pipelines/ingest.py wrote, or of a teacher cache that
+    pipelines/embed.py made of them: with it, no teacher looks at an image."""
+    teacher: str | None = None
+    """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
+    open_clip:NAME/FILE, or a run of pretrain.py."""
+    more_teachers: tuple[str, ...] = ()
+    """Further teachers: the anchors' similarities are averaged over all; the student takes the text tower of
+    the first."""
+    classes: LocalPath = None
+    """Class list: the anchors, and the labels that the student is scored on. YAML or JSON, or a text of one
+    name a line, in which `# ...` is a comment: a name that begins with # needs YAML."""
+    anchors: Literal["classes", "captions", "both"] = "classes"
+    """Whether the text anchors are the classes' prompts, captions drawn from the shards, or both."""
+    caption_anchors: Count = 4096
+    """Captions to draw where anchors come from captions."""
+    out: LocalPath = None
+    """Folder of the run; by default a new one below runs/."""
+    config: LocalPath = None
+    """YAML file with values for any of these options; flags come before it."""
+    resume: PathOrAddress = None
+    """Run to go on with, under the options it was started with: its folder, or, where that is lost, the
+    address of its --checkpoints."""
+    seed: Natural = 0
+    """Decides initial weights, order, crops and augmentation."""
+    teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the teacher; auto is bf16 where the device computes it natively."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    csm: CsmConfig = field(default_factory=CsmConfig)
+    feature: FeatureConfig = field(default_factory=FeatureConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    cadence: CadenceConfig = field(default_factory=CadenceConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class SweepConfig(DistillConfig):
+    """Try settings of a distillation, at the price of the students alone: all share one teacher cache."""
+
+    out: LocalPath = None
+    """Folder of the sweep; by default a new one below runs/."""
+    resume: str | None = None
+    """Folder of a sweep to go on with, under the options it was started with: trials that came to their end
+    are not run again, others go on from their checkpoints."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Train an image and a text tower from captioned images."""
+
+    data: PathOrAddress = None
+    """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
+    model: str = "tiny-resnet18"
+    """A named configuration, a name of open_clip, or a JSON file of open_clip's form."""
+    objective: Objective = "clip"
+    """Loss of the image-text pairs over the global batch: InfoNCE, SigLIP's pairwise sigmoid, or progressive
+    self-distillation, which the psd options are for."""
+    classes: LocalPath = None
+    """Class list (text, YAML or JSON) of the data that the model is scored on."""
+    out: LocalPath = None
+    """Folder of the run; by default a new one below runs/."""
+    config: LocalPath = None
+    """YAML file with values for any of these options; flags come before it."""
+    resume: PathOrAddress = None
+    """Run to go on with, under the options it was started with: its folder, or, where that is lost, the
+    address of its --checkpoints."""
+    seed: Natural = 0
+    """Decides initial weights, order, crops and augmentation."""
+    psd: PsdConfig = field(default_factory=PsdConfig)
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    cadence: CadenceConfig = field(default_factory=CadenceConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Embed images by a teacher once, for any number of distillations."""
+
+    data: PathOrAddress = None
+    """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
+    teacher: str | None = None
+    """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
+    open_clip:NAME/FILE, or a run of pretrain.py."""
+    more_teachers: tuple[str, ...] = ()
+    """Further teachers, whose embeddings lie beside the first one's."""
+    out: PathOrAddress = None
+    """Required. Folder or address of the cache; one that was begun before is finished."""
+    config: LocalPath = None
+    """YAML file with values for any of these options; flags come before it."""
+    augmentations: Count = 4
+    """Views of each image: training takes one an epoch, in turn."""
+    image_size: Count | None = None
+    """Side of the crops, pixels; by default the largest of the teachers'. Must be the student's, where that
+    is larger."""
+    captions: bool = True
+    """Embed the captions too."""
+    seed: Natural = 0
+    """Decides the views."""
+    teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the teachers; auto is bf16 where the device computes it natively."""
+    compile: bool = False
+    """Compile the teachers by torch.compile: a minute for each worker at the start, faster afterwards."""
+    embed_batch: Count = 64
+    """Views encoded at a time."""
+    decode_threads: Count = 2
+    """Threads that decode and crop, in each worker."""
+    min_workers: Count = 1
+    """Workers to begin with; where shards wait, their number rises to --num-workers."""
+    verify: Natural = 64
+    """Images to embed once more when the cache is finished, as a check; 0 leaves it out."""
+    allow_missing_shards: bool = False
+    """Count the samples of a shard that cannot be opened as lost, instead of ending the command."""
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """Look at the prompts of a class list, and at what contexts do to their anchors."""
+
+    classes: LocalPath = None
+    """Required. Class list (text, YAML or JSON)."""
+    teacher: str | None = None
+    """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
+    open_clip:NAME/FILE, or a run of pretrain.py."""
+    data: PathOrAddress = None
+    """Shards on whose images sets of templates are compared, and whose captions context_source captions
+    reads."""
+    allow_missing_shards: bool = False
+    """Leave out the captions of a shard that cannot be opened, instead of ending the command."""
+    show: tuple[str, ...] = ()
+    """Names or ids of classes to print the prompts of; by default the closest pair."""
+    pairs: Count = 20
+    """Closest pairs of classes to print and to draw."""
+    out: LocalPath = None
+    """Folder of the results; by default a new one below runs/."""
+    config: LocalPath = None
+    """YAML file with values for any of these options; flags come before it."""
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a model on labelled images."""
+
+    model: str | None = None
+    """Required. A run, a local open_clip directory or checkpoint, open_clip:NAME/TAG, hf-hub:ORG/NAME, or
+    open_clip:NAME/FILE."""
+    data: PathOrAddress = None
+    """Required. Labelled images: shards with a label column, or a folder of class folders."""
+    classes: LocalPath = None
+    """Required. Class list (text, YAML or JSON); its ids are the labels."""
+    tasks: tuple[Literal["zeroshot", "probe"], ...] = ("zeroshot",)
+    """zeroshot: nearest class prompt. probe: logistic regression on the backbone's features."""
+    train_data: PathOrAddress = None
+    """Labelled images that the probe is fitted on; needed for it."""
+    label_column: str = "label"
+    """Field of a sample's JSON that holds the id of its class."""
+    scoring_batch: Count = 256
+    """Images encoded at a time."""
+    allow_missing_shards: bool = False
+    """Count the samples of a shard that cannot be opened as lost, instead of ending the command."""
+    out: LocalPath = None
+    """Folder of the results; by default a new one below runs/."""
+    config: LocalPath = None
+    """YAML file with values for any of these options; flags come before it."""
+    scoring_precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the image tower."""
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

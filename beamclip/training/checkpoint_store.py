@@ -1,0 +1,356 @@
+"""Checkpoints below any fsspec address: which there are, which are whole, which may go.
+
+Each is a folder `step=00000400/` with the state and a manifest. The manifest is written last and removed
+first, so a folder without one is a checkpoint that was not finished. It also holds the size and the hash
+of the state, so that damage is found before training goes on from it. The state itself is
+`training.checkpoint`'s; here nothing needs torch.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import posixpath
+import re
+from dataclasses import asdict, dataclass
+from types import NoneType
+from typing import Any
+from uuid import uuid4
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from beamclip.errors import InputError
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
+MANIFEST_FILE = "manifest.json"
+_CLAIM = ".checkpoints"
+
+_FORMAT = 1
+_CHUNK = 1 << 23
+_MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "loss": (float, int, NoneType),
+    "world_size": (int,),
+    "data": (str,),
+    "files": (dict,),
+}
+# What a broken disk or folder answers; on any other store the same may be an outage.
+_BROKEN = {errno.EIO, errno.EISDIR, errno.ENOTDIR}
+
+
+class DamagedCheckpointError(OSError):
+    """A checkpoint that is not what was written, or was not finished."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a checkpoint as it was written."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is, and of which run and data."""
+
+    step: int
+    loss: float | None
+    """Of the last record before it; None where that was not finite, or there was none."""
+    world_size: int
+    data: str
+    """Fingerprint of the data."""
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint to go on from."""
+
+    manifest: Manifest | None
+    """Of the newest whole checkpoint; None where there is none."""
+    damaged: tuple[str, ...]
+    """One line for each newer one that was passed over, and why."""
+
+
+def check_writable(address: str) -> None:
+    """Make the folder, and write and remove a small file in it.
+
+    Raises:
+        InputError: the store is unknown, its package is missing, or nothing can be written there.
+    """
+    fs, root = open_store(address)
+    probe = posixpath.join(root, f".probe-{uuid4().hex}")
+    try:
+        fs.makedirs(root, exist_ok=True)
+        with fs.open(probe, "wb") as file:
+            file.write(b"probe")
+        fs.rm_file(probe)
+    except Exception as error:  # each store has errors of its own; to the user all are one
+        with contextlib.suppress(Exception):
+            fs.rm_file(probe)
+        raise InputError(
+            f"{address}: no checkpoint can be written there: {cause_of(error)}. "
+            "Make it writable, or give another folder with --checkpoints."
+        ) from error
+
+
+def claim(address: str) -> str:
+    """Take the folder for one command; gives the token by which its workers know that they see the same one.
+
+    Raises:
+        InputError: as `check_writable`.
+    """
+    check_writable(address)
+    fs, root = open_store(address)
+    token = uuid4().hex
+    fs.pipe_file(posixpath.join(root, _CLAIM), token.encode())
+    return token
+
+
+def holds_claim(address: str, token: str) -> bool:
+    """Whether the folder at this address, as seen from here, holds the token that `claim` gave."""
+    fs, root = open_store(address)
+    try:
+        return bool(fs.cat_file(posixpath.join(root, _CLAIM)) == token.encode())
+    except FileNotFoundError:
+        return False
+
+
+def has_checkpoints(address: str) -> bool:
+    """Whether a finished checkpoint lies there, damaged or not."""
+    fs, root = open_store(address)
+    return any(fs.exists(posixpath.join(folder, MANIFEST_FILE)) for _, folder in checkpoint_folders(fs, root))
+
+
+def discard_after(address: str, *, after: int) -> None:
+    """Make unfinished ones of all checkpoints of later steps; what they hold stays until it is replaced."""
+    fs, root = open_store(address)
+    for step, folder in checkpoint_folders(fs, root):
+        if step > after:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(posixpath.join(folder, MANIFEST_FILE))
+
+
+def find_checkpoint(address: str) -> Found:
+    """The newest checkpoint that is as it was written: its manifest fits, and so do all sizes and hashes.
+
+    Hashes are there to find damage. They are no seal: who rewrites a file can rewrite its manifest as well,
+    which is why nothing but tensors and plain values is ever read from a checkpoint.
+
+    Returns:
+        No manifest and no lines for a folder that is missing or empty.
+
+    Raises:
+        OSError: the store cannot be reached or read, which says nothing about the checkpoints in it; its
+            package may have errors of its own for that.
+    """
+    fs, root = open_store(address)
+    damaged: list[str] = []
+    for step, folder in checkpoint_folders(fs, root):
+        try:
+            manifest = read_manifest(fs, folder, step)
+            for name, record in manifest.files.items():
+                check_file(fs, posixpath.join(folder, name), record)
+        except OSError as error:
+            if not _is_damage(fs, error):
+                raise
+            damaged.append(f"{folder_name(step)}: {cause_of(error)}")
+        else:
+            return Found(manifest, tuple(damaged))
+    return Found(None, tuple(damaged))
+
+
+def prune(address: str, keep: int, *, written: int | None = None) -> list[int]:
+    """Remove old checkpoints, and unfinished ones before the newest finished one; nothing else is touched.
+
+    What goes wrong on the way is logged, and left for the next time.
+
+    Args:
+        keep: number of the newest finished checkpoints that stay, and the one of the lowest loss besides.
+        written: step of the checkpoint just written; by default the newest there is. Later steps are left
+            alone: training went back behind them since they are damaged, and they must not count for whole.
+
+    Returns:
+        The steps that were removed, newest first.
+    """
+    fs, root = open_store(address)
+    removed = []
+    try:
+        folders = {
+            step: folder
+            for step, folder in checkpoint_folders(fs, root)
+            if written is None or step <= written
+        }
+        for step in _superfluous(_losses(fs, folders), keep):
+            remove_checkpoint(fs, folders[step])
+            removed.append(step)
+    except Exception as error:  # each store has errors of its own, and none of them is worth a run
+        log.warning("%s: old checkpoints stay for now: %s", address, cause_of(error))
+    return removed
+
+
+def write_manifest(fs: Any, folder: str, manifest: Manifest) -> None:
+    text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=1, allow_nan=False).encode()
+    path = posixpath.join(folder, MANIFEST_FILE)
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, text)
+        return
+    with open(f"{path}.new", "wb") as file:
+        file.write(text)
+        sync(file)
+    os.replace(f"{path}.new", path)
+    _sync_folder(folder)
+    _sync_folder(posixpath.dirname(folder))
+
+
+def sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: str) -> None:
+    """Names need it as contents do: older checkpoints are removed once this one is there for good."""
+    # Not every filesystem can do this for a folder.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read_manifest(fs: Any, folder: str, step: int) -> Manifest:
+    try:
+        return _parse_manifest(fs.cat_file(posixpath.join(folder, MANIFEST_FILE)), step)
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError("no manifest, it was not finished") from error
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{MANIFEST_FILE} cannot be read ({error})") from error
+
+
+def _parse_manifest(text: bytes, step: int) -> Manifest:
+    """Raises ValueError with what is wrong."""
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError("it holds no JSON object")
+    if fields.get("format") != _FORMAT:
+        raise ValueError(f"its format is {fields.get('format')!r}, only {_FORMAT} is known")
+    for name, types in _MANIFEST_TYPES.items():
+        if type(fields.get(name)) not in types:
+            raise ValueError(f"its {name} is {fields.get(name)!r}")
+    if fields["step"] != step:
+        raise ValueError(f"it is of step {fields['step']}")
+    if STATE_FILE not in fields["files"]:
+        raise ValueError(f"it does not name {STATE_FILE}")
+    files = {name: _parse_record(name, record) for name, record in fields["files"].items()}
+    loss = fields["loss"]
+    return Manifest(step, None if loss is None else float(loss), fields["world_size"], fields["data"], files)
+
+
+def _parse_record(name: str, fields: Any) -> FileRecord:
+    types = {key: type(value) for key, value in fields.items()} if isinstance(fields, dict) else {}
+    # The name becomes part of a path.
+    if types != {"bytes": int, "sha256": str} or posixpath.basename(name) != name:
+        raise ValueError(f"its record of {name} is {fields!r}")
+    return FileRecord(**fields)
+
+
+def check_file(fs: Any, path: str, record: FileRecord) -> None:
+    name = posixpath.basename(path)
+    try:
+        size = fs.info(path)["size"]
+        # A file of another size need not be read at all.
+        compare(name, record, FileRecord(size, record.sha256))
+        digest = hashlib.sha256()
+        with fs.open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{name} is missing") from error
+    compare(name, record, FileRecord(size, digest.hexdigest()))
+
+
+def compare(name: str, expected: FileRecord, found: FileRecord) -> None:
+    if found.bytes != expected.bytes:
+        raise DamagedCheckpointError(f"{name} holds {found.bytes:,} of {expected.bytes:,} bytes")
+    if found.sha256 != expected.sha256:
+        raise DamagedCheckpointError(f"{name} is not what was written (sha256 differs)")
+
+
+def _is_damage(fs: Any, error: OSError) -> bool:
+    broken = isinstance(fs, LocalFileSystem) and error.errno in _BROKEN
+    return broken or isinstance(error, DamagedCheckpointError)
+
+
+def _losses(fs: Any, folders: dict[int, str]) -> dict[int, float | None]:
+    """The loss of each step, infinite where the manifest tells none; None for a step without a manifest."""
+    losses: dict[int, float | None] = {}
+    for step, folder in folders.items():
+        try:
+            loss = read_manifest(fs, folder, step).loss
+            losses[step] = math.inf if loss is None or not math.isfinite(loss) else loss
+        except DamagedCheckpointError:
+            losses[step] = None
+    return losses
+
+
+def _superfluous(losses: dict[int, float | None], keep: int) -> list[int]:
+    """Steps to remove, newest first."""
+    finished = {step: loss for step, loss in losses.items() if loss is not None}
+    if not finished:
+        return []
+    stay = set(sorted(finished)[-keep:])
+    best = min(finished, key=lambda step: (finished[step], -step))
+    return sorted({step for step in losses if step < max(finished)} - stay - {best}, reverse=True)
+
+
+def remove_checkpoint(fs: Any, folder: str) -> None:
+    """The manifest first: what a removal leaves that is cut off was not finished, rather than false."""
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(posixpath.join(folder, MANIFEST_FILE))
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(folder, recursive=True)
+
+
+def open_store(address: str) -> tuple[Any, str]:
+    try:
+        fs, root = fsspec.core.url_to_fs(str(address))
+    except Exception as error:  # an unknown protocol, a missing package, no answer: to the user all are one
+        raise InputError(
+            f"{address}: cannot be opened: {cause_of(error)}. Give another folder with --checkpoints."
+        ) from error
+    # Others write there as well, and a listing may be remembered.
+    fs.invalidate_cache()
+    return fs, root
+
+
+def folder_name(step: int) -> str:
+    return f"step={step:08d}"
+
+
+def checkpoint_folders(fs: Any, root: str) -> list[tuple[int, str]]:
+    """Steps and folders of all checkpoints, newest first."""
+    try:
+        entries = fs.ls(root, detail=True)
+    except FileNotFoundError:
+        return []
+    found = []
+    for entry in entries:
+        path = entry["name"].rstrip("/")
+        match = re.fullmatch("step=([0-9]{8,})", posixpath.basename(path))
+        if match and entry["type"] == "directory" and folder_name(int(match[1])) == match[0]:
+            found.append((int(match[1]), path))
+    return sorted(found, reverse=True)
+
+
+def cause_of(error: BaseException) -> str:
+    """What an error says, in one line without a full stop."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(said).splitlines()[0].rstrip(".")

@@ -1,0 +1,73 @@
+"""How a training runs, as options: reading a configuration must not import torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from beamclip.places import PathOrAddress
+from beamclip.ranges import Count, NonNegative, Positive, Share, check_ranges
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation of a run."""
+
+    epochs: Positive | None = None
+    """Passes over the data; by default chosen by the number of images. Ignored where `steps` is given."""
+    steps: Count | None = None
+    """Optimiser steps; by default what `epochs` come to."""
+    lr: Positive | None = None
+    """Peak learning rate of AdamW (arXiv 1711.05101), for the global batch as it stands; by default 0.002,
+    in pre-training 0.001."""
+    weight_decay: NonNegative = 0.05
+    """Decoupled weight decay; none on biases, norms, embeddings and scalars."""
+    shared_weight_decay: NonNegative = 0.2
+    """The same for the tensors that MS-CLIP's two towers share, which meet the loss from both sides."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises from 0 before its cosine fall to 0."""
+    clip_norm: NonNegative = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    accumulation: Count = 1
+    """Passes that make up one step, over equal parts of a batch, for less memory. A loss that compares the
+    pairs of a batch still compares them all, at the price of one more forward pass."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, slower."""
+    compile: bool = False
+    """Compile the networks by torch.compile, a teacher's too: a minute or two at the start of each worker,
+    faster steps afterwards; mostly worth it on a GPU."""
+    ema_decay: Share = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then exported; 0 is off."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass; auto is bf16 where the device computes it natively."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class CadenceConfig:
+    """How often a run speaks and saves."""
+
+    log_every: Count = 10
+    """Steps between two records of metrics."""
+    checkpoint_every: Count = 200
+    """Steps between two checkpoints; there is always one at the end."""
+    trace_samples: bool = False
+    """Write the keys of the samples of every step, for each worker, to trace/ in the run's folder, on the
+    disk of the worker's node."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where a run is saved, and what of it stays."""
+
+    keep_checkpoints: Count = 2
+    """The newest checkpoints to keep; the one of the lowest loss is kept besides."""
+    checkpoints: PathOrAddress = None
+    """Folder or any fsspec address of the checkpoints; by default checkpoints/ in the run's folder. Workers
+    on several nodes need one that all of them reach."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
