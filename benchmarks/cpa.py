@@ -29,10 +29,10 @@ from torch import Tensor
 
 from beamclip.commands.console import table
 from beamclip.data.cooccurrence import count_samples, ranked_words, words_of
-from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.evaluation.zeroshot import class_scores, topk_accuracy
 from beamclip.losses.config import CsmConfig
 from beamclip.models.teacher import Teacher
+from beamclip.plots.style import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.prompts.anchors import Anchors, class_prompts, encode_anchors, truncated_prompts
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.config import PromptConfig

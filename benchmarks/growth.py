@@ -29,9 +29,9 @@ from study.reports import circumstances
 
 from beamclip.commands.console import table
 from beamclip.corpus.glyphs import GlyphConfig, write_corpus
-from beamclip.export import write_open_clip_dir
 from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import new_clip
+from beamclip.models.export import write_open_clip_dir
 from beamclip.summary import library_versions
 
 ROOT = Path(__file__).parents[1]

@@ -30,8 +30,8 @@ from study.image_bombs import refused, survived
 
 from beamclip.commands.console import table
 from beamclip.corpus.serve import serve_folder
-from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import new_clip
+from beamclip.models.export import write_open_clip_dir
 
 ROOT = Path(__file__).parents[1]
 ORDINARY = 16

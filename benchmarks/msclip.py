@@ -24,8 +24,8 @@ from study.trials import Result, Trial, over_seeds, results_of, run_trials
 from torch import Tensor, nn
 
 from beamclip.commands.console import percent, table
-from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.models.clip import new_clip
+from beamclip.plots.style import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.training.config import OptimConfig
 from beamclip.training.optim import shared_parameters
 

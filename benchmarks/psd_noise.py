@@ -20,8 +20,8 @@ from study.timing import ROUNDS, time_steps
 from study.trials import Result, Trial, over_seeds, results_of, run_trials
 
 from beamclip.commands.console import percent, table
-from beamclip.evaluation.figures import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.losses.config import PsdConfig
+from beamclip.plots.style import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
 from beamclip.training.config import OptimConfig
 
 NOISE = (0.0, 0.2, 0.4, 0.6)

@@ -42,11 +42,11 @@ from beamclip.data.rows import Bundle, Segment, read_bundle
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_shards
 from beamclip.data.stream import Batch, prefetched, shuffled_rows, training_batches
 from beamclip.data.transforms import AUGMENT_DRAWS
-from beamclip.export import write_open_clip_dir
 from beamclip.json_lines import read_json_lines
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import load_clip, new_clip
 from beamclip.models.config import StudentConfig
+from beamclip.models.export import write_open_clip_dir
 from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
 from beamclip.summary import library_versions

@@ -33,8 +33,8 @@ from study.process_tree import Sample, TreeRun
 from study.reports import circumstances
 
 from beamclip.commands.console import table
-from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import find_config, new_clip
+from beamclip.models.export import write_open_clip_dir
 from beamclip.summary import library_versions
 
 PHOTOS = Photos(width=256, height=256, samples=512, distinct=512, per_shard=64)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from beamclip.commands.options import DistillConfig, PretrainConfig
-from beamclip.commands.run_dir import MODEL
 from beamclip.errors import InputError
 from beamclip.prompts.config import PromptConfig
+from beamclip.runs.folder import MODEL
 from beamclip.summary import Status
 
 Result = TypeVar("Result")

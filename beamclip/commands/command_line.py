@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 import tyro
 
 from beamclip.addresses import without_secrets
-from beamclip.commands.run_copy import ADVICE, fetch_run, has_copy
-from beamclip.commands.run_dir import CONFIG_FILE, new_run_dir
 from beamclip.config import check_values, read_config
 from beamclip.errors import FailedRunError, InputError
 from beamclip.places import refuse_address
+from beamclip.runs.backup import ADVICE, fetch_run, has_copy
+from beamclip.runs.folder import CONFIG_FILE, new_run_dir
 
 Config = TypeVar("Config")
 

@@ -11,7 +11,6 @@ from beamclip.commands.anchoring import captions_as_anchors, class_anchors, join
 from beamclip.commands.console import count, percent, stage
 from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.options import DistillConfig
-from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
 from beamclip.commands.templates import (
     embedded_by,
@@ -42,15 +41,16 @@ from beamclip.data.cache import (
 )
 from beamclip.data.shards import Shard, list_labelled, list_shards
 from beamclip.errors import InputError
-from beamclip.evaluation.report import plot_curves
-from beamclip.export import write_card, write_open_clip_dir
 from beamclip.freed_memory import hand_back_freed_memory
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
 from beamclip.models.config import StudentConfig
+from beamclip.models.export import write_card, write_open_clip_dir
 from beamclip.models.student import build_student, lend_text_tower, release_text_tower
+from beamclip.plots.curves import plot_curves
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.contexts import Source
+from beamclip.runs.folder import MODEL, PLOTS, new_run_dir
 from beamclip.summary import Summary
 from beamclip.training.distillation import Images, distillation_plan, restore_student
 

@@ -19,7 +19,6 @@ from beamclip.addresses import without_secrets
 from beamclip.cluster import check_resources, ray_session
 from beamclip.commands.console import ProgressLine, clock, count, stage
 from beamclip.commands.options import EmbedConfig
-from beamclip.commands.run_dir import CONFIG_FILE
 from beamclip.config import config_text
 from beamclip.data.cache import (
     CACHE_FILE,
@@ -40,6 +39,7 @@ from beamclip.errors import InputError
 from beamclip.models.address import absolute_address
 from beamclip.models.clip import LoadedClip, load_clip, text_tower
 from beamclip.places import Folder, absolute, is_address
+from beamclip.runs.folder import CONFIG_FILE
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, summary_text
 from beamclip.training.channel import RemoteChannel
 from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache

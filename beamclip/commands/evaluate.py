@@ -10,7 +10,6 @@ from beamclip.commands.anchoring import class_anchors, refuse_one_class
 from beamclip.commands.console import count, percent, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.options import EvaluateConfig
-from beamclip.commands.run_dir import CONFIG_FILE, make_run_dir, new_run_dir
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import warn_of_misfit, with_templates
 from beamclip.config import parameters, write_config
@@ -21,6 +20,7 @@ from beamclip.evaluation.probe import ProbeResult, linear_probe
 from beamclip.evaluation.zeroshot import zeroshot_metrics
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.runs.folder import CONFIG_FILE, make_run_dir, new_run_dir
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from beamclip.commands.console import ProgressLine, clock, count, stage
-from beamclip.commands.run_dir import CONFIG_FILE
 from beamclip.config import config_text
 from beamclip.errors import FailedRunError
 from beamclip.ingest.config import IngestConfig
@@ -14,6 +13,7 @@ from beamclip.ingest.folder import SHARD_FAILED, IngestFolder
 from beamclip.ingest.hosts import PRIVATE_ADDRESS, REFUSED_PORT
 from beamclip.ingest.ingest import IngestCounts, IngestSummary, ingest
 from beamclip.places import Folder, absolute
+from beamclip.runs.folder import CONFIG_FILE
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, summary_text
 
 _HINTS = {

@@ -13,7 +13,6 @@ from beamclip.commands.anchoring import class_anchors
 from beamclip.commands.console import count, percent, stage
 from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.options import PretrainConfig
-from beamclip.commands.run_dir import MODEL, PLOTS, new_run_dir
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.templates import seen_captions, with_templates
 from beamclip.commands.train import (
@@ -31,12 +30,13 @@ from beamclip.commands.train import (
 from beamclip.data.config import CaptionConfig
 from beamclip.data.shards import Columns, Shard, check_texts, list_labelled, list_shards
 from beamclip.errors import InputError
-from beamclip.evaluation.report import plot_curves
-from beamclip.export import write_card, write_open_clip_dir
 from beamclip.losses.config import PsdConfig
 from beamclip.models.clip import LoadedClip, assemble, new_clip
+from beamclip.models.export import write_card, write_open_clip_dir
+from beamclip.plots.curves import plot_curves
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.fitting import fitting_of
+from beamclip.runs.folder import MODEL, PLOTS, new_run_dir
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder
 from beamclip.training.method import initial_logits

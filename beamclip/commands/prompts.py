@@ -13,18 +13,18 @@ from beamclip.commands.anchoring import class_anchors, encoded_prompts, refuse_o
 from beamclip.commands.console import count, stage, table
 from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.options import PromptsConfig
-from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, make_run_dir, new_run_dir
 from beamclip.commands.templates import Fit, compare_templates, embedded_by, say_misfit, with_templates
 from beamclip.config import write_config
 from beamclip.data.shards import list_shards
 from beamclip.errors import InputError
-from beamclip.evaluation.anchor_report import plot_contexts
 from beamclip.evaluation.anchor_spread import Spread, class_means, closest_pairs, nearest, spread
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
+from beamclip.plots.contexts import plot_contexts
 from beamclip.prompts.anchors import class_prompts, count_alike
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.config import PromptConfig
 from beamclip.prompts.texts import nfc
+from beamclip.runs.folder import CONFIG_FILE, PLOTS, make_run_dir, new_run_dir
 from beamclip.summary import Summary, write_summary
 
 PROMPTS_FILE, PAIRS_FILE, PICTURE = "prompts.csv", "pairs.csv", f"{PLOTS}/contexts.png"

@@ -19,7 +19,6 @@ from beamclip.commands.distill import distill
 from beamclip.commands.ingest import ingest_urls
 from beamclip.commands.options import DistillConfig, PretrainConfig, ScoringConfig
 from beamclip.commands.pretrain import pretrain
-from beamclip.commands.run_dir import checkpoint_address
 from beamclip.commands.train import TrainConfig
 from beamclip.config import plain
 from beamclip.corpus.glyphs import GlyphConfig, write_corpus, write_url_list
@@ -29,6 +28,7 @@ from beamclip.ingest.config import IngestConfig
 from beamclip.models.config import StudentConfig
 from beamclip.prompts.classes import load_classes
 from beamclip.prompts.config import PromptConfig
+from beamclip.runs.folder import checkpoint_address
 from beamclip.summary import SUMMARY_FILE, Summary, read_summary
 from beamclip.training.checkpoint_store import has_checkpoints
 from beamclip.training.config import CadenceConfig, OptimConfig

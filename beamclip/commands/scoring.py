@@ -6,11 +6,11 @@ from pathlib import Path
 
 from beamclip.cluster import WorkersConfig
 from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled, sample_images
-from beamclip.evaluation.report import plot_predictions, plot_similarity
 from beamclip.evaluation.zeroshot import class_scores, zeroshot_metrics
 from beamclip.freed_memory import hand_back_freed_memory
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
+from beamclip.plots.comparison import plot_predictions, plot_similarity
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry
 

@@ -12,12 +12,12 @@ from beamclip.cluster import cluster_address, ray_session
 from beamclip.commands.console import clock, count, stage, table
 from beamclip.commands.distill import with_own_templates
 from beamclip.commands.options import DistillConfig, SweepConfig
-from beamclip.commands.run_dir import CONFIG_FILE, PLOTS, checkpoint_address, make_run_dir, new_run_dir
 from beamclip.commands.sweep_inputs import load_sweep, prepared
 from beamclip.commands.sweep_watch import Watch
 from beamclip.commands.train import show_chosen, sized, tracked
 from beamclip.config import with_absolute_paths, write_config
 from beamclip.errors import InputError
+from beamclip.runs.folder import CONFIG_FILE, PLOTS, checkpoint_address, make_run_dir, new_run_dir
 from beamclip.summary import Counts, Status, Summary, write_summary
 from beamclip.sweep.report import BEST_FILE, TRIALS_FILE, best_of, table_rows, write_report
 from beamclip.sweep.run_trial import Shared, prompts_key, run_trial

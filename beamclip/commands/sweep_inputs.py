@@ -23,7 +23,6 @@ from beamclip.commands.distill import (
 )
 from beamclip.commands.embed import build_cache
 from beamclip.commands.options import DistillConfig, EmbedConfig, SweepConfig
-from beamclip.commands.run_dir import checkpoint_address
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import own_templates
 from beamclip.commands.train import check_batch_norms, check_batches, sized
@@ -36,6 +35,7 @@ from beamclip.models.clip import LoadedClip
 from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.templates import AUTO
+from beamclip.runs.folder import checkpoint_address
 from beamclip.sweep.run_trial import Shared, prompts_key, student_key
 from beamclip.sweep.space import Settings, Space, Values, applied, combinations, grid, parse_space, shown
 from beamclip.training.distillation import Images

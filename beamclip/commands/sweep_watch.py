@@ -11,9 +11,9 @@ import fsspec
 
 from beamclip.commands.console import ProgressLine, count, percent, stage
 from beamclip.commands.options import SweepConfig
-from beamclip.commands.run_dir import CONFIG_FILE, remember_tracked_run, tracked_run_id
-from beamclip.commands.train import Recorder
 from beamclip.config import parameters, write_config
+from beamclip.runs.folder import CONFIG_FILE, remember_tracked_run, tracked_run_id
+from beamclip.runs.recorder import Recorder
 from beamclip.sweep.report import best_of
 from beamclip.sweep.run_trial import Report, Shared, trial_checkpoints
 from beamclip.sweep.space import Settings, applied, in_words

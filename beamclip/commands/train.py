@@ -16,27 +16,25 @@ from beamclip.cluster import WorkersConfig, check_resources
 from beamclip.commands.after_training import AfterTraining
 from beamclip.commands.console import ProgressLine, clock, count, percent, stage
 from beamclip.commands.options import DistillConfig, PretrainConfig, SweepConfig
-from beamclip.commands.run_copy import copy_beside
-from beamclip.commands.run_dir import (
-    CONFIG_FILE,
-    HISTORY_FILE,
-    MODEL,
-    PLOTS,
-    TRACE,
-    append_history,
-    checkpoint_address,
-    open_run_dir,
-    read_history,
-    remember_tracked_run,
-    rewind_history,
-    tracked_run_id,
-)
 from beamclip.config import parameters, write_config
 from beamclip.data.lost_samples import FirstLost
 from beamclip.data.position import from_plain, skipped_of
 from beamclip.data.shards import Shard, fingerprint
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
+from beamclip.runs.backup import copy_beside
+from beamclip.runs.folder import (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    MODEL,
+    PLOTS,
+    TRACE,
+    checkpoint_address,
+    open_run_dir,
+    remember_tracked_run,
+    tracked_run_id,
+)
+from beamclip.runs.recorder import Recorder, read_history
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
 from beamclip.training.launch import Outcome, fit
@@ -80,27 +78,6 @@ class Progress:
     def training_seconds(self) -> float:
         """Seconds between the records of this command; start-up and checkpoints do not count."""
         return sum(record["window_seconds"] for record in self.fresh)
-
-
-class Recorder:
-    """Keeps the records of a run in its folder and in MLflow, each step once."""
-
-    def __init__(self, run_dir: Path, tracking: Tracking) -> None:
-        self.run_dir = run_dir
-        self.tracking = tracking
-        self._logged_step = max((int(record["step"]) for record in read_history(run_dir)), default=0)
-
-    def rewind(self, step: int) -> list[dict[str, float]]:
-        """Training goes on behind a step; gives the records up to it."""
-        return rewind_history(self.run_dir, step)
-
-    def keep(self, record: dict[str, Any]) -> None:
-        """Add a record."""
-        append_history(self.run_dir, record)
-        # After a restart, the steps since the last checkpoint come a second time; MLflow forgets nothing.
-        if record["step"] > self._logged_step:
-            self._logged_step = int(record["step"])
-            self.tracking.log([{key: value for key, value in record.items() if key != "pid"}])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from beamclip.evaluation.figures import FAINT, INK, MUTED, drawable_text, save_figure, styled
+from beamclip.plots.style import FAINT, INK, MUTED, drawable_text, save_figure, styled
 from beamclip.sweep.space import Range, Space, Values, shown
 from beamclip.sweep.trial import Trial, ranked
 

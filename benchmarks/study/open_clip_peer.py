@@ -19,10 +19,10 @@ import torch
 from study.process_tree import TreeRun, run_tree
 
 from beamclip.data.shards import list_shards
-from beamclip.export import WEIGHTS_FILE, write_open_clip_dir
 from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.config import StudentConfig
+from beamclip.models.export import WEIGHTS_FILE, write_open_clip_dir
 from beamclip.models.student import build_student
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import MANIFEST_FILE

@@ -15,15 +15,15 @@ from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill, load_inputs, teacher_again
 from beamclip.commands.embed import embed
 from beamclip.commands.options import DistillConfig, EmbedConfig, ScoringConfig
-from beamclip.commands.run_dir import read_history
 from beamclip.config import read_config
 from beamclip.data.cache import CacheError, embedding_column, finished_manifest, read_manifest
 from beamclip.data.config import AugmentConfig, StreamConfig
 from beamclip.data.shards import list_shards
 from beamclip.errors import InputError
-from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import new_clip
 from beamclip.models.config import StudentConfig
+from beamclip.models.export import write_open_clip_dir
+from beamclip.runs.recorder import read_history
 from beamclip.training.config import CadenceConfig, OptimConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -12,9 +12,9 @@ from torch import nn
 
 import beamclip
 from beamclip.errors import InputError
-from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, build_open_clip, load_clip, new_clip
 from beamclip.models.config import StudentConfig
+from beamclip.models.export import write_open_clip_dir
 from beamclip.models.msclip import SpecialisedVision
 from beamclip.models.student import backbone_features, build_student
 from beamclip.training.optim import shared_parameters

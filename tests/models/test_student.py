@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from beamclip.errors import InputError
-from beamclip.export import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, new_clip
+from beamclip.models.export import write_open_clip_dir
 from beamclip.models.pixels import Preprocessing, normalise_pixels
 from beamclip.models.student import (
     StudentConfig,

@@ -12,9 +12,10 @@ import torch
 from matplotlib import colormaps
 from matplotlib.image import imread
 
-from beamclip.evaluation import report
-from beamclip.evaluation.figures import drawable_text
-from beamclip.evaluation.report import plot_curves, plot_predictions, plot_similarity
+from beamclip.plots import comparison as report
+from beamclip.plots.comparison import plot_predictions, plot_similarity
+from beamclip.plots.curves import plot_curves
+from beamclip.plots.style import drawable_text
 
 Pixels = npt.NDArray[np.float64]
 FULL = {

@@ -9,8 +9,12 @@ from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib import font_manager, style
 from matplotlib.figure import Figure
+
+Floats = npt.NDArray[np.float64]
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 INK, MUTED, FAINT = "#1a1a1a", "#6b6b6b", "#dddddd"

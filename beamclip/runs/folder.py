@@ -6,7 +6,7 @@ from pathlib import Path
 
 from beamclip.errors import InputError
 from beamclip.files import read_json, read_yaml, write_whole
-from beamclip.json_lines import mend_json_lines, read_json_lines
+from beamclip.json_lines import mend_json_lines
 from beamclip.training.checkpoint_store import check_writable, find_checkpoint, has_checkpoints
 
 CONFIG_FILE = "config.yaml"
@@ -92,26 +92,6 @@ def _check_resumable(run_dir: Path, checkpoints: str, data: str) -> None:
             f"--resume {run_dir}: its checkpoint is of other data ({found.manifest.data}) than these "
             f"({data}), in which its place cannot be found. Give the same shards, or start a new run."
         )
-
-
-def read_history(run_dir: Path) -> list[dict[str, float]]:
-    """The records of a run so far, oldest first."""
-    return read_json_lines(run_dir / HISTORY_FILE)
-
-
-def append_history(run_dir: Path, record: dict[str, float]) -> None:
-    """Add one record to the run's own copy of its metrics."""
-    with (run_dir / HISTORY_FILE).open("a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def rewind_history(run_dir: Path, step: int) -> list[dict[str, float]]:
-    """Leave out the records after a step, which training went back to; gives the others."""
-    records = read_history(run_dir)
-    kept = [record for record in records if record["step"] <= step]
-    if len(kept) < len(records):
-        write_whole(run_dir / HISTORY_FILE, "".join(json.dumps(record) + "\n" for record in kept))
-    return kept
 
 
 def tracked_run_id(run_dir: Path) -> str | None:

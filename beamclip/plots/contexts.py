@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from beamclip.evaluation.figures import BLUE, FAINT, MUTED, ORANGE, drawable_text, save_figure, styled
+from beamclip.plots.style import BLUE, FAINT, MUTED, ORANGE, drawable_text, save_figure, styled
 
 
 def plot_contexts(

@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 
 from beamclip.addresses import reachable, without_secrets
-from beamclip.commands.run_dir import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE, make_run_dir
+from beamclip.runs.folder import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE, make_run_dir
 from beamclip.errors import InputError
 
 log = logging.getLogger(__name__)

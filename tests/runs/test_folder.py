@@ -8,16 +8,9 @@ import torch
 
 from beamclip.commands.command_line import parse
 from beamclip.commands.options import DistillConfig, PretrainConfig
-from beamclip.commands.run_copy import copy_beside, fetch_run
-from beamclip.commands.run_dir import (
-    append_history,
-    checkpoint_address,
-    open_run_dir,
-    read_history,
-    remember_tracked_run,
-    rewind_history,
-    tracked_run_id,
-)
+from beamclip.runs.backup import copy_beside, fetch_run
+from beamclip.runs.folder import (checkpoint_address, open_run_dir, remember_tracked_run, tracked_run_id)
+from beamclip.runs.recorder import append_history, read_history, rewind_history
 from beamclip.commands.train import Progress
 from beamclip.config import write_config
 from beamclip.errors import InputError

@@ -11,8 +11,8 @@ import timm
 import torch
 
 from beamclip.errors import InputError
-from beamclip.export import write_card, write_open_clip_dir, write_timm_backbone
 from beamclip.models.clip import LoadedClip, load_clip, new_clip
+from beamclip.models.export import write_card, write_open_clip_dir, write_timm_backbone
 from beamclip.models.student import StudentConfig, backbone_features, build_student
 from beamclip.prompts.fitting import FITTING_FILE, fitting_of
 
