@@ -11,7 +11,7 @@ from beamclip.commands.options import SweepConfig
 
 def run(config: SweepConfig) -> None:
     # Imported when the options are known to be right: torch, Ray and timm take seconds.
-    from beamclip.commands.sweep import sweep
+    from beamclip.sweep.sweep import sweep
 
     sweep(config)
 

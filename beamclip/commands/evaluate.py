@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from beamclip.cluster import check_resources, workers_session
-from beamclip.commands.anchoring import class_anchors, refuse_one_class
+from beamclip.commands.anchors import check_contexts, class_anchors, context_sources, refuse_one_class
 from beamclip.commands.console import count, percent, stage, table
-from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.options import EvaluateConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import warn_of_misfit, with_templates

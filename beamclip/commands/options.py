@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from beamclip.cluster import WorkersConfig
+from beamclip.commands.search import SearchConfig
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
 from beamclip.models.config import StudentConfig
 from beamclip.places import LocalPath, PathOrAddress
 from beamclip.prompts.config import PromptConfig
 from beamclip.ranges import Count, Natural, check_ranges
-from beamclip.sweep.search import SearchConfig
 from beamclip.tracking.config import TrackingConfig
 from beamclip.training.config import CadenceConfig, CheckpointConfig, OptimConfig
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from beamclip.cluster import check_resources, share, workers_session
 from beamclip.commands.after_training import SCORING, AfterTraining
-from beamclip.commands.anchoring import class_anchors
+from beamclip.commands.anchors import check_contexts, class_anchors, context_sources
 from beamclip.commands.console import count, percent, stage
-from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.templates import seen_captions, with_templates

@@ -9,9 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
-from beamclip.commands.anchoring import class_anchors, encoded_prompts, refuse_one_class
+from beamclip.commands.anchors import (
+    check_contexts,
+    class_anchors,
+    context_sources,
+    encoded_prompts,
+    refuse_one_class,
+)
 from beamclip.commands.console import count, stage, table
-from beamclip.commands.context_sources import check_contexts, context_sources
 from beamclip.commands.options import PromptsConfig
 from beamclip.commands.templates import Fit, compare_templates, embedded_by, say_misfit, with_templates
 from beamclip.config import write_config

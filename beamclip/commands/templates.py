@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
-from beamclip.commands.anchoring import encoded_prompts
+from beamclip.commands.anchors import encoded_prompts
 from beamclip.commands.console import stage
 from beamclip.data.cache import CachedViews
 from beamclip.data.captions import choose_caption

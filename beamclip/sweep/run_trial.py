@@ -9,6 +9,7 @@ import ray
 import ray.tune
 import torch
 
+from beamclip.commands.distill_plan import Images, distillation_plan, restore_student
 from beamclip.commands.options import DistillConfig
 from beamclip.errors import InputError
 from beamclip.models.config import StudentConfig
@@ -18,7 +19,6 @@ from beamclip.sweep.trial import METRIC
 from beamclip.training.channel import Record
 from beamclip.training.checkpoint import State, read_checkpoint
 from beamclip.training.checkpoint_store import discard_after
-from beamclip.training.distillation import Images, distillation_plan, restore_student
 from beamclip.training.launch import TrainingError, fit
 from beamclip.training.loop import trained_weights
 from beamclip.training.worker import Plan, Storage

@@ -18,9 +18,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from beamclip.cluster import WorkersConfig
+from beamclip.commands.search import SearchConfig
 from beamclip.errors import InputError
 from beamclip.sweep.run_trial import NO_SCORE, Report
-from beamclip.sweep.search import SearchConfig
 from beamclip.sweep.space import Range, Settings, Space, Values
 from beamclip.sweep.trial import METRIC, Trial
 from beamclip.training.process import CPU_WORKER_ENVIRONMENT

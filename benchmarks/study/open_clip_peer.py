@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from study.process_tree import TreeRun, run_tree
 
+from beamclip.commands.distill_plan import restore_student
 from beamclip.data.shards import list_shards
 from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import LoadedClip, load_clip
@@ -26,7 +27,6 @@ from beamclip.models.export import WEIGHTS_FILE, write_open_clip_dir
 from beamclip.models.student import build_student
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import MANIFEST_FILE
-from beamclip.training.distillation import restore_student
 from beamclip.training.loop import trained_weights
 
 ROOT = Path(__file__).parents[2]

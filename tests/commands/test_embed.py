@@ -12,7 +12,8 @@ import yaml
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
-from beamclip.commands.distill import distill, load_inputs, teacher_again
+from beamclip.commands.distill import distill, teacher_again
+from beamclip.commands.distill_inputs import load_inputs
 from beamclip.commands.embed import embed
 from beamclip.commands.options import DistillConfig, EmbedConfig, ScoringConfig
 from beamclip.config import read_config

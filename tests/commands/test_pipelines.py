@@ -35,7 +35,6 @@ from beamclip.commands.options import (
     SweepConfig,
 )
 from beamclip.commands.pretrain import pretrain
-from beamclip.commands.sweep import sweep
 from beamclip.config import read_config
 from beamclip.data.config import CaptionConfig, StreamConfig
 from beamclip.data.shards import list_shards
@@ -44,6 +43,7 @@ from beamclip.losses.config import PsdConfig
 from beamclip.models.clip import load_clip
 from beamclip.models.config import StudentConfig
 from beamclip.summary import read_summary
+from beamclip.sweep.sweep import sweep
 from beamclip.training.config import CadenceConfig, OptimConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -9,13 +9,11 @@ import torch
 import yaml
 
 from beamclip.cluster import WorkersConfig
-from beamclip.commands.anchoring import class_anchors
+from beamclip.commands.anchors import class_anchors
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.evaluate import evaluate
 from beamclip.commands.options import DistillConfig, EvaluateConfig, SweepConfig
-from beamclip.commands.sweep import sweep
-from beamclip.commands.sweep_inputs import with_own_values
 from beamclip.commands.templates import embedded_by, warn_of_misfit, with_templates
 from beamclip.data.shards import list_shards
 from beamclip.models.clip import LoadedClip, load_clip, new_clip
@@ -23,7 +21,9 @@ from beamclip.models.teacher import Teacher
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.config import PromptConfig
 from beamclip.prompts.fitting import FITTING_FILE, Fitting
+from beamclip.sweep.prepare import with_own_values
 from beamclip.sweep.space import Values, parse_space
+from beamclip.sweep.sweep import sweep
 
 BY_NAMES = Fitting(("name",), "its captions are bare names")
 CLASSES = [ClassEntry(name, name) for name in ("crane", "owl", "polar bear", "ostrich", "whale", "tree")]

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from beamclip.commands.options import DistillConfig
+from beamclip.commands.search import SearchConfig
 from beamclip.errors import InputError
 from beamclip.prompts.config import PromptConfig
-from beamclip.sweep.search import SearchConfig
 from beamclip.sweep.space import (
     Range,
     Values,

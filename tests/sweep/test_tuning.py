@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.options import DistillConfig
-from beamclip.sweep.search import SearchConfig
+from beamclip.commands.search import SearchConfig
 from beamclip.sweep.space import Range, Settings, Values, parse_space
 from beamclip.sweep.trial import METRIC, Score, Trial
 from beamclip.sweep.tuning import Advisor, Suggestions, run_trials, tune_environment

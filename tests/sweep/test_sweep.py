@@ -15,15 +15,15 @@ from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.options import DistillConfig, SweepConfig
-from beamclip.commands.sweep import _planned, sweep, trials_at_once
-from beamclip.commands.sweep_watch import Watch
+from beamclip.commands.search import SearchConfig
 from beamclip.errors import InputError
 from beamclip.json_lines import read_json_lines
 from beamclip.prompts.config import PromptConfig
 from beamclip.summary import read_summary
+from beamclip.sweep.monitor import Watch
 from beamclip.sweep.run_trial import Report, prompts_key
-from beamclip.sweep.search import SearchConfig
 from beamclip.sweep.space import parse_space
+from beamclip.sweep.sweep import _planned, sweep, trials_at_once
 from beamclip.sweep.trial import Trial, read_trials
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

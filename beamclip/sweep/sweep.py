@@ -10,18 +10,18 @@ import ray.tune
 
 from beamclip.cluster import cluster_address, ray_session
 from beamclip.commands.console import clock, count, stage, table
-from beamclip.commands.distill import with_own_templates
+from beamclip.commands.distill_inputs import with_own_templates
 from beamclip.commands.options import DistillConfig, SweepConfig
-from beamclip.commands.sweep_inputs import load_sweep, prepared
-from beamclip.commands.sweep_watch import Watch
+from beamclip.commands.search import DEFAULT_TRIALS
 from beamclip.commands.train import show_chosen, sized, tracked
 from beamclip.config import with_absolute_paths, write_config
 from beamclip.errors import InputError
 from beamclip.runs.folder import CONFIG_FILE, PLOTS, checkpoint_address, make_run_dir, new_run_dir
 from beamclip.summary import Counts, Status, Summary, write_summary
+from beamclip.sweep.monitor import Watch
+from beamclip.sweep.prepare import load_sweep, prepared
 from beamclip.sweep.report import BEST_FILE, TRIALS_FILE, best_of, table_rows, write_report
 from beamclip.sweep.run_trial import Shared, prompts_key, run_trial
-from beamclip.sweep.search import DEFAULT_TRIALS
 from beamclip.sweep.space import Settings, Space, applied, combinations, drawn, grid, in_words
 from beamclip.sweep.trial import Trial, read_trials, write_trial
 from beamclip.sweep.tuning import Advisor, Suggestions, resources, run_trials, tune_environment

@@ -10,9 +10,9 @@ from typing import Any
 
 import ray
 
+from beamclip.commands.anchors import check_contexts
 from beamclip.commands.console import count, stage
-from beamclip.commands.context_sources import check_contexts
-from beamclip.commands.distill import (
+from beamclip.commands.distill_inputs import (
     Inputs,
     anchors_of,
     cached_views,
@@ -21,6 +21,7 @@ from beamclip.commands.distill import (
     load_inputs,
     needed_size,
 )
+from beamclip.commands.distill_plan import Images
 from beamclip.commands.embed import build_cache
 from beamclip.commands.options import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
@@ -38,7 +39,6 @@ from beamclip.prompts.templates import AUTO
 from beamclip.runs.folder import checkpoint_address
 from beamclip.sweep.run_trial import Shared, prompts_key, student_key
 from beamclip.sweep.space import Settings, Space, Values, applied, combinations, grid, parse_space, shown
-from beamclip.training.distillation import Images
 
 CACHE = "cache"
 

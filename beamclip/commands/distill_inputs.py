@@ -1,0 +1,204 @@
+"""What the options of a distillation name: loaded, checked, and made into anchors. A sweep needs the same."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from beamclip.commands.anchors import (
+    captions_as_anchors,
+    check_contexts,
+    class_anchors,
+    context_sources,
+    joined,
+)
+from beamclip.commands.console import count, stage
+from beamclip.commands.options import DistillConfig
+from beamclip.commands.templates import (
+    embedded_by,
+    kept_in,
+    warn_of_misfit,
+    warn_of_other_teachers,
+    with_templates,
+)
+from beamclip.commands.train import (
+    check_batch_norms,
+    check_batches,
+    sized,
+)
+from beamclip.data.cache import (
+    CachedViews,
+    CacheManifest,
+    augmentation_differences,
+    finished_manifest,
+    is_cache,
+)
+from beamclip.data.shards import Shard, list_labelled, list_shards
+from beamclip.errors import InputError
+from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
+from beamclip.models.config import StudentConfig
+from beamclip.models.student import build_student
+from beamclip.prompts.anchors import Anchors
+from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.prompts.contexts import Source
+
+Distilling = TypeVar("Distilling", bound=DistillConfig)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the flags of a distillation name, loaded and checked."""
+
+    shards: list[Shard]
+    teachers: list[LoadedClip]
+    """For texts alone: their image towers are the workers' or, with a cache, nobody's."""
+    image_towers: list[ImageTower]
+    """None with a cache."""
+    student: LoadedClip
+    classes: list[ClassEntry]
+    manifest: CacheManifest | None
+    """Of the teacher cache, where the data are one."""
+    views: CachedViews | None
+    """What to take from it."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pixels that training sees."""
+        return self.manifest.image_size if self.manifest else needed_size(self.teachers, self.student)
+
+
+def load_inputs(config: DistillConfig) -> Inputs:
+    """Load everything that can be wrong before anything is started.
+
+    Raises:
+        InputError: for the first thing that cannot be used.
+    """
+    # An address that is wrong is told of before an option that is missing.
+    allow_missing = config.stream.allow_missing_shards
+    shards = list_shards(config.data, allow_missing=allow_missing) if config.data else []
+    check_options(config)
+    check_batches(sized(config, shards), shards)
+    classes = load_classes(config.classes) if config.classes else []
+    check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
+    if config.scoring.eval_data:
+        list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
+    manifest = finished_manifest(str(config.data)) if is_cache(str(config.data)) else None
+    loaded = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
+    teachers = [text_tower(clip) for clip in loaded]
+    student = build_student(config.student, teachers[0], config.seed)
+    check_batch_norms(sized(config, shards), student)
+    _show_init(config.student, student)
+    views = cached_views(config, manifest, teachers, student) if manifest else None
+    images = f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}"
+    stage("shards", images, f"{count(manifest.augmentations, 'cached view')} each" if manifest else "")
+    towers = [] if manifest else [clip.image_tower for clip in loaded]
+    return Inputs(shards, teachers, towers, student, classes, manifest, views)
+
+
+def _show_init(config: StudentConfig, student: LoadedClip) -> None:
+    if config.init_checkpoint is not None:
+        pixels = student.preprocessing
+        mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (pixels.mean, pixels.std))
+        stage("student", f"{config.student} from {config.init_checkpoint}", f"mean {mean}, std {std}")
+
+
+def check_options(config: DistillConfig) -> None:
+    """Refuse options that say too little, or contradict each other.
+
+    Raises:
+        InputError: with the option.
+    """
+    if config.data is None or config.teacher is None:
+        missing = "--data SHARDS" if config.data is None else "--teacher T"
+        raise InputError(f"{missing} is missing. Without any option at all, the quickstart runs instead.")
+    if config.classes is None and config.anchors != "captions":
+        raise InputError(
+            "--classes FILE is missing. The anchors are made of it; --anchors captions does without."
+        )
+    if config.csm.csm_weight == 0 and config.feature.feature_weight == 0:
+        raise InputError("--csm-weight and --feature-weight are both 0: nothing would be learned.")
+
+
+def needed_size(teachers: list[LoadedClip], student: LoadedClip) -> int:
+    """Side of the pixels that all models can do with: the smaller ones shrink them."""
+    return max(clip.image_size for clip in (*teachers, student))
+
+
+def cached_views(
+    config: DistillConfig, manifest: CacheManifest, teachers: list[LoadedClip], student: LoadedClip
+) -> CachedViews:
+    """What to take from a cache, if it is one for this distillation.
+
+    Raises:
+        InputError: it is of other teachers, of smaller images, or of another augmentation.
+    """
+    places = {teacher.fingerprint: index for index, teacher in enumerate(manifest.teachers)}
+    for teacher in teachers:
+        if teacher.fingerprint not in places:
+            held = ", ".join(f"{each.address} ({each.fingerprint[:12]})" for each in manifest.teachers)
+            raise InputError(
+                f"{config.data}: holds no embeddings by {teacher.address} ({teacher.fingerprint[:12]}), "
+                f"but by {held}. Give --teacher one of these, or build another cache with pipelines/embed.py."
+            )
+    size = needed_size(teachers, student)
+    if manifest.image_size < size:
+        raise InputError(
+            f"{config.data}: was made from images of {manifest.image_size} px, and {config.student.student} "
+            f"takes {size} px. Build a cache with --image-size {size}, or lower --student-image-size."
+        )
+    differing = augmentation_differences(manifest.augmentation, asdict(config.augmentation))
+    if differing:
+        raise InputError(
+            f"{config.data}: was made by another augmentation: {'; '.join(differing)}. Give what is there "
+            "(the cache's distill.yaml has it: --config), or build another cache."
+        )
+    return manifest.views(tuple(places[teacher.fingerprint] for teacher in teachers))
+
+
+def with_own_templates(config: Distilling, inputs: Inputs) -> Distilling:
+    """The configuration with the templates that `auto` stands for, which are the first teacher's."""
+    if not inputs.classes:
+        return config
+    return replace(config, prompts=with_templates(config.prompts, inputs.teachers[0]))
+
+
+def check_templates(config: DistillConfig, inputs: Inputs, cache: Path) -> None:
+    """Warn of templates that do not seem to fit the first teacher.
+
+    Args:
+        cache: folder in which encoded prompts are kept.
+    """
+    if not inputs.classes:
+        return
+    if inputs.views:
+        embed = kept_in(inputs.views, inputs.shards)
+    else:
+        embed = embedded_by(inputs.image_towers[0], inputs.shards, config.workers)
+    warn_of_misfit(config.prompts, inputs.classes, inputs.teachers[0], embed, config.workers, cache)
+    warn_of_other_teachers(config.prompts, inputs.teachers)
+
+
+def anchors_of(config: DistillConfig, inputs: Inputs, cache: Path) -> tuple[list[Anchors], Anchors | None]:
+    """Each teacher's anchors to train on, and the first one's of the classes, which scores are made with.
+
+    Args:
+        cache: folder in which encoded prompts are kept.
+    """
+    allow_missing = config.stream.allow_missing_shards
+    outside = context_sources(inputs.classes, config.prompts, config.data, cache, allow_missing=allow_missing)
+    pairs = [_anchors_of(teacher, config, inputs, outside, cache) for teacher in inputs.teachers]
+    return [used for used, _ in pairs], pairs[0][1]
+
+
+def _anchors_of(
+    teacher: LoadedClip, config: DistillConfig, inputs: Inputs, outside: dict[str, Source], cache: Path
+) -> tuple[Anchors, Anchors | None]:
+    parts = []
+    if inputs.classes:
+        parts.append(class_anchors(inputs.classes, config.prompts, outside, teacher, config.workers, cache))
+    of_classes = parts[0] if parts else None
+    if config.anchors != "classes":
+        drawn = captions_as_anchors(
+            inputs.shards, config.caption_anchors, config.seed, teacher, config.workers, cache
+        )
+        parts = [drawn] if config.anchors == "captions" else [*parts, drawn]
+    return joined(parts), of_classes
