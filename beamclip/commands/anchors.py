@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from beamclip.cluster import WorkersConfig, ray_session
-from beamclip.commands.console import count, stage
+from beamclip.commands.console import plural, print_stage
 from beamclip.data.cooccurrence import caption_words
 from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.shards import (
@@ -47,7 +47,7 @@ _CONTEXTS = "Contexts part classes of one name (--context-source, --num-contexts
 def class_anchors(
     classes: list[ClassEntry],
     config: PromptConfig,
-    outside: Mapping[str, Source],
+    external_sources: Mapping[str, Source],
     clip: LoadedClip,
     workers: WorkersConfig,
     cache_dir: Path,
@@ -60,16 +60,16 @@ def class_anchors(
     Raises:
         InputError: all classes have the same prompts, or a context source has nothing.
     """
-    prompts = class_prompts(classes, config, outside)
+    prompts = class_prompts(classes, config, external_sources)
     refuse_one_class(classes)
     alike = refuse_alike(prompts)
     if alike:
-        text = f"{alike:,} of {count(len(classes), 'class')} share their prompts with another one"
-        stage("warning", f"{text}: no image can tell these apart. {_CONTEXTS}")
+        text = f"{alike:,} of {plural(len(classes), 'class')} share their prompts with another one"
+        print_stage("warning", f"{text}: no image can tell these apart. {_CONTEXTS}")
     _warn_of_cuts(prompts, classes, clip)
     anchors, encoded = encoded_prompts(prompts, config.anchor_reduce, clip, workers, cache_dir)
-    text = f"{count(len(classes), 'class')}, {count(sum(map(len, prompts)), 'prompt')}"
-    stage("anchors", text, "encoded" if encoded else "cached")
+    text = f"{plural(len(classes), 'class')}, {plural(sum(map(len, prompts)), 'prompt')}"
+    print_stage("anchors", text, "encoded" if encoded else "cached")
     return anchors
 
 
@@ -114,7 +114,7 @@ def captions_as_anchors(
                 captions[row["caption"]] = None
             elif row["problem"] != MISSING_CAPTION:
                 for _, text in lost.new([lost_sample(row)]):
-                    stage("skipped", text)
+                    print_stage("skipped", text)
         # Twice as many as needed: the draw below then mixes several shards.
         if len(captions) >= 2 * number:
             break
@@ -130,7 +130,7 @@ def captions_as_anchors(
         )
     missing = _EncodeOnce(clip, workers)
     anchors = caption_anchors(drawn, missing, cache_dir=cache_dir, encoder_fingerprint=clip.fingerprint)
-    stage("anchors", count(len(drawn), "caption"), "encoded" if missing.called else "cached")
+    print_stage("anchors", plural(len(drawn), "caption"), "encoded" if missing.called else "cached")
     return anchors
 
 
@@ -188,7 +188,7 @@ def refuse_alike(prompts: Sequence[Sequence[str]]) -> int:
     distinct, alike = count_alike(prompts)
     if distinct < 2:
         raise InputError(
-            f"--classes: all {count(len(prompts), 'class')} have the same prompts, first: "
+            f"--classes: all {plural(len(prompts), 'class')} have the same prompts, first: "
             f"{prompts[0][0][:60]!r}. {_ONE_ANCHOR}. {_CONTEXTS}."
         )
     return alike
@@ -199,9 +199,9 @@ def _warn_of_cuts(prompts: list[list[str]], classes: list[ClassEntry], clip: Loa
     cut = truncated_prompts(prompts, clip.tokenizer, length)
     if cut:
         index, prompt = cut[0]
-        stage(
+        print_stage(
             "warning",
-            f"{count(len(cut), 'prompt')} longer than the teacher's {length} tokens, the end is lost; "
+            f"{plural(len(cut), 'prompt')} longer than the teacher's {length} tokens, the end is lost; "
             f'first: class {classes[index].id} ("{prompt}")',
         )
 
@@ -297,5 +297,5 @@ def _words(
         note = "counted"
     words = {name: tuple(own) for name, own in json.loads(path.read_text()).items()}
     telling = sum(bool(own) for own in words.values())
-    stage("contexts", f"words beside {telling:,} of {count(len(names), 'name')} in captions", note)
+    print_stage("contexts", f"words beside {telling:,} of {plural(len(names), 'name')} in captions", note)
     return words

@@ -23,7 +23,7 @@ from beamclip.addresses import without_secrets
 from beamclip.config import check_values, read_config
 from beamclip.errors import FailedRunError, InputError
 from beamclip.places import refuse_address
-from beamclip.runs.backup import ADVICE, fetch_run, has_copy
+from beamclip.runs.backup import ADVICE, has_copy, restore_run
 from beamclip.runs.folder import CONFIG_FILE, new_run_dir
 
 Config = TypeVar("Config")
@@ -82,7 +82,7 @@ def _of_run(config_class: type[Config], resume: str, out: str | None) -> Config:
             raise InputError(f"--resume {run}: no run there ({CONFIG_FILE} is missing). {ADVICE}")
         return replace(read_config(config_class, run / CONFIG_FILE), out=run)  # type: ignore[type-var]
     run = new_run_dir(Path(out) if out else None, "resumed")
-    fetch_run(resume, run)
+    restore_run(resume, run)
     config: Any = read_config(config_class, run / CONFIG_FILE)
     checkpoint = replace(config.checkpoint, checkpoints=resume)
     resumed: Config = replace(config, out=run, checkpoint=checkpoint)

@@ -12,20 +12,20 @@ LINE_WIDTH = 78
 SECONDS_BETWEEN_LINES = 15.0
 
 
-def stage(name: str, text: str, note: str = "") -> None:
+def print_stage(name: str, text: str, note: str = "") -> None:
     """Print one stage: its name, what it is, and a short note at the right edge."""
     left = f"{name:<{NAME_WIDTH}}{text}"
     line = f"{left:<{max(0, LINE_WIDTH - len(note))}}  {note}".rstrip()
     print(without_secrets(line), flush=True)
 
 
-def count(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """`1 image`, `3,834 images`."""
     plural = noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`0:08`, `12:31`, `1:02:09`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -6,33 +6,33 @@ from typing import Any
 
 from beamclip.cluster import check_resources, share, workers_session
 from beamclip.commands.after_training import SCORING, AfterTraining
-from beamclip.commands.console import count, percent, stage
+from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.distill_inputs import (
-    Inputs,
+    DistillInputs,
     anchors_of,
     check_templates,
     load_inputs,
     with_own_templates,
 )
-from beamclip.commands.distill_plan import Images, distillation_plan, restore_student
+from beamclip.commands.distill_job import TrainingData, distillation_job, restore_student
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
 from beamclip.commands.train import (
-    Trained,
+    TrainingResult,
     finish,
     open_run,
     show_chosen,
     show_skipped,
     sized,
     storage_of,
-    tracked,
+    track_run,
     train,
 )
 from beamclip.errors import InputError
-from beamclip.freed_memory import hand_back_freed_memory
+from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.export import write_card, write_open_clip_dir
-from beamclip.models.student import lend_text_tower, release_text_tower
+from beamclip.models.student import attach_text_tower, drop_text_tower
 from beamclip.plots.curves import plot_curves
 from beamclip.prompts.anchors import Anchors
 from beamclip.runs.folder import MODEL, PLOTS, new_run_dir
@@ -53,14 +53,14 @@ def distill(config: DistillConfig) -> Summary:
     show_chosen(given, config, inputs.shards)
     config = with_own_templates(config, inputs)
     open_run(config, run_dir, inputs.shards)
-    with workers_session(config.workers), tracked(config, run_dir, "distill") as tracking:
+    with workers_session(config.workers), track_run(config, run_dir, "distill") as tracking:
         check_resources(config.workers)
         if config.resume is None:
             check_templates(config, inputs, run_dir.parent / "anchors")
         anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")
-        plan = distillation_plan(
+        job = distillation_job(
             config,
-            Images(inputs.shards, inputs.views, inputs.image_size),
+            TrainingData(inputs.shards, inputs.views, inputs.image_size),
             teachers=[share(tower, config.workers) for tower in inputs.image_towers],
             student=share(inputs.student.image_tower, config.workers),
             anchors=share(anchors, config.workers),
@@ -71,14 +71,14 @@ def distill(config: DistillConfig) -> Summary:
         # All texts are encoded, and the workers have the image towers: here they would only take memory.
         inputs.teachers.clear()
         inputs.image_towers.clear()
-        release_text_tower(inputs.student)
-        hand_back_freed_memory()
-        trained = train("distill", plan, config.workers, run_dir, tracking, title)
+        drop_text_tower(inputs.student)
+        trim_heap()
+        trained = train("distill", job, config.workers, run_dir, tracking, title)
         restore_student(inputs.student.model.visual, trained.weights)
         trained.weights.clear()
-        hand_back_freed_memory()
-        teacher = teacher_again(config, fingerprint, run_dir)
-        lend_text_tower(inputs.student, teacher)
+        trim_heap()
+        teacher = reload_teacher(config, fingerprint, run_dir)
+        attach_text_tower(inputs.student, teacher)
         after, metrics = _leave_model(config, inputs, teacher, scored_anchors, trained, run_dir)
         summary = finish(
             "distill",
@@ -96,7 +96,7 @@ def distill(config: DistillConfig) -> Summary:
     return summary
 
 
-def teacher_again(config: DistillConfig, fingerprint: str, run_dir: Path) -> LoadedClip:
+def reload_teacher(config: DistillConfig, fingerprint: str, run_dir: Path) -> LoadedClip:
     """The teacher, which was let go while the student trained.
 
     Raises:
@@ -117,10 +117,10 @@ def teacher_again(config: DistillConfig, fingerprint: str, run_dir: Path) -> Loa
 
 def _leave_model(
     config: DistillConfig,
-    inputs: Inputs,
+    inputs: DistillInputs,
     teacher: LoadedClip,
     anchors: Anchors | None,
-    trained: Trained,
+    trained: TrainingResult,
     run_dir: Path,
 ) -> tuple[AfterTraining, dict[str, float]]:
     """Write the student before all else, then score and draw it."""
@@ -135,7 +135,7 @@ def _leave_model(
     return after, metrics
 
 
-def _scored_data(config: DistillConfig, inputs: Inputs) -> ScoredData | None:
+def _scored_data(config: DistillConfig, inputs: DistillInputs) -> ScoredData | None:
     scoring = config.scoring
     if scoring.eval_data is None:
         return None
@@ -149,15 +149,17 @@ def _scored_data(config: DistillConfig, inputs: Inputs) -> ScoredData | None:
 
 
 def _score(
-    config: DistillConfig, inputs: Inputs, teacher: LoadedClip, anchors: Anchors | None
+    config: DistillConfig, inputs: DistillInputs, teacher: LoadedClip, anchors: Anchors | None
 ) -> dict[str, float]:
     data = _scored_data(config, inputs)
     if data is None or anchors is None:
         return {}
     of_teacher, _ = score_zeroshot(teacher, anchors, data, config.workers)
     of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
-    stage(
-        "scored", f"{count(len(encoded.labels), 'image')}, {count(len(inputs.classes), 'class')}", "zero-shot"
+    print_stage(
+        "scored",
+        f"{plural(len(encoded.labels), 'image')}, {plural(len(inputs.classes), 'class')}",
+        "zero-shot",
     )
     reference = of_teacher["zeroshot_top1"]
     kept = {"retained_top1": of_student["zeroshot_top1"] / reference} if reference else {}
@@ -171,7 +173,7 @@ def _score(
 
 
 def _draw(
-    config: DistillConfig, inputs: Inputs, teacher: LoadedClip, anchors: Anchors | None, run_dir: Path
+    config: DistillConfig, inputs: DistillInputs, teacher: LoadedClip, anchors: Anchors | None, run_dir: Path
 ) -> None:
     data = _scored_data(config, inputs)
     if data is None or anchors is None:
@@ -196,7 +198,7 @@ def _card(config: DistillConfig, metrics: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _title(config: DistillConfig, inputs: Inputs) -> str:
+def _title(config: DistillConfig, inputs: DistillInputs) -> str:
     names = " + ".join(_teacher_name(teacher) for teacher in inputs.teachers)
     return f"{config.student.student} <- {names}{', cached' if inputs.manifest else ''}"
 
@@ -208,7 +210,7 @@ def _teacher_name(teacher: LoadedClip) -> str:
     return str(vision.get("timm_model_name") or f"ViT of width {vision.get('width')}")
 
 
-def show_distilled(summary: Summary, trained: Trained, inputs: Inputs, run_dir: Path) -> None:
+def show_distilled(summary: Summary, trained: TrainingResult, inputs: DistillInputs, run_dir: Path) -> None:
     """The last lines on the terminal: scores, what was skipped, where everything lies."""
     show_skipped(trained, summary.counts.attempted)
     metrics = {name: value or 0.0 for name, value in summary.metrics.items()}

@@ -11,7 +11,7 @@ from beamclip.commands.anchors import (
     context_sources,
     joined,
 )
-from beamclip.commands.console import count, stage
+from beamclip.commands.console import plural, print_stage
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.templates import (
     embedded_by,
@@ -45,7 +45,7 @@ Distilling = TypeVar("Distilling", bound=DistillConfig)
 
 
 @dataclass(frozen=True)
-class Inputs:
+class DistillInputs:
     """What the flags of a distillation name, loaded and checked."""
 
     shards: list[Shard]
@@ -66,7 +66,7 @@ class Inputs:
         return self.manifest.image_size if self.manifest else needed_size(self.teachers, self.student)
 
 
-def load_inputs(config: DistillConfig) -> Inputs:
+def load_inputs(config: DistillConfig) -> DistillInputs:
     """Load everything that can be wrong before anything is started.
 
     Raises:
@@ -88,17 +88,17 @@ def load_inputs(config: DistillConfig) -> Inputs:
     check_batch_norms(sized(config, shards), student)
     _show_init(config.student, student)
     views = cached_views(config, manifest, teachers, student) if manifest else None
-    images = f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}"
-    stage("shards", images, f"{count(manifest.augmentations, 'cached view')} each" if manifest else "")
+    images = f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}"
+    print_stage("shards", images, f"{plural(manifest.augmentations, 'cached view')} each" if manifest else "")
     towers = [] if manifest else [clip.image_tower for clip in loaded]
-    return Inputs(shards, teachers, towers, student, classes, manifest, views)
+    return DistillInputs(shards, teachers, towers, student, classes, manifest, views)
 
 
 def _show_init(config: StudentConfig, student: LoadedClip) -> None:
     if config.init_checkpoint is not None:
         pixels = student.preprocessing
         mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (pixels.mean, pixels.std))
-        stage("student", f"{config.student} from {config.init_checkpoint}", f"mean {mean}, std {std}")
+        print_stage("student", f"{config.student} from {config.init_checkpoint}", f"mean {mean}, std {std}")
 
 
 def check_options(config: DistillConfig) -> None:
@@ -154,14 +154,14 @@ def cached_views(
     return manifest.views(tuple(places[teacher.fingerprint] for teacher in teachers))
 
 
-def with_own_templates(config: Distilling, inputs: Inputs) -> Distilling:
+def with_own_templates(config: Distilling, inputs: DistillInputs) -> Distilling:
     """The configuration with the templates that `auto` stands for, which are the first teacher's."""
     if not inputs.classes:
         return config
     return replace(config, prompts=with_templates(config.prompts, inputs.teachers[0]))
 
 
-def check_templates(config: DistillConfig, inputs: Inputs, cache: Path) -> None:
+def check_templates(config: DistillConfig, inputs: DistillInputs, cache: Path) -> None:
     """Warn of templates that do not seem to fit the first teacher.
 
     Args:
@@ -177,24 +177,34 @@ def check_templates(config: DistillConfig, inputs: Inputs, cache: Path) -> None:
     warn_of_other_teachers(config.prompts, inputs.teachers)
 
 
-def anchors_of(config: DistillConfig, inputs: Inputs, cache: Path) -> tuple[list[Anchors], Anchors | None]:
+def anchors_of(
+    config: DistillConfig, inputs: DistillInputs, cache: Path
+) -> tuple[list[Anchors], Anchors | None]:
     """Each teacher's anchors to train on, and the first one's of the classes, which scores are made with.
 
     Args:
         cache: folder in which encoded prompts are kept.
     """
     allow_missing = config.stream.allow_missing_shards
-    outside = context_sources(inputs.classes, config.prompts, config.data, cache, allow_missing=allow_missing)
-    pairs = [_anchors_of(teacher, config, inputs, outside, cache) for teacher in inputs.teachers]
+    external_sources = context_sources(
+        inputs.classes, config.prompts, config.data, cache, allow_missing=allow_missing
+    )
+    pairs = [_anchors_of(teacher, config, inputs, external_sources, cache) for teacher in inputs.teachers]
     return [used for used, _ in pairs], pairs[0][1]
 
 
 def _anchors_of(
-    teacher: LoadedClip, config: DistillConfig, inputs: Inputs, outside: dict[str, Source], cache: Path
+    teacher: LoadedClip,
+    config: DistillConfig,
+    inputs: DistillInputs,
+    external_sources: dict[str, Source],
+    cache: Path,
 ) -> tuple[Anchors, Anchors | None]:
     parts = []
     if inputs.classes:
-        parts.append(class_anchors(inputs.classes, config.prompts, outside, teacher, config.workers, cache))
+        parts.append(
+            class_anchors(inputs.classes, config.prompts, external_sources, teacher, config.workers, cache)
+        )
     of_classes = parts[0] if parts else None
     if config.anchors != "classes":
         drawn = captions_as_anchors(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from beamclip.addresses import without_secrets
 from beamclip.cluster import check_resources, ray_session
-from beamclip.commands.console import ProgressLine, clock, count, stage
+from beamclip.commands.console import ProgressLine, format_duration, plural, print_stage
 from beamclip.commands.options import EmbedConfig
 from beamclip.config import config_text
 from beamclip.data.cache import (
@@ -91,8 +91,10 @@ def build_cache(config: EmbedConfig) -> Summary:
     began = time.perf_counter()
     source = _load(config)
     todo = sum(shard.samples for shard in source.todo)
-    stage(
-        "shards", f"{count(len(source.shards), 'file')}, {count(_samples(source), 'image')}", _before(source)
+    print_stage(
+        "shards",
+        f"{plural(len(source.shards), 'file')}, {plural(_samples(source), 'image')}",
+        _before(source),
     )
     with ray_session():
         check_resources(config.workers)
@@ -242,8 +244,8 @@ def _build(config: EmbedConfig, source: Source, job: EmbeddingJob, reference: An
     # The executor logs every start and end at INFO to the terminal of whoever runs it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     names = ", ".join(clip.address for clip in source.teachers)
-    views = f"{count(config.augmentations, 'view')} each, {job.manifest.image_size} px"
-    stage("embedding", f"{names}: {views}", job.manifest.teachers[0].precision)
+    views = f"{plural(config.augmentations, 'view')} each, {job.manifest.image_size} px"
+    print_stage("embedding", f"{names}: {views}", job.manifest.teachers[0].precision)
     items = [{"shard": asdict(shard), "name": _name(shard)} for shard in source.todo]
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
     dataset.context.enable_progress_bars = False
@@ -303,7 +305,7 @@ class _Progress:
                 self._hear(record)
                 for _, text in lost.new(record.get("lost", ())):
                     line.close()
-                    stage("skipped", text)
+                    print_stage("skipped", text)
             if self.embedded:
                 line.show(self._text(), last=ended)
         line.close()
@@ -315,8 +317,8 @@ class _Progress:
 
     def _text(self) -> str:
         rate = self.embedded / max(1e-9, self.seconds)
-        left = (self.samples - self.embedded) / rate
-        return f"{self.embedded:,}/{self.samples:,} images  {rate:,.0f} img/s  eta {clock(max(0.0, left))}"
+        eta = format_duration(max(0.0, (self.samples - self.embedded) / rate))
+        return f"{self.embedded:,}/{self.samples:,} images  {rate:,.0f} img/s  eta {eta}"
 
 
 def _verified(config: EmbedConfig, reference: Any) -> NDArray[np.float32]:
@@ -334,12 +336,12 @@ def _verified(config: EmbedConfig, reference: Any) -> NDArray[np.float32]:
     except ray.exceptions.RayError as error:
         raise CacheError(in_one_line(error)) from error
     if len(cosines) == 0:
-        stage("verified", f"no image: of {config.verify} that were picked none could be used")
+        print_stage("verified", f"no image: of {config.verify} that were picked none could be used")
     else:
         least, mean = float(cosines.min()), float(cosines.mean())
-        stage(
+        print_stage(
             "verified",
-            f"{count(len(cosines), 'image')} embedded anew",
+            f"{plural(len(cosines), 'image')} embedded anew",
             f"cosine {mean:.5f}, least {least:.5f}",
         )
         # A comparison with NaN is false.
@@ -374,9 +376,9 @@ def _leave(config: EmbedConfig, out: str, summary: Summary) -> None:
 
 def _show(out: str, summary: Summary) -> None:
     for reason, number in sorted(summary.counts.skipped.items()):
-        stage("skipped", f"{number:,} {reason}")
+        print_stage("skipped", f"{number:,} {reason}")
     size = summary.stages["bytes_per_sample"]
-    stage("cache", f"{count(summary.counts.attempted, 'image')}, {size / 1000:,.1f} kB each", out)
+    print_stage("cache", f"{plural(summary.counts.attempted, 'image')}, {size / 1000:,.1f} kB each", out)
     if not is_address(out):
         print(
             f"python pipelines/distill.py --config {out}/{DISTILL_CONFIG} --student resnet18 --classes FILE"

@@ -7,7 +7,7 @@ from typing import Any
 
 from beamclip.cluster import check_resources, workers_session
 from beamclip.commands.anchors import check_contexts, class_anchors, context_sources, refuse_one_class
-from beamclip.commands.console import count, percent, stage, table
+from beamclip.commands.console import percent, plural, print_stage, table
 from beamclip.commands.options import EvaluateConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import warn_of_misfit, with_templates
@@ -52,9 +52,9 @@ def evaluate(config: EvaluateConfig) -> Summary:
         encoding = time.perf_counter()
         encoded = _encode(config, clip, classes, address)
         seconds = time.perf_counter() - encoding
-        stage(
+        print_stage(
             "images",
-            f"{count(len(encoded.labels), 'image')}, {count(len(classes), 'class')}",
+            f"{plural(len(encoded.labels), 'image')}, {plural(len(classes), 'class')}",
             f"{len(encoded.labels) / seconds:,.0f} img/s",
         )
         metrics, stages = _run_tasks(config, clip, classes, encoded, run_dir)
@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
         tracking.log([{"step": 0, **metrics}])
         tracking.artifact(run_dir / "summary.json")
     for reason, number in sorted(encoded.skipped.items()):
-        stage("skipped", f"{number:,} {reason}")
+        print_stage("skipped", f"{number:,} {reason}")
     table([["metric", "value"], *([name, percent(value)] for name, value in metrics.items())])
     print(f"{run_dir}: summary.json")
     return summary
@@ -122,11 +122,11 @@ def _run_tasks(
     stages: dict[str, Any] = {}
     if "zeroshot" in config.tasks:
         cache = run_dir.parent / "anchors"
-        outside = context_sources(
+        external_sources = context_sources(
             classes, config.prompts, config.data, cache, allow_missing=config.allow_missing_shards
         )
         warn_of_misfit(config.prompts, classes, clip, lambda: encoded.embeddings, config.workers, cache)
-        anchors = class_anchors(classes, config.prompts, outside, clip, config.workers, cache)
+        anchors = class_anchors(classes, config.prompts, external_sources, clip, config.workers, cache)
         metrics |= zeroshot_metrics(
             encoded.embeddings, encoded.labels, anchors, len(classes), temperature=SCORING_TEMPERATURE
         )
@@ -136,13 +136,13 @@ def _run_tasks(
         result = linear_probe(train.features, train.labels, encoded.features, encoded.labels)
         metrics |= {"probe_top1": result.top1, "probe_top5": result.top5}
         stages["probe"] = _probe_facts(result)
-        stage(
+        print_stage(
             "probe",
-            f"fitted on {count(result.train_images, 'image')} of {count(result.classes, 'class')}",
+            f"fitted on {plural(result.train_images, 'image')} of {plural(result.classes, 'class')}",
             f"C {result.inverse_regularisation:g}",
         )
         for note in result.notes:
-            stage("note", note)
+            print_stage("note", note)
     return metrics, stages
 
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from beamclip.commands.console import ProgressLine, clock, count, stage
+from beamclip.commands.console import ProgressLine, format_duration, plural, print_stage
 from beamclip.config import config_text
 from beamclip.errors import FailedRunError
 from beamclip.ingest.config import IngestConfig
@@ -41,14 +41,14 @@ def ingest_urls(config: IngestConfig) -> Summary:
         eta = (time.perf_counter() - began) / max(1, tried) * (counts.rows - tried)
         line.show(
             f"shard {counts.shards_done}/{counts.shards}  {tried:,}/{counts.rows:,} URLs  "
-            f"{counts.failed:,} failed  eta {clock(max(0.0, eta))}"
+            f"{counts.failed:,} failed  eta {format_duration(max(0.0, eta))}"
         )
 
     notes: list[str] = []
 
     def on_notice(notice: str) -> None:
         notes.append(notice)
-        stage("ingest", notice)
+        print_stage("ingest", notice)
 
     result = ingest(config, on_progress, on_notice)
     line.close()
@@ -66,13 +66,13 @@ def ingest_urls(config: IngestConfig) -> Summary:
 
 def _show(result: IngestSummary) -> None:
     resumed = f", {result.resumed_shards} of them from before" if result.resumed_shards else ""
-    stage(
+    print_stage(
         "ingest",
-        f"{result.succeeded:,} of {result.attempted:,} URLs in {count(result.shards, 'shard')}{resumed}",
+        f"{result.succeeded:,} of {result.attempted:,} URLs in {plural(result.shards, 'shard')}{resumed}",
         f"{result.images_per_second:,.0f} img/s",
     )
     for reason, number in _by_number(result.failed):
-        stage("failed", f"{number:,} {reason}", _HINTS.get(reason, ""))
+        print_stage("failed", f"{number:,} {reason}", _HINTS.get(reason, ""))
 
 
 def _failure(result: IngestSummary, log: Path) -> str | None:
@@ -82,7 +82,7 @@ def _failure(result: IngestSummary, log: Path) -> str | None:
         return None
     what, failed = "shards were lost", {SHARD_FAILED: lost}
     if result.succeeded == 0:
-        what, failed = f"none of {count(result.attempted, 'URL')} was stored", result.failed
+        what, failed = f"none of {plural(result.attempted, 'URL')} was stored", result.failed
     reasons = [
         f"{number:,} {reason}" + (f" ({_HINTS[reason]})" if reason in _HINTS else "")
         for reason, number in _by_number(failed)

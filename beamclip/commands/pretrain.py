@@ -10,7 +10,7 @@ from torch import Tensor
 from beamclip.cluster import check_resources, share, workers_session
 from beamclip.commands.after_training import SCORING, AfterTraining
 from beamclip.commands.anchors import check_contexts, class_anchors, context_sources
-from beamclip.commands.console import count, percent, stage
+from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.templates import seen_captions, with_templates
@@ -23,7 +23,7 @@ from beamclip.commands.train import (
     show_skipped,
     sized,
     storage_of,
-    tracked,
+    track_run,
     train,
 )
 from beamclip.data.config import CaptionConfig
@@ -40,11 +40,11 @@ from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder
 from beamclip.training.method import initial_logits
 from beamclip.training.optim import total_steps
-from beamclip.training.worker import Plan
+from beamclip.training.worker import TrainingJob
 
 
 @dataclass(frozen=True)
-class Inputs:
+class DistillInputs:
     """What the flags of a pre-training name, loaded and checked."""
 
     shards: list[Shard]
@@ -53,7 +53,7 @@ class Inputs:
     classes: list[ClassEntry]
 
 
-def load_inputs(config: PretrainConfig) -> Inputs:
+def load_inputs(config: PretrainConfig) -> DistillInputs:
     """Load everything that can be wrong before anything is started.
 
     Raises:
@@ -74,10 +74,10 @@ def load_inputs(config: PretrainConfig) -> Inputs:
         check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
     clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
     check_batch_norms(sized(config, shards), clip)
-    stage("shards", f"{count(len(shards), 'file')}, {count(sum(s.samples for s in shards), 'image')}")
+    print_stage("shards", f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}")
     captions = seen_captions(shards, columns_of(config), config.captions)
     fitting = fitting_of(captions, [entry.name for entry in classes]) if captions else None
-    return Inputs(shards, replace(clip, fitting=fitting), classes)
+    return DistillInputs(shards, replace(clip, fitting=fitting), classes)
 
 
 def _refuse_idle_options(config: PretrainConfig) -> None:
@@ -112,7 +112,7 @@ def pretrain(config: PretrainConfig) -> Summary:
     show_chosen(given, config, inputs.shards)
     config = replace(config, prompts=with_templates(config.prompts, inputs.clip))
     open_run(config, run_dir, inputs.shards)
-    with workers_session(config.workers), tracked(config, run_dir, "pretrain") as tracking:
+    with workers_session(config.workers), track_run(config, run_dir, "pretrain") as tracking:
         check_resources(config.workers)
         trained = train(
             "pretrain",
@@ -154,11 +154,11 @@ def _card(config: PretrainConfig, metrics: dict[str, float]) -> dict[str, Any]:
     return {"model": config.model, "objective": config.objective, "data": config.data, "metrics": metrics}
 
 
-def _plan(config: PretrainConfig, inputs: Inputs, run_dir: Path) -> Plan:
+def _plan(config: PretrainConfig, inputs: DistillInputs, run_dir: Path) -> TrainingJob:
     samples = sum(shard.samples for shard in inputs.shards)
     batch_size = config.stream.batch_size
     assert batch_size is not None
-    return Plan(
+    return TrainingJob(
         build_method=PretrainingBuilder(
             share(inputs.clip, config.workers),
             config.augmentation,
@@ -198,12 +198,16 @@ def _score(
         return {}
     cache = run_dir.parent / "anchors"
     allow_missing = config.stream.allow_missing_shards
-    outside = context_sources(classes, config.prompts, config.data, cache, allow_missing=allow_missing)
-    anchors = class_anchors(classes, config.prompts, outside, clip, config.workers, cache)
+    external_sources = context_sources(
+        classes, config.prompts, config.data, cache, allow_missing=allow_missing
+    )
+    anchors = class_anchors(classes, config.prompts, external_sources, clip, config.workers, cache)
     scoring = config.scoring
     data = ScoredData(
         config.scoring.eval_data, scoring.label_column, classes, scoring.scoring_batch, allow_missing
     )
     metrics, encoded = score_zeroshot(clip, anchors, data, config.workers)
-    stage("scored", f"{count(len(encoded.labels), 'image')}, {count(len(classes), 'class')}", "zero-shot")
+    print_stage(
+        "scored", f"{plural(len(encoded.labels), 'image')}, {plural(len(classes), 'class')}", "zero-shot"
+    )
     return {**metrics, "scored_images": float(len(encoded.labels))}

@@ -16,7 +16,7 @@ from beamclip.commands.anchors import (
     encoded_prompts,
     refuse_one_class,
 )
-from beamclip.commands.console import count, stage, table
+from beamclip.commands.console import plural, print_stage, table
 from beamclip.commands.options import PromptsConfig
 from beamclip.commands.templates import Fit, compare_templates, embedded_by, say_misfit, with_templates
 from beamclip.config import write_config
@@ -89,7 +89,7 @@ def show_prompts(config: PromptsConfig) -> Summary:
         [(pair.label, *pair.cosines) for pair in pairs],
         nearest(compared.means[0]),
         nearest(compared.means[1]),
-        f"Anchors of {count(len(classes), 'class')}: bare names, and with contexts ({contexts})",
+        f"Anchors of {plural(len(classes), 'class')}: bare names, and with contexts ({contexts})",
         run_dir / PICTURE,
     )
     _print_prompts(asked or list(pairs[0].places), compared)
@@ -117,22 +117,22 @@ def _load(config: PromptsConfig) -> tuple[list[ClassEntry], LoadedClip, ImageTow
 
 
 def _compare(config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip, cache: Path) -> Compared:
-    outside = context_sources(
+    external_sources = context_sources(
         classes, config.prompts, config.data, cache, allow_missing=config.allow_missing_shards
     )
     bare, chosen = replace(config.prompts, num_contexts=0), config.prompts
 
     def means(setting: PromptConfig) -> Tensor:
         # Bare names may all be alike: what contexts make of them is the question.
-        prompts = class_prompts(classes, setting, outside)
+        prompts = class_prompts(classes, setting, external_sources)
         anchors, _ = encoded_prompts(prompts, setting.anchor_reduce, clip, WorkersConfig(), cache)
         return class_means(anchors, len(classes))
 
-    with_contexts = class_anchors(classes, chosen, outside, clip, WorkersConfig(), cache)
+    with_contexts = class_anchors(classes, chosen, external_sources, clip, WorkersConfig(), cache)
     return Compared(
         classes,
         (0, chosen.num_contexts),
-        (class_prompts(classes, bare, outside), class_prompts(classes, chosen, outside)),
+        (class_prompts(classes, bare, external_sources), class_prompts(classes, chosen, external_sources)),
         (means(bare), class_means(with_contexts, len(classes))),
     )
 
@@ -178,12 +178,12 @@ def _asked(names: Sequence[str], classes: list[ClassEntry]) -> list[int]:
 
 def _print_prompts(places: Sequence[int], compared: Compared) -> None:
     for place in dict.fromkeys(places):
-        stage("class", f"{compared.classes[place].name} ({compared.classes[place].id})")
+        print_stage("class", f"{compared.classes[place].name} ({compared.classes[place].id})")
         for prompts, heading in zip(compared.prompts, ("bare", "contexts"), strict=True):
             for line, prompt in enumerate(prompts[place][:LINES_A_CLASS]):
-                stage("" if line else heading, prompt)
+                print_stage("" if line else heading, prompt)
             if len(prompts[place]) > LINES_A_CLASS:
-                stage("", f"... and {len(prompts[place]) - LINES_A_CLASS} more")
+                print_stage("", f"... and {len(prompts[place]) - LINES_A_CLASS} more")
     print()
 
 
@@ -199,7 +199,7 @@ def _print_pairs(pairs: list[Pair], contexts: int) -> None:
 def _print_fits(fits: list[Fit], clip: LoadedClip) -> None:
     print()
     if not fits:
-        stage("templates", "give --data SHARDS to compare sets of templates on images")
+        print_stage("templates", "give --data SHARDS to compare sets of templates on images")
         return
     rows = [["templates, bare names", "what predictions say about an image, nats"]]
     table(rows + [[fit.label, f"{fit.nats:.3f}"] for fit in fits])

@@ -14,7 +14,7 @@ from typing import Any
 
 from beamclip import __version__
 from beamclip.cluster import WorkersConfig, ray_session
-from beamclip.commands.console import percent, stage, table
+from beamclip.commands.console import percent, print_stage, table
 from beamclip.commands.distill import distill
 from beamclip.commands.ingest import ingest_urls
 from beamclip.commands.options import DistillConfig, PretrainConfig, ScoringConfig
@@ -77,7 +77,7 @@ def quickstart(runs: Path = RUNS) -> Summary:
     corpus = runs / f"quickstart-corpus-{_digest(asdict(CORPUS))}"
     written = corpus.exists()
     paths = write_corpus(CORPUS, corpus)
-    stage(
+    print_stage(
         "corpus",
         f"{CORPUS.images + CORPUS.test_images:,} drawings of {len(load_classes(paths.classes))} symbols",
         "there already" if written else "drawn",
@@ -107,7 +107,7 @@ def _shards(corpus: Path, split: str, runs: Path) -> Path:
     out = runs / f"quickstart-{split}-{_digest(corpus.name, split, asdict(INGEST))}"
     if (out / SUMMARY_FILE).exists():
         summary = read_summary(out)
-        stage("shards", f"{split}: {summary.counts.succeeded:,} images", "there already")
+        print_stage("shards", f"{split}: {summary.counts.succeeded:,} images", "there already")
         return out
     # Half an ingest names a server that is gone.
     shutil.rmtree(out, ignore_errors=True)
@@ -129,7 +129,7 @@ def _finished(run_dir: Path) -> bool:
 def _run(name: str, command: Any, config: TrainConfig, run_dir: Path) -> None:
     """Run a training command once, or go on with it."""
     if _finished(run_dir):
-        stage(name, str(run_dir), "there already")
+        print_stage(name, str(run_dir), "there already")
         return
     begun = has_checkpoints(checkpoint_address(None, run_dir))
     command(replace(config, out=run_dir, resume=str(run_dir) if begun else None))

@@ -7,7 +7,7 @@ from pathlib import Path
 from beamclip.cluster import WorkersConfig
 from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled, sample_images
 from beamclip.evaluation.zeroshot import class_scores, zeroshot_metrics
-from beamclip.freed_memory import hand_back_freed_memory
+from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
 from beamclip.plots.comparison import plot_predictions, plot_similarity
@@ -54,7 +54,7 @@ def score_zeroshot(
         allow_missing=data.allow_missing,
     )
     # Of decoded pictures and activations; the next model to be scored takes as much again.
-    hand_back_freed_memory()
+    trim_heap()
     metrics = zeroshot_metrics(
         encoded.embeddings, encoded.labels, anchors, len(data.classes), temperature=SCORING_TEMPERATURE
     )
@@ -84,7 +84,7 @@ def draw_comparison(
         for role, clip, tau in (("teacher", teacher, tau_teacher), ("student", student, tau_student))
     }
     # Of the copies of both models.
-    hand_back_freed_memory()
+    trim_heap()
     truths = [names[label] for label in labels]
     shown = slice(0, None, max(1, len(labels) // PICTURED))
     sheet = plot_predictions(

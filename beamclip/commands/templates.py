@@ -13,7 +13,7 @@ from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.anchors import encoded_prompts
-from beamclip.commands.console import stage
+from beamclip.commands.console import print_stage
 from beamclip.data.cache import CachedViews
 from beamclip.data.captions import choose_caption
 from beamclip.data.config import CaptionConfig
@@ -60,7 +60,7 @@ def with_templates(prompts: PromptConfig, clip: LoadedClip) -> PromptConfig:
         return prompts
     templates = own_templates(clip)
     reason = clip.fitting.reason if clip.fitting else "the captions that the text tower has read are unknown"
-    stage("templates", f"{Fit(templates, 0.0).label}: {reason}", AUTO)
+    print_stage("templates", f"{Fit(templates, 0.0).label}: {reason}", AUTO)
     return replace(prompts, templates=templates)
 
 
@@ -101,7 +101,7 @@ def say_misfit(fits: list[Fit], clip: LoadedClip) -> None:
     best = max(others, key=lambda fit: fit.nats, default=own)
     if best.nats - own.nats >= _LEAST_GAIN and best.nats >= _LEAST_RATIO * own.nats:
         known = f" ({clip.fitting.reason})" if clip.fitting else ""
-        stage(
+        print_stage(
             "warning",
             f"templates {own.label} seem to fit the model less{known}: by them its predictions say "
             f"{own.nats:.2f} nats about an image, {best.nats:.2f} by --templates {best.label}",
@@ -113,7 +113,7 @@ def warn_of_other_teachers(prompts: PromptConfig, teachers: Sequence[LoadedClip]
     for clip in teachers[1:]:
         if clip.fitting is not None and not _is_sure(prompts, clip):
             text = f"all teachers read the prompts of templates {Fit(prompts.templates, 0.0).label}"
-            stage("warning", f"{text}; those of {clip.address} are others: {clip.fitting.reason}")
+            print_stage("warning", f"{text}; those of {clip.address} are others: {clip.fitting.reason}")
 
 
 def compare_templates(

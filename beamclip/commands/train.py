@@ -1,4 +1,4 @@
-"""The part that distilling and pre-training share: run a plan, show it, record it."""
+"""The part that distilling and pre-training share: run a job, show it, record it."""
 
 import time
 from collections.abc import Collection, Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from beamclip.cluster import WorkersConfig, check_resources
 from beamclip.commands.after_training import AfterTraining
-from beamclip.commands.console import ProgressLine, clock, count, percent, stage
+from beamclip.commands.console import ProgressLine, format_duration, percent, plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig, SweepConfig
 from beamclip.config import parameters, write_config
 from beamclip.data.lost_samples import FirstLost
@@ -22,7 +22,7 @@ from beamclip.data.position import from_plain, skipped_of
 from beamclip.data.shards import Shard, fingerprint
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
-from beamclip.runs.backup import copy_beside
+from beamclip.runs.backup import back_up
 from beamclip.runs.folder import (
     CONFIG_FILE,
     HISTORY_FILE,
@@ -40,7 +40,7 @@ from beamclip.tracking import Tracking
 from beamclip.training.launch import Outcome, fit
 from beamclip.training.loop import trained_weights
 from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
-from beamclip.training.worker import Plan, Storage
+from beamclip.training.worker import Storage, TrainingJob
 
 TrainConfig = DistillConfig | PretrainConfig
 AnyTrainConfig = TypeVar("AnyTrainConfig", DistillConfig, SweepConfig, PretrainConfig)
@@ -64,7 +64,7 @@ class Progress:
     def begin(self, history: list[dict[str, float]], step: int) -> None:
         """Workers begin, or begin again, after a step, with the records up to it."""
         if self.started or step:
-            stage("resumed", f"at step {step}")
+            print_stage("resumed", f"at step {step}")
         # Behind the first start, where the checkpoint of that was damaged since.
         self.first_step = min(self.first_step, step) if self.started else step
         self.history, self.started = history, True
@@ -81,7 +81,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What training gave."""
 
     weights: dict[str, Tensor]
@@ -116,9 +116,9 @@ def show_chosen(given: TrainConfig, config: TrainConfig, shards: list[Shard]) ->
     if given.optim.lr is None:
         chosen.append(f"lr {config.optim.lr:g}")
     if chosen:
-        images = count(sum(shard.samples for shard in shards), "image")
+        images = plural(sum(shard.samples for shard in shards), "image")
         why = f"at least {recipe.epochs} epochs and {recipe.steps:,} steps"
-        stage("chosen", f"{', '.join(chosen)} for {images}", why)
+        print_stage("chosen", f"{', '.join(chosen)} for {images}", why)
 
 
 def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
@@ -140,7 +140,7 @@ def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
     samples = sum(shard.samples for shard in shards)
     if samples < batch:
         raise InputError(
-            f"{config.data}: {count(samples, 'sample')} cannot fill a batch of {batch}. "
+            f"{config.data}: {plural(samples, 'sample')} cannot fill a batch of {batch}. "
             f"Give --batch-size {samples // parts * parts or parts} or less, or more data."
         )
 
@@ -194,7 +194,7 @@ def open_run(config: TrainConfig, run_dir: Path, shards: list[Shard]) -> None:
 
 
 @contextmanager
-def tracked(
+def track_run(
     config: TrainConfig, run_dir: Path, command: str, *, varied: Collection[str] = ()
 ) -> Iterator[Tracking]:
     """Begin the MLflow run of a run, or go on in it; it is closed with the right status.
@@ -211,14 +211,14 @@ def tracked(
     )
     with tracking:
         remember_tracked_run(run_dir, tracking.run_id)
-        copy_beside(checkpoint_address(config.checkpoint.checkpoints, run_dir), run_dir)
+        back_up(checkpoint_address(config.checkpoint.checkpoints, run_dir), run_dir)
         yield tracking
 
 
 def train(
-    command: str, plan: Plan, workers: WorkersConfig, run_dir: Path, tracking: Tracking, title: str
-) -> Trained:
-    """Run a plan to its end on the cluster, with one progress line.
+    command: str, job: TrainingJob, workers: WorkersConfig, run_dir: Path, tracking: Tracking, title: str
+) -> TrainingResult:
+    """Run a job to its end on the cluster, with one progress line.
 
     Raises:
         TrainingError: it could not be finished.
@@ -226,9 +226,9 @@ def train(
         InputError: the cluster is too small for it.
     """
     check_resources(workers)
-    who = "this process" if workers.without_ray else count(workers.num_workers, "worker")
+    who = "this process" if workers.without_ray else plural(workers.num_workers, "worker")
     where = f"{who} on {'GPU' if workers.use_gpu else 'CPU'}"
-    stage("training", f"{title}, {count(plan.total_steps, 'step')}, batch {plan.batch_size}", where)
+    print_stage("training", f"{title}, {plural(job.total_steps, 'step')}, batch {job.batch_size}", where)
     progress = Progress(read_history(run_dir))
     recorder = Recorder(run_dir, tracking)
     line = ProgressLine()
@@ -237,32 +237,32 @@ def train(
     def on_record(record: dict[str, Any]) -> None:
         for _, text in lost.new(record.get("lost", ())):
             line.close()
-            stage("skipped", text)
+            print_stage("skipped", text)
         if "notice" in record:
             line.close()
-            stage("damaged", record["notice"])
+            print_stage("damaged", record["notice"])
         if "started_at" in record:
             line.close()
             progress.begin(recorder.rewind(record["started_at"]), record["started_at"])
         if "saved_step" in record:
-            copier.submit(copy_beside, plan.storage.checkpoints, run_dir)
+            copier.submit(back_up, job.storage.checkpoints, run_dir)
         if "loss" not in record:
             return
         progress.history.append(record)
         recorder.keep(record)
-        line.show(_progress_text(progress, plan.total_steps), last=record["step"] == plan.total_steps)
+        line.show(_progress_text(progress, job.total_steps), last=record["step"] == job.total_steps)
 
     # Beside this thread, which hears of Ctrl-C: a store may keep it waiting for minutes.
     with ThreadPoolExecutor(1) as copier:
-        outcome = fit(plan, workers, on_record)
+        outcome = fit(job, workers, on_record)
     line.close()
-    trained = _trained(outcome, progress, plan.batch_size)
+    trained = _trained(outcome, progress, job.batch_size)
     if outcome.interrupted:
         _leave_interrupted(command, run_dir, tracking, trained)
     return trained
 
 
-def _leave_interrupted(command: str, run_dir: Path, tracking: Tracking, trained: Trained) -> NoReturn:
+def _leave_interrupted(command: str, run_dir: Path, tracking: Tracking, trained: TrainingResult) -> NoReturn:
     """Note what there is, and go the way that Ctrl-C goes everywhere; no scores, no model."""
     summary = Summary(
         command=command,
@@ -285,14 +285,14 @@ def _progress_text(progress: Progress, total: int) -> str:
     eta = progress.training_seconds / (progress.step - progress.first_step) * (total - progress.step)
     return (
         f"step {progress.step}/{total}  loss {record['loss']:.3f}  {record['images_per_second']:,.0f} img/s  "
-        f"data {100 * record['data_wait_share']:.0f} %  eta {clock(eta)}"
+        f"data {100 * record['data_wait_share']:.0f} %  eta {format_duration(eta)}"
     )
 
 
-def _trained(outcome: Outcome, progress: Progress, batch_size: int) -> Trained:
+def _trained(outcome: Outcome, progress: Progress, batch_size: int) -> TrainingResult:
     seconds = progress.training_seconds
     images = sum(record["images_per_second"] * record["window_seconds"] for record in progress.fresh)
-    return Trained(
+    return TrainingResult(
         # The rest of the state is let go: moments of an optimiser are twice as much as the weights.
         weights=trained_weights(outcome.state),
         step=outcome.state["step"],
@@ -309,7 +309,7 @@ def finish(
     config: TrainConfig,
     run_dir: Path,
     tracking: Tracking,
-    trained: Trained,
+    trained: TrainingResult,
     shards: list[Shard],
     *,
     began: float,
@@ -352,9 +352,11 @@ def finish(
     return summary
 
 
-def show_skipped(trained: Trained, attempted: int) -> None:
+def show_skipped(trained: TrainingResult, attempted: int) -> None:
     """One line on what could not be used, where there was any."""
     if trained.skipped:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(trained.skipped.items()))
         lost = sum(trained.skipped.values())
-        stage("skipped", f"{lost:,} of {count(attempted, 'sample')} ({percent(lost / attempted)}): {reasons}")
+        print_stage(
+            "skipped", f"{lost:,} of {plural(attempted, 'sample')} ({percent(lost / attempted)}): {reasons}"
+        )

@@ -27,7 +27,7 @@ from beamclip.data.image_limits import (
     ImageRefused,
     check_size,
 )
-from beamclip.freed_memory import hand_back_freed_memory
+from beamclip.heap import trim_heap
 
 REDUCTIONS = (8, 4, 2)
 """Divisors of a JPEG's size by which it can be decoded faster; others are offered, and are slow."""
@@ -91,7 +91,7 @@ def judged(encoded: bytes) -> Iterator[EncodedImage]:
             yield image
         finally:
             if image.memory > LARGE_BYTES:
-                hand_back_freed_memory()
+                trim_heap()
 
 
 def decode_image(encoded: bytes) -> Image.Image:

@@ -140,7 +140,7 @@ def read_rows(bundles: Iterable[Bundle], columns: Columns) -> Generator[Row, Non
         limits = ray.data.ExecutionResources(object_store_memory=READ_AHEAD_BYTES)
         dataset.context.execution_options.resource_limits = limits
         dataset.context.target_max_block_size = BLOCK_BYTES
-        dataset.context.custom_execution_callback_classes = [Unhurried]
+        dataset.context.custom_execution_callback_classes = [IdleThrottle]
         tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
         while (table := _awaited(tables)) is not None:
             yield from table.to_pylist()
@@ -175,7 +175,7 @@ def own_errors() -> Iterator[None]:
         raise cause from None
 
 
-class Unhurried:
+class IdleThrottle:
     """Lets Ray Data's executor rest while nobody waits for it; the names are those of its callbacks.
 
     It runs in a thread of the process that trains. While its limits hold tasks back it would look at them

@@ -67,7 +67,7 @@ def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> Load
     if config.init_checkpoint is not None:
         load_backbone(model.visual.trunk, config.init_checkpoint.expanduser(), config.student)
         preprocess = {**preprocess, **init_colours(config)}
-    _take_text_tower(model, teacher.model)
+    copy_text_tower(model, teacher.model)
     model.visual.train()
     address = f"{config.student} <- {teacher.address}"
     student = assemble(model, teacher.tokenizer, model_cfg, preprocess, address=address)
@@ -230,16 +230,16 @@ def _load_pretrained(trunk: nn.Module, name: str) -> dict[str, Any]:
     return {"mean": used_to["mean"], "std": used_to["std"]}
 
 
-def release_text_tower(student: LoadedClip) -> None:
+def drop_text_tower(student: LoadedClip) -> None:
     """Free the weights of all but the image tower, which a student needs none of while it trains.
 
-    The model is of no use for texts until `lend_text_tower`.
+    The model is of no use for texts until `attach_text_tower`.
     """
     for parameter in _text_parameters(student).values():
         parameter.data = parameter.data.new_empty(0)
 
 
-def lend_text_tower(student: LoadedClip, teacher: LoadedClip) -> None:
+def attach_text_tower(student: LoadedClip, teacher: LoadedClip) -> None:
     """Have a student use its teacher's weights for texts, without a copy: neither may train from then on."""
     theirs = teacher.model.state_dict()
     for name, parameter in _text_parameters(student).items():
@@ -251,7 +251,7 @@ def _text_parameters(student: LoadedClip) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in named if not name.startswith("visual.")}
 
 
-def _take_text_tower(student: ClipModel, teacher: ClipModel) -> None:
+def copy_text_tower(student: ClipModel, teacher: ClipModel) -> None:
     """Copy all but the image tower from the teacher, and freeze it."""
     theirs = {key: value for key, value in teacher.state_dict().items() if not key.startswith("visual.")}
     result = student.load_state_dict(theirs, strict=False)

@@ -39,7 +39,7 @@ class Anchors:
 
 
 def class_prompts(
-    classes: Sequence[ClassEntry], config: PromptConfig, outside: Mapping[str, Source] | None = None
+    classes: Sequence[ClassEntry], config: PromptConfig, external_sources: Mapping[str, Source] | None = None
 ) -> list[list[str]]:
     """Prompts of each class, in the order of the classes: templates x contexts, or templates x bare name.
 
@@ -50,7 +50,7 @@ def class_prompts(
         InputError: a template cannot be used, or contexts are asked for and there are none.
     """
     templates = resolve_templates(config.templates)
-    contexts = class_contexts(classes, config.context_source, config.num_contexts, outside)
+    contexts = class_contexts(classes, config.context_source, config.num_contexts, external_sources)
     slots = [_slots(entry, own) for entry, own in zip(classes, contexts, strict=True)]
     return [[fill(template, slot) for template in templates for slot in of_class] for of_class in slots]
 

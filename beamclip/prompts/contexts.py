@@ -62,7 +62,7 @@ def class_contexts(
     classes: Sequence[ClassEntry],
     context_source: str,
     count: int,
-    outside: Mapping[str, Source] | None = None,
+    external_sources: Mapping[str, Source] | None = None,
 ) -> list[tuple[str, ...]]:
     """The first contexts of each class, in the order of the classes.
 
@@ -87,7 +87,7 @@ def class_contexts(
             f"num_contexts is {count}, but context_source is {NONE}. "
             "Choose a context source, or set num_contexts to 0."
         )
-    known = {"file": file_contexts, "hierarchy": hierarchy_contexts, **(outside or {})}
+    known = {"file": file_contexts, "hierarchy": hierarchy_contexts, **(external_sources or {})}
     missing = [name for name in names if name not in known]
     if missing:
         raise ValueError(f"the source {missing[0]} was not given.")

@@ -22,7 +22,7 @@ ADVICE = "Give the --out folder of a run, or the address that its --checkpoints 
 COPIED = (CONFIG_FILE, TRACKING_FILE, HISTORY_FILE)
 
 
-def copy_beside(checkpoints: str, run_dir: Path) -> None:
+def back_up(checkpoints: str, run_dir: Path) -> None:
     """Copy what there is, unless the checkpoints lie in the run's folder; a failure is logged."""
     if checkpoints == str((run_dir / CHECKPOINTS).resolve()):
         return
@@ -41,7 +41,7 @@ def has_copy(checkpoints: str) -> bool:
     return os.path.exists(os.path.join(checkpoints, COPY, CONFIG_FILE))
 
 
-def fetch_run(checkpoints: str, run_dir: Path) -> None:
+def restore_run(checkpoints: str, run_dir: Path) -> None:
     """Bring the files of a run back into a folder, unless they are there already.
 
     Raises:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import fsspec
 
-from beamclip.commands.console import ProgressLine, count, percent, stage
+from beamclip.commands.console import ProgressLine, percent, plural, print_stage
 from beamclip.commands.options import SweepConfig
 from beamclip.config import parameters, write_config
 from beamclip.runs.folder import CONFIG_FILE, remember_tracked_run, tracked_run_id
 from beamclip.runs.recorder import Recorder
 from beamclip.sweep.report import best_of
-from beamclip.sweep.run_trial import Report, Shared, trial_checkpoints
+from beamclip.sweep.run_trial import Report, TrialInputs, trial_checkpoints
 from beamclip.sweep.space import Settings, applied, in_words
 from beamclip.sweep.trial import Score, Trial, trial_dir, write_trial
 from beamclip.tracking import Tracking
@@ -24,14 +24,14 @@ from beamclip.tracking.store import PARENT_TAG, tracking_uri
 log = logging.getLogger(__name__)
 
 
-class Watch:
+class SweepMonitor:
     """Hears what becomes of the trials: writes it down, tells MLflow, shows it. See tuning.Listener."""
 
     def __init__(
         self,
         out: Path,
         config: SweepConfig,
-        shared: Shared,
+        shared: TrialInputs,
         parent: Tracking,
         trials: dict[int, Trial],
         wanted: int,
@@ -101,7 +101,7 @@ class Watch:
         trial = self.trials[number]
         where = f"goes on at step {trial.step}" if trial.step else "begins again"
         self.line.close()
-        stage(f"trial {trial.name}", f"{cause}; it {where}")
+        print_stage(f"trial {trial.name}", f"{cause}; it {where}")
         self._show()
 
     def ended(self, number: int, problem: str | None) -> None:
@@ -122,7 +122,7 @@ class Watch:
         self.line.close()
         said = f"failed: {problem}" if problem else in_words(trial.settings)
         note = "" if problem else percent(trial.score or 0.0)
-        stage(f"trial {trial.name}", said, note if trial.status != "stopped" else f"{note}, stopped")
+        print_stage(f"trial {trial.name}", said, note if trial.status != "stopped" else f"{note}, stopped")
         best = best_of([*self.trials.values()])
         if best is not None:
             done = sum(each.done for each in self.trials.values())
@@ -171,5 +171,5 @@ class Watch:
 
     def _show(self) -> None:
         best = best_of([*self.trials.values()])
-        text = f"{count(self.left, 'trial')} to go, {len(self.recorders)} running"
+        text = f"{plural(self.left, 'trial')} to go, {len(self.recorders)} running"
         self.line.show(f"{text}  best {percent(best.score or 0.0)} (trial {best.name})" if best else text)

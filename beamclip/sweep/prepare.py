@@ -11,9 +11,9 @@ from typing import Any
 import ray
 
 from beamclip.commands.anchors import check_contexts
-from beamclip.commands.console import count, stage
+from beamclip.commands.console import plural, print_stage
 from beamclip.commands.distill_inputs import (
-    Inputs,
+    DistillInputs,
     anchors_of,
     cached_views,
     check_options,
@@ -21,7 +21,7 @@ from beamclip.commands.distill_inputs import (
     load_inputs,
     needed_size,
 )
-from beamclip.commands.distill_plan import Images
+from beamclip.commands.distill_job import TrainingData
 from beamclip.commands.embed import build_cache
 from beamclip.commands.options import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
@@ -31,13 +31,13 @@ from beamclip.data.cache import finished_manifest, is_cache, read_manifest
 from beamclip.data.shards import list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import load_held_out
-from beamclip.freed_memory import hand_back_freed_memory
+from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip
 from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.templates import AUTO
 from beamclip.runs.folder import checkpoint_address
-from beamclip.sweep.run_trial import Shared, prompts_key, student_key
+from beamclip.sweep.run_trial import TrialInputs, prompts_key, student_key
 from beamclip.sweep.space import Settings, Space, Values, applied, combinations, grid, parse_space, shown
 
 CACHE = "cache"
@@ -47,7 +47,7 @@ CACHE = "cache"
 class Loaded:
     """What the flags of a sweep name, loaded and checked."""
 
-    inputs: Inputs
+    inputs: DistillInputs
     space: Space
     students: dict[str, LoadedClip]
     """By `student_key`."""
@@ -85,7 +85,7 @@ def load_sweep(config: SweepConfig) -> Loaded:
         students[student_key(changed.student, changed.seed)] = student
     tried = " x ".join(f"{name} ({_extent(choice)})" for name, choice in space.items())
     total = combinations(space)
-    stage("space", tried, f"{count(total, 'combination')}" if total else "")
+    print_stage("space", tried, f"{plural(total, 'combination')}" if total else "")
     return Loaded(inputs, space, students)
 
 
@@ -133,9 +133,9 @@ def _partial(
         yield dict(zip(values, combination, strict=True))
 
 
-def prepared(
+def prepare_sweep(
     config: SweepConfig, loaded: Loaded, out: Path, concurrent: int
-) -> tuple[Shared, dict[str, str]]:
+) -> tuple[TrialInputs, dict[str, str]]:
     """All that is made once for all trials; what was loaded is let go.
 
     Args:
@@ -160,9 +160,9 @@ def prepared(
         prompts_key(each): anchors_of(replace(base, prompts=each), loaded.inputs, out.parent / "anchors")
         for each in prompts
     }
-    shared = Shared(
+    shared = TrialInputs(
         base=base,
-        images=Images(cached.shards, views[0], cached.manifest.image_size),
+        images=TrainingData(cached.shards, views[0], cached.manifest.image_size),
         students=students,
         anchors={key: (ray.put(used), ray.put(own)) for key, (used, own) in anchors.items()},
         num_classes=len(cached.classes),
@@ -172,7 +172,7 @@ def prepared(
     )
     loaded.inputs.teachers.clear()
     loaded.students.clear()
-    hand_back_freed_memory()
+    trim_heap()
     return shared, {key: _digest(used) for key, (used, _) in anchors.items()}
 
 
@@ -237,9 +237,9 @@ def _students(config: SweepConfig, loaded: Loaded) -> dict[str, tuple[Any, Any]]
                 config.search.scored_images,
                 allow_missing=config.stream.allow_missing_shards,
             )
-            text = f"{count(len(images.labels), 'image')} of {clip.image_size} px, decoded once"
+            text = f"{plural(len(images.labels), 'image')} of {clip.image_size} px, decoded once"
             lost = sum(images.skipped.values())
-            stage("held out", text, f"{lost:,} skipped" if lost else "")
+            print_stage("held out", text, f"{lost:,} skipped" if lost else "")
             held_out[preparation] = ray.put(images)
         students[key] = (ray.put(clip.image_tower), held_out[preparation])
     return students

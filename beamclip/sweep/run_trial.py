@@ -9,7 +9,7 @@ import ray
 import ray.tune
 import torch
 
-from beamclip.commands.distill_plan import Images, distillation_plan, restore_student
+from beamclip.commands.distill_job import TrainingData, distillation_job, restore_student
 from beamclip.commands.options import DistillConfig
 from beamclip.errors import InputError
 from beamclip.models.config import StudentConfig
@@ -21,7 +21,7 @@ from beamclip.training.checkpoint import State, read_checkpoint
 from beamclip.training.checkpoint_store import discard_after
 from beamclip.training.launch import TrainingError, fit
 from beamclip.training.loop import trained_weights
-from beamclip.training.worker import Plan, Storage
+from beamclip.training.worker import Storage, TrainingJob
 
 NO_SCORE = -1.0
 """Reported for a trial that failed: Tune wants a number."""
@@ -33,12 +33,12 @@ Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Shared:
+class TrialInputs:
     """What all trials of a sweep have in common; large parts are references into the object store."""
 
     base: DistillConfig
     """With the teacher cache as its data."""
-    images: Images
+    images: TrainingData
     students: dict[str, tuple[Any, Any]]
     """By `student_key`: the untrained ImageTower, and the HeldOut images as it takes them."""
     anchors: dict[str, tuple[Any, Any]]
@@ -62,14 +62,14 @@ def prompts_key(prompts: PromptConfig) -> str:
     return json.dumps(asdict(prompts), default=str)
 
 
-def run_trial(trial: dict[str, Any], shared: Shared) -> None:
+def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
     """The body of a trial, or of what is left of it: a trial whose process was lost goes on.
 
     Args:
         trial: its "number", its "settings" and the "step" of the last score that the sweep has heard of.
     """
     config = applied(shared.base, trial["settings"])
-    plan = distillation_plan(
+    job = distillation_job(
         config,
         shared.images,
         teachers=(),
@@ -81,22 +81,22 @@ def run_trial(trial: dict[str, Any], shared: Shared) -> None:
             keep_checkpoints=shared.scores,
         ),
     )
-    every = -(-plan.total_steps // shared.scores)
-    plan = replace(plan, cadence=replace(plan.cadence, checkpoint_every=every))
-    reporter = _Reporter(_Scorer(config, shared), plan, every, trial["step"])
+    every = -(-job.total_steps // shared.scores)
+    job = replace(job, cadence=replace(job.cadence, checkpoint_every=every))
+    reporter = _Reporter(_Scorer(config, shared), job, every, trial["step"])
     # What was trained ahead of the last report, records and all, went with the process that was lost.
-    discard_after(plan.storage.checkpoints, after=reporter.step)
+    discard_after(job.storage.checkpoints, after=reporter.step)
 
     def on_record(record: Record) -> None:
         saved = record.get("saved_step")
         # The last one waits until training has ended.
-        if saved is not None and saved < plan.total_steps:
-            reporter.report(read_checkpoint(plan.storage.checkpoints, saved))
+        if saved is not None and saved < job.total_steps:
+            reporter.report(read_checkpoint(job.storage.checkpoints, saved))
         elif saved is None:
             reporter.records.append(record)
 
     try:
-        outcome = fit(plan, config.workers, on_record, in_process=config.workers.num_workers == 1)
+        outcome = fit(job, config.workers, on_record, in_process=config.workers.num_workers == 1)
         reporter.report(outcome.state)
     except (TrainingError, InputError) as error:
         problem = {"problem": str(error), "records": reporter.records}
@@ -111,7 +111,7 @@ def trial_checkpoints(address: str, number: int) -> str:
 class _Scorer:
     """Zero-shot accuracy of a student, from the weights in a checkpoint."""
 
-    def __init__(self, config: DistillConfig, shared: Shared) -> None:
+    def __init__(self, config: DistillConfig, shared: TrialInputs) -> None:
         # Imported while the first rows are read; with open_clip it takes seconds.
         from beamclip.models.teacher import ImageTeacher
 
@@ -142,10 +142,10 @@ class _Scorer:
 class _Reporter:
     """Sends a trial's scores to the sweep, each once, with the records of training before it."""
 
-    def __init__(self, scorer: _Scorer, plan: Plan, every: int, step: int) -> None:
+    def __init__(self, scorer: _Scorer, job: TrainingJob, every: int, step: int) -> None:
         """step: of the last score that was sent."""
         self.scorer = scorer
-        self.steps = plan.total_steps
+        self.steps = job.total_steps
         self.every = every
         self.records: list[Record] = []
         self.began = time.perf_counter()

@@ -9,22 +9,22 @@ import ray
 import ray.tune
 
 from beamclip.cluster import cluster_address, ray_session
-from beamclip.commands.console import clock, count, stage, table
+from beamclip.commands.console import format_duration, plural, print_stage, table
 from beamclip.commands.distill_inputs import with_own_templates
 from beamclip.commands.options import DistillConfig, SweepConfig
 from beamclip.commands.search import DEFAULT_TRIALS
-from beamclip.commands.train import show_chosen, sized, tracked
+from beamclip.commands.train import show_chosen, sized, track_run
 from beamclip.config import with_absolute_paths, write_config
 from beamclip.errors import InputError
 from beamclip.runs.folder import CONFIG_FILE, PLOTS, checkpoint_address, make_run_dir, new_run_dir
 from beamclip.summary import Counts, Status, Summary, write_summary
-from beamclip.sweep.monitor import Watch
-from beamclip.sweep.prepare import load_sweep, prepared
+from beamclip.sweep.monitor import SweepMonitor
+from beamclip.sweep.prepare import load_sweep, prepare_sweep
 from beamclip.sweep.report import BEST_FILE, TRIALS_FILE, best_of, table_rows, write_report
-from beamclip.sweep.run_trial import Shared, prompts_key, run_trial
+from beamclip.sweep.run_trial import TrialInputs, prompts_key, run_trial
 from beamclip.sweep.space import Settings, Space, applied, combinations, drawn, grid, in_words
 from beamclip.sweep.trial import Trial, read_trials, write_trial
-from beamclip.sweep.tuning import Advisor, Suggestions, resources, run_trials, tune_environment
+from beamclip.sweep.tuning import OptunaSampler, TrialQueue, resources, run_trials, tune_environment
 from beamclip.tracking import Tracking
 from beamclip.training.checkpoint_store import check_writable
 from beamclip.training.launch import TrainingError, interrupts
@@ -49,15 +49,15 @@ def sweep(config: SweepConfig) -> Summary:
     workers = config.workers
     with (
         ray_session(tune_environment(workers), dashboard=workers.num_workers > 1),
-        tracked(config, out, "sweep", varied=loaded.space) as tracking,
+        track_run(config, out, "sweep", varied=loaded.space) as tracking,
     ):
         concurrent = trials_at_once(config, _wanted(config, loaded.space), ray.cluster_resources())
-        shared, meanings = prepared(config, loaded, out, concurrent)
+        shared, meanings = prepare_sweep(config, loaded, out, concurrent)
         trials = _planned(config, loaded.space, shared.base, meanings, out)
         suggestions = _suggestions(config, loaded.space, trials)
-        watch = Watch(out, config, shared, tracking, trials, len(suggestions))
-        text = f"{count(len(suggestions), 'trial')}, {concurrent} at a time, {_threads(shared)}"
-        stage("trials", text if len(suggestions) else "none left to run", _done_before(trials))
+        watch = SweepMonitor(out, config, shared, tracking, trials, len(suggestions))
+        text = f"{plural(len(suggestions), 'trial')}, {concurrent} at a time, {_threads(shared)}"
+        print_stage("trials", text if len(suggestions) else "none left to run", _done_before(trials))
         with interrupts() as interrupted, watch.watching(interrupted):
             if len(suggestions):
                 body = ray.tune.with_parameters(run_trial, shared=shared)
@@ -123,7 +123,7 @@ def trials_at_once(config: SweepConfig, wanted: int, cluster: Mapping[str, float
     if most < (asked or 1) and cluster_address() is None:
         gpus = f" and {share:g} of {cluster.get('GPU', 0):g} GPUs" if workers.use_gpu else ""
         raise InputError(
-            f"--max-concurrent {asked or 1}: {count(asked or 1, 'trial')}, each with {cpus:g} of "
+            f"--max-concurrent {asked or 1}: {plural(asked or 1, 'trial')}, each with {cpus:g} of "
             f"{cluster.get('CPU', 0):g} CPUs{gpus}, of which Ray Data needs 1 CPU to read. "
             + (
                 f"Give {most} or less."
@@ -160,7 +160,9 @@ def _planned(
         equal += meaning in distinct
         distinct.setdefault(meaning, settings)
     if equal:
-        stage("equal", f"{count(equal, 'combination')} with the same anchors as another one", "left out")
+        print_stage(
+            "equal", f"{plural(equal, 'combination')} with the same anchors as another one", "left out"
+        )
     tried = [trial.settings for trial in known.values()]
     fresh = [settings for settings in distinct.values() if settings not in tried]
     for number, settings in enumerate(fresh[: max(0, wanted - len(tried))], start=max(known, default=-1) + 1):
@@ -176,20 +178,20 @@ def _meaning(settings: Settings, base: DistillConfig, meanings: dict[str, str]) 
     return json.dumps([meanings[prompts_key(prompts)], others], default=str)
 
 
-def _suggestions(config: SweepConfig, space: Space, trials: dict[int, Trial]) -> Suggestions:
+def _suggestions(config: SweepConfig, space: Space, trials: dict[int, Trial]) -> TrialQueue:
     left = [trial for trial in trials.values() if not trial.done]
     max_failures = config.workers.max_failures
     if not config.search.optuna:
-        return Suggestions(left, None, (), max_failures)
-    advisor = Advisor(space, config.seed, [trial for trial in trials.values() if trial.done])
-    return Suggestions(left, advisor, range(len(trials), _wanted(config, space)), max_failures)
+        return TrialQueue(left, None, (), max_failures)
+    advisor = OptunaSampler(space, config.seed, [trial for trial in trials.values() if trial.done])
+    return TrialQueue(left, advisor, range(len(trials), _wanted(config, space)), max_failures)
 
 
-def _threads(shared: Shared) -> str:
+def _threads(shared: TrialInputs) -> str:
     workers = shared.base.workers
     if workers.use_gpu:
         return f"{workers.num_workers * workers.gpus_per_worker:g} GPUs each"
-    own = f"{count(workers.threads_per_worker or 1, 'thread')} each"
+    own = f"{plural(workers.threads_per_worker or 1, 'thread')} each"
     return own if workers.num_workers == 1 else f"{workers.num_workers} workers each, {own}"
 
 
@@ -201,7 +203,7 @@ def _done_before(trials: dict[int, Trial]) -> str:
 def _leave_report(
     config: SweepConfig,
     space: Space,
-    shared: Shared,
+    shared: TrialInputs,
     out: Path,
     tracking: Tracking,
     *,
@@ -256,7 +258,7 @@ def _show(out: Path, space: Space, summary: Summary) -> None:
     said = ", ".join(
         f"{number} {name}" for name, number in summary.stages.items() if number and name != "best"
     )
-    print(f"\n{count(len(trials), 'trial')}: {said}; {clock(summary.wall_seconds)}")
+    print(f"\n{plural(len(trials), 'trial')}: {said}; {format_duration(summary.wall_seconds)}")
     best = best_of(trials)
     if best is not None:
         print(f"best: {in_words(best.settings)}")

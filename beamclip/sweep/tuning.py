@@ -76,7 +76,7 @@ class Listener(Protocol):
         """A trial is at its end, was stopped early, or was lost, for a reason."""
 
 
-class Advisor:
+class OptunaSampler:
     """Optuna's sampler, which knows the scores of all trials before."""
 
     def __init__(self, space: Space, seed: int, known: Iterable[Trial]) -> None:
@@ -145,7 +145,7 @@ class Advisor:
         }
 
 
-class Suggestions(Searcher):
+class TrialQueue(Searcher):
     """Trials in the order in which they are to run: first those on a list, then those of an advisor.
 
     A trial that lost its process returns to the head of the list. Tune's own restarts are not used: when a
@@ -153,7 +153,11 @@ class Suggestions(Searcher):
     """
 
     def __init__(
-        self, listed: Iterable[Trial], advisor: Advisor | None, numbers: Iterable[int], max_failures: int = 0
+        self,
+        listed: Iterable[Trial],
+        advisor: OptunaSampler | None,
+        numbers: Iterable[int],
+        max_failures: int = 0,
     ) -> None:
         """Args:
         numbers: of the trials that the advisor is asked for.
@@ -228,10 +232,10 @@ class Suggestions(Searcher):
         """Nothing."""
 
 
-class _Ear(ray.tune.Callback):
+class ListenerCallback(ray.tune.Callback):
     """Tune's callbacks, passed on."""
 
-    def __init__(self, listener: Listener, suggestions: Suggestions) -> None:
+    def __init__(self, listener: Listener, suggestions: TrialQueue) -> None:
         self.listener = listener
         self.suggestions = suggestions
         self.started: set[str] = set()
@@ -293,7 +297,7 @@ def resources(workers: WorkersConfig) -> dict[str, float]:
 def run_trials(
     body: Callable[[dict[str, Any]], None],
     workers: WorkersConfig,
-    suggestions: Suggestions,
+    suggestions: TrialQueue,
     search: SearchConfig,
     concurrent: int,
     listener: Listener,
@@ -305,7 +309,7 @@ def run_trials(
     says so in a report. Neither ends the others.
 
     Args:
-        body: what a trial's process does; see run_trial, and Suggestions for what it is given.
+        body: what a trial's process does; see run_trial, and TrialQueue for what it is given.
     """
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -332,7 +336,7 @@ def run_trials(
                 storage_path=scratch,
                 verbose=0,
                 stop=_StopWhen(interrupted),
-                callbacks=[_Ear(listener, suggestions)],
+                callbacks=[ListenerCallback(listener, suggestions)],
                 failure_config=ray.tune.FailureConfig(max_failures=0),
             ),
         ).fit()

@@ -1,4 +1,4 @@
-"""Starts Ray Train for a plan, carries its records to a listener, and hands back the final state."""
+"""Starts Ray Train for a job, carries its records to a listener, and hands back the final state."""
 
 import signal
 import tempfile
@@ -23,7 +23,7 @@ from beamclip.training.channel import Channel, Record, RemoteChannel
 from beamclip.training.checkpoint import State, read_checkpoint
 from beamclip.training.checkpoint_store import claim, find_checkpoint
 from beamclip.training.process import CPU_WORKER_ENVIRONMENT
-from beamclip.training.worker import HopelessError, Plan, in_one_line, train_alone, train_worker
+from beamclip.training.worker import NonRetryableError, TrainingJob, in_one_line, train_alone, train_worker
 
 POLL_SECONDS = 0.2
 
@@ -42,26 +42,30 @@ class Outcome:
     """Whether somebody asked it to stop."""
 
 
-class EndWhenHopeless(ray.train.UserCallback):
+class FailFast(ray.train.UserCallback):
     """Ends a run whose workers need not be restarted.
 
     Ray Train restarts its workers whatever it was that they raised; only an error in a callback ends a run.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise the first worker's HopelessError, if there is one."""
+        """Raise the first worker's NonRetryableError, if there is one."""
         for _, error in sorted(worker_exceptions.items()):
-            if isinstance(error, HopelessError):
+            if isinstance(error, NonRetryableError):
                 raise error
 
 
 def fit(
-    plan: Plan, workers: WorkersConfig, on_record: Callable[[Record], None], *, in_process: bool = False
+    job: TrainingJob,
+    workers: WorkersConfig,
+    on_record: Callable[[Record], None],
+    *,
+    in_process: bool = False,
 ) -> Outcome:
-    """Train, or go on training where the plan's checkpoints end.
+    """Train, or go on training where the job's checkpoints end.
 
     Args:
-        plan: without a channel; this function makes it.
+        job: without a channel, which this function makes.
         on_record: called in this thread for every record of rank 0, in order.
         in_process: the one worker is a thread of this process, which has its resources already; a loss of
             the process is for whoever started it.
@@ -70,27 +74,27 @@ def fit(
         InputError: the address of the checkpoints cannot be written to.
         TrainingError: the workers were lost more often than allowed, or met an error that would come again.
     """
-    storage = replace(plan.storage, claim=claim(plan.storage.checkpoints))
-    plan = replace(plan, storage=storage)
+    storage = replace(job.storage, claim=claim(job.storage.checkpoints))
+    job = replace(job, storage=storage)
     scratch_folder = tempfile.TemporaryDirectory(prefix="beamclip-ray-", ignore_cleanup_errors=True)
     with interrupts() as interrupted, scratch_folder as scratch:
         channel = _channel(workers)
-        plan = replace(plan, channel=channel)
+        job = replace(job, channel=channel)
         if workers.without_ray:
-            plan = replace(plan, read=read_rows_here)
+            job = replace(job, read=read_rows_here)
         in_process = in_process or workers.without_ray
-        alone = partial(train_alone, plan, use_gpu=workers.use_gpu)
-        body = alone if in_process else _trainer(plan, workers, scratch).fit
+        alone = partial(train_alone, job, use_gpu=workers.use_gpu)
+        body = alone if in_process else _trainer(job, workers, scratch).fit
         try:
             _run(body, channel, on_record, interrupted, in_process=in_process)
         except TrainingError:
             # A worker may be lost when its work is done.
-            if not _is_complete(plan):
+            if not _is_complete(job):
                 raise
-    found = find_checkpoint(plan.storage.checkpoints)
+    found = find_checkpoint(job.storage.checkpoints)
     if found.manifest is None:
         raise TrainingError(f"training ended without a checkpoint. {' '.join(found.damaged)}".rstrip())
-    return Outcome(read_checkpoint(plan.storage.checkpoints, found.manifest.step), interrupted.is_set())
+    return Outcome(read_checkpoint(job.storage.checkpoints, found.manifest.step), interrupted.is_set())
 
 
 def _channel(workers: WorkersConfig) -> Channel | RemoteChannel:
@@ -101,15 +105,15 @@ def _channel(workers: WorkersConfig) -> Channel | RemoteChannel:
     return RemoteChannel(scheduling_strategy=here)
 
 
-def _is_complete(plan: Plan) -> bool:
-    last = find_checkpoint(plan.storage.checkpoints).manifest
-    return last is not None and last.step >= plan.total_steps
+def _is_complete(job: TrainingJob) -> bool:
+    last = find_checkpoint(job.storage.checkpoints).manifest
+    return last is not None and last.step >= job.total_steps
 
 
-def _trainer(plan: Plan, workers: WorkersConfig, scratch: str) -> ray.train.torch.TorchTrainer:
+def _trainer(job: TrainingJob, workers: WorkersConfig, scratch: str) -> ray.train.torch.TorchTrainer:
     return ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"plan": ray.put(plan)},
+        train_loop_config={"job": ray.put(job)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),
@@ -118,7 +122,7 @@ def _trainer(plan: Plan, workers: WorkersConfig, scratch: str) -> ray.train.torc
             name="train",
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
-            callbacks=[EndWhenHopeless()],  # type: ignore[list-item]
+            callbacks=[FailFast()],  # type: ignore[list-item]
             logging_config=ray.train.LoggingConfig("ERROR"),  # type: ignore[call-arg]
             worker_runtime_env={"env_vars": {} if workers.use_gpu else CPU_WORKER_ENVIRONMENT},
         ),
@@ -185,7 +189,7 @@ def _watch(
 def _check(future: "Future[Any]") -> None:
     try:
         future.result()
-    except (ray.train.TrainingFailedError, HopelessError) as error:
+    except (ray.train.TrainingFailedError, NonRetryableError) as error:
         raise TrainingError(_cause(error)) from error
 
 
@@ -202,7 +206,7 @@ def _cause(error: BaseException) -> str:
     for rank, failure in failures:
         return f"worker {rank}: {in_one_line(failure)}"
     failure = getattr(error, "controller_failure", error)
-    return str(failure).splitlines()[0] if isinstance(failure, HopelessError) else in_one_line(failure)
+    return str(failure).splitlines()[0] if isinstance(failure, NonRetryableError) else in_one_line(failure)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Hooks(Protocol):
 
 
 @runtime_checkable
-class Stepped(Protocol):
+class HasBeginStep(Protocol):
     """A method in which something depends on the step."""
 
     def begin_step(self, step: int, total_steps: int) -> None:
@@ -69,7 +69,7 @@ class Embedded:
 
 
 @runtime_checkable
-class Coupled(Protocol):
+class GradCached(Protocol):
     """A method whose loss compares the samples of a batch with each other.
 
     Called with a batch alone it returns (loss, metrics). Called with a batch and gradients of its `learned`
@@ -142,15 +142,15 @@ class Training:
         """One optimiser step over micro-batches of equal size.
 
         Returns:
-            The norm of the gradient before clipping, and the metrics, of a Coupled method those of the whole
-            batch, of another their means over the micro-batches; no host synchronisation takes place.
+            The norm of the gradient before clipping, and the metrics: of a GradCached method those of the
+            whole batch, of another their means over the micro-batches. The host is not synchronised.
         """
         lr = learning_rate(self.step, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if isinstance(self.bare, Stepped):
+        if isinstance(self.bare, HasBeginStep):
             self.bare.begin_step(self.step, self.total_steps)
-        if isinstance(self.bare, Coupled) and len(batches) > 1:
+        if isinstance(self.bare, GradCached) and len(batches) > 1:
             metrics = self._accumulate_coupled(self.bare, batches)
         else:
             metrics = self._accumulate(batches)
@@ -174,7 +174,7 @@ class Training:
                 sums[name] = sums.get(name, 0.0) + value / len(batches)
         return sums
 
-    def _accumulate_coupled(self, method: Coupled, batches: list[Batch]) -> dict[str, Tensor]:
+    def _accumulate_coupled(self, method: GradCached, batches: list[Batch]) -> dict[str, Tensor]:
         """Gradients of the loss over all micro-batches together, at the memory of one (arXiv 2101.06983).
 
         Embed each without a graph; take the gradient of the loss with respect to the embeddings; embed each

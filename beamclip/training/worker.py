@@ -35,8 +35,8 @@ from beamclip.training.checkpoint_writer import CheckpointWriter
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.loop import NonFiniteLossError, Request, Training, run_loop
 from beamclip.training.process import prepare_process
-from beamclip.training.team import Team, alone, ray_train_team
 from beamclip.training.trace import Trace
+from beamclip.training.worker_group import WorkerGroup, ray_train_group, single_process
 
 _REPEATABLE = (
     CheckpointError,
@@ -58,7 +58,7 @@ SECONDS_BETWEEN_QUESTIONS = 1.0
 """Between two looks whether a run is to end, a step at least: a node is taken away in a minute or two."""
 
 
-class HopelessError(RuntimeError):
+class NonRetryableError(RuntimeError):
     """A failure that a restart would only repeat: one line for the user, then the worker's traceback."""
 
 
@@ -78,7 +78,7 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingJob:
     """Everything a worker needs, of plain data and references that any node can resolve."""
 
     build_method: Callable[[torch.device], nn.Module]
@@ -105,29 +105,29 @@ class Plan:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Entry point of Ray Train; `config["plan"]` is a reference to a Plan.
+    """Entry point of Ray Train; `config["job"]` is a reference to a TrainingJob.
 
     Raises:
-        HopelessError: the run cannot be finished, however often its workers are restarted.
+        NonRetryableError: the run cannot be finished, however often its workers are restarted.
     """
-    _train_or_despair(ray.get(config["plan"]), ray_train_team())
+    _train_or_give_up(ray.get(config["job"]), ray_train_group())
 
 
-def train_alone(plan: Plan, *, use_gpu: bool) -> None:
+def train_alone(job: TrainingJob, *, use_gpu: bool) -> None:
     """Train in this process, which is the only worker.
 
     Raises:
-        HopelessError: the run cannot be finished, however often this is called again.
+        NonRetryableError: the run cannot be finished, however often this is called again.
     """
-    _train_or_despair(plan, alone(use_gpu=use_gpu))
+    _train_or_give_up(job, single_process(use_gpu=use_gpu))
 
 
-def _train_or_despair(plan: Plan, team: Team) -> None:
+def _train_or_give_up(job: TrainingJob, group: WorkerGroup) -> None:
     try:
-        _train(plan, team)
+        _train(job, group)
     except _REPEATABLE as error:
         # Plain text: an exception of another package may not survive the way to the controller.
-        raise HopelessError(f"{in_one_line(error)}\n\n{traceback.format_exc()}") from None
+        raise NonRetryableError(f"{in_one_line(error)}\n\n{traceback.format_exc()}") from None
 
 
 def in_one_line(error: BaseException) -> str:
@@ -138,25 +138,23 @@ def in_one_line(error: BaseException) -> str:
     return text if type(cause).__module__.startswith("beamclip") else f"{type(cause).__name__}: {text}"
 
 
-def _train(plan: Plan, team: Team) -> None:
-    rank, world_size = team.rank, team.world_size
+def _train(job: TrainingJob, group: WorkerGroup) -> None:
+    rank, world_size = group.rank, group.world_size
     # Ray sets OMP_NUM_THREADS to the worker's share of a CPU, which may be one half.
-    prepare_process(plan.threads or max(1, (os.cpu_count() or 1) // team.on_node), plan.seed)
+    prepare_process(job.threads or max(1, (os.cpu_count() or 1) // group.local_world_size), job.seed)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    start = _start(plan, team)
-    state = read_checkpoint(plan.storage.checkpoints, start.step) if start.step else None
-    position = _position(plan, state, world_size)
+    start = _start(job, group)
+    state = read_checkpoint(job.storage.checkpoints, start.step) if start.step else None
+    position = _position(job, state, world_size)
     # Before the model: the first rows come in while it is built.
     with contextlib.ExitStack() as stack:
-        batches = stack.enter_context(
-            prefetched(_batches(plan, position, team), plan.stream.prefetch_batches)
-        )
-        training = _training(plan, team)
+        batches = stack.enter_context(prefetched(_batches(job, position, group), job.stream.prefetch_batches))
+        training = _training(job, group)
         if state:
             training.load(state)
-        writer = stack.enter_context(_writer(plan, world_size)) if rank == 0 else None
-        hooks = _Hooks(plan, position, start.step, team, writer, _trace(plan, start, team, stack))
-        run_loop(training, batches, plan.cadence, hooks)
+        writer = stack.enter_context(_writer(job, world_size)) if rank == 0 else None
+        hooks = _Hooks(job, position, start.step, group, writer, _trace(job, start, group, stack))
+        run_loop(training, batches, job.cadence, hooks)
 
 
 @dataclass(frozen=True)
@@ -169,66 +167,66 @@ class _Start:
     """Of the checkpoint to go on from; 0: from the beginning."""
 
 
-def _start(plan: Plan, team: Team) -> _Start:
+def _start(job: TrainingJob, group: WorkerGroup) -> _Start:
     """Rank 0 looks for the newest whole checkpoint, and tells of damaged ones that it passed over."""
-    if not holds_claim(plan.storage.checkpoints, plan.storage.claim):
+    if not holds_claim(job.storage.checkpoints, job.storage.claim):
         node = ray.util.get_node_ip_address()
         raise CheckpointError(
-            f"worker {team.rank} on {node} does not see what the command left at "
-            f"{plan.storage.checkpoints}. Give --checkpoints an address that all nodes reach, as "
+            f"worker {group.rank} on {node} does not see what the command left at "
+            f"{job.storage.checkpoints}. Give --checkpoints an address that all nodes reach, as "
             "s3://bucket/run; or another command goes on with this run."
         )
     start = None
-    if team.rank == 0:
-        found = find_checkpoint(plan.storage.checkpoints)
+    if group.rank == 0:
+        found = find_checkpoint(job.storage.checkpoints)
         start = _Start(time.time_ns(), found.manifest.step if found.manifest else 0)
         # They would count for whole ones when old ones are removed.
-        discard_after(plan.storage.checkpoints, after=start.step)
+        discard_after(job.storage.checkpoints, after=start.step)
         for damage in found.damaged:
-            plan.channel.put({"notice": f"{damage}; passed over"})
-        plan.channel.put({"started_at": start.step})
+            job.channel.put({"notice": f"{damage}; passed over"})
+        job.channel.put({"started_at": start.step})
     # Plain numbers: what passes on an object of ours would import this module, and torch with it.
-    number, step = team.from_rank_zero(start and (start.number, start.step))
+    number, step = group.broadcast_from_rank_zero(start and (start.number, start.step))
     return _Start(number, step)
 
 
-def _position(plan: Plan, state: State | None, world_size: int) -> DataPosition:
-    stream = plan.stream
-    order = Order(plan.seed, world_size, buffer=stream.shuffle_buffer, shards=stream.shuffle_shards)
+def _position(job: TrainingJob, state: State | None, world_size: int) -> DataPosition:
+    stream = job.stream
+    order = Order(job.seed, world_size, buffer=stream.shuffle_buffer, shards=stream.shuffle_shards)
     if state is None:
         return beginning(order)
-    samples = np.array([shard.samples for shard in plan.shards], np.int64)
+    samples = np.array([shard.samples for shard in job.shards], np.int64)
     return continued(from_plain(state["position"]), order, samples)
 
 
-def _training(plan: Plan, team: Team) -> Training:
-    device = team.device
-    method = plan.build_method(device).to(device).to(memory_format=torch.channels_last)
+def _training(job: TrainingJob, group: WorkerGroup) -> Training:
+    device = group.device
+    method = job.build_method(device).to(device).to(memory_format=torch.channels_last)
     method.train()
     return Training(
-        team.prepared(method),
-        plan.optim,
-        total_steps=plan.total_steps,
+        group.prepared(method),
+        job.optim,
+        total_steps=job.total_steps,
         device=device,
-        seed=plan.seed,
-        rank=team.rank,
+        seed=job.seed,
+        rank=group.rank,
     )
 
 
-def _batches(plan: Plan, position: DataPosition, team: Team) -> Any:
-    stream = plan.stream
+def _batches(job: TrainingJob, position: DataPosition, group: WorkerGroup) -> Any:
+    stream = job.stream
     batches = training_batches(
-        shuffled_rows(plan.shards, plan.columns, position, team.rank, plan.read),
-        batch_size=plan.batch_size // team.world_size // plan.optim.accumulation,
-        image_size=plan.image_size,
-        augment=plan.augmentation,
-        captions=plan.captions,
-        seed=plan.seed,
-        start=position.ranks[team.rank],
+        shuffled_rows(job.shards, job.columns, position, group.rank, job.read),
+        batch_size=job.batch_size // group.world_size // job.optim.accumulation,
+        image_size=job.image_size,
+        augment=job.augmentation,
+        captions=job.captions,
+        seed=job.seed,
+        start=position.ranks[group.rank],
         threads=stream.decode_threads,
     )
-    batches = _told(batches, plan.channel)
-    return pinned(batches) if team.device.type == "cuda" else batches
+    batches = _told(batches, job.channel)
+    return pinned(batches) if group.device.type == "cuda" else batches
 
 
 def _told(batches: Generator[Batch, None, None], channel: Any) -> Generator[Batch, None, None]:
@@ -240,30 +238,30 @@ def _told(batches: Generator[Batch, None, None], channel: Any) -> Generator[Batc
             yield batch
 
 
-def _writer(plan: Plan, world_size: int) -> CheckpointWriter:
+def _writer(job: TrainingJob, world_size: int) -> CheckpointWriter:
     def written(manifest: Manifest, seconds: float) -> None:
         record = {"saved_step": manifest.step, "checkpoint_seconds": seconds}
         # What is still on its way when the last step's worker ends would be lost.
-        plan.channel.put(record, wait=True)
+        job.channel.put(record, wait=True)
 
     return CheckpointWriter(
-        plan.storage.checkpoints,
-        plan.storage.keep_checkpoints,
+        job.storage.checkpoints,
+        job.storage.keep_checkpoints,
         world_size=world_size,
-        data=fingerprint(plan.shards),
+        data=fingerprint(job.shards),
         on_written=written,
     )
 
 
-def _trace(plan: Plan, start: _Start, team: Team, stack: contextlib.ExitStack) -> Trace | None:
-    if plan.storage.trace is None:
+def _trace(job: TrainingJob, start: _Start, group: WorkerGroup, stack: contextlib.ExitStack) -> Trace | None:
+    if job.storage.trace is None:
         return None
     trace = Trace(
-        Path(plan.storage.trace),
+        Path(job.storage.trace),
         started=start.number,
         first_step=start.step,
-        rank=team.rank,
-        world_size=team.world_size,
+        rank=group.rank,
+        world_size=group.world_size,
     )
     stack.callback(trace.close)
     return trace
@@ -274,17 +272,17 @@ class _Hooks:
 
     def __init__(
         self,
-        plan: Plan,
+        job: TrainingJob,
         start: DataPosition,
         first_step: int,
-        team: Team,
+        group: WorkerGroup,
         writer: CheckpointWriter | None,
         trace: Trace | None,
     ) -> None:
         """first_step: that the run stood at; writer: on rank 0 alone."""
-        self.plan = plan
+        self.job = job
         self.start = start
-        self.team = team
+        self.group = group
         self.writer = writer
         self.trace = trace
         self.warned = False
@@ -298,16 +296,16 @@ class _Hooks:
     def log(self, record: dict[str, float]) -> None:
         if self.writer is not None:
             self.writer.check()
-            self.plan.channel.put({**record, "pid": os.getpid()})
+            self.job.channel.put({**record, "pid": os.getpid()})
 
     def save(self, state: State, position: Position, record: dict[str, float]) -> None:
         ranks = _gathered(position, self.start.order.world_size)
         if self.writer is None:
             return
-        if not holds_claim(self.plan.storage.checkpoints, self.plan.storage.claim):
+        if not holds_claim(self.job.storage.checkpoints, self.job.storage.claim):
             # Workers may outlive a command that was killed, and meet those of the one that goes on.
             raise CheckpointError(
-                f"{self.plan.storage.checkpoints}: another command goes on with this run. "
+                f"{self.job.storage.checkpoints}: another command goes on with this run. "
                 "This one ends, and leaves the checkpoints to it."
             )
         first = min(rank.epoch for rank in ranks)
@@ -320,18 +318,20 @@ class _Hooks:
         if step < self.ask_step:
             return "nothing"
         # Rank 0 answers for all, and says when to ask again: their clocks would not agree.
-        stop, steps = self.team.from_rank_zero(self._answer(step) if self.team.rank == 0 else None)
+        stop, steps = self.group.broadcast_from_rank_zero(
+            self._answer(step) if self.group.rank == 0 else None
+        )
         self.ask_step = step + steps
         if stop:
             return "stop"
-        if not self.warned and self.team.preempted():
+        if not self.warned and self.group.preempted():
             self.warned = True
             return "save"
         return "nothing"
 
     def _answer(self, step: int) -> tuple[bool, int]:
         """Whether somebody asked the run to end, and steps until the next question."""
-        stop = self.plan.channel.stop_requested()
+        stop = self.job.channel.stop_requested()
         return stop, self.questions.steps_until_next(step, time.monotonic())
 
 

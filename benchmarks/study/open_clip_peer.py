@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from study.process_tree import TreeRun, run_tree
 
-from beamclip.commands.distill_plan import restore_student
+from beamclip.commands.distill_job import restore_student
 from beamclip.data.shards import list_shards
 from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import LoadedClip, load_clip

@@ -12,7 +12,7 @@ import yaml
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
-from beamclip.commands.distill import distill, teacher_again
+from beamclip.commands.distill import distill, reload_teacher
 from beamclip.commands.distill_inputs import load_inputs
 from beamclip.commands.embed import embed
 from beamclip.commands.options import DistillConfig, EmbedConfig, ScoringConfig
@@ -191,9 +191,9 @@ def test_a_cache_of_another_augmentation(teacher, corpus, cache, tmp_path, capsy
 def test_a_teacher_that_changed_while_the_student_trained_is_refused(teacher, corpus, cache, tmp_path):
     config = distill_config(teacher, corpus, cache[0], tmp_path / "run")
     fingerprint = read_manifest(str(cache[0])).teachers[0].fingerprint
-    assert teacher_again(config, fingerprint, tmp_path).fingerprint == fingerprint
+    assert reload_teacher(config, fingerprint, tmp_path).fingerprint == fingerprint
     with pytest.raises(InputError, match=r"other weights now.*--resume .*run"):
-        teacher_again(config, "0" * 64, tmp_path / "run")
+        reload_teacher(config, "0" * 64, tmp_path / "run")
 
 
 def test_all_teachers_of_a_cache_teach_together(teacher, second_teacher, corpus, cache, workspace):

@@ -18,10 +18,10 @@ from beamclip.models.export import write_open_clip_dir
 from beamclip.models.pixels import Preprocessing, normalise_pixels
 from beamclip.models.student import (
     StudentConfig,
+    attach_text_tower,
     backbone_features,
     build_student,
-    lend_text_tower,
-    release_text_tower,
+    drop_text_tower,
 )
 
 TEXTS = ["a photo of a crane", "a drawing of a whale"]
@@ -73,12 +73,12 @@ def test_only_the_image_tower_trains_and_the_teacher_is_untouched(micro_clip: Lo
 def test_a_student_does_without_its_text_tower_for_a_time(config: str) -> None:
     teacher = new_clip(config, seed=0)
     student = build_student(SMALL, teacher, seed=0)
-    release_text_tower(student)
+    drop_text_tower(student)
     kept = [name for name, value in student.model.named_parameters() if value.numel()]
     assert kept == [f"visual.{name}" for name, _ in student.model.visual.named_parameters()]
     with torch.no_grad():
         assert student.model.visual(images_for(student)).shape == (2, teacher.embed_dim)
-        lend_text_tower(student, teacher)
+        attach_text_tower(student, teacher)
         tokens = teacher.tokenizer(TEXTS)
         torch.testing.assert_close(student.model.encode_text(tokens), teacher.model.encode_text(tokens))
     before, after = teacher.model.state_dict(), student.model.state_dict()

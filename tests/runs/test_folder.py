@@ -8,7 +8,7 @@ import torch
 
 from beamclip.commands.command_line import parse
 from beamclip.commands.options import DistillConfig, PretrainConfig
-from beamclip.runs.backup import copy_beside, fetch_run
+from beamclip.runs.backup import back_up, restore_run
 from beamclip.runs.folder import (checkpoint_address, open_run_dir, remember_tracked_run, tracked_run_id)
 from beamclip.runs.recorder import append_history, read_history, rewind_history
 from beamclip.commands.train import Progress
@@ -98,7 +98,7 @@ def test_a_run_whose_folder_is_lost_comes_back_from_its_checkpoints(
     write_config(config, lost / "config.yaml")
     remember_tracked_run(lost, "abc")
     append_history(lost, {"step": 3.0, "loss": 2.0})
-    copy_beside(address, lost)
+    back_up(address, lost)
     got = parse(config_class, ["--resume", address, "--out", str(run), "--seed", "4"], "")
     assert (got.data, got.optim.steps, got.seed, got.out, got.resume) == ("s3://shards", 70, 4, run, address)
     assert got.checkpoint.checkpoints == address
@@ -111,7 +111,7 @@ def test_without_a_name_a_run_that_comes_back_gets_a_new_folder(
     monkeypatch.chdir(run.parent)
     (run.parent / "lost").mkdir()
     write_config(PretrainConfig(), run.parent / "lost" / "config.yaml")
-    copy_beside(f"file://{run.parent}/bucket", run.parent / "lost")
+    back_up(f"file://{run.parent}/bucket", run.parent / "lost")
     got = parse(PretrainConfig, ["--resume", f"file://{run.parent}/bucket"], "")
     assert got.out is not None
     assert got.out.parent == Path("runs")
@@ -121,7 +121,7 @@ def test_without_a_name_a_run_that_comes_back_gets_a_new_folder(
 def test_nothing_is_copied_beside_checkpoints_in_the_run_itself(run: Path, checkpoints: str) -> None:
     open_run_dir(run, checkpoints, DATA, resume=False)
     write_config(PretrainConfig(), run / "config.yaml")
-    copy_beside(checkpoints, run)
+    back_up(checkpoints, run)
     assert list((run / "checkpoints").iterdir()) == []
 
 
@@ -131,14 +131,14 @@ def test_a_copy_that_cannot_be_made_is_logged_and_no_more(
     run.mkdir()
     write_config(PretrainConfig(), run / "config.yaml")
     (run.parent / "file").write_text("")
-    copy_beside(f"file://{run.parent}/file/checkpoints", run)
+    back_up(f"file://{run.parent}/file/checkpoints", run)
     assert "no copy of the run's own files" in caplog.text
 
 
 @pytest.mark.parametrize("address", ["file:///nowhere/at/all", "foo://bar"])
 def test_an_address_without_a_run_is_refused(run: Path, address: str) -> None:
     with pytest.raises(InputError, match=f"^--resume {address}: cannot be read .*Give the --out folder"):
-        fetch_run(address, run)
+        restore_run(address, run)
     assert not run.exists()
 
 
@@ -146,19 +146,19 @@ def test_a_run_comes_back_again_and_again_and_never_into_the_folder_of_another(r
     address = f"{run.parent}/bucket"
     run.mkdir()
     write_config(PretrainConfig(), run / "config.yaml")
-    copy_beside(address, run)
+    back_up(address, run)
     append_history(run, {"step": 3.0, "loss": 2.0})
-    fetch_run(address, run)
+    restore_run(address, run)
     assert read_history(run) == [{"step": 3.0, "loss": 2.0}]
     (run / "config.yaml").write_text(json.dumps({"data": "x"}))
     with pytest.raises(InputError, match="holds another run"):
-        fetch_run(address, run)
+        restore_run(address, run)
 
 
 def test_a_plain_folder_of_checkpoints_brings_a_run_back_as_well(run: Path) -> None:
     (run.parent / "lost").mkdir()
     write_config(PretrainConfig(), run.parent / "lost" / "config.yaml")
-    copy_beside(f"{run.parent}/shared", run.parent / "lost")
+    back_up(f"{run.parent}/shared", run.parent / "lost")
     got = parse(PretrainConfig, ["--resume", f"{run.parent}/shared", "--out", str(run)], "")
     assert (got.out, got.checkpoint.checkpoints) == (run, f"{run.parent}/shared")
 

@@ -20,7 +20,7 @@ from beamclip.errors import InputError
 from beamclip.json_lines import read_json_lines
 from beamclip.prompts.config import PromptConfig
 from beamclip.summary import read_summary
-from beamclip.sweep.monitor import Watch
+from beamclip.sweep.monitor import SweepMonitor
 from beamclip.sweep.run_trial import Report, prompts_key
 from beamclip.sweep.space import parse_space
 from beamclip.sweep.sweep import _planned, sweep, trials_at_once
@@ -66,15 +66,15 @@ def swept(given, workspace) -> Path:
     out = workspace / "sweep"
     flags = ["--vary", "lr=1e-3,1e38", "num_contexts=0,1", "anchor_reduce=mean,separate", "--grid"]
 
-    def reported(watch: Watch, number: int, report: Report) -> None:
+    def reported(watch: SweepMonitor, number: int, report: Report) -> None:
         hear(watch, number, report)
         if number == 0 and report["step"] == 3:
             os.kill(report["pid"], signal.SIGKILL)
             (out / "killed").write_text(str(report["pid"]))
 
     with pytest.MonkeyPatch.context() as patch:
-        hear = Watch.reported
-        patch.setattr(Watch, "reported", reported)
+        hear = SweepMonitor.reported
+        patch.setattr(SweepMonitor, "reported", reported)
         code = run_sweep(*given, *flags, "--scores", 3, "--no-asha", "--augmentations", 1, "--out", out)
     assert code == 0
     return out

@@ -17,7 +17,7 @@ from beamclip.commands.options import DistillConfig
 from beamclip.commands.search import SearchConfig
 from beamclip.sweep.space import Range, Settings, Values, parse_space
 from beamclip.sweep.trial import METRIC, Score, Trial
-from beamclip.sweep.tuning import Advisor, Suggestions, run_trials, tune_environment
+from beamclip.sweep.tuning import OptunaSampler, TrialQueue, run_trials, tune_environment
 
 # The processes of the trials cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -27,7 +27,7 @@ SPACE = {"tau_teacher": Values((0.01, 0.02, 0.04)), "templates": Values((("name"
 
 def test_listed_trials_come_in_order_and_then_none():
     listed = [Trial(number, {"tau_teacher": 0.1 * number}) for number in (3, 5)]
-    suggestions = Suggestions(listed, None, ())
+    suggestions = TrialQueue(listed, None, ())
     assert len(suggestions) == 2
     assert suggestions.suggest("a") == {"number": 3, "settings": {"tau_teacher": 0.1 * 3}, "step": 0}
     assert suggestions.suggest("b")["number"] == 5
@@ -39,7 +39,7 @@ def test_listed_trials_come_in_order_and_then_none():
 
 def test_a_trial_goes_on_behind_the_last_score_that_was_heard_of():
     scored = (Score(3, 0.1, 0.2), Score(6, 0.1, 0.2))
-    suggestions = Suggestions([Trial(0, {}, "running", 9, scored), Trial(1, {})], None, (), 1)
+    suggestions = TrialQueue([Trial(0, {}, "running", 9, scored), Trial(1, {})], None, (), 1)
     assert [suggestions.suggest(each)["step"] for each in "ab"] == [6, 0]
     suggestions.on_trial_result("b", {"step": 3})
     assert suggestions.comes_back("b", had_started=True, counts=True)
@@ -58,7 +58,7 @@ def test_a_trial_goes_on_behind_the_last_score_that_was_heard_of():
     ],
 )
 def test_a_trial_comes_back_as_often_as_max_failures_says(losses, allowed):
-    suggestions = Suggestions([Trial(0, {})], None, (), max_failures=2)
+    suggestions = TrialQueue([Trial(0, {})], None, (), max_failures=2)
     came_back = 0
     for had_started, counts in losses:
         suggestions.suggest("a")
@@ -123,7 +123,7 @@ def test_what_becomes_of_trials_whose_processes_are_lost(ray_cluster, tmp_path):
     ]
     workers = WorkersConfig(max_failures=1)
     tune_environment(workers)
-    suggestions = Suggestions(trials, None, (), workers.max_failures)
+    suggestions = TrialQueue(trials, None, (), workers.max_failures)
     search, heard = SearchConfig(scores=2, asha=False), Heard()
     run_trials(dying, workers, suggestions, search, 2, heard, threading.Event())
     lost = "its process was lost"
@@ -142,8 +142,8 @@ def test_what_becomes_of_trials_whose_processes_are_lost(ray_cluster, tmp_path):
 
 def test_optuna_is_asked_after_the_list_and_told_every_score():
     pytest.importorskip("optuna")
-    advisor = Advisor(SPACE, 0, [])
-    suggestions = Suggestions([Trial(0, {"tau_teacher": 0.01, "templates": ("name",)})], advisor, range(1, 4))
+    advisor = OptunaSampler(SPACE, 0, [])
+    suggestions = TrialQueue([Trial(0, {"tau_teacher": 0.01, "templates": ("name",)})], advisor, range(1, 4))
     assert suggestions.suggest("0")["number"] == 0
     seen = [suggestions.suggest(str(number)) for number in (1, 2, 3)]
     assert [each["number"] for each in seen] == [1, 2, 3]
@@ -161,10 +161,10 @@ def test_optuna_is_asked_after_the_list_and_told_every_score():
 
 def test_optuna_tries_nothing_twice_in_one_start_or_two():
     pytest.importorskip("optuna")
-    first = Advisor(SPACE, 0, [])
+    first = OptunaSampler(SPACE, 0, [])
     asked = [first.ask(number) for number in range(3)]
     known = [Trial(number, settings, "failed") for number, settings in enumerate(asked)]
-    second = Advisor(SPACE, 0, known)
+    second = OptunaSampler(SPACE, 0, known)
     asked += [second.ask(number) for number in range(3, 6)]
     assert len({tuple(settings.values()) for settings in asked}) == 6
     # There is nothing new left.
@@ -180,8 +180,8 @@ def test_optuna_learns_from_the_trials_of_an_earlier_start():
         Trial(number, {"lr": lr}, "finished", 10, (Score(10, 1.0 - abs(lr - 1e-2), 1.0),))
         for number, lr in enumerate(tried)
     ]
-    advisor = Advisor(space, 0, known)
+    advisor = OptunaSampler(space, 0, known)
     asked = [advisor.ask(number)["lr"] for number in range(20, 40)]
-    blind = Advisor({"lr": Range(1e-5, 1e-1)}, 0, [])
+    blind = OptunaSampler({"lr": Range(1e-5, 1e-1)}, 0, [])
     unguided = [blind.ask(number)["lr"] for number in range(20, 40)]
     assert sum(1e-3 < lr < 5e-2 for lr in asked) > sum(1e-3 < lr < 5e-2 for lr in unguided)

@@ -38,7 +38,7 @@ from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.launch import Outcome, TrainingError, _cause, fit, interrupts
 from beamclip.training.method import Distillation
 from beamclip.training.trace import Seen, read_trace
-from beamclip.training.worker import Plan, Questions, Storage
+from beamclip.training.worker import Questions, Storage, TrainingJob
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -81,7 +81,7 @@ class DistillationBuilder:
 class Run:
     """A run, and what came of it."""
 
-    plan: Plan
+    job: TrainingJob
     workers: WorkersConfig = ONE
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -90,7 +90,7 @@ class Run:
             self.records.append(record)
             on_record(record)
 
-        return fit(self.plan, self.workers, listen)
+        return fit(self.job, self.workers, listen)
 
     @property
     def losses(self) -> dict[int, float]:
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return Path(self.plan.storage.checkpoints)
+        return Path(self.job.storage.checkpoints)
 
     @property
     def checkpoints(self) -> set[str]:
@@ -111,16 +111,16 @@ class Run:
     @property
     def trace(self) -> dict[int, list[Seen]]:
         """Of the steps that all these runs take."""
-        assert self.plan.storage.trace is not None
+        assert self.job.storage.trace is not None
         return {
-            step: seen for step, seen in read_trace(Path(self.plan.storage.trace)).items() if step <= STEPS
+            step: seen for step, seen in read_trace(Path(self.job.storage.trace)).items() if step <= STEPS
         }
 
     def copied(self, folder: Path) -> "Run":
         """The same checkpoints elsewhere, and nothing heard of them yet."""
         kept = shutil.copytree(self.folder.parent, folder / "copy")
         storage = Storage(str(kept / "checkpoints"), keep_checkpoints=1, trace=str(kept / "trace"))
-        return Run(replace(self.plan, storage=storage), self.workers)
+        return Run(replace(self.job, storage=storage), self.workers)
 
 
 NewRun = Callable[..., Run]
@@ -134,7 +134,7 @@ def new_run(
 
     def make(fault: Fault | None = None, workers: WorkersConfig = ONE) -> Run:
         folder = tmp_path_factory.mktemp("runs")
-        plan = Plan(
+        job = TrainingJob(
             build_method=DistillationBuilder(tiny_config, folder / "started", fault),
             shards=shards,
             columns=Columns(),
@@ -149,7 +149,7 @@ def new_run(
             cadence=CadenceConfig(log_every=1, checkpoint_every=4),
             storage=Storage(str(folder / "checkpoints"), keep_checkpoints=1, trace=str(folder / "trace")),
         )
-        return Run(plan, workers)
+        return Run(job, workers)
 
     return make
 
@@ -185,8 +185,8 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 @ray.remote(num_cpus=0.1)
-def alone(
-    plan: Plan, listen: Listener = lambda record: None, workers: WorkersConfig = ONE
+def single_process(
+    job: TrainingJob, listen: Listener = lambda record: None, workers: WorkersConfig = ONE
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | str]:
     """A run in the process of this task; its records, and its state or what it failed by."""
     records = []
@@ -196,7 +196,7 @@ def alone(
         listen(record)
 
     try:
-        return records, fit(plan, workers, on_record, in_process=True).state
+        return records, fit(job, workers, on_record, in_process=True).state
     except TrainingError as error:
         return records, str(error)
     except KeyboardInterrupt:
@@ -214,7 +214,7 @@ def test_a_run_in_this_process_equals_one_in_a_worker_of_ray_train(
 ) -> None:
     """With 0 rows are not read by Ray either."""
     workers = replace(ONE, num_workers=num_workers)
-    records, state = ray.get(alone.remote(new_run().plan, workers=workers))
+    records, state = ray.get(single_process.remote(new_run().job, workers=workers))
     losses = {record["step"]: record["loss"] for record in records if "loss" in record}
     assert losses == undisturbed.run.losses
     assert_same_state(state, undisturbed.outcome.state)
@@ -222,24 +222,24 @@ def test_a_run_in_this_process_equals_one_in_a_worker_of_ray_train(
 
 def test_a_run_in_this_process_fails_by_a_line_and_leaves_no_thread_when_left(new_run: NewRun) -> None:
     run = new_run(fault=break_weights)
-    run.records, problem = ray.get(alone.remote(run.plan))
+    run.records, problem = ray.get(single_process.remote(run.job))
     assert re.match(r"step 6: loss nan.*--lr", problem)
     assert max(run.losses) == 5
     assert run.checkpoints == {"step=00000004"}
     state = read_checkpoint(str(run.folder), 4)
     assert all(torch.isfinite(weight).all() for weight in state["method"].values())
-    _, threads = ray.get(alone.remote(new_run().plan, leave_at_step_2))
+    _, threads = ray.get(single_process.remote(new_run().job, leave_at_step_2))
     assert "beamclip-fit" not in threads
     assert "beamclip-prefetch" not in threads
 
 
 def test_a_missing_shard_ends_a_run_by_a_line_with_its_path_and_the_node(new_run: NewRun) -> None:
-    plan = new_run().plan
-    gone = replace(plan.shards[1], path="file:///nowhere/00001.tar")
-    _, problem = ray.get(alone.remote(replace(plan, shards=[plan.shards[0], gone])))
+    job = new_run().job
+    gone = replace(job.shards[1], path="file:///nowhere/00001.tar")
+    _, problem = ray.get(single_process.remote(replace(job, shards=[job.shards[0], gone])))
     assert problem.startswith(f"file:///nowhere/00001.tar: cannot be read on node {NODE} (FileNotFoundError")
-    kept = replace(plan, shards=[plan.shards[0], replace(gone, may_be_missing=True)])
-    records, state = ray.get(alone.remote(kept))
+    kept = replace(job, shards=[job.shards[0], replace(gone, may_be_missing=True)])
+    records, state = ray.get(single_process.remote(kept))
     assert from_plain(state["position"]).ranks[0].skipped == {MISSING_SHARD: 20}
     told = [line for record in records for _, line in record.get("lost", ())]
     assert told[0].startswith("shard 00001.tar: missing shard (FileNotFoundError")
@@ -343,9 +343,9 @@ def test_the_second_ctrl_c_does_not_wait_for_a_checkpoint() -> None:
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
     stopped: Finished, undisturbed: Finished
 ) -> None:
-    storage = stopped.run.plan.storage
-    resumed = Run(replace(undisturbed.run.plan, storage=storage))
-    resumed.records, state = ray.get(alone.remote(resumed.plan))
+    storage = stopped.run.job.storage
+    resumed = Run(replace(undisturbed.run.job, storage=storage))
+    resumed.records, state = ray.get(single_process.remote(resumed.job))
     assert min(resumed.losses) == stopped.outcome.state["step"] + 1
     assert {**stopped.run.losses, **resumed.losses} == undisturbed.run.losses
     assert resumed.trace == undisturbed.run.trace
@@ -392,14 +392,14 @@ def test_a_run_that_another_command_goes_on_with_ends_and_writes_nothing(
             claim(folder)
             taken_over.touch()
 
-    _, problem = ray.get(alone.remote(run.plan, take_over))
+    _, problem = ray.get(single_process.remote(run.job, take_over))
     assert "another command goes on with this run" in problem
     assert run.starts == 1
     assert run.checkpoints == set()
 
 
 def test_a_finished_run_that_is_resumed_does_nothing(undisturbed: Finished, tmp_path: Path) -> None:
-    records, state = ray.get(alone.remote(undisturbed.run.copied(tmp_path).plan))
+    records, state = ray.get(single_process.remote(undisturbed.run.copied(tmp_path).job))
     assert not any("loss" in record for record in records)
     assert_same_state(state, undisturbed.outcome.state)
 
@@ -408,7 +408,7 @@ def test_a_finished_run_that_is_resumed_does_nothing(undisturbed: Finished, tmp_
 def extended(undisturbed: Finished, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The finished run of one worker, resumed by two for four more steps that are far too large."""
     run = undisturbed.run.copied(tmp_path_factory.mktemp("extended"))
-    run.plan = replace(run.plan, total_steps=STEPS + 4, optim=OptimConfig(lr=1.0, ema_decay=0.9))
+    run.job = replace(run.job, total_steps=STEPS + 4, optim=OptimConfig(lr=1.0, ema_decay=0.9))
     run.workers = TWO
     return Finished(run, run.go())
 
@@ -424,8 +424,8 @@ def test_two_workers_go_on_with_the_run_of_one(extended: Finished) -> None:
 def test_two_workers_see_what_one_had_not_seen_and_nothing_else(
     extended: Finished, shards: list[Shard]
 ) -> None:
-    assert extended.run.plan.storage.trace is not None
-    trace = read_trace(Path(extended.run.plan.storage.trace))
+    assert extended.run.job.storage.trace is not None
+    trace = read_trace(Path(extended.run.job.storage.trace))
     assert [{seen.rank for seen in trace[step]} for step in (1, STEPS + 1, STEPS + 4)] == [
         {0},
         {0, 1},

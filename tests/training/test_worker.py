@@ -25,7 +25,7 @@ from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.launch import fit
 from beamclip.training.loop import Training
 from beamclip.training.method import ImageTextPretraining
-from beamclip.training.worker import Plan, Storage
+from beamclip.training.worker import Storage, TrainingJob
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -44,17 +44,17 @@ class PretrainingBuilder:
         return ImageTextPretraining(new_clip(self.config, seed=1), augmentation=AugmentConfig())
 
 
-def global_batches(plan: Plan, world_size: int) -> Iterator[Batch]:
+def global_batches(job: TrainingJob, world_size: int) -> Iterator[Batch]:
     """What the ranks get together, step for step, without Ray Data and Ray Train."""
-    order = Order(plan.seed, world_size, plan.stream.shuffle_buffer, plan.stream.shuffle_shards)
+    order = Order(job.seed, world_size, job.stream.shuffle_buffer, job.stream.shuffle_shards)
     shares = [
         training_batches(
-            shuffled_rows(plan.shards, plan.columns, beginning(order), rank, read_rows_here),
-            batch_size=plan.batch_size // world_size,
-            image_size=plan.image_size,
-            augment=plan.augmentation,
-            captions=plan.captions,
-            seed=plan.seed,
+            shuffled_rows(job.shards, job.columns, beginning(order), rank, read_rows_here),
+            batch_size=job.batch_size // world_size,
+            image_size=job.image_size,
+            augment=job.augmentation,
+            captions=job.captions,
+            seed=job.seed,
             start=Position(),
             threads=1,
         )
@@ -71,11 +71,11 @@ def global_batches(plan: Plan, world_size: int) -> Iterator[Batch]:
             yield Batch(pixels, draws, captions, keys, epochs, parts[0].position)
 
 
-def curve_of_one(plan: Plan, seed: int, world_size: int) -> list[float]:
+def curve_of_one(job: TrainingJob, seed: int, world_size: int) -> list[float]:
     """Losses of one process that takes the batches of a whole world."""
-    method = plan.build_method(torch.device("cpu"))
-    training = Training(method, plan.optim, total_steps=STEPS, device=torch.device("cpu"), seed=seed)
-    with contextlib.closing(global_batches(replace(plan, seed=seed), world_size)) as batches:
+    method = job.build_method(torch.device("cpu"))
+    training = Training(method, job.optim, total_steps=STEPS, device=torch.device("cpu"), seed=seed)
+    with contextlib.closing(global_batches(replace(job, seed=seed), world_size)) as batches:
         return [training.advance([next(batches)])[1]["loss"].item() for _ in range(STEPS)]
 
 
@@ -95,7 +95,7 @@ class Curves:
 def curves(
     ray_cluster: None, shards: list[Shard], tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Curves:
-    plan = Plan(
+    job = TrainingJob(
         build_method=PretrainingBuilder(tiny_config),
         threads=None,
         shards=shards,
@@ -112,11 +112,11 @@ def curves(
     )
     two = list[float]()
     fit(
-        plan,
+        job,
         WorkersConfig(num_workers=2),
         lambda record: two.extend([record["loss"]] if "loss" in record else []),
     )
-    joined, one = ([curve_of_one(plan, seed, world_size) for seed in range(SEEDS)] for world_size in (2, 1))
+    joined, one = ([curve_of_one(job, seed, world_size) for seed in range(SEEDS)] for world_size in (2, 1))
     return Curves(two, joined, one)
 
 

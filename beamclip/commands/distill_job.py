@@ -1,4 +1,4 @@
-"""A distillation as its workers see it: the plan made of its options, and the student in what they leave."""
+"""A distillation as its workers see it: the job made of its options, and the student in what they leave."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from beamclip.data.cache import CachedViews
 from beamclip.data.shards import Columns, Shard
 from beamclip.training.builders import DistillationBuilder
 from beamclip.training.optim import total_steps
-from beamclip.training.worker import Plan, Storage
+from beamclip.training.worker import Storage, TrainingJob
 
 
 @dataclass(frozen=True)
-class Images:
+class TrainingData:
     """What a distillation trains on."""
 
     shards: list[Shard]
@@ -30,16 +30,16 @@ class Images:
         return sum(shard.samples for shard in self.shards)
 
 
-def distillation_plan(
+def distillation_job(
     config: DistillConfig,
-    images: Images,
+    images: TrainingData,
     *,
     teachers: Sequence[Any],
     student: Any,
     anchors: Any,
     storage: Storage,
-) -> Plan:
-    """The plan of a distillation.
+) -> TrainingJob:
+    """The job of a distillation.
 
     Args:
         config: with a batch size, epochs or steps, and a learning rate; see training.recipe.
@@ -47,7 +47,7 @@ def distillation_plan(
     """
     batch_size = config.stream.batch_size
     assert batch_size is not None
-    return Plan(
+    return TrainingJob(
         build_method=DistillationBuilder(
             tuple(teachers),
             student,

@@ -3,7 +3,7 @@
 import ctypes
 
 
-def hand_back_freed_memory() -> None:
+def trim_heap() -> None:
     """Let glibc give all freed memory back to the kernel.
 
     Of a model that was freed it keeps more than half. A no-op where the C library is another one.

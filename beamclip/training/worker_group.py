@@ -12,15 +12,15 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Team:
+class WorkerGroup:
     """Who this worker is, and what it does together with the others."""
 
     rank: int
     world_size: int
-    on_node: int
+    local_world_size: int
     """Workers on this one's node."""
     device: torch.device
-    from_rank_zero: Callable[[Any], Any]
+    broadcast_from_rank_zero: Callable[[Any], Any]
     """Something small of rank 0 for all; called by every worker, as often."""
     prepared: Callable[[nn.Module], nn.Module]
     """A method wrapped so that its gradients are those of all workers."""
@@ -28,28 +28,28 @@ class Team:
     """Whether a node will soon be taken away; called by every worker, as often."""
 
 
-def ray_train_team() -> Team:
+def ray_train_group() -> WorkerGroup:
     """The workers of the Ray Train run that this process is one of."""
     context = ray.train.get_context()
-    return Team(
+    return WorkerGroup(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        on_node=context.get_local_world_size(),
+        local_world_size=context.get_local_world_size(),
         device=ray.train.torch.get_device(),
-        from_rank_zero=ray.train.collective.broadcast_from_rank_zero,
+        broadcast_from_rank_zero=ray.train.collective.broadcast_from_rank_zero,
         prepared=_data_parallel,
         preempted=lambda: ray.train.get_preemption_info() is not None,
     )
 
 
-def alone(*, use_gpu: bool) -> Team:
+def single_process(*, use_gpu: bool) -> WorkerGroup:
     """This process by itself."""
-    return Team(
+    return WorkerGroup(
         rank=0,
         world_size=1,
-        on_node=1,
+        local_world_size=1,
         device=torch.device("cuda" if use_gpu else "cpu"),
-        from_rank_zero=lambda content: content,
+        broadcast_from_rank_zero=lambda content: content,
         prepared=lambda method: method,
         preempted=lambda: False,
     )
