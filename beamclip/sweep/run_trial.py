@@ -19,9 +19,9 @@ from beamclip.sweep.trial import METRIC
 from beamclip.training.channel import Record
 from beamclip.training.checkpoint import State, read_checkpoint
 from beamclip.training.checkpoint_store import discard_after
-from beamclip.training.launch import TrainingError, fit
+from beamclip.training.launch import fit
 from beamclip.training.loop import trained_weights
-from beamclip.training.worker import Storage, TrainingJob
+from beamclip.training.worker import Storage, TrainingError, TrainingJob
 
 NO_SCORE = -1.0
 """Reported for a trial that failed: Tune wants a number."""

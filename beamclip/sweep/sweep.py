@@ -27,7 +27,8 @@ from beamclip.sweep.trial import Trial, read_trials, write_trial
 from beamclip.sweep.tuning import OptunaSampler, TrialQueue, resources, run_trials, tune_environment
 from beamclip.tracking import Tracking
 from beamclip.training.checkpoint_store import check_writable
-from beamclip.training.launch import TrainingError, interrupts
+from beamclip.training.launch import interrupts
+from beamclip.training.worker import TrainingError
 
 
 def sweep(config: SweepConfig) -> Summary:

@@ -1,4 +1,4 @@
-"""Starts Ray Train for a job, carries its records to a listener, and hands back the final state."""
+"""Starts the workers of a job, carries their records to a listener, and hands back the final state."""
 
 import signal
 import tempfile
@@ -12,24 +12,19 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import ray
-import ray.train
-import ray.train.torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from beamclip.cluster import WorkersConfig
 from beamclip.data.rows import read_rows_here
 from beamclip.training.channel import Channel, Record, RemoteChannel
 from beamclip.training.checkpoint import State, read_checkpoint
 from beamclip.training.checkpoint_store import claim, find_checkpoint
-from beamclip.training.process import CPU_WORKER_ENVIRONMENT
-from beamclip.training.worker import NonRetryableError, TrainingJob, in_one_line, train_alone, train_worker
+from beamclip.training.worker import (
+    NonRetryableError,
+    TrainingError,
+    TrainingJob,
+    train_in_process,
+)
 
 POLL_SECONDS = 0.2
-
-
-class TrainingError(RuntimeError):
-    """A run that could not be finished; the message is for the user."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +35,6 @@ class Outcome:
     """As checkpoint.read_checkpoint gives it."""
     interrupted: bool
     """Whether somebody asked it to stop."""
-
-
-class FailFast(ray.train.UserCallback):
-    """Ends a run whose workers need not be restarted.
-
-    Ray Train restarts its workers whatever it was that they raised; only an error in a callback ends a run.
-    """
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise the first worker's NonRetryableError, if there is one."""
-        for _, error in sorted(worker_exceptions.items()):
-            if isinstance(error, NonRetryableError):
-                raise error
 
 
 def fit(
@@ -78,13 +60,20 @@ def fit(
     job = replace(job, storage=storage)
     scratch_folder = tempfile.TemporaryDirectory(prefix="beamclip-ray-", ignore_cleanup_errors=True)
     with interrupts() as interrupted, scratch_folder as scratch:
-        channel = _channel(workers)
-        job = replace(job, channel=channel)
+        in_process = in_process or workers.without_ray
         if workers.without_ray:
             job = replace(job, read=read_rows_here)
-        in_process = in_process or workers.without_ray
-        alone = partial(train_alone, job, use_gpu=workers.use_gpu)
-        body = alone if in_process else _trainer(job, workers, scratch).fit
+        if in_process:
+            channel: Channel | RemoteChannel = Channel()
+            job = replace(job, channel=channel)
+            body = partial(train_in_process, job, use_gpu=workers.use_gpu)
+        else:
+            # Ray takes seconds to import.
+            from beamclip.training.ray_train import open_channel, run_workers
+
+            channel = open_channel()
+            job = replace(job, channel=channel)
+            body = partial(run_workers, job, workers, scratch)
         try:
             _run(body, channel, on_record, interrupted, in_process=in_process)
         except TrainingError:
@@ -97,36 +86,9 @@ def fit(
     return Outcome(read_checkpoint(job.storage.checkpoints, found.manifest.step), interrupted.is_set())
 
 
-def _channel(workers: WorkersConfig) -> Channel | RemoteChannel:
-    if workers.without_ray:
-        return Channel()
-    # On this node: another one may be lost, and the run with it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return RemoteChannel(scheduling_strategy=here)
-
-
 def _is_complete(job: TrainingJob) -> bool:
     last = find_checkpoint(job.storage.checkpoints).manifest
     return last is not None and last.step >= job.total_steps
-
-
-def _trainer(job: TrainingJob, workers: WorkersConfig, scratch: str) -> ray.train.torch.TorchTrainer:
-    return ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={"job": ray.put(job)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
-        ),
-        run_config=ray.train.RunConfig(
-            # Ray reports nothing and keeps nothing there: the workers write their checkpoints themselves.
-            name="train",
-            storage_path=scratch,
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
-            callbacks=[FailFast()],  # type: ignore[list-item]
-            logging_config=ray.train.LoggingConfig("ERROR"),  # type: ignore[call-arg]
-            worker_runtime_env={"env_vars": {} if workers.use_gpu else CPU_WORKER_ENVIRONMENT},
-        ),
-    )
 
 
 def _run(
@@ -189,24 +151,8 @@ def _watch(
 def _check(future: "Future[Any]") -> None:
     try:
         future.result()
-    except (ray.train.TrainingFailedError, NonRetryableError) as error:
-        raise TrainingError(_cause(error)) from error
-
-
-def _cause(error: BaseException) -> str:
-    """What was wrong, in one line; Ray's own message is a page of nested tracebacks."""
-    failures = sorted(getattr(error, "worker_failures", {}).items())
-    # The peers of a lost worker fail as well, by errors of the connection to it.
-    for rank, failure in failures:
-        if isinstance(getattr(failure, "health_check_failure", failure), ray.exceptions.RayActorError):
-            return (
-                f"worker {rank}: its process or its node was lost, and --max-failures allows no more "
-                "restarts. Most often memory ran out; lower --batch-size, or look into Ray's logs."
-            )
-    for rank, failure in failures:
-        return f"worker {rank}: {in_one_line(failure)}"
-    failure = getattr(error, "controller_failure", error)
-    return str(failure).splitlines()[0] if isinstance(failure, NonRetryableError) else in_one_line(failure)
+    except NonRetryableError as error:
+        raise TrainingError(str(error).splitlines()[0]) from error
 
 
 @contextmanager

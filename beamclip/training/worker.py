@@ -1,8 +1,9 @@
-"""What each Ray Train worker runs: build the method, stream the rank's data, run the loop."""
+"""What each worker of a training runs: build the method, stream the rank's data, run the loop."""
 
 import contextlib
 import logging
 import os
+import socket
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -36,7 +36,7 @@ from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.loop import NonFiniteLossError, Request, Training, run_loop
 from beamclip.training.process import prepare_process
 from beamclip.training.trace import Trace
-from beamclip.training.worker_group import WorkerGroup, ray_train_group, single_process
+from beamclip.training.worker_group import WorkerGroup, single_process
 
 _REPEATABLE = (
     CheckpointError,
@@ -56,6 +56,10 @@ _REPEATABLE = (
 
 SECONDS_BETWEEN_QUESTIONS = 1.0
 """Between two looks whether a run is to end, a step at least: a node is taken away in a minute or two."""
+
+
+class TrainingError(RuntimeError):
+    """A run that could not be finished; the message is for the user."""
 
 
 class NonRetryableError(RuntimeError):
@@ -104,25 +108,21 @@ class TrainingJob:
     captions: CaptionConfig = field(default_factory=CaptionConfig)
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Entry point of Ray Train; `config["job"]` is a reference to a TrainingJob.
-
-    Raises:
-        NonRetryableError: the run cannot be finished, however often its workers are restarted.
-    """
-    _train_or_give_up(ray.get(config["job"]), ray_train_group())
-
-
-def train_alone(job: TrainingJob, *, use_gpu: bool) -> None:
+def train_in_process(job: TrainingJob, *, use_gpu: bool) -> None:
     """Train in this process, which is the only worker.
 
     Raises:
         NonRetryableError: the run cannot be finished, however often this is called again.
     """
-    _train_or_give_up(job, single_process(use_gpu=use_gpu))
+    train_in_group(job, single_process(use_gpu=use_gpu))
 
 
-def _train_or_give_up(job: TrainingJob, group: WorkerGroup) -> None:
+def train_in_group(job: TrainingJob, group: WorkerGroup) -> None:
+    """Train as one of a group of workers, all of which call this.
+
+    Raises:
+        NonRetryableError: the run cannot be finished, however often its workers are restarted.
+    """
     try:
         _train(job, group)
     except _REPEATABLE as error:
@@ -132,8 +132,9 @@ def _train_or_give_up(job: TrainingJob, group: WorkerGroup) -> None:
 
 def in_one_line(error: BaseException) -> str:
     """The error's text, after its type where it is not one of ours."""
-    # Ray's wrapper around an error in a task prints the task's traceback.
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    # Ray's wrapper around an error in a task prints the task's traceback, and keeps the error itself.
+    inner = getattr(error, "cause", None)
+    cause = inner if isinstance(inner, BaseException) else error
     text = " ".join(str(cause).split())
     return text if type(cause).__module__.startswith("beamclip") else f"{type(cause).__name__}: {text}"
 
@@ -170,7 +171,7 @@ class _Start:
 def _start(job: TrainingJob, group: WorkerGroup) -> _Start:
     """Rank 0 looks for the newest whole checkpoint, and tells of damaged ones that it passed over."""
     if not holds_claim(job.storage.checkpoints, job.storage.claim):
-        node = ray.util.get_node_ip_address()
+        node = socket.gethostname()
         raise CheckpointError(
             f"worker {group.rank} on {node} does not see what the command left at "
             f"{job.storage.checkpoints}. Give --checkpoints an address that all nodes reach, as "

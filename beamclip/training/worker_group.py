@@ -1,12 +1,9 @@
-"""The workers that train together, as one of them sees them: those of Ray Train, or one process alone."""
+"""The workers that train together, as one of them sees them: of Ray Train (`ray_train`), or one process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ray.train
-import ray.train.collective
-import ray.train.torch
 import torch
 from torch import nn
 
@@ -28,20 +25,6 @@ class WorkerGroup:
     """Whether a node will soon be taken away; called by every worker, as often."""
 
 
-def ray_train_group() -> WorkerGroup:
-    """The workers of the Ray Train run that this process is one of."""
-    context = ray.train.get_context()
-    return WorkerGroup(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        local_world_size=context.get_local_world_size(),
-        device=ray.train.torch.get_device(),
-        broadcast_from_rank_zero=ray.train.collective.broadcast_from_rank_zero,
-        prepared=_data_parallel,
-        preempted=lambda: ray.train.get_preemption_info() is not None,
-    )
-
-
 def single_process(*, use_gpu: bool) -> WorkerGroup:
     """This process by itself."""
     return WorkerGroup(
@@ -53,8 +36,3 @@ def single_process(*, use_gpu: bool) -> WorkerGroup:
         prepared=lambda method: method,
         preempted=lambda: False,
     )
-
-
-def _data_parallel(method: nn.Module) -> nn.Module:
-    # Rank 0's buffers are the ones that are saved; sending them to the others each step would change nothing.
-    return ray.train.torch.prepare_model(method, parallel_strategy_kwargs={"broadcast_buffers": False})

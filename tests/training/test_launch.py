@@ -35,10 +35,11 @@ from beamclip.prompts.anchors import Anchors
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import claim
 from beamclip.training.config import CadenceConfig, OptimConfig
-from beamclip.training.launch import Outcome, TrainingError, _cause, fit, interrupts
+from beamclip.training.launch import Outcome, fit, interrupts
 from beamclip.training.method import Distillation
+from beamclip.training.ray_train import _cause
 from beamclip.training.trace import Seen, read_trace
-from beamclip.training.worker import Questions, Storage, TrainingJob
+from beamclip.training.worker import Questions, Storage, TrainingError, TrainingJob
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

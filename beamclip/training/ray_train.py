@@ -1,0 +1,120 @@
+"""Ray Train under a job: the workers as Ray Train starts them, and what their failures mean."""
+
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.collective
+import ray.train.torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import nn
+
+from beamclip.cluster import WorkersConfig
+from beamclip.training.channel import RemoteChannel
+from beamclip.training.process import CPU_WORKER_ENVIRONMENT
+from beamclip.training.worker import (
+    NonRetryableError,
+    TrainingError,
+    TrainingJob,
+    in_one_line,
+    train_in_group,
+)
+from beamclip.training.worker_group import WorkerGroup
+
+
+def open_channel() -> RemoteChannel:
+    """A channel that workers on any node reach."""
+    # On this node: another one may be lost, and the run with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return RemoteChannel(scheduling_strategy=here)
+
+
+def run_workers(job: TrainingJob, workers: WorkersConfig, scratch: str) -> None:
+    """Run the workers of a job to their end; they are restarted where one is lost.
+
+    Args:
+        scratch: folder for what Ray Train itself writes.
+
+    Raises:
+        TrainingError: they were lost more often than allowed, or met an error that would come again.
+    """
+    try:
+        _trainer(job, workers, scratch).fit()
+    except (ray.train.TrainingFailedError, NonRetryableError) as error:
+        raise TrainingError(_cause(error)) from error
+
+
+def _trainer(job: TrainingJob, workers: WorkersConfig, scratch: str) -> ray.train.torch.TorchTrainer:
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"job": ray.put(job)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
+        ),
+        run_config=ray.train.RunConfig(
+            # Ray reports nothing and keeps nothing there: the workers write their checkpoints themselves.
+            name="train",
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+            callbacks=[FailFast()],  # type: ignore[list-item]
+            logging_config=ray.train.LoggingConfig("ERROR"),  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": {} if workers.use_gpu else CPU_WORKER_ENVIRONMENT},
+        ),
+    )
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Entry point of Ray Train; `config["job"]` is a reference to a TrainingJob.
+
+    Raises:
+        NonRetryableError: the run cannot be finished, however often its workers are restarted.
+    """
+    train_in_group(ray.get(config["job"]), ray_train_group())
+
+
+def ray_train_group() -> WorkerGroup:
+    """The workers of the Ray Train run that this process is one of."""
+    context = ray.train.get_context()
+    return WorkerGroup(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_world_size=context.get_local_world_size(),
+        device=ray.train.torch.get_device(),
+        broadcast_from_rank_zero=ray.train.collective.broadcast_from_rank_zero,
+        prepared=_data_parallel,
+        preempted=lambda: ray.train.get_preemption_info() is not None,
+    )
+
+
+def _data_parallel(method: nn.Module) -> nn.Module:
+    # Rank 0's buffers are the ones that are saved; sending them to the others each step would change nothing.
+    return ray.train.torch.prepare_model(method, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+
+class FailFast(ray.train.UserCallback):
+    """Ends a run whose workers need not be restarted.
+
+    Ray Train restarts its workers whatever it was that they raised; only an error in a callback ends a run.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise the first worker's NonRetryableError, if there is one."""
+        for _, error in sorted(worker_exceptions.items()):
+            if isinstance(error, NonRetryableError):
+                raise error
+
+
+def _cause(error: BaseException) -> str:
+    """What was wrong, in one line; Ray's own message is a page of nested tracebacks."""
+    failures = sorted(getattr(error, "worker_failures", {}).items())
+    # The peers of a lost worker fail as well, by errors of the connection to it.
+    for rank, failure in failures:
+        if isinstance(getattr(failure, "health_check_failure", failure), ray.exceptions.RayActorError):
+            return (
+                f"worker {rank}: its process or its node was lost, and --max-failures allows no more "
+                "restarts. Most often memory ran out; lower --batch-size, or look into Ray's logs."
+            )
+    for rank, failure in failures:
+        return f"worker {rank}: {in_one_line(failure)}"
+    failure = getattr(error, "controller_failure", error)
+    return str(failure).splitlines()[0] if isinstance(failure, NonRetryableError) else in_one_line(failure)
