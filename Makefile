@@ -14,7 +14,7 @@ UI_PORT ?= 5000
 ARGS ?=
 # Tried in this order; `make PYTHON=/path/to/python test` puts another one first.
 PYTHON ?=
-PYTHONS := $(PYTHON) python3.12 python3.11 python3.10 python3
+PYTHONS := $(PYTHON) python3.12 python3.13 python3.11 python3
 
 .PHONY: help setup quickstart test lint ui bench clean
 
@@ -52,13 +52,13 @@ clean: ## remove .venv, caches and build products; runs/ stays
 define FIND_PYTHON
 unfit="$$(python3 --version 2>&1)"; \
 for python in $(PYTHONS); do \
-    "$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || continue; \
+    "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || continue; \
     unfit="$$python without its venv module (on Debian and Ubuntu: apt-get install python3-venv)"; \
     "$$python" -c 'import ensurepip, venv' 2>/dev/null || continue; \
     unfit=""; break; \
 done; \
 if [ -n "$$unfit" ]; then \
-    echo "beamclip needs Python 3.10, 3.11 or 3.12; here is $$unfit." >&2; \
+    echo "beamclip needs Python 3.11, 3.12 or 3.13; here is $$unfit." >&2; \
     echo "Install one of them, or say where it is: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
     exit 1; \
 fi

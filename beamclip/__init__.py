@@ -2,7 +2,7 @@
 
 from beamclip.cluster import set_ray_environment
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Ray reads its settings when it is imported, which any module of this package may be the first to do.
 set_ray_environment()

@@ -1,20 +1,8 @@
-"""Embed images by a teacher once, in several views each, for any number of distillations.
-
-python pipelines/embed.py --data SHARDS --teacher T --out CACHE
-"""
+"""`beamclip embed`, from a checkout: python pipelines/embed.py --help"""
 
 import sys
 
-from beamclip.commands.command_line import run_command
-from beamclip.commands.options import EmbedConfig
-
-
-def run(config: EmbedConfig) -> None:
-    # Imported when the options are known to be right: torch, Ray and timm take seconds.
-    from beamclip.commands.embed import embed
-
-    embed(config)
-
+from beamclip.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(EmbedConfig, run, __doc__))
+    sys.exit(main(["embed", *sys.argv[1:]]))

@@ -1,21 +1,8 @@
-"""Score a model on labelled images: zero-shot classification and linear probe.
-
-python pipelines/evaluate.py --model RUN --data LABELLED --classes FILE --tasks zeroshot probe
-    --train-data LABELLED
-"""
+"""`beamclip evaluate`, from a checkout: python pipelines/evaluate.py --help"""
 
 import sys
 
-from beamclip.commands.command_line import run_command
-from beamclip.commands.options import EvaluateConfig
-
-
-def run(config: EvaluateConfig) -> None:
-    # Imported when the options are known to be right: torch, Ray and timm take seconds.
-    from beamclip.commands.evaluate import evaluate
-
-    evaluate(config)
-
+from beamclip.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(EvaluateConfig, run, __doc__))
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

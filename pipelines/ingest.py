@@ -1,20 +1,8 @@
-"""Download a list of image URLs and captions into shards, with img2dataset.
-
-python pipelines/ingest.py --urls list.parquet --url-column url --caption-column caption --out SHARDS
-"""
+"""`beamclip ingest`, from a checkout: python pipelines/ingest.py --help"""
 
 import sys
 
-from beamclip.commands.command_line import run_command
-from beamclip.ingest.config import IngestConfig
-
-
-def run(config: IngestConfig) -> None:
-    # Imported when the options are known to be right: torch, Ray and timm take seconds.
-    from beamclip.commands.ingest import ingest_urls
-
-    ingest_urls(config)
-
+from beamclip.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(IngestConfig, run, __doc__))
+    sys.exit(main(["ingest", *sys.argv[1:]]))

@@ -1,20 +1,8 @@
-"""Train an image and a text tower from captioned shards.
-
-python pipelines/pretrain.py --data SHARDS --model tiny-resnet18 --out RUN
-"""
+"""`beamclip pretrain`, from a checkout: python pipelines/pretrain.py --help"""
 
 import sys
 
-from beamclip.commands.command_line import run_command
-from beamclip.commands.options import PretrainConfig
-
-
-def run(config: PretrainConfig) -> None:
-    # Imported when the options are known to be right: torch, Ray and timm take seconds.
-    from beamclip.commands.pretrain import pretrain
-
-    pretrain(config)
-
+from beamclip.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(PretrainConfig, run, __doc__))
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

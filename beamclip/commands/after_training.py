@@ -94,4 +94,4 @@ def _how_to_score(config: DistillConfig | PretrainConfig, run_dir: Path) -> str:
         if value != getattr(PromptConfig(), item.name):
             values = value if isinstance(value, tuple) else (value,)
             words += [f"--{item.name.replace('_', '-')}", *values]
-    return f"python pipelines/evaluate.py {shlex.join(map(str, words))}"
+    return f"beamclip evaluate {shlex.join(map(str, words))}"

@@ -29,7 +29,9 @@ from beamclip.runs.folder import CONFIG_FILE, new_run_dir
 Config = TypeVar("Config")
 
 
-def parse(config_class: type[Config], argv: Sequence[str], description: str) -> Config:
+def parse(
+    config_class: type[Config], argv: Sequence[str], description: str, program: str = "beamclip"
+) -> Config:
     """The configuration that flags, then a YAML file, then the defaults give.
 
     Raises:
@@ -47,7 +49,7 @@ def parse(config_class: type[Config], argv: Sequence[str], description: str) -> 
                 args=list(argv),
                 default=default,
                 description=description,
-                prog=f"python {os.path.relpath(sys.argv[0])}",
+                prog=program,
                 config=(
                     tyro.conf.OmitArgPrefixes,
                     tyro.conf.HelptextFromCommentsOff,
@@ -119,6 +121,8 @@ def run_command(
     body: Callable[[Config], Any],
     description: str,
     argv: Sequence[str] | None = None,
+    *,
+    program: str = "beamclip",
 ) -> int:
     """Parse, run, and say in a line or two what went wrong; the traceback goes to <out>/error.log.
 
@@ -131,7 +135,7 @@ def run_command(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        config = parse(config_class, sys.argv[1:] if argv is None else argv, description)
+        config = parse(config_class, sys.argv[1:] if argv is None else argv, description, program)
         out = getattr(config, "out", None)
         with _sigterm_like_ctrl_c():
             body(config)

@@ -137,7 +137,7 @@ def cached_views(
             held = ", ".join(f"{each.address} ({each.fingerprint[:12]})" for each in manifest.teachers)
             raise InputError(
                 f"{config.data}: holds no embeddings by {teacher.address} ({teacher.fingerprint[:12]}), "
-                f"but by {held}. Give --teacher one of these, or build another cache with pipelines/embed.py."
+                f"but by {held}. Give --teacher one of these, or build another cache with beamclip embed."
             )
     size = needed_size(teachers, student)
     if manifest.image_size < size:

@@ -380,6 +380,4 @@ def _show(out: str, summary: Summary) -> None:
     size = summary.stages["bytes_per_sample"]
     print_stage("cache", f"{plural(summary.counts.attempted, 'image')}, {size / 1000:,.1f} kB each", out)
     if not is_address(out):
-        print(
-            f"python pipelines/distill.py --config {out}/{DISTILL_CONFIG} --student resnet18 --classes FILE"
-        )
+        print(f"beamclip distill --config {out}/{DISTILL_CONFIG} --student resnet18 --classes FILE")

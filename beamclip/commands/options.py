@@ -39,11 +39,11 @@ class DistillConfig:
     """Transfer a CLIP teacher into a small student, from images alone."""
 
     data: PathOrAddress = None
-    """Required. Folder or address of the shards that pipelines/ingest.py wrote, or of a teacher cache that
-    pipelines/embed.py made of them: with it, no teacher looks at an image."""
+    """Required. Folder or address of the shards that beamclip ingest wrote, or of a teacher cache that
+    beamclip embed made of them: with it, no teacher looks at an image."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
-    open_clip:NAME/FILE, or a run of pretrain.py."""
+    open_clip:NAME/FILE, or a run of beamclip pretrain."""
     more_teachers: tuple[str, ...] = ()
     """Further teachers: the anchors' similarities are averaged over all; the student takes the text tower of
     the first."""
@@ -99,7 +99,7 @@ class PretrainConfig:
     """Train an image and a text tower from captioned images."""
 
     data: PathOrAddress = None
-    """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
+    """Required. Folder or address of the shards that beamclip ingest wrote."""
     model: str = "tiny-resnet18"
     """A named configuration, a name of open_clip, or a JSON file of open_clip's form."""
     objective: Objective = "clip"
@@ -137,10 +137,10 @@ class EmbedConfig:
     """Embed images by a teacher once, for any number of distillations."""
 
     data: PathOrAddress = None
-    """Required. Folder or address of the shards that pipelines/ingest.py wrote."""
+    """Required. Folder or address of the shards that beamclip ingest wrote."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
-    open_clip:NAME/FILE, or a run of pretrain.py."""
+    open_clip:NAME/FILE, or a run of beamclip pretrain."""
     more_teachers: tuple[str, ...] = ()
     """Further teachers, whose embeddings lie beside the first one's."""
     out: PathOrAddress = None
@@ -185,7 +185,7 @@ class PromptsConfig:
     """Required. Class list (text, YAML or JSON)."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
-    open_clip:NAME/FILE, or a run of pretrain.py."""
+    open_clip:NAME/FILE, or a run of beamclip pretrain."""
     data: PathOrAddress = None
     """Shards on whose images sets of templates are compared, and whose captions context_source captions
     reads."""

@@ -60,7 +60,7 @@ def load_inputs(config: PretrainConfig) -> DistillInputs:
         InputError: for the first thing that cannot be used.
     """
     if config.data is None:
-        raise InputError("--data SHARDS is missing: the folder that pipelines/ingest.py wrote.")
+        raise InputError("--data SHARDS is missing: the folder that beamclip ingest wrote.")
     if config.scoring.eval_data and config.classes is None:
         raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
     _refuse_idle_options(config)

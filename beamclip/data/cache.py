@@ -28,7 +28,7 @@ from beamclip.errors import InputError
 
 CACHE_FILE = "cache.json"
 
-_FORMAT = 1
+_FORMAT = 2
 _ROW_GROUP_BYTES = 4 << 20
 _ROW_GROUP_ROWS = 128
 """What a reader holds at a time of each shard that it has open, whichever comes first."""
@@ -134,7 +134,7 @@ def read_manifest(address: str) -> CacheManifest:
     """
     fs, root = fsspec.core.url_to_fs(address)
     path = posixpath.join(root, CACHE_FILE)
-    advice = "Build it with pipelines/embed.py."
+    advice = "Build it with beamclip embed."
     try:
         content = json.loads(fs.cat_file(path))
         if content.pop("format") != _FORMAT:
@@ -155,7 +155,7 @@ def finished_manifest(address: str) -> CacheManifest:
     """
     manifest = read_manifest(address)
     if manifest.samples is None:
-        raise InputError(f"{address}: this teacher cache is not finished. Run pipelines/embed.py again.")
+        raise InputError(f"{address}: this teacher cache is not finished. Run beamclip embed again.")
     return manifest
 
 

@@ -51,7 +51,7 @@ class AugmentConfig:
     """Smallest share of the image's area that a random crop keeps, above 0 to 1; 1 keeps the whole image."""
     crop_ratio: Annotated[float, Range(1)] = 4 / 3
     """Largest aspect ratio of a random crop, its inverse the smallest; exceeded where no such crop fits."""
-    flip: Share = 0.0
+    flip_prob: Share = 0.0
     """Probability of a horizontal mirror image; leave it at 0 where left and right carry meaning."""
     rotate: Annotated[float, Range(0, 180)] = 10.0
     """Largest rotation, degrees to either side."""
@@ -61,9 +61,9 @@ class AugmentConfig:
     """Largest relative change of scale, to either side."""
     jitter: Share = 0.3
     """Largest relative change of brightness, contrast and saturation, to either side."""
-    grey: Share = 0.0
+    grey_prob: Share = 0.0
     """Probability of removing all colour."""
-    blur: Share = 0.0
+    blur_prob: Share = 0.0
     """Probability of a Gaussian blur."""
     blur_sigma_min: Positive = 0.1
     """Smallest standard deviation of the blur, pixels of the crop."""

@@ -113,13 +113,13 @@ def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
     Raises:
         InputError: the folder is missing, holds no finished shard, or lacks one that has statistics.
     """
-    fs, root = _open_folder(address, "Give the folder that `pipelines/ingest.py --out` wrote.")
+    fs, root = _open_folder(address, "Give the folder that `beamclip ingest --out` wrote.")
     files = {posixpath.basename(path): path for path in fs.ls(root, detail=False)}
     stats = sorted(name for name in files if name.endswith(STATS_SUFFIX))
     if not stats:
         raise InputError(
             f"{address}: no finished shard (no *{STATS_SUFFIX} among {len(files)} files). "
-            "Run pipelines/ingest.py, or give the folder that holds its shards."
+            "Run beamclip ingest, or give the folder that holds its shards."
         )
     tars = any(f"{name.removesuffix(STATS_SUFFIX)}.tar" in files for name in stats)
     with ThreadPoolExecutor(32) as pool:

@@ -243,11 +243,11 @@ def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
         uint8 [B, 3, H, W].
     """
     centred = draws * 2.0 - 1.0
-    mirrored, greyed = draws[:, 0] < config.flip, draws[:, 8] < config.grey
+    mirrored, greyed = draws[:, 0] < config.flip_prob, draws[:, 8] < config.grey_prob
     moved = bool(config.rotate or config.translate or config.zoom)
-    if config.flip and not moved:
+    if config.flip_prob and not moved:
         pixels = _mirror(pixels, mirrored)
-    if not (moved or config.jitter or config.grey or config.blur):
+    if not (moved or config.jitter or config.grey_prob or config.blur_prob):
         return pixels
     # In planes, which sampling and the mixing of channels are faster on.
     images = pixels.contiguous().float()
@@ -255,12 +255,14 @@ def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     with torch.autocast(pixels.device.type, enabled=False):
         if moved:
             images = _affine(images, mirrored, centred[:, 1:5], config)
-        if config.jitter or config.grey:
+        if config.jitter or config.grey_prob:
             images = _colour(images, 1.0 + config.jitter * centred[:, 5:8], greyed)
-        if config.blur:
+        if config.blur_prob:
             span = config.blur_sigma_max - config.blur_sigma_min
             sigma = config.blur_sigma_min + span * draws[:, 10]
-            images = _blur(images, sigma, draws[:, 9] < config.blur, math.ceil(3.0 * config.blur_sigma_max))
+            images = _blur(
+                images, sigma, draws[:, 9] < config.blur_prob, math.ceil(3.0 * config.blur_sigma_max)
+            )
     return images.round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -1,6 +1,6 @@
 """When a host wants to be asked again."""
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 _BACKOFF_SECONDS = 1.0
@@ -34,5 +34,5 @@ def _seconds(retry_after: str | None) -> float | None:
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
     if date.tzinfo is None:
-        date = date.replace(tzinfo=timezone.utc)
-    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())

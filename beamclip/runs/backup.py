@@ -12,8 +12,8 @@ from pathlib import Path
 import fsspec
 
 from beamclip.addresses import reachable, without_secrets
-from beamclip.runs.folder import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE, make_run_dir
 from beamclip.errors import InputError
+from beamclip.runs.folder import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE, make_run_dir
 
 log = logging.getLogger(__name__)
 

@@ -263,5 +263,5 @@ def _show(out: Path, space: Space, summary: Summary) -> None:
     best = best_of(trials)
     if best is not None:
         print(f"best: {in_words(best.settings)}")
-        print(f"python pipelines/distill.py --config {out / BEST_FILE} --out RUN")
+        print(f"beamclip distill --config {out / BEST_FILE} --out RUN")
     print(f"{out}: {TRIALS_FILE}  {BEST_FILE}  {PLOTS}/  summary.json")

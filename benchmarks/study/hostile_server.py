@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
 from itertools import chain, repeat
@@ -56,7 +56,7 @@ def _slow_redirect(path: str) -> Pieces:
 
 
 def _in_an_hour() -> str:
-    return format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)
+    return format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
 
 
 FLOODS: dict[str, tuple[Callable[[str], Pieces], str]] = {

@@ -49,7 +49,7 @@ def test_a_model_whose_scoring_fails_is_there_and_the_command_says_how_to_score_
     assert run_command(DistillConfig, lambda _: distill(config), "", argv=[]) == 1
     message = capsys.readouterr().err
     assert "label not in the class list" in message
-    assert f"The trained model is in {out}/model. Score it by: python pipelines/evaluate.py" in message
+    assert f"The trained model is in {out}/model. Score it by: beamclip evaluate" in message
     assert f"--model {out} --data {corpus.test} --classes {tmp_path}/other.txt" in message
     assert load_clip(str(out)).image_size == 32
     assert "None were measured." in (out / "model" / "README.md").read_text()
@@ -70,7 +70,7 @@ def test_what_comes_after_a_failure_is_still_done_and_all_failures_are_named():
     assert str(error.value) == (
         "curves: OSError: no space left. scoring: labelled: no label. "
         "The trained model is in runs/a b/model. "
-        "Score it by: python pipelines/evaluate.py --model 'runs/a b' --data labelled --classes classes.yaml"
+        "Score it by: beamclip evaluate --model 'runs/a b' --data labelled --classes classes.yaml"
     )
 
 

@@ -34,7 +34,7 @@ MANIFEST = CacheManifest(
     teachers=TEACHERS,
     image_size=32,
     augmentations=2,
-    augmentation={"flip": 0.5, "rotate": 0.0},
+    augmentation={"flip_prob": 0.5, "rotate": 0.0},
     draws=4,
     seed=0,
     captions=False,
@@ -160,10 +160,10 @@ def test_differences_name_what_differs_and_pass_over_what_is_made_later() -> Non
     other = replace(
         MANIFEST,
         seed=3,
-        augmentation={"flip": 0.5, "rotate": 5.0},
+        augmentation={"flip_prob": 0.5, "rotate": 5.0},
         teachers=(TEACHERS[0], replace(TEACHERS[1], fingerprint="c" * 64)),
     )
     found = "; ".join(differences(MANIFEST, other))
     for part in ("seed: 0 there, 3 here", "rotate: 0.0 there, 5.0 here", "second (fp32, bbbbbbbbbbbb) there"):
         assert part in found
-    assert "flip" not in found
+    assert "flip_prob" not in found

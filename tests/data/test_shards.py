@@ -93,7 +93,7 @@ def test_finished_shards_are_listed_by_name_with_the_counts_of_their_statistics(
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere: no such folder\. Give the folder that `pipelines/ingest"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder\. Give the folder that `beamclip ingest"):
         list_shards(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"nowhere: no such folder\. Give shards with a label column"):
         list_labelled(str(tmp_path / "nowhere"))

@@ -39,9 +39,16 @@ from beamclip.data.transforms import (
 from beamclip.errors import InputError
 
 IDENTITY = AugmentConfig(
-    crop_scale_min=1.0, crop_ratio=1.0, flip=0.0, rotate=0.0, translate=0.0, zoom=0.0, jitter=0.0, grey=0.0
+    crop_scale_min=1.0,
+    crop_ratio=1.0,
+    flip_prob=0.0,
+    rotate=0.0,
+    translate=0.0,
+    zoom=0.0,
+    jitter=0.0,
+    grey_prob=0.0,
 )
-EVERYTHING = AugmentConfig(flip=0.5, grey=0.3, blur=0.5)
+EVERYTHING = AugmentConfig(flip_prob=0.5, grey_prob=0.3, blur_prob=0.5)
 KEYS = [f"{i:09d}" for i in range(4000)]
 
 
@@ -319,12 +326,12 @@ def test_each_image_is_augmented_by_its_own_draws_only() -> None:
 @pytest.mark.parametrize("size", [16, 17])
 def test_the_mirror_is_exact(size: int) -> None:
     pixels = pixel_batch(size=size)
-    assert torch.equal(augment(pixels, augment_draws(), replace(IDENTITY, flip=1.0)), pixels.flip(3))
+    assert torch.equal(augment(pixels, augment_draws(), replace(IDENTITY, flip_prob=1.0)), pixels.flip(3))
 
 
 def test_the_mirror_strikes_as_often_as_asked() -> None:
     pixels = pixel_batch(1).expand(400, -1, -1, -1)
-    found = augment(pixels, augment_draws(400), replace(IDENTITY, flip=0.3))
+    found = augment(pixels, augment_draws(400), replace(IDENTITY, flip_prob=0.3))
     mirrored = (found == pixels.flip(3)).flatten(1).all(1)
     straight = (found == pixels).flatten(1).all(1)
     assert (mirrored ^ straight).all()
@@ -364,7 +371,7 @@ def test_zoom_scales_about_the_centre() -> None:
 
 def test_grey_images_have_equal_channels_and_the_brightness_of_the_original() -> None:
     pixels = pixel_batch()
-    found = augment(pixels, augment_draws(), replace(IDENTITY, grey=1.0)).float()
+    found = augment(pixels, augment_draws(), replace(IDENTITY, grey_prob=1.0)).float()
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     assert torch.equal(found[:, 0], found[:, 1])
     assert torch.equal(found[:, 0], found[:, 2])
@@ -423,7 +430,7 @@ def test_jitter_equals_torchvisions_in_any_order(order: tuple[int, ...]) -> None
 
 def test_grey_equals_torchvisions() -> None:
     pixels = pixel_batch()
-    found = augment(pixels, augment_draws(), replace(IDENTITY, grey=1.0)).float()
+    found = augment(pixels, augment_draws(), replace(IDENTITY, grey_prob=1.0)).float()
     wanted = functional.rgb_to_grayscale(pixels / 255.0, num_output_channels=3) * 255.0
     assert (found - wanted).abs().max() <= 0.51 + 0.1
 
@@ -455,7 +462,7 @@ def smooth_batch() -> torch.Tensor:
 def test_blur_equals_torchvisions(draw: float) -> None:
     pixels, draws = pixel_batch(size=24), torch.full((6, AUGMENT_DRAWS), 0.0)
     draws[:, 10] = draw
-    config = replace(IDENTITY, blur=1.0, blur_sigma_min=0.5, blur_sigma_max=2.0)
+    config = replace(IDENTITY, blur_prob=1.0, blur_sigma_min=0.5, blur_sigma_max=2.0)
     found = augment(pixels, draws, config).float()
     wanted = functional.gaussian_blur(pixels.float(), kernel_size=[13, 13], sigma=[0.5 + 1.5 * draw] * 2)
     assert (found - wanted).abs().max() <= 0.51
@@ -463,7 +470,7 @@ def test_blur_equals_torchvisions(draw: float) -> None:
 
 def test_blur_has_a_sigma_for_each_image_and_spares_the_others() -> None:
     pixels, draws = pixel_batch(count=40, size=24), augment_draws(40)
-    config = replace(IDENTITY, blur=0.5, blur_sigma_min=0.8)
+    config = replace(IDENTITY, blur_prob=0.5, blur_sigma_min=0.8)
     found = augment(pixels, draws, config)
     chosen = draws[:, 9] < 0.5
     assert 5 < chosen.sum() < 35
@@ -476,7 +483,7 @@ def test_blur_has_a_sigma_for_each_image_and_spares_the_others() -> None:
 
 def test_blur_keeps_a_plain_image_smaller_than_its_kernel() -> None:
     plain = torch.full((2, 3, 5, 4), 77, dtype=torch.uint8)
-    config = replace(IDENTITY, blur=1.0, blur_sigma_max=9.0)
+    config = replace(IDENTITY, blur_prob=1.0, blur_sigma_max=9.0)
     assert torch.equal(augment(plain, augment_draws(2), config), plain)
 
 
@@ -522,9 +529,9 @@ TORCHVISIONS = {
         {"jitter": 0.3},
         v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
     ),
-    "grey": ({"grey": 0.3}, v2.RandomGrayscale(0.3)),
-    "flip": ({"flip": 0.4}, v2.RandomHorizontalFlip(0.4)),
-    "blur": ({"blur": 0.5}, v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], 0.5)),
+    "grey_prob": ({"grey_prob": 0.3}, v2.RandomGrayscale(0.3)),
+    "flip_prob": ({"flip_prob": 0.4}, v2.RandomHorizontalFlip(0.4)),
+    "blur_prob": ({"blur_prob": 0.5}, v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], 0.5)),
 }
 TORCHVISIONS["all"] = (
     {name: value for changes, _ in TORCHVISIONS.values() for name, value in changes.items()},

@@ -1,6 +1,6 @@
 """When a host wants to be asked again."""
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
@@ -28,5 +28,5 @@ def test_absurd_seconds_are_long() -> None:
 
 
 def test_date_is_waited_for() -> None:
-    date = format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)
+    date = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     assert 3500 < (retry_delay(503, date, 0) or 0) <= 3600

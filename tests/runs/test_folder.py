@@ -8,12 +8,12 @@ import torch
 
 from beamclip.commands.command_line import parse
 from beamclip.commands.options import DistillConfig, PretrainConfig
-from beamclip.runs.backup import back_up, restore_run
-from beamclip.runs.folder import (checkpoint_address, open_run_dir, remember_tracked_run, tracked_run_id)
-from beamclip.runs.recorder import append_history, read_history, rewind_history
 from beamclip.commands.train import Progress
 from beamclip.config import write_config
 from beamclip.errors import InputError
+from beamclip.runs.backup import back_up, restore_run
+from beamclip.runs.folder import checkpoint_address, open_run_dir, remember_tracked_run, tracked_run_id
+from beamclip.runs.recorder import append_history, read_history, rewind_history
 from beamclip.training.checkpoint import write_checkpoint
 from beamclip.training.config import CheckpointConfig, OptimConfig
 

@@ -28,7 +28,7 @@ from beamclip.training.method import Distillation, ImageTextPretraining
 
 SAMPLES = 8
 ANCHORS = 6
-MILD = AugmentConfig(flip=0.5, grey=0.2)
+MILD = AugmentConfig(flip_prob=0.5, grey_prob=0.2)
 EXACT = OptimConfig(lr=1e-3, clip_norm=0.0, precision="fp32")
 
 

@@ -32,7 +32,7 @@ from beamclip.training.channel import RemoteChannel
 from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
 
 VIEWS = 3
-STRONG = AugmentConfig(crop_scale_min=0.3, flip=0.5, grey=0.3)
+STRONG = AugmentConfig(crop_scale_min=0.3, flip_prob=0.5, grey_prob=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_teacher_and_student_see_the_same_augmented_pixels(tiny_config: Path) ->
         seen["teacher"] = pixels
         return F.normalize(torch.ones(len(pixels), 16), dim=1)
 
-    strong = AugmentConfig(flip=0.5, rotate=30.0)
+    strong = AugmentConfig(flip_prob=0.5, rotate=30.0)
     method = distill(clip, embed, strong)
     method.visual.register_forward_pre_hook(lambda module, args: seen.update(student=args[0]))
     batch = photos(4)

@@ -1,0 +1,135 @@
+"""`beamclip COMMAND`: every command by its name. The programs in pipelines/ and tune/ run the same ones."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import beamclip
+from beamclip.commands.command_line import run_command
+from beamclip.commands.options import (
+    DistillConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    PretrainConfig,
+    PromptsConfig,
+    SweepConfig,
+)
+from beamclip.ingest.config import IngestConfig
+from beamclip.models.names import close_names, or_list
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command is called with, and what runs it."""
+
+    options: type
+    body: str
+    """`module:function`, imported when the options are known to be right: torch and Ray take seconds."""
+    text: str
+    """One line for the list of commands."""
+    example: str
+    """Its options in use."""
+    without_options: str | None = None
+    """What runs where no option is given, as body; None: the body."""
+
+
+COMMANDS = {
+    "ingest": Command(
+        IngestConfig,
+        "beamclip.commands.ingest:ingest_urls",
+        "Download a list of image URLs and captions into shards, with img2dataset.",
+        "--urls list.parquet --url-column url --caption-column caption --out SHARDS",
+    ),
+    "pretrain": Command(
+        PretrainConfig,
+        "beamclip.commands.pretrain:pretrain",
+        "Train an image and a text tower from captioned shards: a teacher, if none is at hand.",
+        "--data SHARDS --model tiny-resnet18 --out RUN",
+    ),
+    "embed": Command(
+        EmbedConfig,
+        "beamclip.commands.embed:embed",
+        "Embed images by a teacher once, in several views each, for any number of distillations.",
+        "--data SHARDS --teacher T --out CACHE",
+    ),
+    "prompts": Command(
+        PromptsConfig,
+        "beamclip.commands.prompts:show_prompts",
+        "Look at the prompts of a class list, and at what contexts do to their anchors.",
+        "--classes FILE --teacher T --context-source hierarchy --num-contexts 2",
+    ),
+    "distill": Command(
+        DistillConfig,
+        "beamclip.commands.distill:distill",
+        "Transfer a CLIP teacher into a small student, from images alone. Without options: the quickstart.",
+        "--data SHARDS --teacher T --student resnet18 --classes FILE --out RUN",
+        without_options="beamclip.commands.quickstart:quickstart",
+    ),
+    "evaluate": Command(
+        EvaluateConfig,
+        "beamclip.commands.evaluate:evaluate",
+        "Score a model on labelled images: zero-shot classification and linear probe.",
+        "--model RUN --data LABELLED --classes FILE --tasks zeroshot probe --train-data LABELLED",
+    ),
+    "sweep": Command(
+        SweepConfig,
+        "beamclip.sweep.sweep:sweep",
+        "Sweep temperatures, contexts and other options of a distillation, from one teacher cache.",
+        "--data SHARDS|CACHE --teacher T --classes FILE --eval-data LABELLED --out DIR",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first word names.
+
+    Args:
+        argv: words of the command line; by default those of this process.
+
+    Returns:
+        The exit code; see command_line.
+    """
+    name, *flags = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"beamclip {beamclip.__version__}")
+        return 0
+    command = COMMANDS.get(name)
+    if command is None:
+        close = close_names(name, [*COMMANDS])
+        hint = f"Did you mean {or_list(close)}?" if close else f"There are {', '.join(COMMANDS)}."
+        print(f"error: {name}: no command. {hint}", file=sys.stderr)
+        return 2
+    body = command.body if flags or command.without_options is None else command.without_options
+    run = _imported_when_run(body, with_options=body == command.body)
+    description = f"{command.text}\n\nbeamclip {name} {command.example}"
+    return run_command(command.options, run, description, flags, program=f"beamclip {name}")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.text}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: beamclip COMMAND [OPTIONS]",
+            "",
+            "Transfer what a large CLIP model knows into small vision models.",
+            "",
+            *lines,
+            "",
+            "beamclip COMMAND --help lists the options of a command, beamclip --version the version.",
+        ]
+    )
+
+
+def _imported_when_run(body: str, *, with_options: bool) -> Callable[[Any], Any]:
+    def run(config: Any) -> Any:
+        module, function = body.split(":")
+        found = getattr(importlib.import_module(module), function)
+        return found(config) if with_options else found()
+
+    return run
