@@ -146,7 +146,7 @@ def test_the_manifest_comes_back_as_it_was_and_says_whether_it_is_finished(cache
     assert finished_manifest(str(cache)).samples == ROWS
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"format": 0}', '{"format": 1, "teachers": 3}'])
+@pytest.mark.parametrize("content", ["", "{}", '{"format": 0}', '{"format": 2, "teachers": 3}'])
 def test_a_broken_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "cache.json").write_text(content)
     with pytest.raises(InputError, match=r"cache\.json"):
