@@ -14,7 +14,7 @@ file and in Python alike.
 import typing
 from dataclasses import dataclass
 from functools import cache
-from math import inf
+from math import inf, isfinite
 from typing import Annotated, Any
 
 from beamclip.errors import InputError
@@ -53,15 +53,17 @@ def check_ranges(section: Any) -> None:
     Raises:
         InputError: with the option, its value and the range.
     """
-    for name, allowed in _ranges_of(section.__class__).items():
+    for name, allowed in ranges_of(section.__class__).items():
         value = getattr(section, name)
         for each in value if isinstance(value, tuple) else (value,):
             if each is not None and each not in allowed:
-                raise InputError(f"{name} is {each}: give {allowed}.")
+                what = f"{each}" if isfinite(each) else f"{each}, no finite number"
+                raise InputError(f"{name} is {what}: give {allowed}.")
 
 
 @cache
-def _ranges_of(section_class: type) -> dict[str, Range]:
+def ranges_of(section_class: type) -> dict[str, Range]:
+    """The ranges of those options of a section that have one."""
     hints = typing.get_type_hints(section_class, include_extras=True)
     found = {name: _range_in(hint) for name, hint in hints.items()}
     return {name: allowed for name, allowed in found.items() if allowed}

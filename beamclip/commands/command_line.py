@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import tyro
 
 from beamclip.addresses import without_secrets
+from beamclip.commands.help import option_registry
 from beamclip.config import check_values, read_config
 from beamclip.errors import FailedRunError, InputError
 from beamclip.places import refuse_address
@@ -50,11 +51,15 @@ def parse(
                 default=default,
                 description=description,
                 prog=program,
+                registry=option_registry(),
                 config=(
                     tyro.conf.OmitArgPrefixes,
                     tyro.conf.HelptextFromCommentsOff,
                 ),
             )
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

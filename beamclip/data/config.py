@@ -16,7 +16,7 @@ class CaptionConfig:
     caption_join: Literal["sample", "concat"] = "sample"
     """sample: one of the sample's texts. concat: all of them, in a new order each time, with commas."""
     caption_dropout: Share = 0.0
-    """Probability of leaving out each of a sample's texts, 0..1; one always stays."""
+    """Probability of leaving out each of a sample's texts; one always stays."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -48,7 +48,7 @@ class AugmentConfig:
     """Augmentation of training images; evaluation uses none of it."""
 
     crop_scale_min: Annotated[float, Range(0, 1, beyond_least=True)] = 0.6
-    """Smallest share of the image's area that a random crop keeps, above 0 to 1; 1 keeps the whole image."""
+    """Smallest share of the image's area that a random crop keeps; 1 keeps the whole image."""
     crop_ratio: Annotated[float, Range(1)] = 4 / 3
     """Largest aspect ratio of a random crop, its inverse the smallest; exceeded where no such crop fits."""
     flip_prob: Share = 0.0

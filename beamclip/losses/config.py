@@ -17,13 +17,13 @@ class CsmConfig:
     """How the student's similarity distribution over the anchors is matched to the teacher's."""
 
     tau_teacher: Positive = 0.02
-    """Softmax temperature of the teacher, > 0. Smaller is sharper: fewer anchors carry weight."""
+    """Softmax temperature of the teacher. Smaller is sharper: fewer anchors carry weight."""
     tau_student: Positive = 0.05
-    """Softmax temperature of the student, > 0."""
+    """Softmax temperature of the student."""
     csm_weight: NonNegative = 1.0
     """Factor of this term in the total loss; 0 switches it off."""
     anchor_chunk: Count = 4096
-    """Anchors compared at a time, >= 1: memory is about 4 x batch x this many floats; no result changes."""
+    """Anchors compared at a time: memory is about 4 x batch x this many floats; no result changes."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -50,22 +50,22 @@ class PsdConfig:
     """swap: the other direction's softmax, transposed. self: the same direction, sharpened. sinkhorn: the
     balanced plan of both. ema: the similarities of a moving average of the model."""
     psd_sharpness: Positive = 1.0
-    """Factor of the similarities that targets are made from, > 0; above 1 is sharper."""
+    """Factor of the similarities that targets are made from; above 1 is sharper."""
     psd_identity: Share = 0.1
-    """Least weight of the pair itself in a target, 0..1."""
+    """Least weight of the pair itself in a target."""
     psd_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the self-distilled share goes from its start to its end."""
     psd_start: Share = 0.0
-    """Share of a batch that is self-distilled after the warm-up, 0..1."""
+    """Share of a batch that is self-distilled after the warm-up."""
     psd_end: Share = 0.5
-    """Share at the last step, 0..1; with a constant schedule, from the warm-up on."""
+    """Share at the last step; with a constant schedule, from the warm-up on."""
     psd_warmup: Share = 0.1
-    """Share of the steps before the schedule begins, in which nothing is self-distilled, 0..1."""
+    """Share of the steps before the schedule begins, in which nothing is self-distilled."""
     psd_select: Literal["random", "low_confidence"] = "low_confidence"
     """Which rows: drawn anew each step, or those that the model is least sure of, which serves better
     where captions are wrong."""
     psd_ema_decay: Share = 0.995
-    """What the moving average of target ema keeps of itself at each step, 0..1."""
+    """What the moving average of target ema keeps of itself at each step."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import beamclip
 from beamclip.commands.command_line import parse, run_command
+from beamclip.commands.main import COMMANDS, main
 from beamclip.commands.options import DistillConfig, EvaluateConfig, PretrainConfig, ScoringConfig
 from beamclip.config import parameters, plain, read_config, write_config
 from beamclip.errors import InputError
@@ -123,9 +125,16 @@ def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch
     )
 
 
-@pytest.mark.parametrize("flags", [["--lr", "nan"], ["--tau-student", "inf"], ["--seed", "9" * 4000]])
-def test_a_number_that_nobody_can_mean_is_refused(flags):
-    with pytest.raises(InputError, match=f"^{flags[0]} {flags[1][:80]}: is "):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lr", "nan"], "lr is nan, no finite number: give a number above 0"),
+        (["--tau-student", "inf"], "tau_student is inf, no finite number: give a number above 0"),
+        (["--seed", "9" * 4000], f"--seed {'9' * 80}: is more than 64 bits hold"),
+    ],
+)
+def test_a_number_that_nobody_can_mean_is_refused(flags, message):
+    with pytest.raises(InputError, match=f"^{message}"):
         parse(DistillConfig, flags, "")
 
 
@@ -265,3 +274,55 @@ def test_a_program_needs_nothing_of_the_process_that_the_tests_run_in(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: Unrecognized options: --studnet")
+
+
+LOADED = """
+import sys
+from beamclip.commands.main import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as ended:
+    code = ended.code or 0
+print("LOADED", code, *sorted({"torch", "ray", "mlflow", "numpy", "pyarrow", "timm"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        *(([name, "--help"], 0) for name in COMMANDS),
+        (["distill", "--studnet", "resnet18"], 2),
+        (["sweep", "--lr", "-1"], 2),
+        (["destill"], 2),
+    ],
+)
+def test_help_and_typos_load_nothing_that_takes_seconds(words, code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *words], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-1].split() == ["LOADED", str(code)]
+
+
+def test_the_installed_program_names_its_commands(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in COMMANDS)
+    assert main(["destill"]) == 2
+    assert capsys.readouterr().err == "error: destill: no command. Did you mean distill?\n"
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["beamclip", beamclip.__version__]
+
+
+def test_help_shows_whole_sentences_ranges_and_what_is_required(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["distill", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "usage: beamclip distill" in text
+    assert "with it, no teacher looks at an image. (required)" in text
+    assert "Softmax temperature of the student. (above 0; default: 0.05)" in text
+    assert "(default: None)" not in text
+    assert "--batch-size INT " in text
+    assert "--init-mean FLOAT FLOAT FLOAT " in text

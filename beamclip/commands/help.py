@@ -1,0 +1,101 @@
+"""How `--help` shows options: docstrings as flowing text, ranges, and no default that says nothing."""
+
+import ast
+import inspect
+import sys
+import typing
+from dataclasses import fields, is_dataclass
+from functools import cache, partial
+from itertools import pairwise
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, cast
+
+import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+from beamclip.ranges import ranges_of
+
+REQUIRED = "Required."
+"""First word of the text of an option that its command cannot do without."""
+
+
+def option_registry() -> ConstructorRegistry:
+    """What tyro reads our sections of options by; for `tyro.cli(..., registry=...)`."""
+    registry = ConstructorRegistry()
+    registry.struct_rule(_section_rule)
+    return registry
+
+
+@cache
+def option_texts(section: type) -> dict[str, str]:
+    """The docstring of each option of a section, those of its base class included, as one line."""
+    base = section.__base__
+    texts = option_texts(base) if base is not None and is_dataclass(base) else {}
+    return texts | _class_texts(section.__module__)[section.__name__]
+
+
+def _section_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+    if not is_dataclass(info.type) or not info.type.__module__.startswith("beamclip."):
+        return None
+    hints = typing.get_type_hints(info.type, include_extras=True)
+    options = []
+    for item in fields(info.type):
+        default, kind = getattr(info.default, item.name), hints[item.name]
+        if is_dataclass(kind):
+            options.append(StructFieldSpec(item.name, cast(type, kind), default))
+            continue
+        hint = partial(_hint, info.type, item.name, default)
+        shown = tyro.conf.arg(metavar=_metavar(kind), help_behavior_hint=hint)
+        text = partial(_text, info.type, item.name)
+        options.append(StructFieldSpec(item.name, cast(type, Annotated[kind, shown]), default, text))
+    return StructConstructorSpec(info.type, tuple(options))
+
+
+def _text(section: type, name: str) -> str:
+    return option_texts(section)[name].removeprefix(REQUIRED).strip()
+
+
+def _metavar(kind: Any) -> str | None:
+    """`INT`, or `STR ...` of several; None leaves it to tyro, which shows choices and our types of places."""
+    repeated = ""
+    inner = [part for part in typing.get_args(kind) if part is not NoneType]
+    if typing.get_origin(kind) is tuple and inner[-1] is ...:
+        repeated = " ..."
+    elif typing.get_origin(kind) not in (Union, UnionType) or len(inner) != 1:
+        return None
+    value = _without_range(inner[0])
+    if typing.get_origin(value) is tuple:
+        return " ".join(part.__name__.upper() for part in typing.get_args(value))
+    return f"{value.__name__.upper()}{repeated}" if value in (int, float, str) else None
+
+
+def _without_range(kind: Any) -> Any:
+    return kind.__origin__ if typing.get_origin(kind) is Annotated else kind
+
+
+def _hint(section: type, name: str, default: Any, label: str) -> str:
+    """What stands behind the text of an option; `label` is tyro's word for the default."""
+    parts = [str(ranges_of(section)[name]).removeprefix("a number ")] if name in ranges_of(section) else []
+    if default is not None and default != ():
+        parts.append(f"default: {f'{default:g}' if isinstance(default, float) else label}")
+    elif option_texts(section)[name].startswith(REQUIRED):
+        parts.append("required")
+    return f"({'; '.join(parts)})" if parts else ""
+
+
+@cache
+def _class_texts(module: str) -> dict[str, dict[str, str]]:
+    """Class -> option -> text, in one pass over the source of a module instead of one for each class."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {
+        node.name: {
+            field.target.id: " ".join(str(text.value.value).split())
+            for field, text in pairwise(node.body)
+            if isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        }
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
