@@ -141,8 +141,6 @@ def _check(config: StudentConfig, teacher: LoadedClip) -> None:
             "given, and both set the backbone's first weights. Drop one."
         )
     check_init_pixels(config)
-    if config.student_image_size is not None and config.student_image_size < 1:
-        raise InputError(f"student_image_size is {config.student_image_size}; it must be positive.")
     if "multimodal_cfg" in teacher.model_cfg:
         raise InputError(
             f"{teacher.address}: a captioning model (CoCa); its text tower fits no student. Take a CLIP."

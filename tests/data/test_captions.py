@@ -72,5 +72,5 @@ def test_what_is_no_text_is_refused(value: object) -> None:
 
 
 def test_a_dropout_that_is_no_probability() -> None:
-    with pytest.raises(InputError, match=r"caption_dropout is 1\.5: give a probability from 0 to 1"):
+    with pytest.raises(InputError, match=r"caption_dropout is 1\.5: give a number from 0 to 1"):
         CaptionConfig(caption_dropout=1.5)

@@ -349,7 +349,6 @@ def test_a_checkpoint_with_two_backbones_is_refused(tmp_path: Path, micro_clip: 
             StudentConfig(student="test_mambaout", student_head="mlp"),
             ["student test_mambaout", "hidden layer of its own", "student_head linear", "such as resnet18"],
         ),
-        (StudentConfig(student_image_size=0), ["student_image_size is 0", "must be positive"]),
         (
             StudentConfig(pretrained=True, init_checkpoint=Path("ssl.pt")),
             ["pretrained and init_checkpoint (ssl.pt) are both given", "Drop one"],

@@ -12,7 +12,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.image import imread
 
-from beamclip.plots import comparison as report
+from beamclip.plots import comparison, curves, style
 from beamclip.plots.comparison import plot_predictions, plot_similarity
 from beamclip.plots.curves import plot_curves
 from beamclip.plots.style import drawable_text
@@ -64,8 +64,8 @@ def test_curves_have_a_panel_for_each_quantity(records: int, tmp_path: Path) -> 
     assert out == tmp_path / "plots" / "curves.png"
     assert pixels.shape[1] == round(3 * 4.2 * 120)
     assert pixels.shape[0] == round((3 * 2.6 + 0.3) * 120)
-    assert share(pixels, report.BLUE) > 1e-5
-    assert share(pixels, report.ORANGE) > 1e-5
+    assert share(pixels, style.BLUE) > 1e-5
+    assert share(pixels, style.ORANGE) > 1e-5
 
 
 def test_quantities_that_no_record_holds_get_no_panel(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_quantities_that_no_record_holds_get_no_panel(tmp_path: Path) -> None:
         plot_curves([{"step": i, "loss": 1.0 / (i + 1)} for i in range(9)], tmp_path / "curves.png")
     )
     assert pixels.shape[:2] == (round(2.9 * 120), round(4.2 * 120))
-    assert share(pixels, report.BLUE) > 1e-5
-    assert share(pixels, report.ORANGE) == 0
+    assert share(pixels, style.BLUE) > 1e-5
+    assert share(pixels, style.ORANGE) == 0
 
 
 def test_records_with_missing_and_infinite_values_are_drawn_as_far_as_they_go(tmp_path: Path) -> None:
@@ -83,12 +83,12 @@ def test_records_with_missing_and_infinite_values_are_drawn_as_far_as_they_go(tm
     records[7]["loss"] = math.nan
     records[8]["loss/csm"] = math.inf
     records.append({"step": 600.0, "note": 1.0})
-    assert share(read(plot_curves(records, tmp_path / "curves.png")), report.BLUE) > 1e-4
+    assert share(read(plot_curves(records, tmp_path / "curves.png")), style.BLUE) > 1e-4
 
 
 def test_a_quantity_that_was_never_finite_leaves_an_empty_panel(tmp_path: Path) -> None:
     records: list[dict[str, float]] = [{"step": i, "loss": math.nan} for i in range(50)]
-    assert share(read(plot_curves(records, tmp_path / "curves.png")), report.BLUE) == 0
+    assert share(read(plot_curves(records, tmp_path / "curves.png")), style.BLUE) == 0
 
 
 def test_an_empty_history_is_a_picture_too(tmp_path: Path) -> None:
@@ -103,17 +103,17 @@ def test_records_are_ordered_by_step_and_the_later_of_two_counts() -> None:
         {"step": 20.0, "loss": 0.5},
         {"lr": 1.0},
     ]
-    steps, values = report._series(records, "loss")
+    steps, values = curves._series(records, "loss")
     assert (steps.tolist(), values.tolist()) == ([10.0, 20.0], [2.0, 0.5])
 
 
 def test_the_running_mean_of_a_line_is_the_line_and_gaps_are_left_out() -> None:
     line = np.arange(12.0)
-    np.testing.assert_allclose(report._running_mean(line, 2), line[2:-2])
+    np.testing.assert_allclose(curves._running_mean(line, 2), line[2:-2])
     line[5] = math.nan
     expected = [np.nanmean(line[i - 2 : i + 3]) for i in range(2, 10)]
-    np.testing.assert_allclose(report._running_mean(line, 2), expected)
-    assert np.isnan(report._running_mean(np.full(5, math.nan), 1)).all()
+    np.testing.assert_allclose(curves._running_mean(line, 2), expected)
+    assert np.isnan(curves._running_mean(np.full(5, math.nan), 1)).all()
 
 
 def sheet(
@@ -194,8 +194,8 @@ def test_matrices_of_any_size_stay_a_readable_picture(shape: tuple[int, int], tm
 def test_the_correlation_is_that_of_numpy_and_defined_only_where_values_differ() -> None:
     first, second = np.random.default_rng(0).normal(size=(2, 4, 3))
     expected = np.mean((first - first.mean()) * (second - second.mean())) / (first.std() * second.std())
-    assert f"{expected:.3f}" in report._correlation(first, second)
-    assert "undefined" in report._correlation(first, np.ones((4, 3)))
+    assert f"{expected:.3f}" in comparison._correlation(first, second)
+    assert "undefined" in comparison._correlation(first, np.ones((4, 3)))
 
 
 def test_matrices_that_do_not_fit_the_names_are_refused(tmp_path: Path) -> None:

@@ -85,7 +85,6 @@ def test_contexts_tell_classes_of_one_name_apart() -> None:
     ("config", "expected"),
     [
         (PromptConfig(("name",), num_contexts=2), "num_contexts is 2, but context_source is none"),
-        (PromptConfig(("name",), num_contexts=-1, context_source="file"), "num_contexts is -1"),
         (
             PromptConfig(("name",), num_contexts=1, context_source="hierarchy"),
             "0 of 1 classes carry `parents`",

@@ -472,8 +472,8 @@ SMALL_DISK = """
 import contextlib, json, os, sys
 import torch
 from beamclip.errors import InputError
-from beamclip.training.checkpoint import *
-from beamclip.training.checkpoint import CheckpointError
+from beamclip.training.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from beamclip.training.checkpoint_store import *
 
 address = sys.argv[1]
 
@@ -662,7 +662,8 @@ def test_what_training_went_back_behind_does_not_push_out_a_whole_one_later(tmp_
 KILLED_AGAIN_AND_AGAIN = """
 import contextlib, json, multiprocessing, random, sys, time
 import torch
-from beamclip.training.checkpoint import find_checkpoint, prune, write_checkpoint
+from beamclip.training.checkpoint import write_checkpoint
+from beamclip.training.checkpoint_store import find_checkpoint, prune
 
 def write_on(address, step, reports):
     while True:

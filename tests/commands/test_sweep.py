@@ -225,7 +225,7 @@ def test_more_trials_can_be_asked_for_and_none_comes_twice(tmp_path):
     ("flags", "expected"),
     [
         (["--vary", "tau_techer=0.1"], "Did you mean tau_teacher"),
-        (["--vary", "tau_teacher=0.1,0"], "a temperature is above 0"),
+        (["--vary", "tau_teacher=0.1,0"], "tau_teacher is 0.0: give a number above 0"),
         (["--vary", "context_source=hierarchy", "num_contexts=0,1"], "carry `parents`"),
         (["--vary", "student=resnet18,resnet81"], "resnet81"),
         (["--vary", "batch_size=20,999"], "cannot fill a batch of 999"),
