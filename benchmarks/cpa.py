@@ -19,12 +19,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from study.distilling import distilled
-from study.emoji_pairs import Pairs, load_emoji, load_images
-from study.options import of_trials, read_options
-from study.pretraining import Recipe, train
-from study.reports import circumstances, markdown_table, plus_minus, write_figures
-from study.trials import Result, Trial, over_seeds, run_trials
+from support.distilling import distilled
+from support.emoji_pairs import Pairs, load_emoji, load_images
+from support.options import of_trials, read_options
+from support.pretraining import Recipe, train
+from support.reports import circumstances, markdown_table, plus_minus, write_figures
+from support.trials import Result, Trial, over_seeds, run_trials
 from torch import Tensor
 
 from beamclip.commands.console import table

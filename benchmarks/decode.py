@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from study.reports import circumstances
+from support.reports import circumstances
 from torchvision.io import decode_jpeg as torchvision_decode_jpeg
 
 from beamclip.commands.console import table

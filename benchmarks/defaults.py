@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from study.distilling import distilled
-from study.emoji_pairs import Pairs, load_emoji, load_glyphs, load_images, subset
-from study.options import of_trials, read_options
-from study.pretraining import Recipe, train
-from study.reports import circumstances, markdown_table, plus_minus, write_figures
-from study.trials import Result, Trial, results_of, run_trials
+from support.distilling import distilled
+from support.emoji_pairs import Pairs, load_emoji, load_glyphs, load_images, subset
+from support.options import of_trials, read_options
+from support.pretraining import Recipe, train
+from support.reports import circumstances, markdown_table, plus_minus, write_figures
+from support.trials import Result, Trial, results_of, run_trials
 
 from beamclip.commands.console import table
 from beamclip.data.config import StreamConfig

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from study.made_shards import Photos, Sample, made, photo_shards, write_shards
-from study.process_tree import TreeRun, run_tree
-from study.reports import circumstances
+from support.made_shards import Photos, Sample, made, photo_shards, write_shards
+from support.process_tree import TreeRun, run_tree
+from support.reports import circumstances
 
 from beamclip.commands.console import table
 from beamclip.corpus.glyphs import GlyphConfig, write_corpus

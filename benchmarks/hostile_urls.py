@@ -4,7 +4,7 @@ python benchmarks/hostile_urls.py --out DIR [--urls 20000] [--share 0.01] [--rou
     [-- any options of an ingest]
 
 Two lists are ingested in turn by the public command, each into an empty folder: one of pictures alone, and
-the same with a share of URLs of servers that misbehave in every way of study/hostile_server.py. All of them
+the same with a share of URLs of servers that misbehave in every way of support/hostile_server.py. All of them
 are on this machine: the pictures on 127.0.0.1, each kind of hostile server on addresses of its own (Linux).
 The first list has one host; with --per-host it is also ingested under each of these limits.
 """
@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from study.hostile_server import REASONS, TLS
-from study.reports import circumstances
+from support.hostile_server import REASONS, TLS
+from support.reports import circumstances
 
 from beamclip.commands.console import table
 from beamclip.summary import read_summary
@@ -82,7 +82,7 @@ def write_picture(path: Path, width: int) -> Path:
 def serving(picture: Path) -> Iterator[int]:
     """The server as a process of its own, at all addresses that the list names; yields its port."""
     addresses = ["127.0.0.1", *(address(kind, n) for kind in REASONS for n in range(SERVERS_A_KIND))]
-    program = ROOT / "benchmarks" / "study" / "hostile_server.py"
+    program = ROOT / "benchmarks" / "support" / "hostile_server.py"
     command = [sys.executable, str(program), str(picture), *addresses]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None

@@ -26,7 +26,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from study.image_bombs import refused, survived
+from support.image_bombs import refused, survived
 
 from beamclip.commands.console import table
 from beamclip.corpus.serve import serve_folder

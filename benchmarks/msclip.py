@@ -15,12 +15,12 @@ import open_clip
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from study.emoji_pairs import encode_pairs, load_emoji
-from study.options import of_trials, read_options
-from study.pretraining import Recipe, score, train
-from study.reports import circumstances, markdown_table, plus_minus, write_figures
-from study.timing import StepTime, time_steps
-from study.trials import Result, Trial, over_seeds, results_of, run_trials
+from support.emoji_pairs import encode_pairs, load_emoji
+from support.options import of_trials, read_options
+from support.pretraining import Recipe, score, train
+from support.reports import circumstances, markdown_table, plus_minus, write_figures
+from support.timing import StepTime, time_steps
+from support.trials import Result, Trial, over_seeds, results_of, run_trials
 from torch import Tensor, nn
 
 from beamclip.commands.console import percent, table

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from study.emoji_pairs import load_emoji, shuffle_captions
-from study.options import of_trials, read_options
-from study.pretraining import Recipe, score, train
-from study.reports import circumstances, markdown_table, plus_minus, write_figures
-from study.timing import ROUNDS, time_steps
-from study.trials import Result, Trial, over_seeds, results_of, run_trials
+from support.emoji_pairs import load_emoji, shuffle_captions
+from support.options import of_trials, read_options
+from support.pretraining import Recipe, score, train
+from support.reports import circumstances, markdown_table, plus_minus, write_figures
+from support.timing import ROUNDS, time_steps
+from support.trials import Result, Trial, over_seeds, results_of, run_trials
 
 from beamclip.commands.console import percent, table
 from beamclip.losses.config import PsdConfig

@@ -23,8 +23,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from study.reports import circumstances, markdown_table, write_figures
-from study.restarts import (
+from support.reports import circumstances, markdown_table, write_figures
+from support.restarts import (
     KINDS,
     Accounts,
     Interruption,

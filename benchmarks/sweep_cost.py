@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from study.reports import circumstances
+from support.reports import circumstances
 
 from beamclip.commands.console import percent, table
 from beamclip.summary import read_summary

@@ -29,8 +29,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from study.made_shards import Photos, made, photo_shards
-from study.reports import circumstances
+from support.made_shards import Photos, made, photo_shards
+from support.reports import circumstances
 
 from beamclip.cluster import ray_session, set_ray_environment
 from beamclip.commands.console import percent, table

@@ -20,9 +20,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from emoji import ingest, write_classes
-from study.emoji_pairs import Pairs, encode_pairs, load_emoji
-from study.made_shards import made
-from study.open_clip_peer import (
+from support.emoji_pairs import Pairs, encode_pairs, load_emoji
+from support.made_shards import made
+from support.open_clip_peer import (
     CACHED,
     LOCKED,
     SCRATCH,
@@ -33,7 +33,7 @@ from study.open_clip_peer import (
     launches,
     write_students,
 )
-from study.reports import circumstances
+from support.reports import circumstances
 
 from beamclip.commands.console import percent, table
 from beamclip.evaluation.zeroshot import topk_accuracy

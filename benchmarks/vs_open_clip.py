@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from study.made_shards import Photos, made, photo_shards
-from study.open_clip_peer import (
+from support.made_shards import Photos, made, photo_shards
+from support.open_clip_peer import (
     SCRATCH,
     Launch,
     Window,
@@ -29,8 +29,8 @@ from study.open_clip_peer import (
     launches,
     write_students,
 )
-from study.process_tree import Sample, TreeRun
-from study.reports import circumstances
+from support.process_tree import Sample, TreeRun
+from support.reports import circumstances
 
 from beamclip.commands.console import table
 from beamclip.models.clip import find_config, new_clip

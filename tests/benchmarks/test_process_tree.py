@@ -28,7 +28,7 @@ def programs():
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """run(code): a Python program under watch that may wait for `released`, a file made at the second look
     after `ready` is there; memory is taken at every look."""
-    from study import process_tree
+    from support import process_tree
 
     monkeypatch.setattr(process_tree, "MEMORY_SHARE", 1.0)
     looks = 0
@@ -116,7 +116,7 @@ def is_running(pid: int) -> bool:
 def test_what_a_daemon_holds_after_the_command_is_ended_with_it(
     run: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from study import process_tree
+    from support import process_tree
 
     monkeypatch.setattr(process_tree, "PATIENCE_SECONDS", 0.2)
     found = run("print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid)")
@@ -129,7 +129,7 @@ def test_what_a_daemon_holds_after_the_command_is_ended_with_it(
 
 
 def test_exit_code_output_and_environment_are_the_commands(tmp_path: Path) -> None:
-    from study.process_tree import run_tree
+    from support.process_tree import run_tree
 
     code = "import os, sys; print(os.environ['COLOUR']); sys.exit(3)"
     environment = {**os.environ, "COLOUR": "blue"}
@@ -138,7 +138,7 @@ def test_exit_code_output_and_environment_are_the_commands(tmp_path: Path) -> No
 
 
 def test_cpu_seconds_of_ended_children_count_once_whether_or_not_they_were_waited_for() -> None:
-    from study.process_tree import Process, total_cpu_seconds
+    from support.process_tree import Process, total_cpu_seconds
 
     root, parent, child = (1, 0), (2, 0), (3, 0)
 

@@ -35,7 +35,7 @@ def programs() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from study.restarts import draw_shards
+    from support.restarts import draw_shards
 
     return draw_shards(tmp_path_factory.mktemp("data"), SIZES, seed=3)
 
@@ -46,7 +46,7 @@ def usable(data: Any, epoch: int) -> list[Sample]:
 
 def finished_run(data: Any, out: Path, position: DataPosition, seen: list[Sample]) -> Any:
     """A run of one step that saw these samples."""
-    from study.restarts import Run
+    from support.restarts import Run
 
     state = {"step": 1, "position": to_plain(position), "method": {}}
     write_checkpoint(str(out / "checkpoints"), state, loss=1.0, world_size=1, data="")
@@ -82,7 +82,7 @@ def test_the_damage_that_is_drawn_is_the_damage_that_readers_meet(data: Any) -> 
 
 
 def test_a_run_that_saw_everything_once_is_cleared(data: Any, tmp_path: Path) -> None:
-    from study.restarts import accounts
+    from support.restarts import accounts
 
     seen = usable(data, 0) + usable(data, 1)
     found = accounts(finished_run(data, tmp_path, at_the_end_of(1), seen))
@@ -91,7 +91,7 @@ def test_a_run_that_saw_everything_once_is_cleared(data: Any, tmp_path: Path) ->
 
 
 def test_each_mistake_is_seen_for_what_it_is(data: Any, tmp_path: Path) -> None:
-    from study.restarts import accounts
+    from support.restarts import accounts
 
     seen = usable(data, 0)
     wrong = [*seen[3:], *seen[5:7], (1, seen[0][1])]
@@ -100,7 +100,7 @@ def test_each_mistake_is_seen_for_what_it_is(data: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_left_for_other_workers_is_neither_seen_nor_skipped(data: Any, tmp_path: Path) -> None:
-    from study.restarts import accounts
+    from support.restarts import accounts
 
     samples = np.array(SIZES)
     begun = DataPosition(Order(0, 1, 10, 2), (Position(1, 33),))

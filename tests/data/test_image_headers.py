@@ -26,7 +26,7 @@ from beamclip.data.transforms import load_evaluation_image
 from beamclip.ingest.resizer import UprightResizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from study.image_bombs import (
+from support.image_bombs import (
     chunk,
     jpeg_of_scans,
     patched,

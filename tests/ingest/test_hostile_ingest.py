@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from pictures import encode, photo
-from study.hostile_server import ANSWERS, DRIPS, REASONS, TLS, hostile_server
+from support.hostile_server import ANSWERS, DRIPS, REASONS, TLS, hostile_server
 
 from beamclip.ingest.config import IngestConfig
 from beamclip.ingest.ingest import ingest

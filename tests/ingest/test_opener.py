@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 from urllib.request import OpenerDirector
 
 import pytest
-from study.hostile_server import REASONS, TLS, HostileServer, hostile_server
+from support.hostile_server import REASONS, TLS, HostileServer, hostile_server
 
 from beamclip.ingest import opener as fetch
 from beamclip.ingest.body_memory import BodyMemory

@@ -22,7 +22,7 @@ def programs():
 
 
 def pairs(count: int):
-    from study.emoji_pairs import Pairs
+    from support.emoji_pairs import Pairs
 
     images = []
     for i in range(count):
@@ -35,7 +35,7 @@ def pairs(count: int):
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 1.0])
 def test_exactly_the_share_of_the_captions_moves_to_other_images(share: float) -> None:
-    from study.emoji_pairs import shuffle_captions
+    from support.emoji_pairs import shuffle_captions
 
     clean = pairs(50)
     noisy = shuffle_captions(clean, share, seed=3)
@@ -48,8 +48,8 @@ def test_exactly_the_share_of_the_captions_moves_to_other_images(share: float) -
 
 
 def test_a_result_is_reused_under_its_own_settings_alone(tmp_path: Path) -> None:
-    from study.pretraining import Recipe
-    from study.trials import Trial, run_trials
+    from support.pretraining import Recipe
+    from support.trials import Trial, run_trials
 
     trial = Trial("arm", Recipe("nano-resnet10t"), seed=0, noise=0.4)
     kept_result = {"zeroshot_top1": 0.25, "trial": trial.settings}
@@ -63,8 +63,8 @@ def test_a_result_is_reused_under_its_own_settings_alone(tmp_path: Path) -> None
 
 
 def test_options_of_self_distillation_do_not_matter_to_other_objectives() -> None:
-    from study.pretraining import Recipe
-    from study.trials import Trial
+    from support.pretraining import Recipe
+    from support.trials import Trial
 
     from beamclip.losses.config import PsdConfig
 
@@ -80,7 +80,7 @@ def _never(*_: object) -> dict[str, float]:
 
 
 def test_a_training_on_pairs_in_memory_learns_them() -> None:
-    from study.pretraining import Recipe, score, train
+    from support.pretraining import Recipe, score, train
 
     from beamclip.data.config import AugmentConfig
     from beamclip.training.config import OptimConfig
@@ -99,9 +99,9 @@ def test_a_training_on_pairs_in_memory_learns_them() -> None:
 
 
 def test_words_around_the_figures_of_a_report_stay(tmp_path: Path) -> None:
-    from study.reports import write_figures
+    from support.reports import write_figures
 
-    report = tmp_path / "docs" / "study.md"
+    report = tmp_path / "docs" / "support.md"
     write_figures(report, "A study", "first figures")
     report.write_text(report.read_text().replace("# A study\n", "# A study\n\nWhy.\n") + "\nWhat it means.\n")
     write_figures(report, "A study", "second figures")
@@ -111,7 +111,7 @@ def test_words_around_the_figures_of_a_report_stay(tmp_path: Path) -> None:
 
 
 def test_spread_is_left_out_where_there_is_none() -> None:
-    from study.reports import plus_minus
+    from support.reports import plus_minus
 
     assert plus_minus(0.1234, 0.005) == "12.3 ± 0.5"
     assert plus_minus(0.1234, float(np.nan)) == "12.3"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study.pretraining import Recipe
+from support.pretraining import Recipe
 
 from beamclip.training.process import prepare_process
 

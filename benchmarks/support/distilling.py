@@ -1,7 +1,7 @@
 """One distillation of a study: the method and the loop's step, in this process, on images in memory."""
 
 import torch
-from study.emoji_pairs import Pairs, endless_rows
+from support.emoji_pairs import Pairs, endless_rows
 
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.position import Position

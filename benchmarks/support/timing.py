@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from study.pretraining import Recipe, build
+from support.pretraining import Recipe, build
 
 from beamclip.data.position import Position
 from beamclip.data.stream import Batch

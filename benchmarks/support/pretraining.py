@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from study.emoji_pairs import Pairs, encode_pairs, endless_rows
+from support.emoji_pairs import Pairs, encode_pairs, endless_rows
 
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.position import Position

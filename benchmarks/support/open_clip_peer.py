@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study.process_tree import TreeRun, run_tree
+from support.process_tree import TreeRun, run_tree
 
 from beamclip.commands.distill_job import restore_student
 from beamclip.data.shards import list_shards
