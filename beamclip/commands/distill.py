@@ -4,8 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from beamclip.cluster import check_resources, share, workers_session
+from beamclip.cluster import share
 from beamclip.commands.after_training import SCORING, AfterTraining
+from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.distill_inputs import (
     DistillInputs,
@@ -16,18 +17,8 @@ from beamclip.commands.distill_inputs import (
 )
 from beamclip.commands.distill_job import TrainingData, distillation_job, restore_student
 from beamclip.commands.options import DistillConfig
+from beamclip.commands.run import TrainingResult, show_skipped, started_run
 from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
-from beamclip.commands.train import (
-    TrainingResult,
-    finish,
-    open_run,
-    show_chosen,
-    show_skipped,
-    sized,
-    storage_of,
-    track_run,
-    train,
-)
 from beamclip.errors import InputError
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip, load_clip
@@ -52,9 +43,7 @@ def distill(config: DistillConfig) -> Summary:
     given, config = config, sized(config, inputs.shards)
     show_chosen(given, config, inputs.shards)
     config = with_own_templates(config, inputs)
-    open_run(config, run_dir, inputs.shards)
-    with workers_session(config.workers), track_run(config, run_dir, "distill") as tracking:
-        check_resources(config.workers)
+    with started_run("distill", config, run_dir, inputs.shards, began=began) as run:
         if config.resume is None:
             check_templates(config, inputs, run_dir.parent / "anchors")
         anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")
@@ -64,7 +53,7 @@ def distill(config: DistillConfig) -> Summary:
             teachers=[share(tower, config.workers) for tower in inputs.image_towers],
             student=share(inputs.student.image_tower, config.workers),
             anchors=share(anchors, config.workers),
-            storage=storage_of(config, run_dir),
+            storage=run.storage,
         )
         title = _title(config, inputs)
         fingerprint = inputs.teachers[0].fingerprint
@@ -73,25 +62,15 @@ def distill(config: DistillConfig) -> Summary:
         inputs.image_towers.clear()
         drop_text_tower(inputs.student)
         trim_heap()
-        trained = train("distill", job, config.workers, run_dir, tracking, title)
+        trained = run.train(job, title)
         restore_student(inputs.student.model.visual, trained.weights)
         trained.weights.clear()
         trim_heap()
         teacher = reload_teacher(config, fingerprint, run_dir)
         attach_text_tower(inputs.student, teacher)
         after, metrics = _leave_model(config, inputs, teacher, scored_anchors, trained, run_dir)
-        summary = finish(
-            "distill",
-            config,
-            run_dir,
-            tracking,
-            trained,
-            inputs.shards,
-            began=began,
-            metrics=metrics,
-            after=after,
-            stages={"anchors": len(anchors[0].embeddings), "steps": trained.step},
-        )
+        stages = {"anchors": len(anchors[0].embeddings), "steps": trained.step}
+        summary = run.finish(trained, after, metrics=metrics, stages=stages)
     show_distilled(summary, trained, inputs, run_dir)
     return summary
 

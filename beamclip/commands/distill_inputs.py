@@ -11,6 +11,11 @@ from beamclip.commands.anchors import (
     context_sources,
     joined,
 )
+from beamclip.commands.batches import (
+    check_batch_norms,
+    check_batches,
+    sized,
+)
 from beamclip.commands.console import plural, print_stage
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.templates import (
@@ -19,11 +24,6 @@ from beamclip.commands.templates import (
     warn_of_misfit,
     warn_of_other_teachers,
     with_templates,
-)
-from beamclip.commands.train import (
-    check_batch_norms,
-    check_batches,
-    sized,
 )
 from beamclip.data.cache import (
     CachedViews,

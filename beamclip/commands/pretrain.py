@@ -7,25 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from beamclip.cluster import check_resources, share, workers_session
+from beamclip.cluster import share
 from beamclip.commands.after_training import SCORING, AfterTraining
 from beamclip.commands.anchors import check_contexts, class_anchors, context_sources
+from beamclip.commands.batches import check_batch_norms, check_batches, show_chosen, sized
 from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.options import PretrainConfig
+from beamclip.commands.run import show_skipped, started_run
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.templates import seen_captions, with_templates
-from beamclip.commands.train import (
-    check_batch_norms,
-    check_batches,
-    finish,
-    open_run,
-    show_chosen,
-    show_skipped,
-    sized,
-    storage_of,
-    track_run,
-    train,
-)
 from beamclip.data.config import CaptionConfig
 from beamclip.data.shards import Columns, Shard, check_texts, list_labelled, list_shards
 from beamclip.errors import InputError
@@ -40,11 +30,11 @@ from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder
 from beamclip.training.method import initial_logits
 from beamclip.training.optim import total_steps
-from beamclip.training.worker import TrainingJob
+from beamclip.training.worker import Storage, TrainingJob
 
 
 @dataclass(frozen=True)
-class DistillInputs:
+class PretrainInputs:
     """What the flags of a pre-training name, loaded and checked."""
 
     shards: list[Shard]
@@ -53,7 +43,7 @@ class DistillInputs:
     classes: list[ClassEntry]
 
 
-def load_inputs(config: PretrainConfig) -> DistillInputs:
+def load_inputs(config: PretrainConfig) -> PretrainInputs:
     """Load everything that can be wrong before anything is started.
 
     Raises:
@@ -77,7 +67,7 @@ def load_inputs(config: PretrainConfig) -> DistillInputs:
     print_stage("shards", f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}")
     captions = seen_captions(shards, columns_of(config), config.captions)
     fitting = fitting_of(captions, [entry.name for entry in classes]) if captions else None
-    return DistillInputs(shards, replace(clip, fitting=fitting), classes)
+    return PretrainInputs(shards, replace(clip, fitting=fitting), classes)
 
 
 def _refuse_idle_options(config: PretrainConfig) -> None:
@@ -111,17 +101,8 @@ def pretrain(config: PretrainConfig) -> Summary:
     given, config = config, sized(config, inputs.shards)
     show_chosen(given, config, inputs.shards)
     config = replace(config, prompts=with_templates(config.prompts, inputs.clip))
-    open_run(config, run_dir, inputs.shards)
-    with workers_session(config.workers), track_run(config, run_dir, "pretrain") as tracking:
-        check_resources(config.workers)
-        trained = train(
-            "pretrain",
-            _plan(config, inputs, run_dir),
-            config.workers,
-            run_dir,
-            tracking,
-            f"{config.model} by {config.objective}",
-        )
+    with started_run("pretrain", config, run_dir, inputs.shards, began=began) as run:
+        trained = run.train(_job(config, inputs, run.storage), f"{config.model} by {config.objective}")
         clip = restore_clip(inputs.clip, trained.weights)
         write_open_clip_dir(clip, run_dir / MODEL, _card(config, {}))
         after = AfterTraining()
@@ -129,18 +110,7 @@ def pretrain(config: PretrainConfig) -> Summary:
             after.attempt("curves", lambda: plot_curves(trained.history, run_dir / PLOTS / "curves.png"))
         metrics = after.attempt(SCORING, lambda: _score(config, clip, inputs.classes, run_dir)) or {}
         after.attempt("model card", lambda: write_card(clip, run_dir / MODEL, _card(config, metrics)))
-        summary = finish(
-            "pretrain",
-            config,
-            run_dir,
-            tracking,
-            trained,
-            inputs.shards,
-            began=began,
-            metrics=metrics,
-            after=after,
-            stages={"steps": trained.step},
-        )
+        summary = run.finish(trained, after, metrics=metrics, stages={"steps": trained.step})
     show_skipped(trained, summary.counts.attempted)
     if metrics:
         top1, top5 = metrics["zeroshot_top1"], metrics["zeroshot_top5"]
@@ -154,7 +124,7 @@ def _card(config: PretrainConfig, metrics: dict[str, float]) -> dict[str, Any]:
     return {"model": config.model, "objective": config.objective, "data": config.data, "metrics": metrics}
 
 
-def _plan(config: PretrainConfig, inputs: DistillInputs, run_dir: Path) -> TrainingJob:
+def _job(config: PretrainConfig, inputs: PretrainInputs, storage: Storage) -> TrainingJob:
     samples = sum(shard.samples for shard in inputs.shards)
     batch_size = config.stream.batch_size
     assert batch_size is not None
@@ -178,7 +148,7 @@ def _plan(config: PretrainConfig, inputs: DistillInputs, run_dir: Path) -> Train
         captions=config.captions,
         optim=config.optim,
         cadence=config.cadence,
-        storage=storage_of(config, run_dir),
+        storage=storage,
     )
 
 

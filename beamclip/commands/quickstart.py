@@ -14,12 +14,12 @@ from typing import Any
 
 from beamclip import __version__
 from beamclip.cluster import WorkersConfig, ray_session
+from beamclip.commands.batches import TrainConfig
 from beamclip.commands.console import percent, print_stage, table
 from beamclip.commands.distill import distill
 from beamclip.commands.ingest import ingest_urls
 from beamclip.commands.options import DistillConfig, PretrainConfig, ScoringConfig
 from beamclip.commands.pretrain import pretrain
-from beamclip.commands.train import TrainConfig
 from beamclip.config import plain
 from beamclip.corpus.glyphs import GlyphConfig, write_corpus, write_url_list
 from beamclip.corpus.serve import serve_folder

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from beamclip.commands.anchors import check_contexts
+from beamclip.commands.batches import check_batch_norms, check_batches, sized
 from beamclip.commands.console import plural, print_stage
 from beamclip.commands.distill_inputs import (
     DistillInputs,
@@ -26,7 +27,6 @@ from beamclip.commands.embed import build_cache
 from beamclip.commands.options import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import own_templates
-from beamclip.commands.train import check_batch_norms, check_batches, sized
 from beamclip.data.cache import finished_manifest, is_cache, read_manifest
 from beamclip.data.shards import list_shards
 from beamclip.errors import InputError

@@ -9,11 +9,12 @@ import ray
 import ray.tune
 
 from beamclip.cluster import cluster_address, ray_session
+from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import format_duration, plural, print_stage, table
 from beamclip.commands.distill_inputs import with_own_templates
 from beamclip.commands.options import DistillConfig, SweepConfig
+from beamclip.commands.run import track_run
 from beamclip.commands.search import DEFAULT_TRIALS
-from beamclip.commands.train import show_chosen, sized, track_run
 from beamclip.config import with_absolute_paths, write_config
 from beamclip.errors import InputError
 from beamclip.runs.folder import CONFIG_FILE, PLOTS, checkpoint_address, make_run_dir, new_run_dir

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from beamclip.cluster import WorkersConfig
+from beamclip.commands.batches import check_batch_norms
 from beamclip.commands.options import PretrainConfig
-from beamclip.commands.train import check_batch_norms
 from beamclip.data.config import StreamConfig
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip, new_clip

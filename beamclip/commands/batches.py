@@ -1,0 +1,91 @@
+"""How long a training is and how its batches are cut: chosen where nothing was given, checked always."""
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from beamclip.commands.console import plural, print_stage
+from beamclip.commands.options import DistillConfig, PretrainConfig, SweepConfig
+from beamclip.data.shards import Shard
+from beamclip.errors import InputError
+from beamclip.models.clip import LoadedClip
+from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
+
+TrainConfig = DistillConfig | PretrainConfig
+AnyTrainConfig = TypeVar("AnyTrainConfig", DistillConfig, SweepConfig, PretrainConfig)
+
+
+def sized(config: AnyTrainConfig, shards: list[Shard]) -> AnyTrainConfig:
+    """The options with the batch size, epochs and learning rate that were left open; see training.recipe."""
+    recipe = PRETRAINING if isinstance(config, PretrainConfig) else DISTILLATION
+    images = sum(shard.samples for shard in shards)
+    workers = config.workers.world_size
+    stream, optim = complete(recipe, images, config.stream, config.optim, num_workers=workers)
+    return replace(config, stream=stream, optim=optim)
+
+
+def show_chosen(given: TrainConfig, config: TrainConfig, shards: list[Shard]) -> None:
+    """One line on what `sized` chose, and why; none where everything was given."""
+    recipe = PRETRAINING if isinstance(config, PretrainConfig) else DISTILLATION
+    chosen = []
+    if given.stream.batch_size is None:
+        chosen.append(f"batch {config.stream.batch_size}")
+    if given.optim.epochs is None and given.optim.steps is None:
+        chosen.append(f"{config.optim.epochs:g} epochs")
+    if given.optim.lr is None:
+        chosen.append(f"lr {config.optim.lr:g}")
+    if chosen:
+        images = plural(sum(shard.samples for shard in shards), "image")
+        why = f"at least {recipe.epochs} epochs and {recipe.steps:,} steps"
+        print_stage("chosen", f"{', '.join(chosen)} for {images}", why)
+
+
+def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
+    """Refuse batches that cannot be cut evenly or filled.
+
+    Args:
+        config: as `sized` leaves it.
+
+    Raises:
+        InputError: with the numbers.
+    """
+    batch, parts = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
+    assert batch is not None
+    if batch % parts:
+        raise InputError(
+            f"--batch-size {batch}: cannot be split evenly over {config.workers.world_size} workers x "
+            f"{config.optim.accumulation} accumulated passes. Give a multiple of {parts}."
+        )
+    samples = sum(shard.samples for shard in shards)
+    if samples < batch:
+        raise InputError(
+            f"{config.data}: {plural(samples, 'sample')} cannot fill a batch of {batch}. "
+            f"Give --batch-size {samples // parts * parts or parts} or less, or more data."
+        )
+
+
+def check_batch_norms(config: TrainConfig, clip: LoadedClip) -> None:
+    """Refuse passes of one image where that leaves a batch norm one value a channel, which has no variance.
+
+    Args:
+        config: as `sized` leaves it.
+
+    Raises:
+        InputError: with the sizes.
+    """
+    batch, passes = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
+    if batch is None or batch > passes:
+        return
+    # Without memory or arithmetic; torch itself says whether it would train.
+    tower = deepcopy(clip.image_tower.network).to("meta").train()
+    try:
+        tower(torch.empty(1, 3, clip.image_size, clip.image_size, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"--batch-size {batch}: one image in each of the {passes} passes of a step "
+            f"(workers x accumulation) leaves batch norms nothing to average over. Give {2 * passes} or more."
+        ) from error

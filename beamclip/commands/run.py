@@ -1,0 +1,295 @@
+"""A training as its command sees it: opened, shown, recorded, and finished with a summary."""
+
+import time
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from beamclip.cluster import check_resources, workers_session
+from beamclip.commands.after_training import AfterTraining
+from beamclip.commands.console import ProgressLine, format_duration, percent, plural, print_stage
+from beamclip.commands.options import DistillConfig, PretrainConfig
+from beamclip.config import parameters, write_config
+from beamclip.data.lost_samples import FirstLost
+from beamclip.data.position import from_plain, skipped_of
+from beamclip.data.shards import Shard, fingerprint
+from beamclip.runs.backup import back_up
+from beamclip.runs.folder import (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    MODEL,
+    PLOTS,
+    TRACE,
+    checkpoint_address,
+    open_run_dir,
+    remember_tracked_run,
+    tracked_run_id,
+)
+from beamclip.runs.recorder import Recorder, read_history
+from beamclip.summary import Counts, Summary, write_summary
+from beamclip.tracking import Tracking
+from beamclip.training.launch import Outcome, fit
+from beamclip.training.loop import trained_weights
+from beamclip.training.worker import Storage, TrainingJob
+
+TrainConfig = DistillConfig | PretrainConfig
+
+
+@dataclass
+class Progress:
+    """What is known of a run while it goes on."""
+
+    history: list[dict[str, float]]
+    began: float = field(default_factory=time.perf_counter)
+    first_step: int = 0
+    started: bool = False
+    """Whether workers were up before."""
+
+    @property
+    def step(self) -> int:
+        """The last step that was recorded."""
+        return int(self.history[-1]["step"]) if self.history else 0
+
+    def begin(self, history: list[dict[str, float]], step: int) -> None:
+        """Workers begin, or begin again, after a step, with the records up to it."""
+        if self.started or step:
+            print_stage("resumed", f"at step {step}")
+        # Behind the first start, where the checkpoint of that was damaged since.
+        self.first_step = min(self.first_step, step) if self.started else step
+        self.history, self.started = history, True
+
+    @property
+    def fresh(self) -> list[dict[str, float]]:
+        """The records of this command, those of an earlier start left out."""
+        return [record for record in self.history if record["step"] > self.first_step]
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds between the records of this command; start-up and checkpoints do not count."""
+        return sum(record["window_seconds"] for record in self.fresh)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training gave."""
+
+    weights: dict[str, Tensor]
+    """Of the method; see loop.trained_weights."""
+    step: int
+    history: list[dict[str, float]]
+    images: int
+    """Images that passed through the method in this command."""
+    seconds: float
+    images_per_second: float | None
+    """Mean over the windows between records, checkpoints and start-up left out."""
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that a command runs: its folder, its records, its run in MLflow."""
+
+    command: str
+    config: TrainConfig
+    """As `sized` leaves it."""
+    folder: Path
+    shards: list[Shard]
+    tracking: Tracking
+    began: float
+    """time.perf_counter() when the command began."""
+
+    @property
+    def storage(self) -> Storage:
+        """Where the workers leave what."""
+        return Storage(
+            checkpoints=checkpoint_address(self.config.checkpoint.checkpoints, self.folder),
+            keep_checkpoints=self.config.checkpoint.keep_checkpoints,
+            trace=str((self.folder / TRACE).resolve()) if self.config.cadence.trace_samples else None,
+        )
+
+    def train(self, job: TrainingJob, title: str) -> TrainingResult:
+        """Run a job to its end on the cluster, with one progress line.
+
+        Raises:
+            TrainingError: it could not be finished.
+            KeyboardInterrupt: somebody pressed Ctrl-C; there is a checkpoint.
+        """
+        workers = self.config.workers
+        who = "this process" if workers.without_ray else plural(workers.num_workers, "worker")
+        where = f"{who} on {'GPU' if workers.use_gpu else 'CPU'}"
+        print_stage("training", f"{title}, {plural(job.total_steps, 'step')}, batch {job.batch_size}", where)
+        progress = Progress(read_history(self.folder))
+        recorder = Recorder(self.folder, self.tracking)
+        line = ProgressLine()
+        lost = FirstLost()
+
+        def on_record(record: dict[str, Any]) -> None:
+            for _, text in lost.new(record.get("lost", ())):
+                line.close()
+                print_stage("skipped", text)
+            if "notice" in record:
+                line.close()
+                print_stage("damaged", record["notice"])
+            if "started_at" in record:
+                line.close()
+                progress.begin(recorder.rewind(record["started_at"]), record["started_at"])
+            if "saved_step" in record:
+                copier.submit(back_up, job.storage.checkpoints, self.folder)
+            if "loss" not in record:
+                return
+            progress.history.append(record)
+            recorder.keep(record)
+            line.show(_progress_text(progress, job.total_steps), last=record["step"] == job.total_steps)
+
+        # Beside this thread, which hears of Ctrl-C: a store may keep it waiting for minutes.
+        with ThreadPoolExecutor(1) as copier:
+            outcome = fit(job, workers, on_record)
+        line.close()
+        trained = _trained(outcome, progress, job.batch_size)
+        if outcome.interrupted:
+            self._leave_interrupted(trained)
+        return trained
+
+    def finish(
+        self,
+        trained: TrainingResult,
+        after: AfterTraining,
+        *,
+        metrics: dict[str, float],
+        stages: dict[str, Any],
+    ) -> Summary:
+        """Write summary.json and leave every product in MLflow too.
+
+        Raises:
+            UnscoredError, KeyboardInterrupt: what came after training failed or was ended; see AfterTraining.
+        """
+        samples = sum(shard.samples for shard in self.shards)
+        lost = sum(trained.skipped.values())
+        last = trained.history[-1] if trained.history else {}
+        losses = {key: value for key, value in last.items() if key.startswith("loss")}
+        summary = Summary(
+            command=self.command,
+            status=after.status,
+            wall_seconds=time.perf_counter() - self.began,
+            images=trained.images,
+            images_per_second=trained.images_per_second,
+            metrics={**losses, **metrics},
+            counts=Counts(attempted=samples, succeeded=samples - lost, skipped=trained.skipped),
+            mlflow_run_id=self.tracking.run_id,
+            paths={"metrics": HISTORY_FILE, "model": MODEL, "plots": PLOTS},
+            stages={"training_seconds": trained.seconds, **stages},
+            notes=after.notes,
+        )
+        write_summary(self.folder, summary)
+        step = trained.step
+        skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
+        self.tracking.log([{"step": step, "skipped": float(lost), **skipped, **metrics}])
+        for path in (self.folder / "summary.json", self.folder / CONFIG_FILE):
+            self.tracking.artifact(path)
+        for folder in (PLOTS, MODEL):
+            if (self.folder / folder).is_dir():
+                self.tracking.artifact(self.folder / folder, folder)
+        after.raise_failure(self.config, self.folder)
+        return summary
+
+    def _leave_interrupted(self, trained: TrainingResult) -> NoReturn:
+        """Note what there is, and go the way that Ctrl-C goes everywhere; no scores, no model."""
+        summary = Summary(
+            command=self.command,
+            status="interrupted",
+            wall_seconds=trained.seconds,
+            images=trained.images,
+            images_per_second=trained.images_per_second,
+            counts=Counts(skipped=trained.skipped),
+            mlflow_run_id=self.tracking.run_id,
+            paths={"metrics": HISTORY_FILE},
+        )
+        write_summary(self.folder, summary)
+        step = trained.step
+        raise KeyboardInterrupt(f"a checkpoint of step {step} is kept; go on with --resume {self.folder}")
+
+
+@contextmanager
+def started_run(
+    command: str, config: TrainConfig, folder: Path, shards: list[Shard], *, began: float
+) -> Iterator[Run]:
+    """The run of a command: its folder is open, and inside, Ray is up and MLflow is told.
+
+    Raises:
+        InputError: the folder cannot be used (see open_run_dir), or the cluster is too small.
+    """
+    _open_folder(config, folder, shards)
+    with workers_session(config.workers), track_run(config, folder, command) as tracking:
+        check_resources(config.workers)
+        yield Run(command, config, folder, shards, tracking, began)
+
+
+def _open_folder(config: TrainConfig, run_dir: Path, shards: list[Shard]) -> None:
+    checkpoints = checkpoint_address(config.checkpoint.checkpoints, run_dir)
+    open_run_dir(run_dir, checkpoints, fingerprint(shards), resume=config.resume is not None)
+    if config.checkpoint.checkpoints:
+        # A resumed run may be started from another folder.
+        config = replace(config, checkpoint=replace(config.checkpoint, checkpoints=checkpoints))
+    write_config(config, run_dir / CONFIG_FILE)
+
+
+@contextmanager
+def track_run(
+    config: TrainConfig, run_dir: Path, command: str, *, varied: Collection[str] = ()
+) -> Iterator[Tracking]:
+    """Begin the MLflow run of a run, or go on in it; it is closed with the right status.
+
+    Args:
+        varied: options that have no one value in it.
+    """
+    tracking = Tracking.start(
+        config.tracking,
+        run_dir=run_dir,
+        params={name: value for name, value in parameters(config).items() if name not in varied},
+        tags={"command": command},
+        run_id=tracked_run_id(run_dir),
+    )
+    with tracking:
+        remember_tracked_run(run_dir, tracking.run_id)
+        back_up(checkpoint_address(config.checkpoint.checkpoints, run_dir), run_dir)
+        yield tracking
+
+
+def _progress_text(progress: Progress, total: int) -> str:
+    record = progress.history[-1]
+    # Training time alone: the seconds until the first batch would make the first estimates far too long.
+    eta = progress.training_seconds / (progress.step - progress.first_step) * (total - progress.step)
+    return (
+        f"step {progress.step}/{total}  loss {record['loss']:.3f}  {record['images_per_second']:,.0f} img/s  "
+        f"data {100 * record['data_wait_share']:.0f} %  eta {format_duration(eta)}"
+    )
+
+
+def _trained(outcome: Outcome, progress: Progress, batch_size: int) -> TrainingResult:
+    seconds = progress.training_seconds
+    images = sum(record["images_per_second"] * record["window_seconds"] for record in progress.fresh)
+    return TrainingResult(
+        # The rest of the state is let go: moments of an optimiser are twice as much as the weights.
+        weights=trained_weights(outcome.state),
+        step=outcome.state["step"],
+        history=progress.history,
+        images=(outcome.state["step"] - progress.first_step) * batch_size,
+        seconds=time.perf_counter() - progress.began,
+        images_per_second=images / seconds if seconds else None,
+        skipped=skipped_of(from_plain(outcome.state["position"]).ranks),
+    )
+
+
+def show_skipped(trained: TrainingResult, attempted: int) -> None:
+    """One line on what could not be used, where there was any."""
+    if trained.skipped:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(trained.skipped.items()))
+        lost = sum(trained.skipped.values())
+        print_stage(
+            "skipped", f"{lost:,} of {plural(attempted, 'sample')} ({percent(lost / attempted)}): {reasons}"
+        )
