@@ -16,7 +16,7 @@ ARGS ?=
 PYTHON ?=
 PYTHONS := $(PYTHON) python3.12 python3.13 python3.11 python3
 
-.PHONY: help setup quickstart test lint ui bench clean
+.PHONY: help setup quickstart test check lint ui bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ quickstart: $(READY) ## distill a teacher into a small student on the embedded c
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+check: lint ## style, types and the tests that need no Ray: quick enough for every save
+	$(BIN)/python -m pytest -m "not ray" $(ARGS)
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .

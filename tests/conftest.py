@@ -18,11 +18,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that use Ray first: they take the longest, and the others fill what is left at the end."""
     items.sort(key=lambda item: not _uses_ray(item.path))
+    for item in items:
+        if _uses_ray(item.path):
+            item.add_marker(pytest.mark.ray)
 
 
 @cache
 def _uses_ray(file: Path) -> bool:
-    return "ray_cluster" in file.read_text()
+    text = file.read_text()
+    return "ray_cluster" in text or "ray_session" in text
 
 
 @pytest.fixture(scope="session")

@@ -59,8 +59,8 @@ class DistillConfig:
     config: LocalPath = None
     """YAML file with values for any of these options; flags come before it."""
     resume: PathOrAddress = None
-    """Run to go on with, under the options it was started with: its folder, or, where that is lost, the
-    address of its --checkpoints."""
+    """Run to resume, under the options it was started with: its folder or, where that is lost, the address of
+    its --checkpoints."""
     seed: Natural = 0
     """Decides initial weights, order, crops and augmentation."""
     teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -84,13 +84,13 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class SweepConfig(DistillConfig):
-    """Try settings of a distillation, at the price of the students alone: all share one teacher cache."""
+    """Try settings of a distillation; all trials share one teacher cache, so only students are trained."""
 
     out: LocalPath = None
     """Folder of the sweep; by default a new one below runs/."""
     resume: str | None = None
-    """Folder of a sweep to go on with, under the options it was started with: trials that came to their end
-    are not run again, others go on from their checkpoints."""
+    """Folder of a sweep to resume, under the options it was started with: finished trials are not run again,
+    others continue from their checkpoints."""
     search: SearchConfig = field(default_factory=SearchConfig)
 
 
@@ -112,8 +112,8 @@ class PretrainConfig:
     config: LocalPath = None
     """YAML file with values for any of these options; flags come before it."""
     resume: PathOrAddress = None
-    """Run to go on with, under the options it was started with: its folder, or, where that is lost, the
-    address of its --checkpoints."""
+    """Run to resume, under the options it was started with: its folder or, where that is lost, the address of
+    its --checkpoints."""
     seed: Natural = 0
     """Decides initial weights, order, crops and augmentation."""
     psd: PsdConfig = field(default_factory=PsdConfig)

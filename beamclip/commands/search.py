@@ -27,7 +27,7 @@ class SearchConfig:
     """Stop a trial whose score is not among the better half of those so far at the same share of the steps
     (ASHA, arXiv 1810.05934). It stops options that are slow at first and would win at the end, too."""
     scores: Count = 4
-    """Times that a trial is scored on the held-out images, at even distances, the last one at its end."""
+    """Evaluations per trial on the held-out images, evenly spaced, the last one at its end."""
     scored_images: Count = 10_000
     """Held-out images each score is made from, at even distances over all; they are decoded once."""
     max_concurrent: Count | None = None
