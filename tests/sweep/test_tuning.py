@@ -154,7 +154,7 @@ def test_optuna_is_asked_after_the_list_and_told_every_score():
     suggestions.on_trial_complete("2", {METRIC: -1.0})
     suggestions.on_trial_complete("3", error=True)
     assert not suggestions.comes_back("3", had_started=True, counts=True)
-    told = advisor._support.trials
+    told = advisor._study.trials
     assert all(trial.state.is_finished() for trial in told)
     assert [trial.value for trial in told if trial.value is not None] == [0.5]
 
