@@ -43,6 +43,7 @@ from beamclip.runs.folder import CONFIG_FILE
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, summary_text
 from beamclip.training.channel import RemoteChannel
 from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
+from beamclip.training.events import Embedded, Lost
 from beamclip.training.optim import teacher_precision
 from beamclip.training.worker import in_one_line
 
@@ -301,19 +302,22 @@ class _Progress:
         ended = False
         while not ended:
             ended = self.ended.wait(SECONDS_BETWEEN_LOOKS)
-            for record in self.channel.take():
-                self._hear(record)
-                for _, text in lost.new(record.get("lost", ())):
-                    line.close()
-                    print_stage("skipped", text)
+            for event in self.channel.take():
+                match event:
+                    case Embedded():
+                        self._count(event)
+                    case Lost(samples):
+                        for _, text in lost.new(samples):
+                            line.close()
+                            print_stage("skipped", text)
             if self.embedded:
                 line.show(self._text(), last=ended)
         line.close()
 
-    def _hear(self, record: dict[str, Any]) -> None:
-        self.first = min(self.first or record["time"], record["time"])
-        self.last = max(self.last, record["time"])
-        self.embedded += record["embedded"]
+    def _count(self, event: Embedded) -> None:
+        self.first = min(self.first or event.time, event.time)
+        self.last = max(self.last, event.time)
+        self.embedded += event.images
 
     def _text(self) -> str:
         rate = self.embedded / max(1e-9, self.seconds)

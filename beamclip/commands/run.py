@@ -33,6 +33,7 @@ from beamclip.runs.folder import (
 from beamclip.runs.recorder import Recorder, read_history
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
+from beamclip.training.events import Damaged, Event, Lost, Recorded, Saved, Started
 from beamclip.training.launch import Outcome, fit
 from beamclip.training.loop import trained_weights
 from beamclip.training.worker import Storage, TrainingJob
@@ -128,27 +129,30 @@ class Run:
         line = ProgressLine()
         lost = FirstLost()
 
-        def on_record(record: dict[str, Any]) -> None:
-            for _, text in lost.new(record.get("lost", ())):
-                line.close()
-                print_stage("skipped", text)
-            if "notice" in record:
-                line.close()
-                print_stage("damaged", record["notice"])
-            if "started_at" in record:
-                line.close()
-                progress.begin(recorder.rewind(record["started_at"]), record["started_at"])
-            if "saved_step" in record:
-                copier.submit(back_up, job.storage.checkpoints, self.folder)
-            if "loss" not in record:
-                return
-            progress.history.append(record)
-            recorder.keep(record)
-            line.show(_progress_text(progress, job.total_steps), last=record["step"] == job.total_steps)
+        def on_event(event: Event) -> None:
+            match event:
+                case Lost(samples):
+                    for _, text in lost.new(samples):
+                        line.close()
+                        print_stage("skipped", text)
+                case Damaged(text):
+                    line.close()
+                    print_stage("damaged", text)
+                case Started(step):
+                    line.close()
+                    progress.begin(recorder.rewind(step), step)
+                case Saved():
+                    copier.submit(back_up, job.storage.checkpoints, self.folder)
+                case Recorded(values):
+                    progress.history.append(values)
+                    recorder.keep(values)
+                    line.show(
+                        _progress_text(progress, job.total_steps), last=values["step"] == job.total_steps
+                    )
 
         # Beside this thread, which hears of Ctrl-C: a store may keep it waiting for minutes.
         with ThreadPoolExecutor(1) as copier:
-            outcome = fit(job, workers, on_record)
+            outcome = fit(job, workers, on_event)
         line.close()
         trained = _trained(outcome, progress, job.batch_size)
         if outcome.interrupted:

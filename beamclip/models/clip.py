@@ -18,6 +18,7 @@ from beamclip.models.model_config import find_config, is_config, read_json_objec
 from beamclip.models.msclip import build_msclip
 from beamclip.models.names import close_names, or_list
 from beamclip.models.pixels import Preprocessing, normalise_pixels
+from beamclip.models.tokenizer import Tokenizer, new_tokenizer, open_clip_tokenizer
 from beamclip.models.weights import SUFFIXES, load_weights, weights_sha256
 from beamclip.openclip import CLIP, CustomTextCLIP, PreprocessCfg, merge_preprocess_dict, open_clip
 from beamclip.prompts.fitting import Fitting, read_fitting
@@ -37,16 +38,12 @@ __all__ = [
 ClipModel: TypeAlias = CLIP | CustomTextCLIP
 """The first holds its text tower flat, the second under .text; their methods are the same."""
 
-Tokenizer = Callable[[list[str]], Tensor]
-"""n texts -> int64 [n, context_length]; longer texts are cut."""
-
 CONFIG_FILE = "open_clip_config.json"
 WEB_CAPTIONS = Fitting(("openai7",), "open_clip's weights have read captions from the web")
 """Of every model in open_clip's registry."""
 _PREFERRED_WEIGHTS = tuple(
     stem + suffix for stem in ("open_clip_model", "open_clip_pytorch_model") for suffix in SUFFIXES
 )
-_BPE_VOCABULARY = 49408
 
 
 @dataclass(frozen=True)
@@ -192,7 +189,7 @@ def new_clip(config: str | Path, seed: int, **replaced: Any) -> LoadedClip:
     if "msclip" in model_cfg:
         model_cfg["custom_text"] = True
     model = build_open_clip(model_cfg, where=str(config), seed=seed)
-    return assemble(model, _tokenizer_for(model_cfg, str(config)), model_cfg, preprocess, address=str(config))
+    return assemble(model, new_tokenizer(model_cfg, str(config)), model_cfg, preprocess, address=str(config))
 
 
 def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> ClipModel:
@@ -284,7 +281,7 @@ def _load_named(rest: str, address: str) -> LoadedClip:
     weights = registered_weights(pretrained, address)
     model = build_open_clip(model_cfg, where=address)
     load_weights(model, weights, config=f"open_clip's {name}")
-    clip = assemble(model, _open_clip_tokenizer(name, address), model_cfg, pretrained, address=address)
+    clip = assemble(model, open_clip_tokenizer(name, address), model_cfg, pretrained, address=address)
     return replace(clip, fitting=WEB_CAPTIONS)
 
 
@@ -294,7 +291,7 @@ def _load_file_by_name(name: str, file: Path, address: str) -> LoadedClip:
     model_cfg, preprocess = find_config(name)
     model = build_open_clip(model_cfg, where=name)
     load_weights(model, file, config=name)
-    return assemble(model, _tokenizer_for(model_cfg, name), model_cfg, preprocess, address=address)
+    return assemble(model, new_tokenizer(model_cfg, name), model_cfg, preprocess, address=address)
 
 
 def _load_hub(repository: str, address: str) -> LoadedClip:
@@ -326,7 +323,7 @@ def _load_configured(config_file: Path, weights: Path, tokenizer: str, address: 
         model_cfg["msclip"] = config["msclip"]
     model = build_open_clip(model_cfg, where=str(config_file))
     load_weights(model, weights, config=str(config_file))
-    found = _open_clip_tokenizer(tokenizer, str(config_file))
+    found = open_clip_tokenizer(tokenizer, str(config_file))
     clip = assemble(model, found, model_cfg, config.get("preprocess_cfg", {}), address=address)
     return replace(clip, fitting=read_fitting(config_file.parent))
 
@@ -362,34 +359,6 @@ def _weights_in(directory: Path) -> Path:
         f"{directory}: holds {len(candidates)} weight files ({or_list(file.name for file in candidates)}). "
         "Name the one you mean in full."
     )
-
-
-def _tokenizer_for(model_cfg: dict[str, Any], where: str) -> Tokenizer:
-    text_cfg = model_cfg["text_cfg"]
-    if where in open_clip.list_models():
-        return _open_clip_tokenizer(where, where)
-    if text_cfg.get("hf_tokenizer_name"):
-        raise InputError(
-            f"{where}: text_cfg.hf_tokenizer_name is {text_cfg['hf_tokenizer_name']!r}, but new models use "
-            "CLIP's own tokenizer. Leave it out."
-        )
-    if text_cfg.get("vocab_size", _BPE_VOCABULARY) < _BPE_VOCABULARY:
-        raise InputError(
-            f"{where}: text_cfg.vocab_size is {text_cfg['vocab_size']}, too few for CLIP's tokenizer. "
-            f"Make it {_BPE_VOCABULARY}."
-        )
-    context_length = text_cfg.get("context_length", open_clip.CLIPTextCfg.context_length)
-    return open_clip.SimpleTokenizer(context_length=context_length, **text_cfg.get("tokenizer_kwargs", {}))
-
-
-def _open_clip_tokenizer(name: str, where: str) -> Tokenizer:
-    try:
-        return open_clip.get_tokenizer(name)
-    except (ImportError, OSError, ValueError) as error:
-        raise InputError(
-            f"{where}: its tokenizer cannot be loaded ({error}). "
-            "Tokenizers other than CLIP's own need `pip install transformers` and their files."
-        ) from error
 
 
 def _no_such_tag(address: str, name: str, tag: str) -> str:

@@ -20,6 +20,7 @@ from beamclip.sweep.space import Settings, applied, in_words
 from beamclip.sweep.trial import Score, Trial, trial_dir, write_trial
 from beamclip.tracking import Tracking
 from beamclip.tracking.store import PARENT_TAG, tracking_uri
+from beamclip.training.events import Recorded, Started
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +71,12 @@ class SweepMonitor:
     def reported(self, number: int, report: Report) -> None:
         """Keep the records of training, then the score, or the problem."""
         trial = self.trials[number]
-        for record in report["records"]:
-            if "started_at" in record:
-                self.recorders[number].rewind(record["started_at"])
-            elif "loss" in record:
-                self.recorders[number].keep(record)
+        for event in report["events"]:
+            match event:
+                case Started(step):
+                    self.recorders[number].rewind(step)
+                case Recorded(values):
+                    self.recorders[number].keep(values)
         if "problem" in report:
             self._note(replace(trial, problem=report["problem"]))
             return

@@ -16,9 +16,9 @@ from beamclip.models.config import StudentConfig
 from beamclip.prompts.config import PromptConfig
 from beamclip.sweep.space import applied
 from beamclip.sweep.trial import METRIC
-from beamclip.training.channel import Record
 from beamclip.training.checkpoint import State, read_checkpoint
 from beamclip.training.checkpoint_store import discard_after
+from beamclip.training.events import Event, Recorded, Saved, Started
 from beamclip.training.launch import fit
 from beamclip.training.loop import trained_weights
 from beamclip.training.worker import Storage, TrainingError, TrainingJob
@@ -27,7 +27,7 @@ NO_SCORE = -1.0
 """Reported for a trial that failed: Tune wants a number."""
 
 Report = dict[str, Any]
-"""What a trial tells the sweep: the "records" of training since the last report. With them "step", "steps"
+"""What a trial tells the sweep: the "events" of training since the last report. With them "step", "steps"
 (of the whole training), "scored" (how often it was), "seconds", "zeroshot_top1" and "zeroshot_top5"
 (fractions), or the "problem" by which it failed."""
 
@@ -87,19 +87,19 @@ def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
     # What was trained ahead of the last report, records and all, went with the process that was lost.
     discard_after(job.storage.checkpoints, after=reporter.step)
 
-    def on_record(record: Record) -> None:
-        saved = record.get("saved_step")
-        # The last one waits until training has ended.
-        if saved is not None and saved < job.total_steps:
-            reporter.report(read_checkpoint(job.storage.checkpoints, saved))
-        elif saved is None:
-            reporter.records.append(record)
+    def on_event(event: Event) -> None:
+        match event:
+            # The last one waits until training has ended.
+            case Saved(step) if step < job.total_steps:
+                reporter.report(read_checkpoint(job.storage.checkpoints, step))
+            case Started() | Recorded():
+                reporter.events.append(event)
 
     try:
-        outcome = fit(job, config.workers, on_record, in_process=config.workers.num_workers == 1)
+        outcome = fit(job, config.workers, on_event, in_process=config.workers.num_workers == 1)
         reporter.report(outcome.state)
     except (TrainingError, InputError) as error:
-        problem = {"problem": str(error), "records": reporter.records}
+        problem = {"problem": str(error), "events": reporter.events}
         ray.tune.report({METRIC: NO_SCORE, **problem, "done": True})
 
 
@@ -140,14 +140,14 @@ class _Scorer:
 
 
 class _Reporter:
-    """Sends a trial's scores to the sweep, each once, with the records of training before it."""
+    """Sends a trial's scores to the sweep, each once, with the events of training before it."""
 
     def __init__(self, scorer: _Scorer, job: TrainingJob, every: int, step: int) -> None:
         """step: of the last score that was sent."""
         self.scorer = scorer
         self.steps = job.total_steps
         self.every = every
-        self.records: list[Record] = []
+        self.events: list[Started | Recorded] = []
         self.began = time.perf_counter()
         self.step = step
 
@@ -157,7 +157,7 @@ class _Reporter:
         if step <= self.step:
             return
         scores = self.scorer.score(state)
-        records, self.records, self.step = self.records, [], step
+        events, self.events, self.step = self.events, [], step
         seconds = time.perf_counter() - self.began
         ray.tune.report(
             {
@@ -165,7 +165,7 @@ class _Reporter:
                 "steps": self.steps,
                 "scored": -(-step // self.every),
                 "seconds": seconds,
-                "records": records,
+                "events": events,
                 **scores,
                 # With its last score, a trial is finished, whatever becomes of its process.
                 "done": step == self.steps,

@@ -1,33 +1,33 @@
-"""The line between the training workers and the command that started them.
+"""The line between workers and the command that started them.
 
-Rank 0 sends its records through it and asks it whether somebody pressed Ctrl-C. It lives on the
-command's side: a restarted worker finds it as it was, and MLflow is reached from one place only.
+Workers send events through it, and rank 0 of a training asks it whether somebody pressed Ctrl-C. It lives on
+the command's side: a restarted worker finds it as it was, and MLflow is reached from one place only.
 """
 
 from typing import Any
 
-Record = dict[str, Any]
+from beamclip.training.events import Event
 
 
 class Channel:
-    """A queue of records and one flag, for the threads of one process."""
+    """A queue of events and one flag, for the threads of one process."""
 
     def __init__(self) -> None:
-        self._records: list[Record] = []
+        self._events: list[Event] = []
         self._stop = False
 
-    def put(self, record: Record, *, wait: bool = False) -> None:
-        """Add a record.
+    def put(self, event: Event, *, wait: bool = False) -> None:
+        """Add an event.
 
         Args:
-            wait: whether the record is there when this returns. Here it always is; see RemoteChannel.
+            wait: whether the event is there when this returns. Here it always is; see RemoteChannel.
         """
-        self._records.append(record)
+        self._events.append(event)
 
-    def take(self) -> list[Record]:
-        """All records since the last call, in order."""
-        count = len(self._records)
-        taken, self._records[:count] = self._records[:count], []
+    def take(self) -> list[Event]:
+        """All events since the last call, in order."""
+        count = len(self._events)
+        taken, self._events[:count] = self._events[:count], []
         return taken
 
     def request_stop(self) -> None:
@@ -52,24 +52,24 @@ class RemoteChannel:
         actor: Any = ray.remote(num_cpus=0, max_restarts=0)(Channel)
         self._actor = actor.options(**options).remote()
 
-    def put(self, record: Record, *, wait: bool = False) -> None:
-        """Send a record.
+    def put(self, event: Event, *, wait: bool = False) -> None:
+        """Send an event.
 
         Args:
             wait: until it has arrived: what is still on its way when its sender ends is lost.
         """
         import ray
 
-        sent = self._actor.put.remote(record)
+        sent = self._actor.put.remote(event)
         if wait:
             ray.get(sent)
 
-    def take(self) -> list[Record]:
-        """All records since the last call, in order."""
+    def take(self) -> list[Event]:
+        """All events since the last call, in order."""
         import ray
 
-        records: list[Record] = ray.get(self._actor.take.remote())
-        return records
+        events: list[Event] = ray.get(self._actor.take.remote())
+        return events
 
     def request_stop(self) -> None:
         """Ask the workers to save and end. Does not wait; it arrives before later calls from this process."""

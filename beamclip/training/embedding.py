@@ -37,6 +37,7 @@ from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_shards
 from beamclip.data.stream import training_batches
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, augment, load_training_views, sample_uniforms
 from beamclip.models.teacher import ImageTeacher, Teacher
+from beamclip.training.events import Embedded, Lost
 from beamclip.training.process import prepare_process
 
 Views = NDArray[np.uint8]
@@ -96,15 +97,16 @@ class ShardEmbedder:
 
     def tables(self, shard: Shard) -> Iterator[pa.Table]:
         """The rows of a shard, in order, with what the cache adds to them."""
-        self.job.channel.put({"embedded": 0, "time": time.time()})
+        self.job.channel.put(Embedded(0, time.time()))
         for rows, draws, views in self._decoded(shard):
             lost = [row["problem"] for row in rows]
             good = [index for index, problem in enumerate(lost) if problem is None]
             embeddings = self._embed([each for each in views if each is not None], draws[good])
             captions = self._embed_captions(rows) if self.manifest.captions else []
             yield self._table(rows, lost, good, draws, embeddings, captions)
-            told = self.first_lost.new(lost_sample(row) for row in rows if row["problem"])
-            self.job.channel.put({"embedded": len(rows), "time": time.time(), "lost": told})
+            if told := self.first_lost.new(lost_sample(row) for row in rows if row["problem"]):
+                self.job.channel.put(Lost(tuple(told)))
+            self.job.channel.put(Embedded(len(rows), time.time()))
 
     def _decoded(self, shard: Shard) -> Iterator[_Decoded]:
         """Rows, their random numbers [rows, K, DRAWS] and their crops, one batch ahead of the teacher."""

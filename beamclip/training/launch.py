@@ -1,4 +1,4 @@
-"""Starts the workers of a job, carries their records to a listener, and hands back the final state."""
+"""Starts the workers of a job, carries their events to a listener, and hands back the final state."""
 
 import signal
 import tempfile
@@ -14,9 +14,10 @@ from typing import Any
 
 from beamclip.cluster import WorkersConfig
 from beamclip.data.rows import read_rows_here
-from beamclip.training.channel import Channel, Record, RemoteChannel
+from beamclip.training.channel import Channel, RemoteChannel
 from beamclip.training.checkpoint import State, read_checkpoint
 from beamclip.training.checkpoint_store import claim, find_checkpoint
+from beamclip.training.events import Event
 from beamclip.training.worker import (
     NonRetryableError,
     TrainingError,
@@ -40,7 +41,7 @@ class Outcome:
 def fit(
     job: TrainingJob,
     workers: WorkersConfig,
-    on_record: Callable[[Record], None],
+    on_event: Callable[[Event], None],
     *,
     in_process: bool = False,
 ) -> Outcome:
@@ -48,7 +49,7 @@ def fit(
 
     Args:
         job: without a channel, which this function makes.
-        on_record: called in this thread for every record of rank 0, in order.
+        on_event: called in this thread for every event, in order.
         in_process: the one worker is a thread of this process, which has its resources already; a loss of
             the process is for whoever started it.
 
@@ -75,7 +76,7 @@ def fit(
             job = replace(job, channel=channel)
             body = partial(run_workers, job, workers, scratch)
         try:
-            _run(body, channel, on_record, interrupted, in_process=in_process)
+            _run(body, channel, on_event, interrupted, in_process=in_process)
         except TrainingError:
             # A worker may be lost when its work is done.
             if not _is_complete(job):
@@ -94,14 +95,14 @@ def _is_complete(job: TrainingJob) -> bool:
 def _run(
     body: Callable[[], Any],
     channel: Channel | RemoteChannel,
-    on_record: Callable[[Record], None],
+    on_event: Callable[[Event], None],
     interrupted: threading.Event,
     *,
     in_process: bool,
 ) -> None:
     future = _in_background(body)
     try:
-        _watch(future, channel, interrupted, on_record)
+        _watch(future, channel, interrupted, on_event)
     except BaseException:
         # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
         channel.request_stop()
@@ -133,7 +134,7 @@ def _watch(
     future: "Future[Any]",
     channel: Channel | RemoteChannel,
     interrupted: threading.Event,
-    on_record: Callable[[Record], None],
+    on_event: Callable[[Event], None],
 ) -> None:
     asked = False
     while True:
@@ -141,8 +142,8 @@ def _watch(
         if interrupted.is_set() and not asked:
             channel.request_stop()
             asked = True
-        for record in channel.take():
-            on_record(record)
+        for event in channel.take():
+            on_event(event)
         if ended:
             return
         time.sleep(POLL_SECONDS)

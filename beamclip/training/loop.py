@@ -59,7 +59,7 @@ class HasBeginStep(Protocol):
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedBatch:
     """What a loss needs of a batch, one row each or one value for all."""
 
     learned: tuple[Tensor, ...]
@@ -76,10 +76,10 @@ class GradCached(Protocol):
     it returns their sum of products, whose gradient is the batch's part of the loss's.
     """
 
-    def embed(self, batch: Batch) -> Embedded:
+    def embed(self, batch: Batch) -> EmbeddedBatch:
         """The samples on their own."""
 
-    def compare(self, parts: list[Embedded]) -> tuple[Tensor, dict[str, Tensor]]:
+    def compare(self, parts: list[EmbeddedBatch]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of all parts of a batch together."""
 
 
@@ -186,7 +186,7 @@ class Training:
                 with self._forward(index):
                     embedded = method.embed(batch_to_device(batch, self.device))
                 leaves = tuple(tensor.detach().requires_grad_() for tensor in embedded.learned)
-                parts.append(Embedded(leaves, embedded.given))
+                parts.append(EmbeddedBatch(leaves, embedded.given))
         with self._forward(len(batches)):
             loss, metrics = method.compare(parts)
         loss.backward()

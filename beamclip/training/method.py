@@ -24,7 +24,7 @@ from beamclip.losses.psd import psd_loss, psd_share
 from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE, sigmoid_loss
 from beamclip.models.clip import ImageTower, LoadedClip, normalise_pixels
 from beamclip.prompts.anchors import Anchors
-from beamclip.training.loop import Embedded
+from beamclip.training.loop import EmbeddedBatch
 
 Metrics = dict[str, Tensor]
 MAX_LOGIT_SCALE = 100.0
@@ -175,7 +175,7 @@ class ImageTextPretraining(nn.Module):
         learned = self._learned(*self._inputs(batch))
         return torch.stack([(a * b).sum() for a, b in zip(learned, gradients, strict=True)]).sum(), {}
 
-    def embed(self, batch: Batch) -> Embedded:
+    def embed(self, batch: Batch) -> EmbeddedBatch:
         """Embeddings, scale and bias; ids of the captions, and the embeddings by the moving average."""
         pixels, tokens = self._inputs(batch)
         given: tuple[Tensor, ...] = (_caption_ids(tokens),) if self.objective == "psd" else ()
@@ -183,9 +183,9 @@ class ImageTextPretraining(nn.Module):
             self.average.eval()
             with torch.no_grad():
                 given += _encode(self.average.module, pixels, tokens)
-        return Embedded(self._learned(pixels, tokens), given)
+        return EmbeddedBatch(self._learned(pixels, tokens), given)
 
-    def compare(self, parts: list[Embedded]) -> tuple[Tensor, Metrics]:
+    def compare(self, parts: list[EmbeddedBatch]) -> tuple[Tensor, Metrics]:
         """The loss of this rank's batch, in one part or several, against the global batch."""
         # Each part carries the same scale and bias.
         image, text = (torch.cat(rows) for rows in zip(*(part.learned[:2] for part in parts), strict=True))

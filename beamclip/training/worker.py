@@ -33,6 +33,7 @@ from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint
 from beamclip.training.checkpoint_store import Manifest, discard_after, find_checkpoint, holds_claim
 from beamclip.training.checkpoint_writer import CheckpointWriter
 from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.events import Damaged, Lost, Recorded, Saved, Started
 from beamclip.training.loop import NonFiniteLossError, Request, Training, run_loop
 from beamclip.training.process import prepare_process
 from beamclip.training.trace import Trace
@@ -184,8 +185,8 @@ def _start(job: TrainingJob, group: WorkerGroup) -> _Start:
         # They would count for whole ones when old ones are removed.
         discard_after(job.storage.checkpoints, after=start.step)
         for damage in found.damaged:
-            job.channel.put({"notice": f"{damage}; passed over"})
-        job.channel.put({"started_at": start.step})
+            job.channel.put(Damaged(f"{damage}; passed over"))
+        job.channel.put(Started(start.step))
     # Plain numbers: what passes on an object of ours would import this module, and torch with it.
     number, step = group.broadcast_from_rank_zero(start and (start.number, start.step))
     return _Start(number, step)
@@ -235,15 +236,14 @@ def _told(batches: Generator[Batch, None, None], channel: Any) -> Generator[Batc
     with contextlib.closing(batches):
         for batch in batches:
             if batch.lost:
-                channel.put({"lost": batch.lost})
+                channel.put(Lost(batch.lost))
             yield batch
 
 
 def _writer(job: TrainingJob, world_size: int) -> CheckpointWriter:
     def written(manifest: Manifest, seconds: float) -> None:
-        record = {"saved_step": manifest.step, "checkpoint_seconds": seconds}
         # What is still on its way when the last step's worker ends would be lost.
-        job.channel.put(record, wait=True)
+        job.channel.put(Saved(manifest.step, seconds), wait=True)
 
     return CheckpointWriter(
         job.storage.checkpoints,
@@ -297,7 +297,7 @@ class _Hooks:
     def log(self, record: dict[str, float]) -> None:
         if self.writer is not None:
             self.writer.check()
-            self.job.channel.put({**record, "pid": os.getpid()})
+            self.job.channel.put(Recorded({**record, "pid": os.getpid()}))
 
     def save(self, state: State, position: Position, record: dict[str, float]) -> None:
         ranks = _gathered(position, self.start.order.world_size)

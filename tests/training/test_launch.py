@@ -35,6 +35,7 @@ from beamclip.prompts.anchors import Anchors
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import claim
 from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.events import Event, Lost, Recorded, Saved
 from beamclip.training.launch import Outcome, fit, interrupts
 from beamclip.training.method import Distillation
 from beamclip.training.ray_train import _cause
@@ -78,24 +79,40 @@ class DistillationBuilder:
         return method
 
 
+Listener = Callable[[Event], None]
+
+
+def records_of(events: list[Event]) -> list[dict[str, float]]:
+    return [event.values for event in events if isinstance(event, Recorded)]
+
+
+def is_step(event: Event, step: int) -> bool:
+    """Whether it is the record of a step."""
+    return isinstance(event, Recorded) and event.values["step"] == step
+
+
 @dataclass
 class Run:
     """A run, and what came of it."""
 
     job: TrainingJob
     workers: WorkersConfig = ONE
-    records: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
-    def go(self, on_record: Callable[[dict[str, Any]], None] = lambda record: None) -> Outcome:
-        def listen(record: dict[str, Any]) -> None:
-            self.records.append(record)
-            on_record(record)
+    def go(self, on_event: Listener = lambda event: None) -> Outcome:
+        def listen(event: Event) -> None:
+            self.events.append(event)
+            on_event(event)
 
         return fit(self.job, self.workers, listen)
 
     @property
+    def records(self) -> list[dict[str, float]]:
+        return records_of(self.events)
+
+    @property
     def losses(self) -> dict[int, float]:
-        return {record["step"]: record["loss"] for record in self.records if "loss" in record}
+        return {int(record["step"]): record["loss"] for record in self.records}
 
     @property
     def folder(self) -> Path:
@@ -174,38 +191,35 @@ def undisturbed(new_run: NewRun) -> Finished:
 
 
 def test_rank_0_sends_a_record_of_every_step_in_order(undisturbed: Finished) -> None:
-    records = [record for record in undisturbed.run.records if "loss" in record]
+    records = undisturbed.run.records
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     assert all(math.isfinite(record["loss"]) and record["images_per_second"] > 0 for record in records)
     assert {record["pid"] for record in records}.isdisjoint({os.getpid()})
-    saved = [record["saved_step"] for record in undisturbed.run.records if "saved_step" in record]
+    saved = [event.step for event in undisturbed.run.events if isinstance(event, Saved)]
     assert saved == [4, 8, 12]
-
-
-Listener = Callable[[dict[str, Any]], None]
 
 
 @ray.remote(num_cpus=0.1)
 def single_process(
-    job: TrainingJob, listen: Listener = lambda record: None, workers: WorkersConfig = ONE
-) -> tuple[list[dict[str, Any]], dict[str, Any] | str]:
-    """A run in the process of this task; its records, and its state or what it failed by."""
-    records = []
+    job: TrainingJob, listen: Listener = lambda event: None, workers: WorkersConfig = ONE
+) -> tuple[list[Event], dict[str, Any] | str]:
+    """A run in the process of this task; its events, and its state or what it failed by."""
+    events = list[Event]()
 
-    def on_record(record: dict[str, Any]) -> None:
-        records.append(record)
-        listen(record)
+    def on_event(event: Event) -> None:
+        events.append(event)
+        listen(event)
 
     try:
-        return records, fit(job, workers, on_record, in_process=True).state
+        return events, fit(job, workers, on_event, in_process=True).state
     except TrainingError as error:
-        return records, str(error)
+        return events, str(error)
     except KeyboardInterrupt:
-        return records, " ".join(thread.name for thread in threading.enumerate())
+        return events, " ".join(thread.name for thread in threading.enumerate())
 
 
-def leave_at_step_2(record: dict[str, Any]) -> None:
-    if record.get("step") == 2:
+def leave_at_step_2(event: Event) -> None:
+    if is_step(event, 2):
         raise KeyboardInterrupt
 
 
@@ -215,15 +229,15 @@ def test_a_run_in_this_process_equals_one_in_a_worker_of_ray_train(
 ) -> None:
     """With 0 rows are not read by Ray either."""
     workers = replace(ONE, num_workers=num_workers)
-    records, state = ray.get(single_process.remote(new_run().job, workers=workers))
-    losses = {record["step"]: record["loss"] for record in records if "loss" in record}
+    events, state = ray.get(single_process.remote(new_run().job, workers=workers))
+    losses = {int(record["step"]): record["loss"] for record in records_of(events)}
     assert losses == undisturbed.run.losses
     assert_same_state(state, undisturbed.outcome.state)
 
 
 def test_a_run_in_this_process_fails_by_a_line_and_leaves_no_thread_when_left(new_run: NewRun) -> None:
     run = new_run(fault=break_weights)
-    run.records, problem = ray.get(single_process.remote(run.job))
+    run.events, problem = ray.get(single_process.remote(run.job))
     assert re.match(r"step 6: loss nan.*--lr", problem)
     assert max(run.losses) == 5
     assert run.checkpoints == {"step=00000004"}
@@ -240,9 +254,9 @@ def test_a_missing_shard_ends_a_run_by_a_line_with_its_path_and_the_node(new_run
     _, problem = ray.get(single_process.remote(replace(job, shards=[job.shards[0], gone])))
     assert problem.startswith(f"file:///nowhere/00001.tar: cannot be read on node {NODE} (FileNotFoundError")
     kept = replace(job, shards=[job.shards[0], replace(gone, may_be_missing=True)])
-    records, state = ray.get(single_process.remote(kept))
+    events, state = ray.get(single_process.remote(kept))
     assert from_plain(state["position"]).ranks[0].skipped == {MISSING_SHARD: 20}
-    told = [line for record in records for _, line in record.get("lost", ())]
+    told = [line for event in events if isinstance(event, Lost) for _, line in event.samples]
     assert told[0].startswith("shard 00001.tar: missing shard (FileNotFoundError")
 
 
@@ -290,11 +304,11 @@ def stopped(new_run: NewRun, tmp_path_factory: pytest.TempPathFactory) -> Finish
     folder = tmp_path_factory.mktemp("gates")
     pressed, asked = folder / "pressed", folder / "asked"
 
-    def press(record: dict[str, Any]) -> None:
-        if record.get("step") == 1:
+    def press(event: Event) -> None:
+        if is_step(event, 1):
             os.kill(os.getpid(), signal.SIGINT)
             pressed.touch()
-        if record.get("step") == 2:
+        if is_step(event, 2):
             # It was taken after the first one was heard, and between the two the run was asked to stop.
             asked.touch()
 
@@ -346,7 +360,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
 ) -> None:
     storage = stopped.run.job.storage
     resumed = Run(replace(undisturbed.run.job, storage=storage))
-    resumed.records, state = ray.get(single_process.remote(resumed.job))
+    resumed.events, state = ray.get(single_process.remote(resumed.job))
     assert min(resumed.losses) == stopped.outcome.state["step"] + 1
     assert {**stopped.run.losses, **resumed.losses} == undisturbed.run.losses
     assert resumed.trace == undisturbed.run.trace
@@ -360,21 +374,20 @@ def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
     run = new_run(fault=waiting({7: tmp_path / "killed"}), workers=WorkersConfig(max_failures=1))
     victims = dict[int, int]()
 
-    def kill(record: dict[str, Any]) -> None:
-        step = record.get("saved_step")
-        if step not in (4, STEPS) or step in victims:
+    def kill(event: Event) -> None:
+        if not isinstance(event, Saved) or event.step not in (4, STEPS) or event.step in victims:
             return
-        victims[step] = [each["pid"] for each in run.records if "pid" in each][-1]
+        victims[event.step] = int(run.records[-1]["pid"])
         # At the end it may have left by itself.
         with contextlib.suppress(ProcessLookupError):
-            os.kill(victims[step], signal.SIGKILL)
+            os.kill(victims[event.step], signal.SIGKILL)
         (tmp_path / "killed").touch()
 
     outcome = run.go(kill)
-    workers = {record["pid"] for record in run.records if "pid" in record}
+    workers = {record["pid"] for record in run.records}
     assert workers == set(victims.values())
     assert len(workers) == run.starts == 2
-    steps = [record["step"] for record in run.records if "loss" in record]
+    steps = [record["step"] for record in run.records]
     assert steps.count(4) == 1
     assert run.losses == undisturbed.run.losses
     assert run.trace == undisturbed.run.trace
@@ -388,8 +401,8 @@ def test_a_run_that_another_command_goes_on_with_ends_and_writes_nothing(
     run = new_run(fault=waiting({2: taken_over}))
     folder = str(run.folder)
 
-    def take_over(record: dict[str, Any]) -> None:
-        if record.get("step") == 1:
+    def take_over(event: Event) -> None:
+        if is_step(event, 1):
             claim(folder)
             taken_over.touch()
 
@@ -400,8 +413,8 @@ def test_a_run_that_another_command_goes_on_with_ends_and_writes_nothing(
 
 
 def test_a_finished_run_that_is_resumed_does_nothing(undisturbed: Finished, tmp_path: Path) -> None:
-    records, state = ray.get(single_process.remote(undisturbed.run.copied(tmp_path).job))
-    assert not any("loss" in record for record in records)
+    events, state = ray.get(single_process.remote(undisturbed.run.copied(tmp_path).job))
+    assert records_of(events) == []
     assert_same_state(state, undisturbed.outcome.state)
 
 

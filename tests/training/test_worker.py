@@ -22,6 +22,7 @@ from beamclip.data.shards import Columns, Shard
 from beamclip.data.stream import Batch, shuffled_rows, training_batches
 from beamclip.models.clip import new_clip
 from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.events import Event, Recorded
 from beamclip.training.launch import fit
 from beamclip.training.loop import Training
 from beamclip.training.method import ImageTextPretraining
@@ -110,12 +111,9 @@ def curves(
         cadence=CadenceConfig(log_every=1),
         storage=Storage(str(tmp_path_factory.mktemp("two") / "checkpoints")),
     )
-    two = list[float]()
-    fit(
-        job,
-        WorkersConfig(num_workers=2),
-        lambda record: two.extend([record["loss"]] if "loss" in record else []),
-    )
+    events = list[Event]()
+    fit(job, WorkersConfig(num_workers=2), events.append)
+    two = [event.values["loss"] for event in events if isinstance(event, Recorded)]
     joined, one = ([curve_of_one(job, seed, world_size) for seed in range(SEEDS)] for world_size in (2, 1))
     return Curves(two, joined, one)
 

@@ -1,0 +1,56 @@
+"""Tokenizers of CLIP models, by open_clip."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from beamclip.errors import InputError
+from beamclip.openclip import open_clip
+
+Tokenizer = Callable[[list[str]], Tensor]
+"""n texts -> int64 [n, context_length]; longer texts are cut."""
+
+_BPE_VOCABULARY = 49408
+"""Tokens of CLIP's own byte-pair encoding."""
+
+
+def new_tokenizer(model_cfg: dict[str, Any], where: str) -> Tokenizer:
+    """The tokenizer of a model whose config is a registered one, or a file's.
+
+    Args:
+        where: the config's name, by which open_clip knows its own, or its file.
+
+    Raises:
+        InputError: the config asks for a tokenizer that new models cannot have.
+    """
+    text_cfg = model_cfg["text_cfg"]
+    if where in open_clip.list_models():
+        return open_clip_tokenizer(where, where)
+    if text_cfg.get("hf_tokenizer_name"):
+        raise InputError(
+            f"{where}: text_cfg.hf_tokenizer_name is {text_cfg['hf_tokenizer_name']!r}, but new models use "
+            "CLIP's own tokenizer. Leave it out."
+        )
+    if text_cfg.get("vocab_size", _BPE_VOCABULARY) < _BPE_VOCABULARY:
+        raise InputError(
+            f"{where}: text_cfg.vocab_size is {text_cfg['vocab_size']}, too few for CLIP's tokenizer. "
+            f"Make it {_BPE_VOCABULARY}."
+        )
+    context_length = text_cfg.get("context_length", open_clip.CLIPTextCfg.context_length)
+    return open_clip.SimpleTokenizer(context_length=context_length, **text_cfg.get("tokenizer_kwargs", {}))
+
+
+def open_clip_tokenizer(name: str, where: str) -> Tokenizer:
+    """The tokenizer that open_clip has for a name or address of a model.
+
+    Raises:
+        InputError: it cannot be loaded; `where` names the model.
+    """
+    try:
+        return open_clip.get_tokenizer(name)
+    except (ImportError, OSError, ValueError) as error:
+        raise InputError(
+            f"{where}: its tokenizer cannot be loaded ({error}). "
+            "Tokenizers other than CLIP's own need `pip install transformers` and their files."
+        ) from error
