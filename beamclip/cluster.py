@@ -43,6 +43,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A page of Ray's for each worker that is lost; the commands say in a line where they go on.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
+    # A thread that outlives its Ray would start another one.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

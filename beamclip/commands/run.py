@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from beamclip.cluster import check_resources, workers_session
+from beamclip.cluster import check_resources
 from beamclip.commands.after_training import AfterTraining
 from beamclip.commands.console import ProgressLine, format_duration, percent, plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig
@@ -36,6 +36,7 @@ from beamclip.tracking import Tracking
 from beamclip.training.events import Damaged, Event, Lost, Recorded, Saved, Started
 from beamclip.training.launch import Outcome, fit
 from beamclip.training.loop import trained_weights
+from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import Storage, TrainingJob
 
 TrainConfig = DistillConfig | PretrainConfig
@@ -101,6 +102,8 @@ class Run:
     folder: Path
     shards: list[Shard]
     tracking: Tracking
+    workers: WaitingWorkers | None
+    """See waiting_workers."""
     began: float
     """time.perf_counter() when the command began."""
 
@@ -152,7 +155,7 @@ class Run:
 
         # Beside this thread, which hears of Ctrl-C: a store may keep it waiting for minutes.
         with ThreadPoolExecutor(1) as copier:
-            outcome = fit(job, workers, on_event)
+            outcome = fit(job, workers, on_event, self.workers)
         line.close()
         trained = _trained(outcome, progress, job.batch_size)
         if outcome.interrupted:
@@ -220,17 +223,26 @@ class Run:
 
 @contextmanager
 def started_run(
-    command: str, config: TrainConfig, folder: Path, shards: list[Shard], *, began: float
+    command: str,
+    config: TrainConfig,
+    folder: Path,
+    shards: list[Shard],
+    workers: WaitingWorkers | None,
+    *,
+    began: float,
 ) -> Iterator[Run]:
     """The run of a command: its folder is open, and inside, Ray is up and MLflow is told.
 
     Raises:
-        InputError: the folder cannot be used (see open_run_dir), or the cluster is too small.
+        InputError: the folder cannot be used (see open_run_dir), or the cluster (see WaitingWorkers).
     """
     _open_folder(config, folder, shards)
-    with workers_session(config.workers), track_run(config, folder, command) as tracking:
+    if workers is None:
         check_resources(config.workers)
-        yield Run(command, config, folder, shards, tracking, began)
+    else:
+        workers.wait_for_ray()
+    with track_run(config, folder, command) as tracking:
+        yield Run(command, config, folder, shards, tracking, workers, began)
 
 
 def _open_folder(config: TrainConfig, run_dir: Path, shards: list[Shard]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from beamclip.training.checkpoint_store import discard_after
 from beamclip.training.events import Event, Recorded, Saved, Started
 from beamclip.training.launch import fit
 from beamclip.training.loop import trained_weights
+from beamclip.training.waiting import WaitingWorkers, waiting_workers
 from beamclip.training.worker import Storage, TrainingError, TrainingJob
 
 NO_SCORE = -1.0
@@ -96,11 +98,17 @@ def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
                 reporter.events.append(event)
 
     try:
-        outcome = fit(job, config.workers, on_event, in_process=config.workers.num_workers == 1)
+        with _workers_of(config) as waiting:
+            outcome = fit(job, config.workers, on_event, waiting)
         reporter.report(outcome.state)
     except (TrainingError, InputError) as error:
         problem = {"problem": str(error), "events": reporter.events}
         ray.tune.report({METRIC: NO_SCORE, **problem, "done": True})
+
+
+def _workers_of(config: DistillConfig) -> AbstractContextManager[WaitingWorkers | None]:
+    """None where there is to be one: this process is it."""
+    return nullcontext() if config.workers.num_workers == 1 else waiting_workers(config.workers)
 
 
 def trial_checkpoints(address: str, number: int) -> str:

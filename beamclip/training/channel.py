@@ -40,17 +40,16 @@ class Channel:
 
 
 class RemoteChannel:
-    """The same in an actor of Ray; copies in other processes are the same channel."""
+    """The same in an actor of Ray, which hands over a job too; copies in other processes are the same one."""
 
-    def __init__(self, **options: Any) -> None:
-        """
-        Args:
-            options: of the actor, for Ray.
-        """
+    def __init__(self) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        actor: Any = ray.remote(num_cpus=0, max_restarts=0)(Channel)
-        self._actor = actor.options(**options).remote()
+        # On the command's own node: another one may be lost, and the run with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(num_cpus=0, max_restarts=0)(_ActorChannel)
+        self._actor = actor.options(scheduling_strategy=here).remote()
 
     def put(self, event: Event, *, wait: bool = False) -> None:
         """Send an event.
@@ -80,3 +79,31 @@ class RemoteChannel:
         import ray
 
         return bool(ray.get(self._actor.stop_requested.remote()))
+
+    def give(self, job: Any) -> None:
+        """Hand over a job, as a reference into Ray's object store."""
+        import ray
+
+        # In a list, so that Ray does not resolve it on the way.
+        ray.get(self._actor.give.remote([job]))
+
+    def job(self) -> Any | None:
+        """The reference that was handed over, if one was."""
+        import ray
+
+        found = ray.get(self._actor.job.remote())
+        return found[0] if found else None
+
+
+class _ActorChannel(Channel):
+    """What the actor of a RemoteChannel runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._job: list[Any] = []
+
+    def give(self, job: list[Any]) -> None:
+        self._job = job
+
+    def job(self) -> list[Any]:
+        return self._job

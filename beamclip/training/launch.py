@@ -1,7 +1,6 @@
 """Starts the workers of a job, carries their events to a listener, and hands back the final state."""
 
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
-from typing import Any
 
+from beamclip.background import in_background
 from beamclip.cluster import WorkersConfig
 from beamclip.data.rows import read_rows_here
 from beamclip.training.channel import Channel, RemoteChannel
 from beamclip.training.checkpoint import State, read_checkpoint
 from beamclip.training.checkpoint_store import claim, find_checkpoint
 from beamclip.training.events import Event
+from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import (
     NonRetryableError,
     TrainingError,
@@ -42,15 +42,14 @@ def fit(
     job: TrainingJob,
     workers: WorkersConfig,
     on_event: Callable[[Event], None],
-    *,
-    in_process: bool = False,
+    waiting: WaitingWorkers | None,
 ) -> Outcome:
     """Train, or go on training where the job's checkpoints end.
 
     Args:
-        job: without a channel, which this function makes.
+        job: without a channel, which this function sees to.
         on_event: called in this thread for every event, in order.
-        in_process: the one worker is a thread of this process, which has its resources already; a loss of
+        waiting: those who train; None: a thread of this process, which has its resources already; a loss of
             the process is for whoever started it.
 
     Raises:
@@ -59,24 +58,27 @@ def fit(
     """
     storage = replace(job.storage, claim=claim(job.storage.checkpoints))
     job = replace(job, storage=storage)
-    scratch_folder = tempfile.TemporaryDirectory(prefix="beamclip-ray-", ignore_cleanup_errors=True)
-    with interrupts() as interrupted, scratch_folder as scratch:
-        in_process = in_process or workers.without_ray
-        if workers.without_ray:
-            job = replace(job, read=read_rows_here)
-        if in_process:
-            channel: Channel | RemoteChannel = Channel()
-            job = replace(job, channel=channel)
-            body = partial(train_in_process, job, use_gpu=workers.use_gpu)
+    with interrupts() as interrupted:
+        if waiting is None:
+            here = Channel()
+            job = replace(job, channel=here, read=read_rows_here if workers.without_ray else job.read)
+            # Not in the main thread, which hears of Ctrl-C.
+            ended = in_background("beamclip-fit", partial(_train_here, job, use_gpu=workers.use_gpu))
+            channel: Channel | RemoteChannel = here
         else:
-            # Ray takes seconds to import.
-            from beamclip.training.ray_train import open_channel, run_workers
-
-            channel = open_channel()
-            job = replace(job, channel=channel)
-            body = partial(run_workers, job, workers, scratch)
+            waiting.give(job)
+            ended, channel = waiting.ended, waiting.channel
         try:
-            _run(body, channel, on_event, interrupted, in_process=in_process)
+            _watch(ended, channel, interrupted, on_event)
+        except BaseException:
+            # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
+            channel.request_stop()
+            if waiting is None:
+                # It would compete with what this process does next.
+                wait([ended])
+            raise
+        try:
+            ended.result()
         except TrainingError:
             # A worker may be lost when its work is done.
             if not _is_complete(job):
@@ -92,46 +94,15 @@ def _is_complete(job: TrainingJob) -> bool:
     return last is not None and last.step >= job.total_steps
 
 
-def _run(
-    body: Callable[[], Any],
-    channel: Channel | RemoteChannel,
-    on_event: Callable[[Event], None],
-    interrupted: threading.Event,
-    *,
-    in_process: bool,
-) -> None:
-    future = _in_background(body)
+def _train_here(job: TrainingJob, *, use_gpu: bool) -> None:
     try:
-        _watch(future, channel, interrupted, on_event)
-    except BaseException:
-        # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
-        channel.request_stop()
-        if in_process:
-            # It would compete with what this process does next.
-            wait([future])
-        raise
-    _check(future)
-
-
-def _in_background(body: Callable[[], Any]) -> "Future[Any]":
-    """Run in a thread: Ray's own answer to Ctrl-C, which aborts without a checkpoint, needs the main one.
-
-    A daemon, since an executor's thread would hold up a process that is on its way out until training ends.
-    """
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(body())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="beamclip-fit", daemon=True).start()
-    return future
+        train_in_process(job, use_gpu=use_gpu)
+    except NonRetryableError as error:
+        raise TrainingError(str(error).splitlines()[0]) from error
 
 
 def _watch(
-    future: "Future[Any]",
+    future: "Future[None]",
     channel: Channel | RemoteChannel,
     interrupted: threading.Event,
     on_event: Callable[[Event], None],
@@ -147,13 +118,6 @@ def _watch(
         if ended:
             return
         time.sleep(POLL_SECONDS)
-
-
-def _check(future: "Future[Any]") -> None:
-    try:
-        future.result()
-    except NonRetryableError as error:
-        raise TrainingError(str(error).splitlines()[0]) from error
 
 
 @contextmanager

@@ -1,12 +1,16 @@
 """Ray Train under a job: the workers as Ray Train starts them, and what their failures mean."""
 
+import logging
+import tempfile
+import time
+from dataclasses import replace
 from typing import Any
 
 import ray
+import ray.data
 import ray.train
 import ray.train.collective
 import ray.train.torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
 from beamclip.cluster import WorkersConfig
@@ -21,33 +25,27 @@ from beamclip.training.worker import (
 )
 from beamclip.training.worker_group import WorkerGroup
 
-
-def open_channel() -> RemoteChannel:
-    """A channel that workers on any node reach."""
-    # On this node: another one may be lost, and the run with it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return RemoteChannel(scheduling_strategy=here)
+SECONDS_BETWEEN_LOOKS = 0.1
+"""Of a worker that has no job yet."""
 
 
-def run_workers(job: TrainingJob, workers: WorkersConfig, scratch: str) -> None:
-    """Run the workers of a job to their end; they are restarted where one is lost.
-
-    Args:
-        scratch: folder for what Ray Train itself writes.
+def run_workers(channel: RemoteChannel, workers: WorkersConfig) -> None:
+    """Run workers to the end of the job that they find in a channel; they are restarted where one is lost.
 
     Raises:
         TrainingError: they were lost more often than allowed, or met an error that would come again.
     """
-    try:
-        _trainer(job, workers, scratch).fit()
-    except (ray.train.TrainingFailedError, NonRetryableError) as error:
-        raise TrainingError(_cause(error)) from error
+    with tempfile.TemporaryDirectory(prefix="beamclip-ray-", ignore_cleanup_errors=True) as scratch:
+        try:
+            _trainer(channel, workers, scratch).fit()
+        except (ray.train.TrainingFailedError, NonRetryableError) as error:
+            raise TrainingError(_cause(error)) from error
 
 
-def _trainer(job: TrainingJob, workers: WorkersConfig, scratch: str) -> ray.train.torch.TorchTrainer:
+def _trainer(channel: RemoteChannel, workers: WorkersConfig, scratch: str) -> ray.train.torch.TorchTrainer:
     return ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"job": ray.put(job)},
+        train_loop_config={"channel": channel},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),
@@ -64,12 +62,31 @@ def _trainer(job: TrainingJob, workers: WorkersConfig, scratch: str) -> ray.trai
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Entry point of Ray Train; `config["job"]` is a reference to a TrainingJob.
+    """Entry point of Ray Train; `config["channel"]` is the RemoteChannel that has the job, or will have it.
 
     Raises:
         NonRetryableError: the run cannot be finished, however often its workers are restarted.
     """
-    train_in_group(ray.get(config["job"]), ray_train_group())
+    channel: RemoteChannel = config["channel"]
+    if channel.job() is None:
+        warm_up()
+    while (reference := channel.job()) is None:
+        if channel.stop_requested():
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    job: TrainingJob = ray.get(reference)
+    train_in_group(replace(job, channel=channel), ray_train_group())
+
+
+def warm_up() -> None:
+    """Do what takes seconds once in a process, and needs no job to be known."""
+    # The libraries of models.
+    import beamclip.models.teacher
+    import beamclip.training.method  # noqa: F401
+
+    # What Ray Data keeps beside its first reader: two actors, and a process that reads.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.range(1).take(1)
 
 
 def ray_train_group() -> WorkerGroup:

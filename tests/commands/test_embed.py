@@ -12,8 +12,9 @@ import yaml
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
-from beamclip.commands.distill import distill, reload_teacher
+from beamclip.commands.distill import distill
 from beamclip.commands.distill_inputs import load_inputs
+from beamclip.commands.distillation import reload_teacher
 from beamclip.commands.embed import embed
 from beamclip.commands.options import DistillConfig, EmbedConfig, ScoringConfig
 from beamclip.config import read_config

@@ -40,6 +40,7 @@ from beamclip.training.launch import Outcome, fit, interrupts
 from beamclip.training.method import Distillation
 from beamclip.training.ray_train import _cause
 from beamclip.training.trace import Seen, read_trace
+from beamclip.training.waiting import waiting_workers
 from beamclip.training.worker import Questions, Storage, TrainingError, TrainingJob
 
 # Workers cannot import a test module.
@@ -104,7 +105,8 @@ class Run:
             self.events.append(event)
             on_event(event)
 
-        return fit(self.job, self.workers, listen)
+        with waiting_workers(self.workers) as waiting:
+            return fit(self.job, self.workers, listen, waiting)
 
     @property
     def records(self) -> list[dict[str, float]]:
@@ -211,7 +213,7 @@ def single_process(
         listen(event)
 
     try:
-        return events, fit(job, workers, on_event, in_process=True).state
+        return events, fit(job, workers, on_event, None).state
     except TrainingError as error:
         return events, str(error)
     except KeyboardInterrupt:

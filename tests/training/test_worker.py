@@ -26,6 +26,7 @@ from beamclip.training.events import Event, Recorded
 from beamclip.training.launch import fit
 from beamclip.training.loop import Training
 from beamclip.training.method import ImageTextPretraining
+from beamclip.training.waiting import waiting_workers
 from beamclip.training.worker import Storage, TrainingJob
 
 # Workers cannot import a test module.
@@ -112,7 +113,9 @@ def curves(
         storage=Storage(str(tmp_path_factory.mktemp("two") / "checkpoints")),
     )
     events = list[Event]()
-    fit(job, WorkersConfig(num_workers=2), events.append)
+    workers = WorkersConfig(num_workers=2)
+    with waiting_workers(workers) as waiting:
+        fit(job, workers, events.append, waiting)
     two = [event.values["loss"] for event in events if isinstance(event, Recorded)]
     joined, one = ([curve_of_one(job, seed, world_size) for seed in range(SEEDS)] for world_size in (2, 1))
     return Curves(two, joined, one)

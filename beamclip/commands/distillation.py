@@ -1,0 +1,202 @@
+"""What a distillation does with its options, from the first to the last line on the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from beamclip.cluster import share
+from beamclip.commands.after_training import SCORING, AfterTraining
+from beamclip.commands.batches import show_chosen, sized
+from beamclip.commands.console import percent, plural, print_stage
+from beamclip.commands.distill_inputs import (
+    DistillInputs,
+    anchors_of,
+    check_templates,
+    load_inputs,
+    with_own_templates,
+)
+from beamclip.commands.distill_job import TrainingData, distillation_job, restore_student
+from beamclip.commands.options import DistillConfig
+from beamclip.commands.run import TrainingResult, show_skipped, started_run
+from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
+from beamclip.errors import InputError
+from beamclip.heap import trim_heap
+from beamclip.models.clip import LoadedClip, load_clip
+from beamclip.models.export import write_card, write_open_clip_dir
+from beamclip.models.student import attach_text_tower, drop_text_tower
+from beamclip.plots.curves import plot_curves
+from beamclip.prompts.anchors import Anchors
+from beamclip.runs.folder import MODEL, PLOTS, new_run_dir
+from beamclip.summary import Summary
+from beamclip.training.waiting import WaitingWorkers
+
+
+def run_distillation(config: DistillConfig, workers: WaitingWorkers | None, *, began: float) -> Summary:
+    """See distill.distill.
+
+    Args:
+        workers: see waiting_workers.
+        began: time.perf_counter() when the command began.
+    """
+    run_dir = new_run_dir(config.out, "distill")
+    inputs = load_inputs(config)
+    given, config = config, sized(config, inputs.shards)
+    show_chosen(given, config, inputs.shards)
+    config = with_own_templates(config, inputs)
+    with started_run("distill", config, run_dir, inputs.shards, workers, began=began) as run:
+        if config.resume is None:
+            check_templates(config, inputs, run_dir.parent / "anchors")
+        anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")
+        job = distillation_job(
+            config,
+            TrainingData(inputs.shards, inputs.views, inputs.image_size),
+            teachers=[share(tower, config.workers) for tower in inputs.image_towers],
+            student=share(inputs.student.image_tower, config.workers),
+            anchors=share(anchors, config.workers),
+            storage=run.storage,
+        )
+        title = _title(config, inputs)
+        fingerprint = inputs.teachers[0].fingerprint
+        # All texts are encoded, and the workers have the image towers: here they would only take memory.
+        inputs.teachers.clear()
+        inputs.image_towers.clear()
+        drop_text_tower(inputs.student)
+        trim_heap()
+        trained = run.train(job, title)
+        restore_student(inputs.student.model.visual, trained.weights)
+        trained.weights.clear()
+        trim_heap()
+        teacher = reload_teacher(config, fingerprint, run_dir)
+        attach_text_tower(inputs.student, teacher)
+        after, metrics = _leave_model(config, inputs, teacher, scored_anchors, trained, run_dir)
+        stages = {"anchors": len(anchors[0].embeddings), "steps": trained.step}
+        summary = run.finish(trained, after, metrics=metrics, stages=stages)
+    show_distilled(summary, trained, inputs, run_dir)
+    return summary
+
+
+def reload_teacher(config: DistillConfig, fingerprint: str, run_dir: Path) -> LoadedClip:
+    """The teacher, which was let go while the student trained.
+
+    Raises:
+        InputError: it is gone, or another one now, whose text tower would not fit the student.
+    """
+    kept = f"The student's checkpoints are kept: put the first teacher back, and give --resume {run_dir}."
+    try:
+        teacher = load_clip(str(config.teacher))
+    except InputError as error:
+        raise InputError(f"--teacher: cannot be loaded for a second time: {error} {kept}") from error
+    if teacher.fingerprint != fingerprint:
+        raise InputError(
+            f"--teacher {config.teacher}: has other weights now than when training began "
+            f"({teacher.fingerprint[:12]}, not {fingerprint[:12]}). {kept}"
+        )
+    return teacher
+
+
+def _leave_model(
+    config: DistillConfig,
+    inputs: DistillInputs,
+    teacher: LoadedClip,
+    anchors: Anchors | None,
+    trained: TrainingResult,
+    run_dir: Path,
+) -> tuple[AfterTraining, dict[str, float]]:
+    """Write the student before all else, then score and draw it."""
+    student, model_dir = inputs.student, run_dir / MODEL
+    write_open_clip_dir(student, model_dir, _card(config, {}))
+    after = AfterTraining()
+    if trained.history:
+        after.attempt("curves", lambda: plot_curves(trained.history, run_dir / PLOTS / "curves.png"))
+    metrics = after.attempt(SCORING, lambda: _score(config, inputs, teacher, anchors)) or {}
+    after.attempt("model card", lambda: write_card(student, model_dir, _card(config, metrics)))
+    after.attempt("pictures", lambda: _draw(config, inputs, teacher, anchors, run_dir))
+    return after, metrics
+
+
+def _scored_data(config: DistillConfig, inputs: DistillInputs) -> ScoredData | None:
+    scoring = config.scoring
+    if scoring.eval_data is None:
+        return None
+    return ScoredData(
+        scoring.eval_data,
+        scoring.label_column,
+        inputs.classes,
+        scoring.scoring_batch,
+        config.stream.allow_missing_shards,
+    )
+
+
+def _score(
+    config: DistillConfig, inputs: DistillInputs, teacher: LoadedClip, anchors: Anchors | None
+) -> dict[str, float]:
+    data = _scored_data(config, inputs)
+    if data is None or anchors is None:
+        return {}
+    of_teacher, _ = score_zeroshot(teacher, anchors, data, config.workers)
+    of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
+    print_stage(
+        "scored",
+        f"{plural(len(encoded.labels), 'image')}, {plural(len(inputs.classes), 'class')}",
+        "zero-shot",
+    )
+    reference = of_teacher["zeroshot_top1"]
+    kept = {"retained_top1": of_student["zeroshot_top1"] / reference} if reference else {}
+    return {
+        **of_student,
+        **{f"teacher_{name}": value for name, value in of_teacher.items()},
+        **kept,
+        "scored_images": float(len(encoded.labels)),
+        "scored_skipped": float(sum(encoded.skipped.values())),
+    }
+
+
+def _draw(
+    config: DistillConfig, inputs: DistillInputs, teacher: LoadedClip, anchors: Anchors | None, run_dir: Path
+) -> None:
+    data = _scored_data(config, inputs)
+    if data is None or anchors is None:
+        return
+    draw_comparison(
+        teacher,
+        inputs.student,
+        anchors,
+        data,
+        tau_teacher=config.csm.tau_teacher,
+        tau_student=config.csm.tau_student,
+        plots=run_dir / PLOTS,
+    )
+
+
+def _card(config: DistillConfig, metrics: dict[str, float]) -> dict[str, Any]:
+    return {
+        "teacher": " + ".join(map(str, (config.teacher, *config.more_teachers))),
+        "student": config.student.student,
+        "data": config.data,
+        "metrics": metrics,
+    }
+
+
+def _title(config: DistillConfig, inputs: DistillInputs) -> str:
+    names = " + ".join(_teacher_name(teacher) for teacher in inputs.teachers)
+    return f"{config.student.student} <- {names}{', cached' if inputs.manifest else ''}"
+
+
+def _teacher_name(teacher: LoadedClip) -> str:
+    vision = teacher.model_cfg["vision_cfg"]
+    if teacher.address.startswith("open_clip:"):
+        return teacher.address.removeprefix("open_clip:")
+    return str(vision.get("timm_model_name") or f"ViT of width {vision.get('width')}")
+
+
+def show_distilled(summary: Summary, trained: TrainingResult, inputs: DistillInputs, run_dir: Path) -> None:
+    """The last lines on the terminal: scores, what was skipped, where everything lies."""
+    show_skipped(trained, summary.counts.attempted)
+    metrics = {name: value or 0.0 for name, value in summary.metrics.items()}
+    if "zeroshot_top1" in metrics:
+        names = ("zeroshot_top1", "zeroshot_top5", "teacher_zeroshot_top1", "teacher_zeroshot_top5")
+        top1, top5, teacher_top1, teacher_top5 = (percent(metrics[name]) for name in names)
+        chance = percent(1 / len(inputs.classes))
+        print(
+            f"zero-shot top-1 {top1}, top-5 {top5}  (teacher {teacher_top1}, {teacher_top5}; chance {chance})"
+        )
+    print(f"{run_dir}: model/  plots/  summary.json")
