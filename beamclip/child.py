@@ -11,7 +11,7 @@ from typing import Any
 def start_module(
     module: str, *arguments: str, environment: Mapping[str, str] | None = None, **popen: Any
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m module arguments` in a session of its own.
+    """Start `python -m module arguments`, in a session of its own unless `popen` says otherwise.
 
     Ctrl-C in the terminal then reaches the parent only, which ends the child in its own time, and the
     child's whole process group can be ended at once. Unlike multiprocessing's spawn, this does not run
@@ -28,6 +28,5 @@ def start_module(
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path), **(environment or {})},
-        start_new_session=True,
-        **popen,
+        **{"start_new_session": True, **popen},
     )

@@ -7,6 +7,7 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from beamclip.errors import InputError
+from beamclip.forking.start import fork_server
 from beamclip.ranges import Count, Natural, NonNegative, Positive, check_ranges
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,20 @@ ANSWER_WITHIN_S = 8.0
 
 _TOKEN_PLACES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TOKEN_FILE = Path("~/.ray/auth_token")
+MODELS = (
+    "beamclip.training.worker",
+    "beamclip.training.method",
+    "beamclip.models.teacher",
+    "beamclip.evaluation.zeroshot",
+    "pandas",
+    "pyarrow.parquet",
+    "pydantic",
+    "requests",
+    "google.protobuf.message",
+)
+"""What processes of Ray begin with: what takes long in those that train or encode, and what Ray itself asks
+for. Not Ray, which reads its settings when it is imported."""
+
 _LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
 """As Ray names it, below its folder for temporary files."""
 _MOST_SOCKET_BYTES = 107
@@ -96,43 +112,59 @@ def cluster_address() -> str | None:
 
 
 @contextlib.contextmanager
-def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool = False) -> Iterator[None]:
+def ray_session(
+    environment: Mapping[str, str] | None = None, *, dashboard: bool = False, models: bool = True
+) -> Iterator[None]:
     """Ray is up inside; a Ray that was up before is left as it is, one that this started is stopped.
 
     Args:
         environment: variables for all processes that Ray starts for this command.
         dashboard: whether a Ray that is started here has one: without it, trainings that a sweep stops early
             keep their resources.
+        models: whether processes of a Ray that is started here begin with torch and the libraries of models.
 
     Raises:
         InputError: RAY_ADDRESS is no address, or names a cluster that does not answer or cannot be joined.
     """
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
-    address = cluster_address()
-    own = {} if address else _own_ray(dashboard=dashboard)
-    if environment:
-        own["runtime_env"] = {"env_vars": dict(environment)}
     at_sigterm = signal.getsignal(signal.SIGTERM)
-    if address:
-        _check_answers(address)
+    runtime: dict[str, Any] = {"env_vars": dict(environment)} if environment else {}
+    with contextlib.ExitStack() as beside:
+        address = cluster_address()
+        if address:
+            _check_answers(address)
+            _join(address, runtime)
+        else:
+            if models and sys.platform == "linux":
+                # Before Ray is imported, which takes as long as it does.
+                runtime["py_executable"] = beside.enter_context(fork_server(MODELS))
+                os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+            _start(runtime, _own_ray(dashboard=dashboard))
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own answer, which it has put in place, prints its stack and leaves at once.
+            signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)
+        beside.callback(sys.modules["ray"].shutdown)
+        yield
+
+
+def _start(runtime: dict[str, Any], options: dict[str, Any]) -> None:
+    import ray
+
+    ray.init(
+        "local", runtime_env=runtime or None, logging_level=logging.ERROR, log_to_driver=False, **options
+    )
+
+
+def _join(address: str, runtime: dict[str, Any]) -> None:
+    import ray
+
     try:
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
+        ray.init(address, runtime_env=runtime or None, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:
-        if address is None:
-            raise
         # Another version, another token, no Ray at all: all that the user can mend.
         raise _no_cluster(address, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own answer, which it has put in place, prints its stack and leaves at once.
-        signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

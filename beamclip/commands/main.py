@@ -1,5 +1,7 @@
 """`beamclip COMMAND`: every command by its name. The programs in pipelines/ and tune/ run the same ones."""
 
+import atexit
+import gc
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -105,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {name}: no command. {hint}", file=sys.stderr)
         return 2
     body = command.body if flags or command.without_options is None else command.without_options
+    # On its way out Python would look at every object of torch's, for two seconds, to free what is gone anyway.
+    atexit.register(gc.freeze)
     run = _imported_when_run(body, with_options=body == command.body)
     description = f"{command.text}\n\nbeamclip {name} {command.example}"
     return run_command(command.options, run, description, flags, program=f"beamclip {name}")
