@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {name}: no command. {hint}", file=sys.stderr)
         return 2
     body = command.body if flags or command.without_options is None else command.without_options
-    # On its way out Python would look at every object of torch's, for two seconds, to free what is gone anyway.
+    # On its way out Python would look at every object of torch's for two seconds, to free what goes anyway.
     atexit.register(gc.freeze)
     run = _imported_when_run(body, with_options=body == command.body)
     description = f"{command.text}\n\nbeamclip {name} {command.example}"

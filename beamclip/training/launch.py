@@ -16,7 +16,7 @@ from beamclip.data.rows import read_rows_here
 from beamclip.training.channel import Channel, RemoteChannel
 from beamclip.training.checkpoint import State, read_checkpoint
 from beamclip.training.checkpoint_store import claim, find_checkpoint
-from beamclip.training.events import Event
+from beamclip.training.events import Event, Saved
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import (
     NonRetryableError,
@@ -69,7 +69,7 @@ def fit(
             waiting.give(job)
             ended, channel = waiting.ended, waiting.channel
         try:
-            _watch(ended, channel, interrupted, on_event)
+            complete = _watch(ended, channel, interrupted, on_event, job.total_steps)
         except BaseException:
             # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
             channel.request_stop()
@@ -77,21 +77,13 @@ def fit(
                 # It would compete with what this process does next.
                 wait([ended])
             raise
-        try:
+        # What Ray Train does when its work is done takes a second, and whether it fails no longer matters.
+        if waiting is None or not complete:
             ended.result()
-        except TrainingError:
-            # A worker may be lost when its work is done.
-            if not _is_complete(job):
-                raise
     found = find_checkpoint(job.storage.checkpoints)
     if found.manifest is None:
         raise TrainingError(f"training ended without a checkpoint. {' '.join(found.damaged)}".rstrip())
     return Outcome(read_checkpoint(job.storage.checkpoints, found.manifest.step), interrupted.is_set())
-
-
-def _is_complete(job: TrainingJob) -> bool:
-    last = find_checkpoint(job.storage.checkpoints).manifest
-    return last is not None and last.step >= job.total_steps
 
 
 def _train_here(job: TrainingJob, *, use_gpu: bool) -> None:
@@ -106,7 +98,9 @@ def _watch(
     channel: Channel | RemoteChannel,
     interrupted: threading.Event,
     on_event: Callable[[Event], None],
-) -> None:
+    total_steps: int,
+) -> bool:
+    """Whether the checkpoint of the last step is written; else the workers have ended."""
     asked = False
     while True:
         ended = future.done()
@@ -115,8 +109,10 @@ def _watch(
             asked = True
         for event in channel.take():
             on_event(event)
+            if isinstance(event, Saved) and event.step == total_steps:
+                return True
         if ended:
-            return
+            return False
         time.sleep(POLL_SECONDS)
 
 
