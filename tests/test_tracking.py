@@ -103,6 +103,25 @@ def test_a_run_ends_with_its_metrics_params_tags_and_artifacts(run_dir):
     assert not (run_dir / UNSENT_FILE).exists()
 
 
+def test_who_began_a_run_is_told_of_its_id_once(run_dir: Path) -> None:
+    told = list[str]()
+    with Tracking.start(QUIET, run_dir=run_dir, params={}, on_run=told.append) as tracking:
+        tracking.log(records(range(1)))
+        tracking.log(records(range(1, 2)))
+    assert told == [tracking.run_id]
+
+
+def test_a_run_whose_id_cannot_be_noted_goes_on(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def full(run_id: str) -> None:
+        raise OSError("No space left on device")
+
+    with Tracking.start(QUIET, run_dir=run_dir, params={}, on_run=full) as tracking:
+        tracking.log(records(range(2)))
+    assert tracking.run_id is not None
+    assert history(tracking_uri(run_dir), tracking.run_id) == points(range(2))
+    assert "is not noted in its folder: No space left on device" in caplog.text
+
+
 def test_more_metrics_than_one_request_takes_all_arrive(run_dir):
     with Tracking.start(QUIET, run_dir=run_dir, params={f"p{i}": i for i in range(250)}) as tracking:
         tracking.log(records(range(2500)))

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -241,6 +242,7 @@ def started_run(
         check_resources(config.workers)
     else:
         workers.wait_for_ray()
+        workers.begin()
     with track_run(config, folder, command) as tracking:
         yield Run(command, config, folder, shards, tracking, workers, began)
 
@@ -269,9 +271,9 @@ def track_run(
         params={name: value for name, value in parameters(config).items() if name not in varied},
         tags={"command": command},
         run_id=tracked_run_id(run_dir),
+        on_run=partial(remember_tracked_run, run_dir),
     )
     with tracking:
-        remember_tracked_run(run_dir, tracking.run_id)
         back_up(checkpoint_address(config.checkpoint.checkpoints, run_dir), run_dir)
         yield tracking
 

@@ -102,7 +102,6 @@ def tracked_run_id(run_dir: Path) -> str | None:
     return run_id if isinstance(run_id, str) else None
 
 
-def remember_tracked_run(run_dir: Path, run_id: str | None) -> None:
+def remember_tracked_run(run_dir: Path, run_id: str) -> None:
     """Note the MLflow run, so that a resumed run goes on in it."""
-    if run_id is not None:
-        write_whole(run_dir / TRACKING_FILE, json.dumps({"run_id": run_id}) + "\n")
+    write_whole(run_dir / TRACKING_FILE, json.dumps({"run_id": run_id}) + "\n")

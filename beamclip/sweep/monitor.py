@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -149,8 +150,8 @@ class SweepMonitor:
             tags={"command": "trial", **parent},
             run_id=tracked_run_id(folder),
             uri=tracking_uri(self.out),
+            on_run=partial(remember_tracked_run, folder),
         )
-        remember_tracked_run(folder, tracking.run_id)
         return Recorder(folder, tracking)
 
     def _clear(self) -> None:

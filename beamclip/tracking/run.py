@@ -6,7 +6,8 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -28,11 +29,23 @@ EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracking:
-    """One MLflow run. Only `start` and `close` wait for the store, and not for long."""
+    """One MLflow run. Only `run_id` and `close` wait for the store, and not for long."""
 
-    def __init__(self, link: Link, system: "_SystemMetrics | None") -> None:
+    def __init__(
+        self,
+        link: Link,
+        on_run: Callable[[str], None] | None,
+        system_metrics: "Callable[[], _SystemMetrics | None] | None",
+    ) -> None:
+        """Args:
+        on_run: see `start`.
+        system_metrics: makes them, when the store was tried for the first time.
+        """
         self._link = link
-        self._system = system
+        self._on_run = on_run
+        self._system: _SystemMetrics | None = None
+        self._system_metrics = system_metrics
+        self._tried = threading.Event()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="beamclip-tracking", daemon=True)
         self._thread.start()
@@ -47,8 +60,9 @@ class Tracking:
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
         uri: str | None = None,
+        on_run: Callable[[str], None] | None = None,
     ) -> "Tracking":
-        """Begin a run, or go on in one.
+        """Begin a run, or go on in one; the store is reached while the caller goes on.
 
         Args:
             config: what the run is called.
@@ -59,6 +73,7 @@ class Tracking:
             run_id: the run to go on in, whatever its status is. MLFLOW_RUN_ID comes before it, and is taken
                 out of the environment, as by MLflow itself: it names one run.
             uri: of the store, by default `tracking_uri(run_dir)`.
+            on_run: called once, in another thread, with the run's id, as soon as the store has given it.
         """
         uri = uri or tracking_uri(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -68,15 +83,16 @@ class Tracking:
             run_id = os.environ.pop("MLFLOW_RUN_ID", None) or run_id
         run = RunRecord(run_id, experiment, name, dict(tags or {}), _now_ms(), experiment_id)
         link = Link(uri, UnsentFile(run_dir), run)
-        resumed = link.open() is not None and run_id is not None
-        tracking = cls(link, _system_metrics(link, uri, resumed=resumed) if config.system_metrics else None)
+        system = partial(_system_metrics, link, uri, resumed=run_id is not None)
+        tracking = cls(link, on_run, system if config.system_metrics else None)
         texts = {_valid_name(key): str(value)[:MAX_PARAM_LENGTH] for key, value in params.items()}
         tracking._events.put({"kind": "params", "params": texts})
         return tracking
 
     @property
     def run_id(self) -> str | None:
-        """Id of the MLflow run; None until the store was reached for the first time."""
+        """Id of the MLflow run; None until the store was reached. Waits until that was tried once."""
+        self._tried.wait()
         return self._link.run.id
 
     def log(self, records: Sequence[Mapping[str, float]]) -> None:
@@ -108,10 +124,26 @@ class Tracking:
             self.close("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
 
     def _work(self) -> None:
+        self._link.open()
+        self._tried.set()
+        if self._system_metrics is not None:
+            self._system = self._system_metrics()
         more = True
         while more:
+            self._tell_of_run()
             events, more = self._take()
             self._link.deliver(events)
+        self._tell_of_run()
+
+    def _tell_of_run(self) -> None:
+        tell, run_id = self._on_run, self._link.run.id
+        if tell is None or run_id is None:
+            return
+        self._on_run = None
+        try:
+            tell(run_id)
+        except Exception as error:
+            self._link.warn("run", f"the run {run_id} is not noted in its folder: {first_line(error)}")
 
     def _take(self) -> tuple[list[Event], bool]:
         """Whatever waits, and whether more may come; returns at the latest when system metrics are due."""
@@ -167,7 +199,7 @@ class _SystemMetrics:
 
 def _system_metrics(link: Link, uri: str, *, resumed: bool) -> _SystemMetrics | None:
     try:
-        return _SystemMetrics(link.run.id, uri, resumed=resumed)
+        return _SystemMetrics(link.run.id, uri, resumed=resumed and link.open() is not None)
     except Exception as error:
         link.warn("system", f"no system metrics: {first_line(error)}")
         return None

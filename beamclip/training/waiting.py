@@ -1,7 +1,8 @@
 """Workers that start beside their command, and wait for the job that it makes of its options.
 
-Started one after the other, a command and its workers would each import the same libraries while the other
-one waits. Free of torch and Ray until workers are asked for.
+Ray starts with the command, and the workers once the options are known to be right: started one after the
+other, a command and its workers would each import the same libraries while the other one waits. Free of torch
+and Ray until workers are asked for.
 """
 
 import contextlib
@@ -44,6 +45,11 @@ class WaitingWorkers:
         """The line to the workers, once Ray is up."""
         return self._channel.result()
 
+    def begin(self) -> None:
+        """Start them. With GPUs, once they have a job: until then the command encodes texts on those."""
+        if not self._config.use_gpu:
+            self._wanted.set()
+
     def give(self, job: "TrainingJob") -> None:
         """Have them train a job."""
         import ray
@@ -54,11 +60,11 @@ class WaitingWorkers:
 
     def leave(self) -> None:
         """Send home workers that have no job, without waiting for them, and end a Ray that was started."""
+        self._left.set()
+        self._wanted.set()
         wait([self._channel])
         if not self._has_job and self._channel.exception() is None:
             self.channel.request_stop()
-            self._wanted.set()
-        self._left.set()
         wait([self._ray])
 
     def _hold_ray(self) -> None:
@@ -73,20 +79,19 @@ class WaitingWorkers:
 
     def _run(self) -> None:
         channel = self.channel
-        # Until there is a job, the command encodes texts on the GPUs that workers would take.
-        if self._config.use_gpu:
-            self._wanted.wait()
         # Ray Train takes seconds to import.
         from beamclip.training.ray_train import run_workers
 
-        run_workers(channel, self._config)
+        self._wanted.wait()
+        if not self._left.is_set():
+            run_workers(channel, self._config)
 
 
 @contextlib.contextmanager
 def waiting_workers(config: WorkersConfig) -> Iterator[WaitingWorkers | None]:
-    """Workers that start at once, and Ray with them; None where the command's own process is to train.
+    """Workers for whom Ray starts at once; None where the command's own process is to train.
 
-    What is wrong with the cluster is told when they are first asked for something.
+    What is wrong with the cluster is told by `wait_for_ray`.
     """
     if config.without_ray:
         yield None
