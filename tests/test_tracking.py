@@ -142,6 +142,7 @@ def test_a_resumed_run_keeps_its_id_and_takes_other_values_as_tags(run_dir):
         first.log(records(range(2)))
     again = Tracking.start(QUIET, run_dir=run_dir, params={"epochs": 5, "seed": 0}, run_id=first.run_id)
     uri = tracking_uri(run_dir)
+    assert again.run_id == first.run_id
     assert client_of(uri).get_run(first.run_id).info.status == "RUNNING"
     again.log(records(range(2, 4)))
     again.close()
