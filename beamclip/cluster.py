@@ -112,8 +112,21 @@ def cluster_address() -> str | None:
 
 
 @contextlib.contextmanager
+def forked_python() -> Iterator[str | None]:
+    """The command line of a Python that begins with the libraries of models, for `ray_session`.
+
+    None where Ray is up or joined, and where processes are not forked (on anything but Linux).
+    """
+    if _ray_is_up() or cluster_address() or sys.platform != "linux":
+        yield None
+        return
+    with fork_server(MODELS) as command:
+        yield command
+
+
+@contextlib.contextmanager
 def ray_session(
-    environment: Mapping[str, str] | None = None, *, dashboard: bool = False, models: bool = True
+    environment: Mapping[str, str] | None = None, *, dashboard: bool = False, python: str | None = None
 ) -> Iterator[None]:
     """Ray is up inside; a Ray that was up before is left as it is, one that this started is stopped.
 
@@ -121,32 +134,38 @@ def ray_session(
         environment: variables for all processes that Ray starts for this command.
         dashboard: whether a Ray that is started here has one: without it, trainings that a sweep stops early
             keep their resources.
-        models: whether processes of a Ray that is started here begin with torch and the libraries of models.
+        python: what a Ray that is started here runs its workers by: see `forked_python`.
 
     Raises:
         InputError: RAY_ADDRESS is no address, or names a cluster that does not answer or cannot be joined.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    if _ray_is_up():
         yield
         return
     at_sigterm = signal.getsignal(signal.SIGTERM)
     runtime: dict[str, Any] = {"env_vars": dict(environment)} if environment else {}
-    with contextlib.ExitStack() as beside:
-        address = cluster_address()
-        if address:
-            _check_answers(address)
-            _join(address, runtime)
-        else:
-            if models and sys.platform == "linux":
-                # Before Ray is imported, which takes as long as it does.
-                runtime["py_executable"] = beside.enter_context(fork_server(MODELS))
-                os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-            _start(runtime, _own_ray(dashboard=dashboard))
-        if threading.current_thread() is threading.main_thread():
-            # Ray's own answer, which it has put in place, prints its stack and leaves at once.
-            signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)
-        beside.callback(sys.modules["ray"].shutdown)
+    address = cluster_address()
+    if address:
+        _check_answers(address)
+        _join(address, runtime)
+    else:
+        if python:
+            runtime["py_executable"] = python
+            # They would be started without it, and never be used.
+            os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+        _start(runtime, _own_ray(dashboard=dashboard))
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own answer, which it has put in place, prints its stack and leaves at once.
+        signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)
+    try:
         yield
+    finally:
+        sys.modules["ray"].shutdown()
+
+
+def _ray_is_up() -> bool:
+    # Who has not imported it has not started it.
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def _start(runtime: dict[str, Any], options: dict[str, Any]) -> None:
@@ -170,7 +189,10 @@ def _join(address: str, runtime: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def workers_session(workers: WorkersConfig) -> Iterator[None]:
     """Ray is up inside (see `ray_session`), unless the workers do without it."""
-    with contextlib.nullcontext() if workers.without_ray else ray_session():
+    if workers.without_ray:
+        yield
+        return
+    with forked_python() as python, ray_session(python=python):
         yield
 
 

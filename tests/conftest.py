@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from beamclip.cluster import ray_session
+from beamclip.cluster import forked_python, ray_session
 
 # Before torch is imported, here and in what the tests start: threads that spin for each other, as they do by
 # default, hold up the other process of tests.
@@ -32,5 +32,5 @@ def _uses_ray(file: Path) -> bool:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray, started once in each process of tests; commands that run in this process join it."""
-    with ray_session():
+    with forked_python() as python, ray_session(python=python):
         yield

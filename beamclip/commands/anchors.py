@@ -288,7 +288,7 @@ def _words(
     path = cache_dir / f"words-{hashlib.sha256(key.encode()).hexdigest()}.json"
     note = "cached"
     if not path.exists():
-        with ray_session(models=False):
+        with ray_session():
             found = caption_words(shards, names, _columns(config), most)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{uuid4().hex}.part")

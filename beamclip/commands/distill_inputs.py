@@ -40,6 +40,7 @@ from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.contexts import Source
+from beamclip.training.waiting import WaitingWorkers
 
 Distilling = TypeVar("Distilling", bound=DistillConfig)
 
@@ -66,8 +67,11 @@ class DistillInputs:
         return self.manifest.image_size if self.manifest else needed_size(self.teachers, self.student)
 
 
-def load_inputs(config: DistillConfig) -> DistillInputs:
+def load_inputs(config: DistillConfig, workers: WaitingWorkers | None = None) -> DistillInputs:
     """Load everything that can be wrong before anything is started.
+
+    Args:
+        workers: for whom Ray is started beside the slow part, which is the models.
 
     Raises:
         InputError: for the first thing that cannot be used.
@@ -82,6 +86,8 @@ def load_inputs(config: DistillConfig) -> DistillInputs:
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
     manifest = finished_manifest(str(config.data)) if is_cache(str(config.data)) else None
+    if workers is not None:
+        workers.start_ray()
     loaded = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
     teachers = [text_tower(clip) for clip in loaded]
     student = build_student(config.student, teachers[0], config.seed)

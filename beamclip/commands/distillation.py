@@ -38,7 +38,7 @@ def run_distillation(config: DistillConfig, workers: WaitingWorkers | None, *, b
         began: time.perf_counter() when the command began.
     """
     run_dir = new_run_dir(config.out, "distill")
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, workers)
     given, config = config, sized(config, inputs.shards)
     show_chosen(given, config, inputs.shards)
     config = with_own_templates(config, inputs)

@@ -16,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from beamclip.addresses import without_secrets
-from beamclip.cluster import check_resources, ray_session
+from beamclip.cluster import check_resources, workers_session
 from beamclip.commands.console import ProgressLine, format_duration, plural, print_stage
 from beamclip.commands.options import EmbedConfig
 from beamclip.config import config_text
@@ -97,7 +97,7 @@ def build_cache(config: EmbedConfig) -> Summary:
         f"{plural(len(source.shards), 'file')}, {plural(_samples(source), 'image')}",
         _before(source),
     )
-    with ray_session():
+    with workers_session(config.workers):
         check_resources(config.workers)
         manifest = _agreed_manifest(config, source)
         job = _job(config, source, manifest)

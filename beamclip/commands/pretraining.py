@@ -43,8 +43,11 @@ class PretrainInputs:
     classes: list[ClassEntry]
 
 
-def load_inputs(config: PretrainConfig) -> PretrainInputs:
+def load_inputs(config: PretrainConfig, workers: WaitingWorkers | None) -> PretrainInputs:
     """Load everything that can be wrong before anything is started.
+
+    Args:
+        workers: for whom Ray is started beside the slow part, which is the models.
 
     Raises:
         InputError: for the first thing that cannot be used.
@@ -62,6 +65,8 @@ def load_inputs(config: PretrainConfig) -> PretrainInputs:
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
         check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
+    if workers is not None:
+        workers.start_ray()
     clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
     check_batch_norms(sized(config, shards), clip)
     print_stage("shards", f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}")
@@ -96,7 +101,7 @@ def run_pretraining(config: PretrainConfig, workers: WaitingWorkers | None, *, b
         began: time.perf_counter() when the command began.
     """
     run_dir = new_run_dir(config.out, "pretrain")
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, workers)
     given, config = config, sized(config, inputs.shards)
     show_chosen(given, config, inputs.shards)
     config = replace(config, prompts=with_templates(config.prompts, inputs.clip))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beamclip import __version__
-from beamclip.cluster import WorkersConfig, ray_session
+from beamclip.cluster import WorkersConfig, workers_session
 from beamclip.commands.batches import TrainConfig
 from beamclip.commands.console import percent, print_stage, table
 from beamclip.commands.distill import distill
@@ -90,7 +90,7 @@ def quickstart(runs: Path = RUNS) -> Summary:
     student_config = replace(STUDENT, **inputs, teacher=str(teacher))
     student = _run_dir("student", student_config, runs)
     # One Ray for both: its start takes as long as fifty steps.
-    with contextlib.nullcontext() if _finished(student) else ray_session():
+    with contextlib.nullcontext() if _finished(student) else workers_session(WORKERS):
         _run("teacher", pretrain, teacher_config, teacher)
         _run("student", distill, student_config, student)
     return _show(read_summary(teacher), read_summary(student), student, len(load_classes(paths.classes)))

@@ -62,8 +62,8 @@ def fork_server(modules: tuple[str, ...]) -> Iterator[str]:
         try:
             yield shlex.join([sys.executable, "-I", "-S", str(Path(client.__file__)), address])
         finally:
-            assert server.stdin is not None
-            server.stdin.close()
+            # It may be in the midst of its imports, and no longer has forks.
+            server.kill()
             server.wait()
 
 

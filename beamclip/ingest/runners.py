@@ -158,7 +158,7 @@ def ray_runner(settings: DownloadSettings, slots: int | None) -> Iterator["RayRu
             they count requests to a host together; with an address each node counts its own.
         slots: shards at a time; None: one for each CPU of the cluster.
     """
-    with ray_session(models=False), _shared_turns(settings.folder) as turns:
+    with ray_session(), _shared_turns(settings.folder) as turns:
         import ray
 
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 import ray.tune
 
-from beamclip.cluster import cluster_address, ray_session
+from beamclip.cluster import cluster_address, forked_python, ray_session
 from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import format_duration, plural, print_stage, table
 from beamclip.commands.distill_inputs import with_own_templates
@@ -50,7 +50,8 @@ def sweep(config: SweepConfig) -> Summary:
     _open_sweep_dir(config, loaded.space, out)
     workers = config.workers
     with (
-        ray_session(tune_environment(workers), dashboard=workers.num_workers > 1),
+        forked_python() as python,
+        ray_session(tune_environment(workers), dashboard=workers.num_workers > 1, python=python),
         track_run(config, out, "sweep", varied=loaded.space) as tracking,
     ):
         concurrent = trials_at_once(config, _wanted(config, loaded.space), ray.cluster_resources())

@@ -1,8 +1,8 @@
 """Workers that start beside their command, and wait for the job that it makes of its options.
 
-Ray starts with the command, and the workers once the options are known to be right: started one after the
-other, a command and its workers would each import the same libraries while the other one waits. Free of torch
-and Ray until workers are asked for.
+Started one after the other, a command and its workers would each import the same libraries while the other
+one waits. So a process that imports them for all workers starts with the command, Ray when the command begins
+to load its models, and the workers when all options are known to be right. Free of torch and Ray until then.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from beamclip.background import in_background
-from beamclip.cluster import WorkersConfig, check_resources, ray_session
+from beamclip.cluster import WorkersConfig, check_resources, forked_python, ray_session
 from beamclip.training.channel import RemoteChannel
 
 if TYPE_CHECKING:
@@ -22,15 +22,20 @@ if TYPE_CHECKING:
 class WaitingWorkers:
     """The workers of one training; see `waiting_workers`."""
 
-    def __init__(self, config: WorkersConfig) -> None:
+    def __init__(self, config: WorkersConfig, python: str | None) -> None:
+        """python: see forked_python."""
         self._config = config
-        self._wanted = threading.Event()
+        self._python = python
+        self._ray: Future[None] | None = None
+        self._channel: Future[RemoteChannel] = Future()
+        self._workers: Future[None] | None = None
         self._has_job = False
         self._left = threading.Event()
-        self._channel: Future[RemoteChannel] = Future()
-        self._ray = in_background("beamclip-ray", self._hold_ray)
-        self.ended = in_background("beamclip-workers", self._run)
-        """When no worker runs any more; with the TrainingError by which they failed, if they did."""
+
+    def start_ray(self) -> None:
+        """Have Ray start while the caller goes on."""
+        if self._ray is None:
+            self._ray = in_background("beamclip-ray", self._hold_ray)
 
     def wait_for_ray(self) -> None:
         """Return when Ray is up.
@@ -38,6 +43,7 @@ class WaitingWorkers:
         Raises:
             InputError: RAY_ADDRESS names no cluster that can be joined, or the cluster is too small.
         """
+        self.start_ray()
         self._channel.result()
 
     @property
@@ -46,58 +52,70 @@ class WaitingWorkers:
         return self._channel.result()
 
     def begin(self) -> None:
-        """Start them. With GPUs, once they have a job: until then the command encodes texts on those."""
+        """Start the workers; with GPUs not yet, since until there is a job, texts are encoded on those."""
         if not self._config.use_gpu:
-            self._wanted.set()
+            self._start_workers()
 
     def give(self, job: "TrainingJob") -> None:
-        """Have them train a job."""
+        """Have the workers train a job."""
         import ray
 
+        self.wait_for_ray()
         self.channel.give(ray.put(job))
         self._has_job = True
-        self._wanted.set()
+        self._start_workers()
+
+    @property
+    def ended(self) -> "Future[None]":
+        """When no worker runs any more; with the TrainingError by which they failed, if they did."""
+        assert self._workers is not None, "they were not started"
+        return self._workers
 
     def leave(self) -> None:
         """Send home workers that have no job, without waiting for them, and end a Ray that was started."""
         self._left.set()
-        self._wanted.set()
+        if self._ray is None:
+            return
         wait([self._channel])
-        if not self._has_job and self._channel.exception() is None:
+        if self._channel.exception() is None and not self._has_job:
             self.channel.request_stop()
         wait([self._ray])
 
     def _hold_ray(self) -> None:
-        # The processes of Ray end with the thread that started them.
+        # In one thread from beginning to end: the processes of Ray end with the thread that started them.
         try:
-            with ray_session():
+            with ray_session(python=self._python):
                 check_resources(self._config)
                 self._channel.set_result(RemoteChannel())
+                # It takes seconds.
+                import beamclip.training.ray_train  # noqa: F401
+
                 self._left.wait()
         except BaseException as error:
             self._channel.set_exception(error)
 
+    def _start_workers(self) -> None:
+        if self._workers is None:
+            self._workers = in_background("beamclip-workers", self._run)
+
     def _run(self) -> None:
-        channel = self.channel
-        # Ray Train takes seconds to import.
         from beamclip.training.ray_train import run_workers
 
-        self._wanted.wait()
-        if not self._left.is_set():
-            run_workers(channel, self._config)
+        run_workers(self.channel, self._config)
 
 
 @contextlib.contextmanager
 def waiting_workers(config: WorkersConfig) -> Iterator[WaitingWorkers | None]:
-    """Workers for whom Ray starts at once; None where the command's own process is to train.
+    """Workers that are yet to be started; None where the command's own process is to train.
 
-    What is wrong with the cluster is told by `wait_for_ray`.
+    They are started in three steps, by `start_ray`, `begin` and `give`; each includes those before it.
     """
     if config.without_ray:
         yield None
         return
-    workers = WaitingWorkers(config)
-    try:
-        yield workers
-    finally:
-        workers.leave()
+    with forked_python() as python:
+        workers = WaitingWorkers(config, python)
+        try:
+            yield workers
+        finally:
+            workers.leave()
