@@ -1,6 +1,8 @@
-"""One Ray instance for the whole session, and the order in which two processes take the files of tests."""
+"""What tests share: one Ray, one fork server, and the order in which two processes take their files."""
 
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,11 +16,16 @@ from beamclip.cluster import forked_python, ray_session
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+SHARED = {"ray_cluster", "teacher", "corpus"}
+"""Fixtures that take long, and serve many files."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that use Ray first: they take the longest, and the others fill what is left at the end."""
-    items.sort(key=lambda item: not _uses_ray(item.path))
+    """Files of the same costly fixtures go to one process, and first; the other one takes the rest."""
+    together = {item.path for item in items if SHARED & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in together)
     for item in items:
+        item.add_marker(pytest.mark.xdist_group("shared" if item.path in together else str(item.path)))
         if _uses_ray(item.path):
             item.add_marker(pytest.mark.ray)
 
@@ -30,7 +37,20 @@ def _uses_ray(file: Path) -> bool:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def fork_command() -> Iterator[str | None]:
+    """See forked_python."""
+    with forked_python() as command:
+        yield command
+
+
+@pytest.fixture(scope="session")
+def python(fork_command: str | None) -> list[str]:
+    """A Python for programs that need torch, which comes with it; a script follows."""
+    return shlex.split(fork_command) if fork_command else [sys.executable]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(fork_command: str | None) -> Iterator[None]:
     """A local Ray, started once in each process of tests; commands that run in this process join it."""
-    with forked_python() as python, ray_session(python=python):
+    with ray_session(python=fork_command):
         yield

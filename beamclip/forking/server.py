@@ -12,7 +12,6 @@ import signal
 import socket
 import struct
 import sys
-import traceback
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -38,29 +37,39 @@ class Request:
     """Numbers of its open files, which come with the message."""
 
 
-def serve(listener: socket.socket) -> None:
-    """Fork for clients until the standard input ends."""
+def serve(listener: socket.socket) -> tuple[Request, list[int]] | None:
+    """Fork for clients until the standard input ends.
+
+    Returns:
+        In a fork, what it is to be, and the files that came with that; in the server None.
+    """
     children = dict[int, socket.socket]()
-    wakes, wake = os.pipe()
-    for end in (wakes, wake):
-        os.set_blocking(end, False)
+    wakes, wake = socket.socketpair()
+    wake.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wake)
-    with selectors.DefaultSelector() as selector:
+    signal.set_wakeup_fd(wake.fileno())
+    with listener, wakes, wake, selectors.DefaultSelector() as selector:
         for source in (listener, sys.stdin, wakes):
             selector.register(source, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
                 if key.fileobj is sys.stdin:
-                    return
+                    return None
                 if key.fileobj is listener:
                     connection, _ = listener.accept()
-                    child = _fork(connection)
-                    if child:
+                    asked = _asked(connection)
+                    child = _fork() if asked else None
+                    if asked and child == 0:
+                        signal.set_wakeup_fd(-1)
+                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                        return asked
+                    if asked and child:
+                        for file in asked[1]:
+                            os.close(file)
                         children[child] = connection
                         selector.register(connection, selectors.EVENT_READ, child)
-                elif key.fileobj == wakes:
-                    os.read(wakes, 4096)
+                elif key.fileobj is wakes:
+                    wakes.recv(4096)
                     _tell_of_ended(children, selector)
                 elif children.pop(key.data, None):
                     # The client says nothing more: it is gone.
@@ -86,22 +95,20 @@ def _tell_of_ended(children: dict[int, socket.socket], selector: selectors.BaseS
             connection.close()
 
 
-def _fork(connection: socket.socket) -> int:
-    """The child's process id, in the server; 0 where the client was gone before it had said what it wants."""
+def _asked(connection: socket.socket) -> tuple[Request, list[int]] | None:
+    """None where the client was gone before it had said what it wants."""
     try:
-        request, files = _receive(connection)
+        return _receive(connection)
     except (OSError, ValueError):
         connection.close()
-        return 0
+        return None
+
+
+def _fork() -> int:
     with warnings.catch_warnings():
         # The threads of numpy's and Arrow's libraries see to themselves.
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        _become(request, files)
-    for file in files:
-        os.close(file)
-    return child
+        return os.fork()
 
 
 def _receive(connection: socket.socket) -> tuple[Request, list[int]]:
@@ -116,42 +123,25 @@ def _receive(connection: socket.socket) -> tuple[Request, list[int]]:
     return Request(**json.loads(body)), list(files)
 
 
-def _become(request: Request, files: list[int]) -> None:
-    """Be the process that a client would have been, to its end."""
-    code = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        with contextlib.suppress(OSError):
-            os.setpgid(0, int(request.environment.pop(client.GROUP)))
-        _take_files(request.files, files)
-        os.chdir(request.folder)
-        os.environ.clear()
-        os.environ.update(request.environment)
-        script = request.arguments[0]
-        sys.argv[:] = request.arguments
-        sys.path[0] = os.path.dirname(script)
-        _set_arenas()
-        _reseed()
-        runpy.run_path(script, run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        # Not through the server's own way out.
-        os._exit(code)
+def become(request: Request, files: list[int]) -> None:
+    """Run the script of a request as the process that its client would have been."""
+    with contextlib.suppress(OSError):
+        os.setpgid(0, int(request.environment.pop(client.GROUP)))
+    _take_files(request.files, files)
+    os.chdir(request.folder)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    script = request.arguments[0]
+    sys.argv[:] = request.arguments
+    sys.path[0] = os.path.dirname(script)
+    _set_arenas()
+    _reseed()
+    runpy.run_path(script, run_name="__main__")
 
 
 def _take_files(numbers: list[int], files: list[int]) -> None:
     """Have the open files of the client under its numbers, and none of the server's."""
-    held = []
-    for place, file in enumerate(files):
-        held.append(os.dup2(file, _FIRST_FREE + place))
+    held = [os.dup2(file, _FIRST_FREE + place) for place, file in enumerate(files)]
     os.closerange(0, _FIRST_FREE)
     for number, file in zip(numbers, held, strict=True):
         os.dup2(file, number, inheritable=True)
@@ -173,14 +163,16 @@ def _reseed() -> None:
 
 
 def main() -> None:
-    """The server's process: imports, then serves."""
+    """The server's process: imports, then serves. A fork of it runs a script, and ends as Python does."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     for module in sys.argv[2:]:
         importlib.import_module(module)
     # What is here stays shared: a collection would write to every object's page.
     gc.collect()
     gc.freeze()
-    serve(listener)
+    asked = serve(listener)
+    if asked:
+        become(*asked)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,18 @@ def test_an_error_is_told_as_python_tells_it(python: list[str], script: Path) ->
     assert found.stderr.endswith("LookupError: not there\n")
 
 
+def test_a_fork_ends_as_python_does(python: list[str], script: Path) -> None:
+    """With the threads that are no daemons, and with what is registered for the end."""
+    script.write_text(
+        "import atexit, threading, time\n"
+        "atexit.register(print, 'registered')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()\n"
+        "print('script', end=' ')\n"
+    )
+    found = run(python, script)
+    assert (found.returncode, found.stdout) == (0, "script thread\nregistered\n")
+
+
 def test_a_signal_that_ends_a_fork_ends_its_client(python: list[str], script: Path) -> None:
     script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert run(python, script).returncode == -signal.SIGKILL

@@ -3,7 +3,6 @@
 import os
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,12 @@ DEFINITIONS = runpy.run_path(str(WORKER))
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_workers(python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two workers left their losses and gradients after one step on half a batch each."""
     folder = tmp_path_factory.mktemp("two-workers")
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
     workers = [
-        subprocess.Popen([sys.executable, str(WORKER), str(rank), "2", str(folder)], env=environment)
+        subprocess.Popen([*python, str(WORKER), str(rank), "2", str(folder)], env=environment)
         for rank in range(2)
     ]
     try:

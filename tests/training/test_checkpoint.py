@@ -697,9 +697,13 @@ for _ in range(8):
 """
 
 
-def test_a_kill_at_any_moment_leaves_the_last_checkpoint_that_was_written(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_the_last_checkpoint_that_was_written(
+    python: list[str], tmp_path: Path
+) -> None:
+    program, folder = tmp_path / "program.py", tmp_path / "checkpoints"
+    program.write_text(KILLED_AGAIN_AND_AGAIN)
     done = subprocess.run(
-        [sys.executable, "-c", KILLED_AGAIN_AND_AGAIN, str(tmp_path)],
+        [*python, str(program), str(folder)],
         env={**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         check=True,
@@ -710,5 +714,5 @@ def test_a_kill_at_any_moment_leaves_the_last_checkpoint_that_was_written(tmp_pa
     for reported, found, damaged in rounds:
         assert found >= reported > 0
         assert all(line.endswith("no manifest, it was not finished") for line in damaged)
-    state = read_checkpoint(str(tmp_path), rounds[-1][1])
+    state = read_checkpoint(str(folder), rounds[-1][1])
     assert torch.equal(state["weight"], torch.full((500_000,), float(state["step"])))

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -135,16 +134,17 @@ def test_what_the_body_raises_does_not_cut_off_the_write(tmp_path: Path) -> None
     assert find_checkpoint(str(tmp_path)).manifest is not None
 
 
-def test_a_process_that_ends_without_closing_finishes_its_write(tmp_path: Path) -> None:
-    program = """
+def test_a_process_that_ends_without_closing_finishes_its_write(python: list[str], tmp_path: Path) -> None:
+    program, folder = tmp_path / "program.py", tmp_path / "checkpoints"
+    program.write_text("""
 import sys, torch
 from beamclip.training.checkpoint_writer import CheckpointWriter
 writer = CheckpointWriter(sys.argv[1], 2, world_size=1, data="", on_written=lambda manifest, seconds: None)
 writer.submit({"step": 1, "weight": torch.ones(5_000_000)}, 1.0)
-"""
+""")
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True)
-    assert torch.equal(read_checkpoint(str(tmp_path), 1)["weight"], torch.ones(5_000_000))
+    subprocess.run([*python, str(program), str(folder)], env=environment, check=True)
+    assert torch.equal(read_checkpoint(str(folder), 1)["weight"], torch.ones(5_000_000))
 
 
 # Snapshots

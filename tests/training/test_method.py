@@ -5,7 +5,6 @@ import math
 import os
 import runpy
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -228,14 +227,14 @@ def test_pretraining_keeps_its_scale_between_1_and_100(
 
 @pytest.fixture(scope="module")
 def gradients_of_two_workers(
-    tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
+    python: list[str], tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Tensor]]:
     """What two processes leave that each take one step on their half of one batch."""
     folder = tmp_path_factory.mktemp("two-workers")
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), "2", str(tiny_config), str(folder)], env=environment
+            [*python, str(WORKER), str(rank), "2", str(tiny_config), str(folder)], env=environment
         )
         for rank in range(2)
     ]
