@@ -20,8 +20,12 @@ SHARED = {"ray_cluster", "teacher", "corpus"}
 """Fixtures that take long, and serve many files."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of the same costly fixtures go to one process, and first; the other one takes the rest."""
+    """Files of the same costly fixtures go to one process, and first; the other one takes the rest.
+
+    Before xdist, which reads the groups in a hook of the same name.
+    """
     together = {item.path for item in items if SHARED & set(getattr(item, "fixturenames", ()))}
     items.sort(key=lambda item: item.path not in together)
     for item in items:

@@ -80,6 +80,8 @@ def fit(
         # What Ray Train does when its work is done takes a second, and whether it fails no longer matters.
         if waiting is None or not complete:
             ended.result()
+    if complete:
+        return Outcome(read_checkpoint(job.storage.checkpoints, job.total_steps), interrupted.is_set())
     found = find_checkpoint(job.storage.checkpoints)
     if found.manifest is None:
         raise TrainingError(f"training ended without a checkpoint. {' '.join(found.damaged)}".rstrip())
