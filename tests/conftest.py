@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from beamclip.cluster import forked_python, ray_session
 
@@ -16,22 +18,31 @@ from beamclip.cluster import forked_python, ray_session
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SHARED = {"ray_cluster", "teacher", "corpus"}
-"""Fixtures that take long, and serve many files."""
 
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of the same costly fixtures go to one process, and first; the other one takes the rest.
-
-    Before xdist, which reads the groups in a hook of the same name.
-    """
-    together = {item.path for item in items if SHARED & set(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path not in together)
+    """The files that share what takes long first: the others fill what is left at the end."""
+    items.sort(key=lambda item: not _shares(item.path))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("shared" if item.path in together else str(item.path)))
         if _uses_ray(item.path):
             item.add_marker(pytest.mark.ray)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Files that share what takes long go to one process of tests, which makes it once."""
+    return _Files(config, log)
+
+
+class _Files(LoadScopeScheduling):  # type: ignore[misc]
+    """Whole files, as by --dist loadfile; those that share something count as one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "shared" if _shares(self.config.rootpath / file) else file
+
+
+@cache
+def _shares(file: Path) -> bool:
+    return _uses_ray(file) or (file.parent.name == "commands" and "corpus" in file.read_text())
 
 
 @cache
