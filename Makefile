@@ -29,8 +29,8 @@ quickstart: $(READY) ## distill a teacher into a small student on the embedded c
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-check: lint ## style, types and the tests that need no Ray: quick enough for every save
-	$(BIN)/python -m pytest -m "not ray" $(ARGS)
+check: lint ## style, types and the tests that are quick and need no Ray: for every save
+	$(BIN)/python -m pytest -m "not ray and not slow" $(ARGS)
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .

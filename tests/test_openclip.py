@@ -13,6 +13,7 @@ print(wandb.__name__)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_is_left_to_those_who_want_it():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)

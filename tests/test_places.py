@@ -40,6 +40,7 @@ def options(config: object) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_option_that_takes_a_place_takes_addresses_or_refuses_them(command: type) -> None:
     known = options(command())

@@ -84,6 +84,7 @@ def test_without_an_address_the_store_is_a_file_beside_the_run(tmp_path, monkeyp
     assert tracking_uri(tmp_path / "runs" / "a") == "http://127.0.0.1:1"
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_metrics_params_tags_and_artifacts(run_dir):
     params = {"tau_teacher": 0.02, "classes": "x" * 7000, "top@k": ""}
     with Tracking.start(QUIET, run_dir=run_dir, params=params, tags={"git": "abc"}) as tracking:
@@ -195,6 +196,7 @@ def test_a_run_that_the_environment_names_is_logged_into_once(run_dir, monkeypat
     assert flag.info.run_id != began.info.run_id
 
 
+@pytest.mark.slow
 def test_the_store_lies_beside_the_run_whatever_its_path_is_called(tmp_path):
     folder = tmp_path / "a?b%41 #é&uri=false"
     run = start_and_end(folder / "run")
@@ -238,6 +240,7 @@ def test_an_artifact_that_is_gone_is_dropped_and_the_rest_arrives(run_dir, caplo
     assert history(tracking_uri(run_dir), tracking.run_id) == points(range(2))
 
 
+@pytest.mark.slow
 def test_runs_that_first_use_a_store_together_all_arrive(tmp_path):
     program = (
         "import sys; from pathlib import Path; from beamclip.tracking import Tracking, TrackingConfig\n"
@@ -297,6 +300,7 @@ def test_neighbouring_metrics_are_joined_up_to_one_request():
     assert [row for event in joined for row in event.get("metrics", [])] == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", range(6))
 def test_a_replay_that_broke_off_sends_the_rest_once_to_the_same_run(run_dir, at):
     file = unsent_file(run_dir)
@@ -375,6 +379,7 @@ def test_a_file_without_a_run_is_an_input_error(run_dir, text):
 # A store that is away ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_whose_store_is_away_from_the_start_is_made_by_the_replay(run_dir, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
     with Tracking.start(QUIET, run_dir=run_dir, params={"seed": 1}, tags={"git": "abc"}) as tracking:

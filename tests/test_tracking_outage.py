@@ -20,6 +20,8 @@ from ports import free_port
 from beamclip.tracking import UNSENT_FILE, Tracking, link, replay
 from beamclip.tracking.config import TrackingConfig
 
+pytestmark = pytest.mark.slow
+
 QUIET = TrackingConfig(system_metrics=False)
 
 

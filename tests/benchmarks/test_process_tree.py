@@ -13,7 +13,10 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MEGABYTES = 1 << 20
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads Linux's /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="it reads Linux's /proc"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

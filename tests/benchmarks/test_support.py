@@ -47,6 +47,7 @@ def test_exactly_the_share_of_the_captions_moves_to_other_images(share: float) -
         assert noisy.captions != shuffle_captions(clean, share, seed=4).captions
 
 
+@pytest.mark.slow
 def test_a_result_is_reused_under_its_own_settings_alone(tmp_path: Path) -> None:
     from support.pretraining import Recipe
     from support.trials import Trial, run_trials
@@ -79,6 +80,7 @@ def _never(*_: object) -> dict[str, float]:
     raise RuntimeError("is run")
 
 
+@pytest.mark.slow
 def test_a_training_on_pairs_in_memory_learns_them() -> None:
     from support.pretraining import Recipe, score, train
 

@@ -31,6 +31,7 @@ def unscorable(tmp_path: Path) -> Path:
     return tmp_path / "other.txt"
 
 
+@pytest.mark.slow
 def test_a_model_whose_scoring_fails_is_there_and_the_command_says_how_to_score_it(
     teacher, corpus, tmp_path, capsys
 ):

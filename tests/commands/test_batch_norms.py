@@ -25,6 +25,7 @@ def refused(clip: LoadedClip, batch: int, workers: int = 1, accumulation: int = 
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 64])
 def test_one_image_a_pass_is_refused_exactly_where_torch_cannot_train_on_it(size: int) -> None:
     clip = new_clip("nano-resnet10t", seed=0)

@@ -287,6 +287,7 @@ print("LOADED", code, *sorted({"torch", "ray", "mlflow", "numpy", "pyarrow", "ti
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -61,6 +61,7 @@ def test_nothing_is_compared_where_the_templates_are_known_to_fit(clip, tmp_path
     warn_of_misfit(NAME, CLASSES, known, never, WorkersConfig(), tmp_path)
 
 
+@pytest.mark.slow
 def test_images_are_embedded_without_a_trace_in_what_training_starts_from(clip, corpus):
     tower, state = clip.image_tower, torch.get_rng_state()
     before = {name: value.clone() for name, value in tower.network.state_dict().items()}
@@ -94,6 +95,7 @@ def test_classes_that_share_their_prompts_are_counted(clip, tmp_path, capsys):
     assert "2 of 7 classes share their prompts" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pretrain_notes_its_captions_and_its_scores_go_by_them(teacher, corpus):
     run, _ = teacher
     note = json.loads((run / "model" / FITTING_FILE).read_text())

@@ -60,6 +60,7 @@ def test_one_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path)
     assert one[first_image] != other[first_image]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_first_images_of_a_larger_corpus(corpus: CorpusPaths, tmp_path: Path) -> None:
     shorter = GlyphConfig(images=1001, test_images=10, corpus_seed=CONFIG.corpus_seed)
     paths = write_corpus(shorter, tmp_path / "shorter", workers=2)
@@ -181,6 +182,7 @@ def test_every_class_has_several_training_styles() -> None:
         assert symbol.held_out_style in HELD_OUT_STYLES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [False, True])
 def test_no_two_classes_look_the_same(held_out: bool) -> None:
     symbols = all_symbols()

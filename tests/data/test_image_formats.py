@@ -77,6 +77,7 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HS
 Image.init()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(Image.SAVE))
 def test_ingest_and_training_agree_on_every_format_that_pillow_writes(
     kind: str, resizer: UprightResizer

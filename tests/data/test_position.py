@@ -148,6 +148,7 @@ def test_a_position_survives_torch_save_without_pickled_objects() -> None:
         np.testing.assert_array_equal(back.leftovers[epoch].runs, rows.runs)
 
 
+@pytest.mark.slow
 def test_four_hundred_million_samples_fit_in_a_few_megabytes() -> None:
     samples = np.random.default_rng(0).integers(300, 501, 1_000_000)
     ordered = Order(seed=0, world_size=64, buffer=4096, shards=8)

@@ -270,6 +270,7 @@ def test_rows_come_in_blocks_that_carry_the_epoch(
     assert {epoch for table in tables for epoch in table.column("epoch").to_pylist()} == {7}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["tar", "parquet"])
 def test_any_rows_of_a_shard_can_be_read_without_the_others(
     tmp_path: Path, make_samples: Make, write_tar: Write, write_parquet: Write, format: str
@@ -364,6 +365,7 @@ def whole_samples(tar: Path, size: int, suffixes: Sequence[str]) -> int:
     return len({key for key, _ in ends} - {key for key, end in ends if end > size})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "suffixes"),
     [(ALL, (".json", ".png", ".txt")), (Columns(caption=True), (".png", ".txt")), (Columns(), (".png",))],

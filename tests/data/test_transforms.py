@@ -496,6 +496,7 @@ def test_a_trainers_autocast_does_not_reach_the_pixels() -> None:
         assert torch.equal(augment(pixels, draws, EVERYTHING), wanted)
 
 
+@pytest.mark.slow
 def test_the_augmentation_is_one_graph() -> None:
     """No step waits for a value of a tensor; a graph could not hold it."""
     pixels, draws = pixel_batch(), augment_draws()
@@ -541,6 +542,7 @@ TORCHVISIONS["all"] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TORCHVISIONS)
 def test_augmentations_are_distributed_as_torchvisions(name: str) -> None:
     changes, transform = TORCHVISIONS[name]

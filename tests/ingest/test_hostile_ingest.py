@@ -3,11 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from pictures import encode, photo
 from support.hostile_server import ANSWERS, DRIPS, REASONS, TLS, hostile_server
 
 from beamclip.ingest.config import IngestConfig
 from beamclip.ingest.ingest import ingest
+
+pytestmark = pytest.mark.slow
 
 KINDS = (*DRIPS, *ANSWERS, TLS)  # floods end by what they send and not by the clock: see test_fetch
 PER_HOST = 12

@@ -31,6 +31,8 @@ from beamclip.ingest.config import IngestConfig
 from beamclip.ingest.ingest import IngestCounts, IngestSummary, ingest
 from beamclip.places import Folder
 
+pytestmark = pytest.mark.slow
+
 
 def picture(left: tuple[int, ...], right: tuple[int, ...]) -> Image.Image:
     """60 x 40 in two colours."""

@@ -57,6 +57,7 @@ def get(tmp_path: Path) -> Get:
     return fetched
 
 
+@pytest.mark.slow
 def test_every_hostile_server_is_left_in_time_for_its_reason(
     server: HostileServer, get: Get, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,7 @@ def test_name_look_up_that_hangs_ends_with_the_deadline(
     assert get(f"{url}/good/1") == BODY
 
 
+@pytest.mark.slow
 def test_small_retry_after_is_waited_for_and_a_long_one_is_not(server: HostileServer, get: Get) -> None:
     assert get(f"{server.site}/429-once/1") == BODY
     assert get(f"{server.site}/429-once/2", seconds=0.5) == "HTTP 429"
@@ -101,6 +103,7 @@ def test_one_refused_url_does_not_close_its_host(server: HostileServer, get: Get
         assert get(f"{server.site}/good/{n}") == BODY
 
 
+@pytest.mark.slow
 def test_host_gets_no_more_requests_at_a_time_than_allowed(get: Get) -> None:
     with hostile_server(BODY, delay_s=0.02) as server, ThreadPool(16) as pool:
         answers = pool.map(lambda n: get(f"{server.site}/good/{n}", per_host=3), range(48))

@@ -104,6 +104,7 @@ def test_minimally_quoted_tsv_is_read_as_quoted_where_no_row_has_line_breaks(tmp
     assert read(tmp_path / "list.tsv", content).column("caption").to_pylist() == captions
 
 
+@pytest.mark.slow
 def test_quoted_fields_are_whole_across_blocks(tmp_path: Path) -> None:
     # Two blocks of 8 MiB, and a little: a row is cut in its first field or in its second.
     captions = [f'{i},\n"{"x" * (i % 1013)}' for i in range(BLOCK_BYTES // 500)]

@@ -12,6 +12,8 @@ from torch import Tensor
 
 import beamclip
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("two_tower_worker.py")
 SOURCES = Path(beamclip.__file__).parents[1]
 DEFINITIONS = runpy.run_path(str(WORKER))

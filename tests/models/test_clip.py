@@ -41,6 +41,7 @@ def assert_same(loaded: LoadedClip, original: LoadedClip) -> None:
     assert loaded.fingerprint == original.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "epoch_9.pt"])
 def test_a_directory_is_loaded_whatever_its_weights_file(
     tmp_path: Path, micro_clip: LoadedClip, name: str
@@ -71,6 +72,7 @@ def test_a_ddp_training_checkpoint_is_loaded_with_the_config_beside_it(
     assert_same(load_clip(str(tmp_path / "epoch_3.pt")), micro_clip)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "prefix", "key"),
     [
@@ -101,6 +103,7 @@ def test_a_checkpoint_of_two_models_is_refused(tmp_path: Path, micro_clip: Loade
         load_clip(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_config_is_loaded_by_its_configs_name(tmp_path: Path) -> None:
     clip = new_clip("nano-resnet10t", seed=3)
     file = tmp_path / "epoch_latest.pt"
@@ -132,6 +135,7 @@ def fill_hub_cache(monkeypatch: pytest.MonkeyPatch, cache: Path, repository: str
     return folder / "snapshots" / ("0" * 40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["hf-hub:", "open_clip:hf-hub:"])
 @pytest.mark.parametrize("weights", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 def test_a_model_of_the_hub_is_loaded_from_the_cache(
@@ -344,6 +348,7 @@ def test_a_broken_config_is_named(tmp_path: Path, content: str, message: str) ->
 CONFIGS = Path(beamclip.__file__).parent / "models" / "configs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [("nano-resnet10t", 32), ("tiny-resnet10t", 48), ("tiny-resnet18", 48), ("tiny-vit", 48)],
@@ -409,6 +414,7 @@ def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
         new_clip(tmp_path / "absent.json", seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -50,6 +50,7 @@ def student(teacher: LoadedClip) -> LoadedClip:
     return built
 
 
+@pytest.mark.slow
 def test_a_process_without_beamclip_gets_the_same_embeddings(tmp_path: Path, student: LoadedClip) -> None:
     directory = write_open_clip_dir(replace(student, fitting=FITTING), tmp_path / "model", {})
     assert (directory / FITTING_FILE).exists()
@@ -72,6 +73,7 @@ def test_a_process_without_beamclip_gets_the_same_embeddings(tmp_path: Path, stu
     assert result["std"] == list(student.preprocessing.std)
 
 
+@pytest.mark.slow
 def test_a_reloaded_export_is_the_model_that_was_written(tmp_path: Path, teacher: LoadedClip) -> None:
     told = replace(teacher, fitting=FITTING)
     loaded = load_clip(str(write_open_clip_dir(told, tmp_path / "model", {})))
@@ -94,6 +96,7 @@ def test_weights_in_channels_last_are_written_as_they_are(tmp_path: Path, teache
     assert loaded.fingerprint == built.fingerprint
 
 
+@pytest.mark.slow
 def test_the_card_says_what_it_was_told_and_how_to_load(tmp_path: Path, teacher: LoadedClip) -> None:
     card = {"teacher": "runs/teacher", "data": "3,834 emoji", "metrics": {"zeroshot_top1": 0.14159}}
     text = (write_open_clip_dir(teacher, tmp_path / "model", card) / "README.md").read_text()
@@ -106,6 +109,7 @@ def test_the_card_says_what_it_was_told_and_how_to_load(tmp_path: Path, teacher:
     assert "CC BY 4.0" in stated.read_text()
 
 
+@pytest.mark.slow
 def test_a_model_is_as_readable_as_any_new_file_and_its_card_gives_no_access(
     tmp_path: Path, teacher: LoadedClip
 ) -> None:
@@ -118,6 +122,7 @@ def test_a_model_is_as_readable_as_any_new_file_and_its_card_gives_no_access(
     assert "- data: s3://***@bucket/shards\n" in (model / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_card_of_a_model_without_a_teacher_speaks_of_none(tmp_path: Path, teacher: LoadedClip) -> None:
     text = (write_open_clip_dir(teacher, tmp_path / "model", {"model": "tiny-vit"}) / "README.md").read_text()
     assert "teacher" not in text

@@ -72,6 +72,7 @@ def test_a_shared_tensor_moves_under_the_loss_of_either_tower(name: str) -> None
         assert gradient.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_export_embeds_the_same_and_still_shares(name: str, tmp_path: Path) -> None:
     clip = new_clip(name, seed=0)
@@ -114,6 +115,7 @@ def test_open_clip_alone_refuses_msclip_s(tmp_path: Path) -> None:
         open_clip.create_model(f"local-dir:{out}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_student_takes_its_text_tower(name: str, tmp_path: Path) -> None:
     teacher = new_clip(name, seed=0)
@@ -128,6 +130,7 @@ def test_a_student_takes_its_text_tower(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(plain.encode_text(tokens), teacher.model.encode_text(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher_name", ["tiny-resnet18", "tiny-msclip-s"])
 @pytest.mark.parametrize("name", NAMES)
 def test_its_image_tower_is_a_student(name: str, teacher_name: str, tmp_path: Path) -> None:
@@ -150,6 +153,7 @@ def test_its_image_tower_is_a_student(name: str, teacher_name: str, tmp_path: Pa
         torch.testing.assert_close(features @ student.model.visual.proj, embeddings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -163,6 +167,7 @@ def test_a_student_tower_that_cannot_be_had(change: dict[str, Any], message: str
         build_student(StudentConfig(student="tiny-msclip-s", **change), new_clip("tiny-vit", seed=0), seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_compile_as_one_graph_and_compute_the_same(name: str) -> None:
     model = new_clip(name, seed=0).model
@@ -175,6 +180,7 @@ def test_blocks_compile_as_one_graph_and_compute_the_same(name: str) -> None:
             torch.testing.assert_close(compiled(*inputs), block(*inputs))
 
 
+@pytest.mark.slow
 def test_both_towers_compile_as_one_graph() -> None:
     model = new_clip("tiny-msclip-s", seed=0).model
     tokens = open_clip.SimpleTokenizer(context_length=16)(TEXTS)
@@ -218,6 +224,7 @@ def test_recomputing_blocks_leaves_the_gradients_as_they_are() -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tower", "values", "message"),
     [

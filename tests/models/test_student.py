@@ -37,6 +37,7 @@ def images_for(clip: LoadedClip) -> torch.Tensor:
     return normalise_pixels(pixels, clip.preprocessing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant", [{}, {"quick_gelu": True}, {"custom_text": True}, {"init_logit_bias": -10.0}]
 )
@@ -69,6 +70,7 @@ def test_only_the_image_tower_trains_and_the_teacher_is_untouched(micro_clip: Lo
     assert all(torch.equal(value, before[key]) for key, value in micro_clip.model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["tiny-vit", "tiny-msclip"])
 def test_a_student_does_without_its_text_tower_for_a_time(config: str) -> None:
     teacher = new_clip(config, seed=0)
@@ -85,6 +87,7 @@ def test_a_student_does_without_its_text_tower_for_a_time(config: str) -> None:
     assert all(torch.equal(after[key], before[key]) for key in before if not key.startswith("visual."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "size", "features"),
     [
@@ -221,6 +224,7 @@ def test_pretrained_weights_out_of_reach_say_what_to_do(
         build_student(StudentConfig(student="test_resnet", pretrained=True), micro_clip, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module.", "module.encoder_q.", "visual.trunk."])
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_mambaout"])
 def test_a_backbone_starts_from_a_checkpoint_whatever_its_prefix_and_classifier(
@@ -242,6 +246,7 @@ HALF = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 OTHER = Preprocessing(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "beside", "expected"),
     [
@@ -331,6 +336,7 @@ def test_a_checkpoint_with_two_backbones_is_refused(tmp_path: Path, micro_clip: 
         build_student(config, micro_clip, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "messages"),
     [
@@ -376,6 +382,7 @@ def test_a_student_that_cannot_be_is_refused_with_what_to_do(
         assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_suggested_backbones_work_at_any_size_and_with_any_head(micro_clip: LoadedClip) -> None:
     from beamclip.models import student
 

@@ -38,6 +38,7 @@ def test_embeddings_are_those_of_open_clips_own_pipeline(micro_clip: LoadedClip)
     torch.testing.assert_close(teacher.encode_text(TEXTS), texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["transformer", "convolutional"])
 def test_embeddings_are_float32_unit_and_without_gradients(

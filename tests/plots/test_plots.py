@@ -57,6 +57,7 @@ def history(records: int) -> list[dict[str, float]]:
     return [{"step": 10.0 * i, **{k: v * (1 + 1 / (i + 1)) for k, v in FULL.items()}} for i in range(records)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("records", [1, 2, 30, 200])
 def test_curves_have_a_panel_for_each_quantity(records: int, tmp_path: Path) -> None:
     out = plot_curves(history(records), tmp_path / "plots" / "curves.png")
@@ -77,6 +78,7 @@ def test_quantities_that_no_record_holds_get_no_panel(tmp_path: Path) -> None:
     assert share(pixels, style.ORANGE) == 0
 
 
+@pytest.mark.slow
 def test_records_with_missing_and_infinite_values_are_drawn_as_far_as_they_go(tmp_path: Path) -> None:
     records = history(60)
     del records[3]["grad_norm"], records[5]["loss"]
@@ -140,6 +142,7 @@ def test_the_bar_of_the_true_class_grows_with_its_probability(tmp_path: Path) ->
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "rows", "columns"), [(1, 1, 1), (3, 2, 2), (12, 6, 2)])
 def test_a_sheet_has_a_card_for_each_image(images: int, rows: int, columns: int, tmp_path: Path) -> None:
     pixels = sheet("cat", 0, tmp_path / "sheet.png", images)
@@ -179,6 +182,7 @@ def test_equal_matrices_show_no_difference(tmp_path: Path) -> None:
     assert share(pixels[:, -pixels.shape[1] // 3 :], colormaps["PuOr"](0.5)) > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (130, 60)])
 def test_matrices_of_any_size_stay_a_readable_picture(shape: tuple[int, int], tmp_path: Path) -> None:
     rows, columns = ([f"name {i}" for i in range(n)] for n in shape)
@@ -218,6 +222,7 @@ ODD_NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_names_that_no_font_can_draw_raise_no_warning(tmp_path: Path) -> None:
     sheet(ODD_NAMES[0], 0, tmp_path / "sheet.png", names=tuple(ODD_NAMES))
     for name in ODD_NAMES:
@@ -245,6 +250,7 @@ def test_names_are_shortened_to_one_line_that_can_be_drawn(text: str, shown: str
     assert drawable_text(text, 11) == shown
 
 
+@pytest.mark.slow
 def test_drawing_leaves_the_global_settings_as_they_were(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     plot_curves(history(2), tmp_path / "curves.png")

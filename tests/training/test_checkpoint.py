@@ -494,6 +494,7 @@ def fill():
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     outcome, _ = on_a_small_disk(
         tmp_path,
@@ -529,6 +530,7 @@ print(json.dumps({
     }
 
 
+@pytest.mark.slow
 def test_a_disk_that_turns_read_only_ends_the_run_and_leaves_all_checkpoints(tmp_path: Path) -> None:
     outcome, warnings = on_a_small_disk(
         tmp_path,
@@ -563,6 +565,7 @@ print(json.dumps({
     assert f"{tmp_path}: old checkpoints stay for now: {cause}" in warnings
 
 
+@pytest.mark.slow
 def test_a_removal_that_is_cut_off_leaves_no_false_checkpoint_and_is_taken_up_again(
     tmp_path: Path,
 ) -> None:
@@ -697,6 +700,7 @@ for _ in range(8):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_last_checkpoint_that_was_written(
     python: list[str], tmp_path: Path
 ) -> None:

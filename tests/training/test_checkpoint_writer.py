@@ -134,6 +134,7 @@ def test_what_the_body_raises_does_not_cut_off_the_write(tmp_path: Path) -> None
     assert find_checkpoint(str(tmp_path)).manifest is not None
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_without_closing_finishes_its_write(python: list[str], tmp_path: Path) -> None:
     program, folder = tmp_path / "program.py", tmp_path / "checkpoints"
     program.write_text("""

@@ -318,6 +318,7 @@ def test_precision_names_the_dtype_of_autocast() -> None:
     assert autocast_dtype("auto", CPU) in (None, torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_four_steps_equal_two_and_two_with_a_saved_state_between(tiny_config: Path, tmp_path: Path) -> None:
     dropping = json.loads(tiny_config.read_text())
     dropping["vision_cfg"]["patch_dropout"] = 0.5

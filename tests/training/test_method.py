@@ -127,6 +127,7 @@ def test_deep_copies_of_a_distillation_share_its_teacher(tiny_config: Path) -> N
     assert copies == []
 
 
+@pytest.mark.slow
 def test_training_leaves_weights_and_batch_statistics_of_the_teacher_alone() -> None:
     clip = new_clip("tiny-resnet10t", seed=0)
     teacher = Teacher(clip)
@@ -261,6 +262,7 @@ every_method = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize("passes", ["", "accumulated "])
 def test_two_workers_on_halves_have_the_gradient_of_one_on_the_whole_batch(
@@ -271,6 +273,7 @@ def test_two_workers_on_halves_have_the_gradient_of_one_on_the_whole_batch(
     torch.testing.assert_close(gradients_of_two_workers[passes + name], want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @every_method
 def test_parts_of_a_batch_that_are_accumulated_have_the_gradient_of_the_whole(
     name: str, tiny_config: Path
@@ -290,6 +293,7 @@ def test_the_loss_of_accumulated_parts_is_that_of_the_whole_batch(tiny_config: P
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulated_parts_move_batch_statistics_once() -> None:
     parts = [part_of(photos(8), start, start + 4) for start in (0, 4)]
     method = ImageTextPretraining(new_clip("nano-resnet10t", seed=1), augmentation=PLAIN).train()
@@ -315,6 +319,7 @@ def test_both_passes_over_a_part_drop_the_same(tiny_config: Path) -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["distillation", "pretraining"])
 def test_recomputed_activations_leave_the_gradients_as_they_are(
     name: str, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
