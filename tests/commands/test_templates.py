@@ -105,6 +105,7 @@ def test_pretrain_notes_its_captions_and_its_scores_go_by_them(teacher, corpus):
     assert load_clip(str(run)).fitting.templates == tuple(note["templates"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["distill", "evaluate", "sweep"])
 @pytest.mark.parametrize(
     ("content", "expected"),
