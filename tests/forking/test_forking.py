@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import ray
 
+import beamclip
 from beamclip.forking.start import ARENAS, fork_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are made on Linux alone")
 
+SOURCES = Path(beamclip.__file__).parents[1]
 Finished = subprocess.CompletedProcess[str]
 
 REPORT = """
@@ -183,3 +185,28 @@ def test_a_worker_of_ray_that_is_killed_is_seen_to_be_lost(ray_cluster: None) ->
 
     with pytest.raises(ray.exceptions.ActorDiedError):
         ray.get(Worker.remote().end.remote(), timeout=60)
+
+
+IMPORTS = """
+import importlib, sys
+import torch
+from beamclip.cluster import MODELS
+
+asked = []
+for place, name in ((torch.cuda, "is_available"), (torch.cuda, "device_count"), (torch.cuda, "_lazy_init")):
+    found = getattr(place, name)
+    setattr(place, name, lambda *args, name=name, found=found: (asked.append(name), found(*args))[1])
+for module in MODELS:
+    importlib.import_module(module)
+print(asked, "ray" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_what_is_imported_for_forks_leaves_cuda_and_ray_to_them(tmp_path: Path) -> None:
+    """CUDA works in no fork of a process that used it, and Ray reads its settings when it is imported."""
+    script = tmp_path / "imports.py"
+    script.write_text(IMPORTS)
+    assert (
+        run([sys.executable], script, env={**os.environ, "PYTHONPATH": str(SOURCES)}).stdout == "[] False\n"
+    )
