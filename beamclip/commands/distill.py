@@ -16,7 +16,7 @@ def distill(config: DistillConfig) -> Summary:
     """
     began = time.perf_counter()
     with waiting_workers(config.workers) as workers:
-        # Imported while the workers start: both take seconds.
+        # Imported beside the process that imports the same for the workers: it takes seconds.
         from beamclip.commands.distillation import run_distillation
 
         return run_distillation(config, workers, began=began)

@@ -16,7 +16,7 @@ def pretrain(config: PretrainConfig) -> Summary:
     """
     began = time.perf_counter()
     with waiting_workers(config.workers) as workers:
-        # Imported while the workers start: both take seconds.
+        # Imported beside the process that imports the same for the workers: it takes seconds.
         from beamclip.commands.pretraining import run_pretraining
 
         return run_pretraining(config, workers, began=began)

@@ -30,7 +30,8 @@ def main() -> None:
         # No server: as if it had never been there.
         os.execv(sys.executable, [sys.executable, *arguments])
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 

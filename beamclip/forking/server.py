@@ -21,8 +21,6 @@ from beamclip.forking.start import ARENAS
 
 _M_ARENA_MAX = -8
 """Of glibc's malloc.h."""
-_FIRST_FREE = 200
-"""Number of an open file above all that a worker is given."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def _asked(connection: socket.socket) -> tuple[Request, list[int]] | None:
     """None where the client was gone before it had said what it wants."""
     try:
         return _receive(connection)
-    except (OSError, ValueError):
+    except (OSError, ValueError, struct.error):
         connection.close()
         return None
 
@@ -113,14 +111,19 @@ def _fork() -> int:
 
 def _receive(connection: socket.socket) -> tuple[Request, list[int]]:
     head, files, _, _ = socket.recv_fds(connection, struct.calcsize(client.SIZE), client.MOST_FILES)
-    (size,) = struct.unpack(client.SIZE, head)
-    body = b""
-    while len(body) < size:
-        more = connection.recv(size - len(body))
-        if not more:
-            raise ValueError("the client has ended")
-        body += more
-    return Request(**json.loads(body)), list(files)
+    try:
+        (size,) = struct.unpack(client.SIZE, head)
+        body = b""
+        while len(body) < size:
+            more = connection.recv(size - len(body))
+            if not more:
+                raise ValueError("the client has ended")
+            body += more
+        return Request(**json.loads(body)), files
+    except Exception:
+        for file in files:
+            os.close(file)
+        raise
 
 
 def become(request: Request, files: list[int]) -> None:
@@ -141,8 +144,9 @@ def become(request: Request, files: list[int]) -> None:
 
 def _take_files(numbers: list[int], files: list[int]) -> None:
     """Have the open files of the client under its numbers, and none of the server's."""
-    held = [os.dup2(file, _FIRST_FREE + place) for place, file in enumerate(files)]
-    os.closerange(0, _FIRST_FREE)
+    above = max([*numbers, *files], default=2) + 1
+    held = [os.dup2(file, above + place) for place, file in enumerate(files)]
+    os.closerange(0, above)
     for number, file in zip(numbers, held, strict=True):
         os.dup2(file, number, inheritable=True)
         os.close(file)

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,17 @@ def test_without_a_server_python_itself_runs(python: list[str], script: Path) ->
     found = run([*python[:-1], "/nowhere/socket"], script, input="")
     assert found.returncode == 3
     assert not json.loads(found.stdout)["preloaded"]
+
+
+@pytest.mark.parametrize("said", [b"", b"\0", b"\0\0\0\x09half"])
+def test_a_client_that_is_gone_before_it_has_asked_harms_nobody(
+    python: list[str], script: Path, said: bytes
+) -> None:
+    """Ray may kill a worker while it starts."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(python[-1])
+        client.sendall(said)
+    assert json.loads(run(python, script, input="").stdout)["preloaded"]
 
 
 def test_an_error_is_told_as_python_tells_it(python: list[str], script: Path) -> None:
