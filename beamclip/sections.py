@@ -3,13 +3,13 @@
 Names are unique within a command, so `lr: 1e-3` and `optim: {lr: 1e-3}` say the same.
 """
 
-import difflib
 import typing
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from beamclip.errors import InputError
+from beamclip.spelling import did_you_mean
 
 MOST_SHOWN = 80
 """Characters of a value that does not fit."""
@@ -66,6 +66,5 @@ def _why_not(name: str, value: Any, sections: Sequence[str], homes: dict[str, st
         return f": no such option. {name} stands {place}."
     if name in sections:
         return f": {repr(value)[:MOST_SHOWN]} does not fit. It is a section: give a mapping of its options."
-    near = difflib.get_close_matches(name, [*homes, *sections], 1)
-    hint = f"Did you mean {near[0]}?" if near else "--help lists all options."
+    hint = did_you_mean(name, [*homes, *sections], "--help lists all options.")
     return f": no such option. {hint}"

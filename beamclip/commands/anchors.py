@@ -37,7 +37,7 @@ from beamclip.prompts.anchors import (
 )
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.config import AnchorReduce, PromptConfig
-from beamclip.prompts.contexts import CAPTIONS, NONE, WORDNET, Source, class_contexts, source_names
+from beamclip.prompts.contexts import CAPTIONS, NONE, WORDNET, ContextSource, class_contexts, source_names
 from beamclip.prompts.wordnet import wordnet_contexts
 
 _ONE_ANCHOR = "With one anchor there is nothing to learn or to score"
@@ -47,7 +47,7 @@ _CONTEXTS = "Contexts part classes of one name (--context-source, --num-contexts
 def class_anchors(
     classes: list[ClassEntry],
     config: PromptConfig,
-    external_sources: Mapping[str, Source],
+    external_sources: Mapping[str, ContextSource],
     clip: LoadedClip,
     workers: WorkersConfig,
     cache_dir: Path,
@@ -246,7 +246,7 @@ def context_sources(
     cache_dir: Path,
     *,
     allow_missing: bool = False,
-) -> dict[str, Source]:
+) -> dict[str, ContextSource]:
     """The lexicon and the captions, as far as the configuration asks for them; captions are read on Ray.
 
     Args:
@@ -273,7 +273,7 @@ def _columns(config: PromptConfig) -> Columns:
     return Columns(caption=True, more_texts=config.context_columns)
 
 
-def _lexicon(config: PromptConfig) -> dict[str, Source]:
+def _lexicon(config: PromptConfig) -> dict[str, ContextSource]:
     if config.num_contexts and WORDNET in source_names(config.context_source):
         return {WORDNET: wordnet_contexts(config.wordnet)}
     return {}

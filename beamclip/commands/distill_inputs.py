@@ -37,9 +37,10 @@ from beamclip.errors import InputError
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
+from beamclip.option_texts import check_required
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
-from beamclip.prompts.contexts import Source
+from beamclip.prompts.contexts import ContextSource
 from beamclip.training.waiting import WaitingWorkers
 
 Distilling = TypeVar("Distilling", bound=DistillConfig)
@@ -113,12 +114,10 @@ def check_options(config: DistillConfig) -> None:
     Raises:
         InputError: with the option.
     """
-    if config.data is None or config.teacher is None:
-        missing = "--data SHARDS" if config.data is None else "--teacher T"
-        raise InputError(f"{missing} is missing. Without any option at all, the quickstart runs instead.")
+    check_required(config, hint="Without any option at all, the quickstart runs instead.")
     if config.classes is None and config.anchors != "captions":
         raise InputError(
-            "--classes FILE is missing. The anchors are made of it; --anchors captions does without."
+            "--classes is required. The anchors are made of it; --anchors captions does without."
         )
     if config.csm.csm_weight == 0 and config.feature.feature_weight == 0:
         raise InputError("--csm-weight and --feature-weight are both 0: nothing would be learned.")
@@ -203,7 +202,7 @@ def _anchors_of(
     teacher: LoadedClip,
     config: DistillConfig,
     inputs: DistillInputs,
-    external_sources: dict[str, Source],
+    external_sources: dict[str, ContextSource],
     cache: Path,
 ) -> tuple[Anchors, Anchors | None]:
     parts = []

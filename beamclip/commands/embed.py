@@ -38,6 +38,7 @@ from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
 from beamclip.models.address import absolute_address
 from beamclip.models.clip import LoadedClip, load_clip, text_tower
+from beamclip.option_texts import check_required
 from beamclip.places import Folder, absolute, is_address
 from beamclip.runs.folder import CONFIG_FILE
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, summary_text
@@ -56,7 +57,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
-class Source:
+class EmbedInputs:
     """What is to be embedded, by whom, and what of it is done already."""
 
     shards: list[Shard]
@@ -90,21 +91,21 @@ def build_cache(config: EmbedConfig) -> Summary:
         CacheError: a shard could not be embedded, or the finished cache is not what it should be.
     """
     began = time.perf_counter()
-    source = _load(config)
-    todo = sum(shard.samples for shard in source.todo)
+    inputs = _load(config)
+    todo = sum(shard.samples for shard in inputs.todo)
     print_stage(
         "shards",
-        f"{plural(len(source.shards), 'file')}, {plural(_samples(source), 'image')}",
-        _before(source),
+        f"{plural(len(inputs.shards), 'file')}, {plural(_samples(inputs), 'image')}",
+        _before(inputs),
     )
     with workers_session(config.workers):
         check_resources(config.workers)
-        manifest = _agreed_manifest(config, source)
-        job = _job(config, source, manifest)
+        manifest = _agreed_manifest(config, inputs)
+        job = _job(config, inputs, manifest)
         reference = ray.put(job)
-        seconds = _build(config, source, job, reference) if source.todo else 0.0
-        skipped = skipped_in(source.out)
-        if sum(skipped.values()) == _samples(source):
+        seconds = _build(config, inputs, job, reference) if inputs.todo else 0.0
+        skipped = skipped_in(inputs.out)
+        if sum(skipped.values()) == _samples(inputs):
             raise CacheError(
                 f"{config.data}: no image could be used: {skipped}. See the summary of the ingest."
             )
@@ -112,10 +113,10 @@ def build_cache(config: EmbedConfig) -> Summary:
             cosines = _verified(config, reference)
         except CacheError:
             # It may have been a finished cache, which training takes.
-            write_manifest(source.out, manifest)
+            write_manifest(inputs.out, manifest)
             raise
-    manifest = replace(manifest, samples=_samples(source), skipped=skipped)
-    write_manifest(source.out, manifest)
+    manifest = replace(manifest, samples=_samples(inputs), skipped=skipped)
+    write_manifest(inputs.out, manifest)
     views = todo * config.augmentations
     summary = Summary(
         command="embed",
@@ -127,52 +128,49 @@ def build_cache(config: EmbedConfig) -> Summary:
         if len(cosines)
         else {},
         counts=Counts(
-            attempted=_samples(source),
-            succeeded=_samples(source) - sum(manifest.skipped.values()),
+            attempted=_samples(inputs),
+            succeeded=_samples(inputs) - sum(manifest.skipped.values()),
             skipped=manifest.skipped,
         ),
-        paths={"cache": source.out},
-        stages={"embedding_seconds": seconds, "bytes_per_sample": _bytes(source.out) / _samples(source)},
+        paths={"cache": inputs.out},
+        stages={"embedding_seconds": seconds, "bytes_per_sample": _bytes(inputs.out) / _samples(inputs)},
     )
-    _leave(config, source.out, summary)
+    _leave(config, inputs.out, summary)
     return summary
 
 
-def _load(config: EmbedConfig) -> Source:
-    given = {"--data": config.data, "--teacher": config.teacher, "--out": config.out}
-    missing = [flag for flag, value in given.items() if value is None]
-    if config.data is None or config.teacher is None or config.out is None:
-        raise InputError(f"{', '.join(missing)} missing. --help lists all options.")
+def _load(config: EmbedConfig) -> EmbedInputs:
+    check_required(config)
     if config.workers.without_ray:
         raise InputError("--num-workers 0: embedding runs in actors of Ray. Give 1 or more.")
     if config.min_workers > config.workers.num_workers:
         raise InputError(
             f"--min-workers {config.min_workers} is more than --num-workers {config.workers.num_workers}."
         )
-    folder = Folder(absolute(config.out))
-    shards = list_shards(config.data, allow_missing=config.allow_missing_shards)
+    folder = Folder(absolute(str(config.out)))
+    shards = list_shards(str(config.data), allow_missing=config.allow_missing_shards)
     folder.prepare("--out")
     names = folder.names()
     done = frozenset(name.removesuffix(STATS_SUFFIX) for name in names if name.endswith(STATS_SUFFIX))
     if done and CACHE_FILE not in names:
         raise InputError(f"--out {config.out}: holds shards that are no teacher cache. Give another folder.")
-    teachers = [load_clip(address) for address in (config.teacher, *config.more_teachers)]
-    return Source(shards, teachers, folder.place, done)
+    teachers = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
+    return EmbedInputs(shards, teachers, folder.place, done)
 
 
 def _name(shard: Shard) -> str:
     return posixpath.splitext(posixpath.basename(shard.path))[0]
 
 
-def _samples(source: Source) -> int:
-    return sum(shard.samples for shard in source.shards)
+def _samples(inputs: EmbedInputs) -> int:
+    return sum(shard.samples for shard in inputs.shards)
 
 
-def _before(source: Source) -> str:
-    return f"{len(source.shards) - len(source.todo)} embedded before" if source.done else ""
+def _before(inputs: EmbedInputs) -> str:
+    return f"{len(inputs.shards) - len(inputs.todo)} embedded before" if inputs.done else ""
 
 
-def _agreed_manifest(config: EmbedConfig, source: Source) -> CacheManifest:
+def _agreed_manifest(config: EmbedConfig, inputs: EmbedInputs) -> CacheManifest:
     """What the cache will be, which agrees with what is there of it.
 
     Raises:
@@ -188,27 +186,27 @@ def _agreed_manifest(config: EmbedConfig, source: Source) -> CacheManifest:
                 precision,
                 clip.preprocess_cfg,
             )
-            for clip in source.teachers
+            for clip in inputs.teachers
         ),
-        image_size=config.image_size or max(clip.image_size for clip in source.teachers),
+        image_size=config.image_size or max(clip.image_size for clip in inputs.teachers),
         augmentations=config.augmentations,
         augmentation=asdict(config.augmentation),
         draws=DRAWS,
         seed=config.seed,
         captions=config.captions,
         source=without_secrets(str(config.data)),
-        source_fingerprint=fingerprint(source.shards),
+        source_fingerprint=fingerprint(inputs.shards),
         versions=library_versions(),
     )
-    if is_cache(source.out):
-        differing = differences(read_manifest(source.out), manifest)
+    if is_cache(inputs.out):
+        differing = differences(read_manifest(inputs.out), manifest)
         if differing:
             raise InputError(
-                f"{source.out}: a cache that was made otherwise: {'; '.join(differing)}. "
+                f"{inputs.out}: a cache that was made otherwise: {'; '.join(differing)}. "
                 "Give the options that it was begun with, or another --out."
             )
     else:
-        write_manifest(source.out, manifest)
+        write_manifest(inputs.out, manifest)
     return manifest
 
 
@@ -221,15 +219,15 @@ def _precision(config: EmbedConfig) -> str:
     return precision
 
 
-def _job(config: EmbedConfig, source: Source, manifest: CacheManifest) -> EmbeddingJob:
+def _job(config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest) -> EmbeddingJob:
     nodes = sum(node["Alive"] for node in ray.nodes())
     on_each = -(-config.workers.num_workers // max(1, nodes))
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, nodes))
     return EmbeddingJob(
-        teachers=tuple(ray.put(clip.image_tower) for clip in source.teachers),
-        text_towers=tuple(ray.put(text_tower(clip)) for clip in source.teachers if config.captions),
+        teachers=tuple(ray.put(clip.image_tower) for clip in inputs.teachers),
+        text_towers=tuple(ray.put(text_tower(clip)) for clip in inputs.teachers if config.captions),
         manifest=manifest,
-        out=source.out,
+        out=inputs.out,
         batch_size=config.embed_batch,
         decode_threads=config.decode_threads,
         threads=config.workers.threads_per_worker or max(1, cpus // on_each),
@@ -239,15 +237,15 @@ def _job(config: EmbedConfig, source: Source, manifest: CacheManifest) -> Embedd
     )
 
 
-def _build(config: EmbedConfig, source: Source, job: EmbeddingJob, reference: Any) -> float:
+def _build(config: EmbedConfig, inputs: EmbedInputs, job: EmbeddingJob, reference: Any) -> float:
     """Embed the shards that are missing; gives the seconds from the first batch to the last."""
     workers = config.workers
     # The executor logs every start and end at INFO to the terminal of whoever runs it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    names = ", ".join(clip.address for clip in source.teachers)
+    names = ", ".join(clip.address for clip in inputs.teachers)
     views = f"{plural(config.augmentations, 'view')} each, {job.manifest.image_size} px"
     print_stage("embedding", f"{names}: {views}", job.manifest.teachers[0].precision)
-    items = [{"shard": asdict(shard), "name": _name(shard)} for shard in source.todo]
+    items = [{"shard": asdict(shard), "name": _name(shard)} for shard in inputs.todo]
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
     dataset.context.enable_progress_bars = False
     embedded = dataset.map_batches(
@@ -261,7 +259,7 @@ def _build(config: EmbedConfig, source: Source, job: EmbeddingJob, reference: An
         num_cpus=workers.cpus_per_worker,
         num_gpus=1 if workers.use_gpu else 0,
     )
-    progress = _Progress(job.channel, sum(shard.samples for shard in source.todo))
+    progress = _Progress(job.channel, sum(shard.samples for shard in inputs.todo))
     try:
         with progress, own_errors():
             for _ in embedded.iter_batches(batch_size=None):

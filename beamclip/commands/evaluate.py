@@ -18,6 +18,7 @@ from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled
 from beamclip.evaluation.probe import ProbeResult, linear_probe
 from beamclip.evaluation.zeroshot import zeroshot_metrics
 from beamclip.models.clip import LoadedClip, load_clip
+from beamclip.option_texts import check_required
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.runs.folder import CONFIG_FILE, make_run_dir, new_run_dir
 from beamclip.summary import Counts, Summary, write_summary
@@ -31,7 +32,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
         InputError: something that was given cannot be used.
     """
     began = time.perf_counter()
-    model, address, class_list = _required(config)
+    model, address, class_list = _checked(config)
     run_dir = new_run_dir(config.out, "evaluate")
     classes = load_classes(class_list)
     refuse_one_class(classes)
@@ -80,12 +81,9 @@ def evaluate(config: EvaluateConfig) -> Summary:
     return summary
 
 
-def _required(config: EvaluateConfig) -> tuple[str, str, Path]:
+def _checked(config: EvaluateConfig) -> tuple[str, str, Path]:
     """Model, data and class list, once all that can be checked early is."""
-    if config.model is None or config.data is None or config.classes is None:
-        given = {"--model": config.model, "--data": config.data, "--classes": config.classes}
-        missing = [flag for flag, value in given.items() if value is None]
-        raise InputError(f"{', '.join(missing)} missing. --help lists all options.")
+    check_required(config)
     if not config.tasks:
         raise InputError("--tasks is empty. Give zeroshot, probe or both.")
     if "probe" in config.tasks and config.train_data is None:
@@ -93,7 +91,8 @@ def _required(config: EvaluateConfig) -> tuple[str, str, Path]:
     for address in (config.data, config.train_data if "probe" in config.tasks else None):
         if address is not None:
             list_labelled(address, allow_missing=config.allow_missing_shards)
-    return config.model, config.data, config.classes
+    assert config.classes is not None, "check_required() refuses it"
+    return str(config.model), str(config.data), config.classes
 
 
 def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry], address: str) -> Encoded:
@@ -131,7 +130,7 @@ def _run_tasks(
             encoded.embeddings, encoded.labels, anchors, len(classes), temperature=SCORING_TEMPERATURE
         )
     if "probe" in config.tasks:
-        assert config.train_data is not None, "_required() refuses a probe without it"
+        assert config.train_data is not None, "_checked() refuses a probe without it"
         train = _encode(config, clip, classes, config.train_data)
         result = linear_probe(train.features, train.labels, encoded.features, encoded.labels)
         metrics |= {"probe_top1": result.top1, "probe_top5": result.top5}

@@ -1,22 +1,16 @@
 """How `--help` shows options: docstrings as flowing text, ranges, and no default that says nothing."""
 
-import ast
-import inspect
-import sys
 import typing
 from dataclasses import fields, is_dataclass
-from functools import cache, partial
-from itertools import pairwise
+from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, cast
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from beamclip.option_texts import REQUIRED, is_required, option_texts
 from beamclip.ranges import ranges_of
-
-REQUIRED = "Required."
-"""First word of the text of an option that its command cannot do without."""
 
 
 def option_registry() -> ConstructorRegistry:
@@ -24,14 +18,6 @@ def option_registry() -> ConstructorRegistry:
     registry = ConstructorRegistry()
     registry.struct_rule(_section_rule)
     return registry
-
-
-@cache
-def option_texts(section: type) -> dict[str, str]:
-    """The docstring of each option of a section, those of its base class included, as one line."""
-    base = section.__base__
-    texts = option_texts(base) if base is not None and is_dataclass(base) else {}
-    return texts | _class_texts(section.__module__)[section.__name__]
 
 
 def _section_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -78,24 +64,6 @@ def _hint(section: type, name: str, default: Any, label: str) -> str:
     parts = [str(ranges_of(section)[name]).removeprefix("a number ")] if name in ranges_of(section) else []
     if default is not None and default != ():
         parts.append(f"default: {f'{default:g}' if isinstance(default, float) else label}")
-    elif option_texts(section)[name].startswith(REQUIRED):
+    elif is_required(section, name):
         parts.append("required")
     return f"({'; '.join(parts)})" if parts else ""
-
-
-@cache
-def _class_texts(module: str) -> dict[str, dict[str, str]]:
-    """Class -> option -> text, in one pass over the source of a module instead of one for each class."""
-    tree = ast.parse(inspect.getsource(sys.modules[module]))
-    return {
-        node.name: {
-            field.target.id: " ".join(str(text.value.value).split())
-            for field, text in pairwise(node.body)
-            if isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-        }
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-    }

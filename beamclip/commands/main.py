@@ -19,7 +19,7 @@ from beamclip.commands.options import (
     SweepConfig,
 )
 from beamclip.ingest.config import IngestConfig
-from beamclip.models.names import close_names, or_list
+from beamclip.spelling import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = COMMANDS.get(name)
     if command is None:
-        close = close_names(name, [*COMMANDS])
-        hint = f"Did you mean {or_list(close)}?" if close else f"There are {', '.join(COMMANDS)}."
+        hint = did_you_mean(name, COMMANDS, f"There are {', '.join(COMMANDS)}.")
         print(f"error: {name}: no command. {hint}", file=sys.stderr)
         return 2
     body = command.body if flags or command.without_options is None else command.without_options

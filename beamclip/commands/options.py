@@ -86,6 +86,9 @@ class DistillConfig:
 class SweepConfig(DistillConfig):
     """Try settings of a distillation; all trials share one teacher cache, so only students are trained."""
 
+    classes: LocalPath = None
+    """Required. Class list: the anchors, and the labels that the students are scored on. YAML or JSON, or a
+    text of one name a line, in which `# ...` is a comment: a name that begins with # needs YAML."""
     out: LocalPath = None
     """Folder of the sweep; by default a new one below runs/."""
     resume: str | None = None

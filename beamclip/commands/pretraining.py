@@ -21,6 +21,7 @@ from beamclip.errors import InputError
 from beamclip.losses.config import PsdConfig
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.models.export import write_card, write_open_clip_dir
+from beamclip.option_texts import check_required
 from beamclip.plots.curves import plot_curves
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.fitting import fitting_of
@@ -52,8 +53,8 @@ def load_inputs(config: PretrainConfig, workers: WaitingWorkers | None) -> Pretr
     Raises:
         InputError: for the first thing that cannot be used.
     """
-    if config.data is None:
-        raise InputError("--data SHARDS is missing: the folder that beamclip ingest wrote.")
+    check_required(config)
+    assert config.data is not None, "check_required() refuses it"
     if config.scoring.eval_data and config.classes is None:
         raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
     _refuse_idle_options(config)

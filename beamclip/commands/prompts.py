@@ -24,6 +24,7 @@ from beamclip.data.shards import list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.anchor_spread import Spread, class_means, closest_pairs, nearest, spread
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
+from beamclip.option_texts import check_required
 from beamclip.plots.contexts import plot_contexts
 from beamclip.prompts.anchors import class_prompts, count_alike
 from beamclip.prompts.classes import ClassEntry, load_classes
@@ -104,15 +105,14 @@ def show_prompts(config: PromptsConfig) -> Summary:
 
 
 def _load(config: PromptsConfig) -> tuple[list[ClassEntry], LoadedClip, ImageTower]:
-    if config.classes is None or config.teacher is None:
-        missing = "--classes FILE" if config.classes is None else "--teacher T"
-        raise InputError(f"{missing} is missing. --help lists all options.")
+    check_required(config)
+    assert config.classes is not None, "check_required() refuses it"
     classes = load_classes(config.classes)
     refuse_one_class(classes)
     check_contexts(classes, config.prompts, config.data, allow_missing=config.allow_missing_shards)
     if config.data is not None:
         list_shards(config.data, allow_missing=config.allow_missing_shards)
-    clip = load_clip(config.teacher)
+    clip = load_clip(str(config.teacher))
     return classes, text_tower(clip), clip.image_tower
 
 

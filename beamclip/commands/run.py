@@ -35,7 +35,7 @@ from beamclip.runs.recorder import Recorder, read_history
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
 from beamclip.training.events import Damaged, Event, Lost, Recorded, Saved, Started
-from beamclip.training.launch import Outcome, fit
+from beamclip.training.launch import TrainingEnd, fit
 from beamclip.training.loop import trained_weights
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import Storage, TrainingJob
@@ -288,7 +288,7 @@ def _progress_text(progress: Progress, total: int) -> str:
     )
 
 
-def _trained(outcome: Outcome, progress: Progress, batch_size: int) -> TrainingResult:
+def _trained(outcome: TrainingEnd, progress: Progress, batch_size: int) -> TrainingResult:
     seconds = progress.training_seconds
     images = sum(record["images_per_second"] * record["window_seconds"] for record in progress.fresh)
     return TrainingResult(

@@ -29,7 +29,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 @dataclass
-class Counts:
+class WordCounts:
     """In how many samples something was met."""
 
     samples: int = 0
@@ -39,7 +39,7 @@ class Counts:
     together: Counter[str] = field(default_factory=Counter)
     """A name, a line break, and a word beside it."""
 
-    def add(self, other: "Counts") -> None:
+    def add(self, other: "WordCounts") -> None:
         """Add those of other samples."""
         self.samples += other.samples
         self.words.update(other.words)
@@ -56,7 +56,7 @@ def words_of(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(unicodedata.normalize("NFC", text))]
 
 
-def count_samples(samples: Iterable[Sequence[str]], names: Iterable[str]) -> Counts:
+def count_samples(samples: Iterable[Sequence[str]], names: Iterable[str]) -> WordCounts:
     """Count the words, names, and words beside names in samples of one or more texts each.
 
     A name is met where its words follow each other in one of the texts. Its own words do not count as beside
@@ -65,7 +65,7 @@ def count_samples(samples: Iterable[Sequence[str]], names: Iterable[str]) -> Cou
     by_first: dict[str, list[list[str]]] = defaultdict(list)
     for phrase in map(words_of, {" ".join(words_of(name)) for name in names}):
         by_first[phrase[0] if phrase else ""].append(phrase)
-    counts = Counts()
+    counts = WordCounts()
     for texts in samples:
         tokenised = [words_of(text) for text in texts]
         words = set().union(*tokenised)
@@ -85,7 +85,7 @@ def _names_in(tokens: list[str], by_first: dict[str, list[list[str]]]) -> Iterat
                 yield " ".join(phrase)
 
 
-def ranked_words(counts: Counts, names: Iterable[str], most: int) -> dict[str, tuple[str, ...]]:
+def ranked_words(counts: WordCounts, names: Iterable[str], most: int) -> dict[str, tuple[str, ...]]:
     """Name -> the words that are met beside it more often than by chance, the most telling first.
 
     By pointwise mutual information, ln(samples x together / (name x word)), nats; of equal ones the more
@@ -137,11 +137,11 @@ def caption_words(
     items = [asdict(shard) for shard in shards]
     counted = ray.data.from_items(items, override_num_blocks=len(items)).map(count_shard)
     counted.context.enable_progress_bars = False
-    total, first_lost = Counts(), FirstLost()
+    total, first_lost = WordCounts(), FirstLost()
     with own_errors():
         for row in counted.iter_rows():
             samples, *counters = json.loads(row["counts"]).values()
-            total.add(Counts(samples, *map(Counter, counters)))
+            total.add(WordCounts(samples, *map(Counter, counters)))
             for _, text in first_lost.new(map(tuple, json.loads(row["lost"]))):
                 log.warning("%s", text)
     return ranked_words(total, names, most)

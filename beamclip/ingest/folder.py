@@ -123,7 +123,7 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ListOutcome:
     """What became of each row of a list: `succeeded` plus the sum of `failed` is the number of rows.
 
     `retryable` rows failed in their first attempt for a cause that may pass; `refused_private` rows were
@@ -237,14 +237,14 @@ class IngestFolder:
         for suffix in reversed(self._suffixes):
             self.out.remove(shard_name(shard_id) + suffix)
 
-    def read_outcome(self, plan: ShardPlan) -> Outcome:
+    def read_outcome(self, plan: ShardPlan) -> ListOutcome:
         """Count what became of each row of the list, from the shards' records."""
         complete = self.complete_shards(plan)
         first, second = (
             self._all_failures(plan, ids, complete) for ids in (plan.first_shards, plan.retry_shards)
         )
         reasons = Counter(reason for _, reason in (*first, *second))
-        return Outcome(
+        return ListOutcome(
             succeeded=sum(stats["successes"] for stats in complete.values()),
             failed=dict(reasons.most_common()),
             retryable=tuple(sorted(row for row, reason in first if is_retryable(reason))),

@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 
 from beamclip.errors import InputError
 from beamclip.ingest.config import AUTO, CAPTION, IngestConfig
-from beamclip.ingest.folder import IngestFolder, Outcome, ShardPlan
+from beamclip.ingest.folder import IngestFolder, ListOutcome, ShardPlan
 from beamclip.ingest.runners import LocalRunner, RayRunner, local_runner, ray_runner, run_shards
 from beamclip.ingest.shard import DownloadSettings, ShardTask, write_rows
 from beamclip.ingest.url_list import hash_url_list, lists_reading, read_url_list
+from beamclip.option_texts import check_required
 from beamclip.places import absolute
 
 _DATA_SUFFIX = {"webdataset": ".tar", "parquet": ".parquet"}
@@ -86,7 +87,8 @@ def ingest(
     started = time.monotonic()
     if importlib.util.find_spec("img2dataset") is None:
         raise InputError('img2dataset is not installed. In the checkout: pip install ".[ingest]"')
-    urls, out = _required(config)
+    check_required(config)
+    urls, out = str(config.urls), absolute(str(config.out))
     if config.caption_column is not None and config.caption_column.lower() in ("none", "null"):
         config = replace(config, caption_column=None)
     manifest = _manifest(config, urls)
@@ -222,7 +224,7 @@ def _finished(folder: IngestFolder, config: IngestConfig) -> IngestSummary | Non
 
 
 def _summarise(
-    plan: ShardPlan, outcome: Outcome, shards: int, resumed: int, images_per_second: float, wall: float
+    plan: ShardPlan, outcome: ListOutcome, shards: int, resumed: int, images_per_second: float, wall: float
 ) -> IngestSummary:
     return IngestSummary(
         attempted=plan.rows,
@@ -262,10 +264,3 @@ def _download_settings(config: IngestConfig, out: str, columns: tuple[str, ...])
         per_host=config.per_host,
         ports=config.ports,
     )
-
-
-def _required(config: IngestConfig) -> tuple[str, str]:
-    if config.urls is None or config.out is None:
-        missing = "--urls FILE" if config.urls is None else "--out SHARDS"
-        raise InputError(f"{missing} is missing. --help lists all options.")
-    return str(config.urls), absolute(config.out)

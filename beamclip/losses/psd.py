@@ -18,6 +18,7 @@ number a column, which a gather of N numbers brings.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,16 @@ from beamclip.losses.contrastive import gather_values, gather_with_grad, own_row
 from beamclip.losses.similarity import similarities
 
 SINKHORN_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class PsdStep:
+    """What changes from one training step to the next: how many rows are self-distilled, and which."""
+
+    share: float
+    """Part of the global batch that is self-distilled, 0..1: round(share * N) of N rows."""
+    row_seed: int
+    """Decides which rows are drawn at random; the same on every rank, another each step."""
 
 
 def psd_share(progress: float, config: PsdConfig) -> float:
@@ -47,10 +58,9 @@ def psd_loss(
     text: Tensor,
     logit_scale: Tensor,
     *,
-    share: float,
-    config: PsdConfig,
     caption_ids: Tensor,
-    row_seed: int,
+    step: PsdStep,
+    config: PsdConfig,
     teacher: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Contrastive loss in which a share of the global batch learns from the model's own soft alignments.
@@ -64,9 +74,8 @@ def psd_loss(
         image: [B, D] image embeddings of this rank, unit length.
         text: [B, D] embeddings of their captions, in the same order, unit length.
         logit_scale: scalar factor of the similarities itself, not its logarithm.
-        share: of the rows to self-distil, 0..1; round(share * N) of the global batch.
         caption_ids: int64 [B], equal for equal captions.
-        row_seed: decides which rows are drawn; the same on every rank, another each step.
+        step: share and choice of the rows to self-distil.
         teacher: image and text embeddings [B, D] of the moving average, for target ema alone.
 
     Returns:
@@ -77,7 +86,7 @@ def psd_loss(
     Raises:
         ValueError: shapes that do not fit, a share outside 0..1, or no teacher for target ema.
     """
-    _check(image, text, caption_ids, share, config, teacher)
+    _check(image, text, caption_ids, step, config, teacher)
     dtype = torch.promote_types(image.dtype, torch.float32)
     image, text = image.to(dtype), text.to(dtype)
     with torch.autocast(image.device.type, enabled=False):
@@ -87,9 +96,9 @@ def psd_loss(
         with torch.no_grad():
             identity = _identity(caption_ids, dtype)
             soft = _soft_targets(image_logits.detach(), text_logits.detach(), scale.detach(), config, teacher)
-            chosen = _chosen_rows(image_logits.detach(), text_logits.detach(), share, config, row_seed)
+            chosen = _chosen_rows(image_logits.detach(), text_logits.detach(), step, config)
             targets = [_mixed(q, identity, chosen, config.psd_identity) for q in soft]
-            metrics = _metrics(targets, chosen, share)
+            metrics = _metrics(targets, chosen, step.share)
         loss = (F.cross_entropy(image_logits, targets[0]) + F.cross_entropy(text_logits, targets[1])) / 2
     return loss, metrics
 
@@ -98,7 +107,7 @@ def _check(
     image: Tensor,
     text: Tensor,
     caption_ids: Tensor,
-    share: float,
+    step: PsdStep,
     config: PsdConfig,
     teacher: tuple[Tensor, Tensor] | None,
 ) -> None:
@@ -107,8 +116,8 @@ def _check(
             f"image is {list(image.shape)}, text is {list(text.shape)}, caption_ids are "
             f"{list(caption_ids.shape)}: they must be [B, D], the same [B, D] and [B]."
         )
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"share is {share}; it must be from 0 to 1.")
+    if not 0.0 <= step.share <= 1.0:
+        raise ValueError(f"share is {step.share}; it must be from 0 to 1.")
     if (config.psd_target == "ema") != (teacher is not None):
         raise ValueError("target ema, and no other, takes the embeddings of a moving average as teacher.")
 
@@ -154,14 +163,12 @@ def _balanced(rows: Tensor, columns: Tensor, rounds: int) -> Tensor:
     return (rows + column_offset).softmax(dim=1)
 
 
-def _chosen_rows(
-    image_logits: Tensor, text_logits: Tensor, share: float, config: PsdConfig, row_seed: int
-) -> Tensor:
+def _chosen_rows(image_logits: Tensor, text_logits: Tensor, step: PsdStep, config: PsdConfig) -> Tensor:
     """bool [B]: which of this rank's rows are self-distilled; all ranks choose in the global batch alike."""
     local, total = image_logits.shape
-    count = round(share * total)
+    count = round(step.share * total)
     if config.psd_select == "random":
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(row_seed))
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(step.row_seed))
         order = order.to(image_logits.device)
     else:
         own = own_rows(local, image_logits.device)[:, None]

@@ -16,12 +16,12 @@ from beamclip.models.address import HUB, LOCAL_DIR, OPEN_CLIP, named_file, split
 from beamclip.models.hub import WEIGHTS, hub_file, registered_weights
 from beamclip.models.model_config import find_config, is_config, read_json_object, without_pretrained_parts
 from beamclip.models.msclip import build_msclip
-from beamclip.models.names import close_names, or_list
 from beamclip.models.pixels import Preprocessing, normalise_pixels
 from beamclip.models.tokenizer import Tokenizer, new_tokenizer, open_clip_tokenizer
 from beamclip.models.weights import SUFFIXES, load_weights, weights_sha256
 from beamclip.openclip import CLIP, CustomTextCLIP, PreprocessCfg, merge_preprocess_dict, open_clip
 from beamclip.prompts.fitting import Fitting, read_fitting
+from beamclip.spelling import did_you_mean, or_list
 
 __all__ = [
     "ClipModel",
@@ -269,8 +269,9 @@ def _load_named(rest: str, address: str) -> LoadedClip:
         return _load_file_by_name(name, file, address)
     registered = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if registered is None:
-        close = close_names(name, open_clip.list_models()) if name else []
-        hint = f"Did you mean {or_list(close)}?" if close else "open_clip.list_models() lists all names."
+        hint = did_you_mean(
+            name, open_clip.list_models(), "open_clip.list_models() lists all names.", count=4
+        )
         raise InputError(f"{address}: open_clip has no model named {name!r}. {hint}")
     if not pretrained:
         raise InputError(_no_such_tag(address, name, tag))

@@ -8,8 +8,8 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, t
 from huggingface_hub.errors import EntryNotFoundError
 
 from beamclip.errors import InputError
-from beamclip.models.names import or_list
 from beamclip.openclip import open_clip
+from beamclip.spelling import or_list
 
 WEIGHTS = (open_clip.constants.HF_SAFE_WEIGHTS_NAME, open_clip.constants.HF_WEIGHTS_NAME)
 

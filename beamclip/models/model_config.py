@@ -9,8 +9,8 @@ from typing import Any
 
 from beamclip.errors import InputError
 from beamclip.files import read_json
-from beamclip.models.names import close_names, or_list
 from beamclip.openclip import open_clip
+from beamclip.spelling import did_you_mean, or_list
 
 
 def own_configs() -> dict[str, Traversable]:
@@ -38,10 +38,9 @@ def find_config(config: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     elif str(config) in open_clip.list_models():
         found = open_clip.get_model_config(str(config))
     else:
-        close = close_names(str(config), [*ours, *open_clip.list_models()])
-        hint = f"Did you mean {or_list(close)}? " if close else ""
+        hint = did_you_mean(str(config), [*ours, *open_clip.list_models()], "", count=4)
         raise InputError(
-            f"{config}: no model config of this name. {hint}"
+            f"{config}: no model config of this name. {hint and hint + ' '}"
             f"Give {or_list(sorted(ours))}, an open_clip model name, or a JSON file."
         )
     absent = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in found]

@@ -56,12 +56,8 @@ def build_msclip(
     model = model_class(embed_dim, vision_cfg, text_cfg, **rest)
     if msclip.get("specialised", False):
         model.visual = SpecialisedVision(
-            image_size=vision_cfg["image_size"],
-            patch_size=vision_cfg["patch_size"],
-            width=vision_cfg["width"],
-            layers=vision_cfg["layers"],
-            heads=_heads(vision_cfg),
-            embed_dim=embed_dim,
+            embed_dim,
+            vision_cfg,
             lateral_blocks=msclip.get("lateral_blocks", LATERAL_BLOCKS),
             quick_gelu=rest.get("quick_gelu", False),
         )
@@ -136,21 +132,17 @@ class SpecialisedVision(nn.Module):
     """The image tower of MS-CLIP-S: stem, transformer without its first block, parallel branch."""
 
     def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        layers: int,
-        heads: int,
-        embed_dim: int,
-        lateral_blocks: Sequence[int],
-        quick_gelu: bool,
+        self, embed_dim: int, vision_cfg: dict[str, Any], *, lateral_blocks: Sequence[int], quick_gelu: bool
     ) -> None:
-        """Args:
-        layers: of the transformer, the one that the stem stands for included.
+        """Build the tower with random weights.
+
+        Args:
+            vision_cfg: image_size, patch_size, width, head_width and layers, as open_clip reads them; the
+                stem stands for the first of the layers.
+            lateral_blocks: blocks before which the stages of the parallel branch come in.
         """
         super().__init__()
+        image_size, patch_size, width = (vision_cfg[key] for key in ("image_size", "patch_size", "width"))
         self.image_size = (image_size, image_size)
         self.patch_size = (patch_size, patch_size)
         self.grid_size = (image_size // patch_size,) * 2
@@ -182,7 +174,11 @@ class SpecialisedVision(nn.Module):
         self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(
-            width, layers - 1, heads, act_layer=QuickGELU if quick_gelu else nn.GELU, norm_layer=LayerNorm
+            width,
+            vision_cfg["layers"] - 1,
+            _heads(vision_cfg),
+            act_layer=QuickGELU if quick_gelu else nn.GELU,
+            norm_layer=LayerNorm,
         )
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))

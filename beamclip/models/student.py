@@ -18,9 +18,9 @@ from beamclip.models.hub import hub_file
 from beamclip.models.init_pixels import check_init_pixels, init_colours
 from beamclip.models.model_config import find_config, own_configs
 from beamclip.models.msclip import SpecialisedVision
-from beamclip.models.names import close_names, or_list
 from beamclip.models.weights import first_line, load_backbone
 from beamclip.openclip import TimmModel, VisionTransformer, timm
+from beamclip.spelling import did_you_mean, or_list
 
 # open_clip's (timm_pool, timm_proj), in order of preference. "" leaves pooling to the network: a ViT keeps
 # its class token. Networks that end in a hidden layer of their own give more features than the num_features
@@ -132,8 +132,8 @@ def _msclip_tower(config: StudentConfig, teacher: LoadedClip) -> dict[str, Any]:
 
 def _check(config: StudentConfig, teacher: LoadedClip) -> None:
     if not timm.is_model(config.student) and not _is_msclip(config.student):
-        close = close_names(config.student, [*own_configs(), *timm.list_models()])
-        hint = f"Did you mean {or_list(close)}?" if close else "timm.list_models() lists all names."
+        known = [*own_configs(), *timm.list_models()]
+        hint = did_you_mean(config.student, known, "timm.list_models() lists all names.", count=4)
         raise InputError(f"student {config.student!r}: timm has no such model. {hint}")
     if config.pretrained and config.init_checkpoint is not None:
         raise InputError(

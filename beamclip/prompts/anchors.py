@@ -21,7 +21,7 @@ from torch import Tensor
 from beamclip.files import write_whole
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.config import AnchorReduce, PromptConfig
-from beamclip.prompts.contexts import Source, class_contexts
+from beamclip.prompts.contexts import ContextSource, class_contexts
 from beamclip.prompts.templates import fill, resolve_templates
 
 TextEncoder = Callable[[list[str]], Tensor]
@@ -39,7 +39,9 @@ class Anchors:
 
 
 def class_prompts(
-    classes: Sequence[ClassEntry], config: PromptConfig, external_sources: Mapping[str, Source] | None = None
+    classes: Sequence[ClassEntry],
+    config: PromptConfig,
+    external_sources: Mapping[str, ContextSource] | None = None,
 ) -> list[list[str]]:
     """Prompts of each class, in the order of the classes: templates x contexts, or templates x bare name.
 

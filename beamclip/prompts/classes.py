@@ -8,13 +8,13 @@ compared with.
 import reprlib
 from collections import defaultdict
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from beamclip.errors import InputError
 from beamclip.files import parse_json, parse_yaml, read_text
 from beamclip.prompts.texts import check_text, nfc
+from beamclip.spelling import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ def _entry(item: Any, where: str) -> ClassEntry:
         )
     for key in item:
         if key not in KEYS:
-            close = get_close_matches(str(key)[:40], KEYS, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(KEYS)}."
+            hint = did_you_mean(str(key)[:40], KEYS, f"Known keys: {', '.join(KEYS)}.")
             raise InputError(f"{where} has the unknown key {_short(key)}. {hint}")
     given = {key: value for key, value in item.items() if value is not None}
     name = _text(given.get("name", ""), "name", where)

@@ -7,13 +7,13 @@ their own, a lexicon or counted captions, and are made by whoever has it (prompt
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from itertools import chain, islice, zip_longest
 
 from beamclip.errors import InputError
 from beamclip.prompts.classes import ClassEntry
+from beamclip.spelling import did_you_mean
 
-Source = Callable[[ClassEntry], tuple[str, ...]]
+ContextSource = Callable[[ClassEntry], tuple[str, ...]]
 """One class -> its contexts, most helpful first; none where the source knows none."""
 
 NONE = "none"
@@ -48,8 +48,7 @@ def source_names(context_source: str) -> tuple[str, ...]:
     for name in names:
         if name not in (NONE, *_LACKING):
             known = [NONE, *_LACKING]
-            close = get_close_matches(name, known, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"The sources are {', '.join(known)}."
+            hint = did_you_mean(name, known, f"The sources are {', '.join(known)}.")
             raise InputError(f"context_source {context_source!r}: there is no source {name!r}. {hint}")
     if len(set(names)) < len(names) or (NONE in names and len(names) > 1):
         raise InputError(
@@ -62,7 +61,7 @@ def class_contexts(
     classes: Sequence[ClassEntry],
     context_source: str,
     count: int,
-    external_sources: Mapping[str, Source] | None = None,
+    external_sources: Mapping[str, ContextSource] | None = None,
 ) -> list[tuple[str, ...]]:
     """The first contexts of each class, in the order of the classes.
 

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import cache
 
 from beamclip.errors import InputError
 from beamclip.prompts.texts import check_text
+from beamclip.spelling import did_you_mean
 
 AUTO = "auto"
 """In the place of templates: those that fit the teacher, see prompts.fitting."""
@@ -102,6 +102,5 @@ def _check_literal(template: str) -> None:
         raise InputError(
             f"templates: {template!r} holds {{}} {count} times. It stands for the class: keep one."
         )
-    close = get_close_matches(template, (AUTO, *SET_NAMES), n=1)
-    hint = f"Did you mean {close[0]!r}?" if close else f"The sets are {', '.join(SET_NAMES)}."
+    hint = did_you_mean(template, (AUTO, *SET_NAMES), f"The sets are {', '.join(SET_NAMES)}.")
     raise InputError(f"templates: {template!r} names no set of templates and holds no {{}}. {hint}")

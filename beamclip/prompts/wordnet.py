@@ -8,7 +8,7 @@ from typing import Any
 
 from beamclip.errors import InputError
 from beamclip.prompts.classes import ClassEntry
-from beamclip.prompts.contexts import Source
+from beamclip.prompts.contexts import ContextSource
 
 HYPERNYMS = 3
 """Taken of those above a synset; from there on they are as general as "organism"."""
@@ -21,7 +21,7 @@ _ID = re.compile(r"([nvars])(\d{8})")
 
 
 @cache
-def wordnet_contexts(folder: Path | None) -> Source:
+def wordnet_contexts(folder: Path | None) -> ContextSource:
     """The source `wordnet`: of each synset its nearest hypernym, gloss, other lemmas, further hypernyms.
 
     Opening a lexicon takes seconds: a process does it once for each folder.

@@ -34,6 +34,7 @@ from beamclip.evaluation.encode import load_held_out
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip
 from beamclip.models.student import build_student
+from beamclip.option_texts import check_required
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.templates import AUTO
 from beamclip.runs.folder import checkpoint_address
@@ -90,20 +91,13 @@ def load_sweep(config: SweepConfig) -> Loaded:
 
 
 def _check_given(config: SweepConfig) -> None:
-    required = {
-        "--data SHARDS": config.data,
-        "--teacher T": config.teacher,
-        "--classes FILE": config.classes,
-        "--eval-data LABELLED": config.scoring.eval_data,
-    }
-    missing = [option for option, value in required.items() if value is None]
     if config.workers.without_ray:
         raise InputError("--num-workers 0: the trials of a sweep run in processes of Ray. Give 1 or more.")
-    if missing:
-        raise InputError(
-            f"{', '.join(missing)} missing. A sweep trains students of a teacher and compares them by their "
-            "zero-shot scores on held-out images."
-        )
+    check_required(
+        config,
+        also={"--eval-data": config.scoring.eval_data},
+        hint="A sweep trains students of a teacher and compares their zero-shot scores on held-out images.",
+    )
 
 
 def with_own_values(space: Space, teacher: LoadedClip) -> Space:

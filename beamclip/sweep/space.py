@@ -4,7 +4,6 @@ Written as on the command line: `tau_teacher=0.01,0.02,0.04` for values, `lr=1e-
 """
 
 import contextlib
-import difflib
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from beamclip.commands.options import DistillConfig
 from beamclip.config import parse_config
 from beamclip.errors import InputError
+from beamclip.spelling import did_you_mean
 
 SECTIONS = ("student", "prompts", "csm", "feature", "stream", "optim")
 """Of a distillation's configuration: what can be varied, and the seed. The rest decides what a cache holds,
@@ -119,8 +119,7 @@ def _section_of(name: str) -> str | None:
         options = fields(getattr(DistillConfig(), section))
         places.update({option.name: section for option in options})
     if name not in places:
-        near = difflib.get_close_matches(name, places, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"These can be: {', '.join(places)}."
+        hint = did_you_mean(name, places, f"These can be: {', '.join(places)}.")
         raise InputError(f"--vary {name}: no option of that name can be varied. {hint}")
     return places[name]
 

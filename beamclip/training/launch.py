@@ -29,7 +29,7 @@ POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingEnd:
     """What a run left."""
 
     state: State
@@ -43,7 +43,7 @@ def fit(
     workers: WorkersConfig,
     on_event: Callable[[Event], None],
     waiting: WaitingWorkers | None,
-) -> Outcome:
+) -> TrainingEnd:
     """Train, or go on training where the job's checkpoints end.
 
     Args:
@@ -81,11 +81,11 @@ def fit(
         if waiting is None or not complete:
             ended.result()
     if complete:
-        return Outcome(read_checkpoint(job.storage.checkpoints, job.total_steps), interrupted.is_set())
+        return TrainingEnd(read_checkpoint(job.storage.checkpoints, job.total_steps), interrupted.is_set())
     found = find_checkpoint(job.storage.checkpoints)
     if found.manifest is None:
         raise TrainingError(f"training ended without a checkpoint. {' '.join(found.damaged)}".rstrip())
-    return Outcome(read_checkpoint(job.storage.checkpoints, found.manifest.step), interrupted.is_set())
+    return TrainingEnd(read_checkpoint(job.storage.checkpoints, found.manifest.step), interrupted.is_set())
 
 
 def _train_here(job: TrainingJob, *, use_gpu: bool) -> None:

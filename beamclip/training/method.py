@@ -20,7 +20,7 @@ from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfi
 from beamclip.losses.contrastive import clip_loss
 from beamclip.losses.csm import csm_ensemble_loss, csm_loss
 from beamclip.losses.feature import feature_loss
-from beamclip.losses.psd import psd_loss, psd_share
+from beamclip.losses.psd import PsdStep, psd_loss, psd_share
 from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE, sigmoid_loss
 from beamclip.models.clip import ImageTower, LoadedClip, normalise_pixels
 from beamclip.prompts.anchors import Anchors
@@ -140,7 +140,7 @@ class ImageTextPretraining(nn.Module):
         self.objective = objective
         self.psd = psd or PsdConfig()
         self.seed = seed
-        self.step, self.share = 0, 0.0
+        self.psd_step = PsdStep(share=0.0, row_seed=0)
         self.average: AveragedModel | None = None
         if objective == "psd" and self.psd.psd_target == "ema":
             average_fn = get_ema_multi_avg_fn(self.psd.psd_ema_decay)
@@ -160,8 +160,8 @@ class ImageTextPretraining(nn.Module):
 
     def begin_step(self, step: int, total_steps: int) -> None:
         """Bring what depends on the step up to date: the self-distilled share, and the moving average."""
-        self.step = step
-        self.share = psd_share(step / total_steps, self.psd)
+        row_seed = int(np.random.SeedSequence((self.seed, step)).generate_state(1)[0])
+        self.psd_step = PsdStep(psd_share(step / total_steps, self.psd), row_seed)
         if self.average is not None:
             self.average.update_parameters(self.clip)
 
@@ -204,10 +204,9 @@ class ImageTextPretraining(nn.Module):
                 image,
                 text,
                 scale,
-                share=self.share,
-                config=self.psd,
                 caption_ids=caption_ids,
-                row_seed=int(np.random.SeedSequence((self.seed, self.step)).generate_state(1)[0]),
+                step=self.psd_step,
+                config=self.psd,
                 teacher=(teacher[0], teacher[1]) if teacher else None,
             )
         return loss, {f"loss/{self.objective}": loss.detach(), "logit_scale": scale.detach(), **metrics}

@@ -256,7 +256,10 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(capsys):
             "Expected one of ('classes', 'captions', 'both'). --help lists all options.",
         ),
         (["--batch-size", "0"], "batch_size is 0: give 1 or more. --help lists all options."),
-        (["--seed", "1"], "--data SHARDS is missing."),
+        (
+            ["--seed", "1"],
+            "--data and --teacher are required. Without any option at all,",
+        ),
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--resume", "nowhere"], "--resume nowhere: no run there (config.yaml is missing)"),
     ],

@@ -228,7 +228,7 @@ def test_damaged_images_are_counted_and_the_others_keep_their_embeddings(config,
 
 
 def test_what_is_missing_is_named(capsys):
-    assert "--data, --teacher, --out missing" in messages(capsys, EmbedConfig(), embed)
+    assert "--data, --teacher and --out are required." in messages(capsys, EmbedConfig(), embed)
 
 
 def test_a_folder_of_plain_shards_is_not_written_into(config, corpus, capsys):

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from beamclip.commands.command_line import parse
-from beamclip.commands.help import option_texts
 from beamclip.commands.main import COMMANDS
 from beamclip.config import UNRECORDED, parse_config
 from beamclip.corpus.glyphs import GlyphConfig
 from beamclip.errors import InputError
+from beamclip.option_texts import option_texts
 from beamclip.ranges import Range, ranges_of
 from beamclip.training.config import OptimConfig
 

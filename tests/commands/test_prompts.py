@@ -114,7 +114,7 @@ def test_captions_are_counted_once(looked_at, capsys):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--context-source", "hierachy", "--num-contexts", "1"], "Did you mean 'hierarchy'"),
+        (["--context-source", "hierachy", "--num-contexts", "1"], "Did you mean hierarchy"),
         (["--context-source", "file", "--num-contexts", "1"], "classes carry `contexts`"),
         (["--context-source", "wordnet", "--num-contexts", "1"], "wordnet"),
         (["--num-contexts", "1"], "context_source is none"),

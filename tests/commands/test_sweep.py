@@ -252,7 +252,7 @@ def test_what_cannot_be_tried_is_refused_before_a_trial_or_a_cache(
 def test_all_that_a_sweep_needs_and_was_not_given_is_named_at_once(tmp_path, capsys):
     assert run_sweep("--data", tmp_path, "--out", tmp_path / "sweep") == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: --teacher T, --classes FILE, --eval-data LABELLED missing.")
+    assert said.startswith("error: --teacher, --classes and --eval-data are required.")
     assert len(said.splitlines()) == 1
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from beamclip.data import cooccurrence
-from beamclip.data.cooccurrence import Counts, caption_words, count_samples, ranked_words, words_of
+from beamclip.data.cooccurrence import WordCounts, caption_words, count_samples, ranked_words, words_of
 from beamclip.data.shards import Columns, list_shards
 
 SAMPLES = [
@@ -70,7 +70,7 @@ def _has(texts: list[str], phrase: str) -> bool:
 
 
 def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:
-    total = Counts()
+    total = WordCounts()
     for part in (SAMPLES[:3], SAMPLES[3:4], SAMPLES[4:]):
         total.add(count_samples(part, ["crane", "polar bear"]))
     assert total == count_samples(SAMPLES, ["crane", "polar bear"])
@@ -78,7 +78,7 @@ def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:
 
 def test_where_too_much_is_counted_what_was_met_once_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cooccurrence, "MOST_COUNTED", 6)
-    total = Counts()
+    total = WordCounts()
     total.add(count_samples(SAMPLES, ["crane"]))
     assert set(total.words) == {"a", "crane", "in", "the", "marsh", "steel", "polar", "bear", "snow", "night"}
     assert set(total.together.values()) == {2, 3}

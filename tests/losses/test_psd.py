@@ -10,7 +10,7 @@ from open_clip.loss import ClipLoss
 from torch import Tensor
 
 from beamclip.losses.config import PsdConfig
-from beamclip.losses.psd import psd_loss, psd_share
+from beamclip.losses.psd import PsdStep, psd_loss, psd_share
 
 N = 12
 SCALE = torch.tensor(9.0, dtype=torch.float64)
@@ -28,8 +28,8 @@ def embeddings(seed: int = 0) -> tuple[Tensor, Tensor]:
 def loss_of(image: Tensor, text: Tensor, config: PsdConfig, share: float, **options: Any) -> Any:
     if config.psd_target == "ema":
         options.setdefault("teacher", tuple(x.detach() for x in embeddings(seed=1)))
-    settings = {"caption_ids": DISTINCT, "row_seed": 3, **options}
-    return psd_loss(image, text, SCALE, share=share, config=config, **settings)
+    step = PsdStep(share, options.pop("row_seed", 3))
+    return psd_loss(image, text, SCALE, step=step, config=config, **{"caption_ids": DISTINCT, **options})
 
 
 def dense_target(image: Tensor, text: Tensor, config: PsdConfig) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from beamclip.evaluation.zeroshot import class_scores
 from beamclip.losses.config import PsdConfig
 from beamclip.losses.contrastive import clip_loss
 from beamclip.losses.csm import csm_ensemble_loss, csm_loss
-from beamclip.losses.psd import psd_loss
+from beamclip.losses.psd import PsdStep, psd_loss
 from beamclip.losses.sigmoid import sigmoid_loss
 from beamclip.losses.similarity import similarities
 from beamclip.prompts.anchors import Anchors
@@ -50,7 +50,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "clip": lambda a, b: clip_loss(a, b, SCALE),
     "siglip": lambda a, b: sigmoid_loss(a, b, SCALE, torch.tensor(-10.0)),
     "psd": lambda a, b: psd_loss(
-        a, b, SCALE, share=0.5, config=PsdConfig(), caption_ids=torch.arange(6), row_seed=0
+        a, b, SCALE, caption_ids=torch.arange(6), step=PsdStep(0.5, row_seed=0), config=PsdConfig()
     )[0],
     "csm": lambda a, b: csm_loss(a, b.detach(), b, **TAUS),
     "csm in chunks": lambda a, b: csm_loss(a, b.detach(), b, **TAUS, chunk_size=2),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from beamclip.losses.config import PsdConfig
 from beamclip.losses.contrastive import clip_loss
-from beamclip.losses.psd import psd_loss
+from beamclip.losses.psd import PsdStep, psd_loss
 from beamclip.losses.sigmoid import sigmoid_loss
 
 BATCH = 8
@@ -40,7 +40,7 @@ class TwoTowers(nn.Module):
 def psd(config: PsdConfig, image: Tensor, text: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
     # Rows 1 and 6, on different workers, have one caption.
     ids = torch.where(rows == 6, 1, rows)
-    return psd_loss(image, text, scale, share=0.5, config=config, caption_ids=ids, row_seed=0)[0]
+    return psd_loss(image, text, scale, caption_ids=ids, step=PsdStep(0.5, row_seed=0), config=config)[0]
 
 
 LOSSES: dict[str, Loss] = {

@@ -193,10 +193,8 @@ def test_both_towers_compile_as_one_graph() -> None:
     ("patch", "kernels"), [(32, [16, 8, 4, 2, 1]), (16, [8, 4, 2, 1, 1]), (8, [4, 2, 1, 1, 1])]
 )
 def test_each_stage_reaches_the_grid_of_tokens(patch: int, kernels: list[int]) -> None:
-    tower = SpecialisedVision(
-        image_size=64, patch_size=patch, width=64, layers=12, heads=1, embed_dim=16,
-        lateral_blocks=(2, 4, 6, 8, 10), quick_gelu=True,
-    )  # fmt: skip
+    vision_cfg = {"image_size": 64, "patch_size": patch, "width": 64, "layers": 12, "head_width": 64}
+    tower = SpecialisedVision(16, vision_cfg, lateral_blocks=(2, 4, 6, 8, 10), quick_gelu=True)
     assert [adapter.lateral[0].kernel_size[0] for adapter in tower.adapters] == kernels
     assert tower(images(64)).shape == (2, 16)
     assert tower(images(96)).shape == (2, 16)

@@ -113,7 +113,7 @@ def test_a_name_repeated_in_a_text_list_leads_to_yaml(tmp_path: Path) -> None:
     [
         (
             {"name": "crane", "context": ["bird"]},
-            "entry 2 has the unknown key 'context'. Did you mean 'contexts'?",
+            "entry 2 has the unknown key 'context'. Did you mean contexts?",
         ),
         (
             {"name": "crane", "colour": "grey"},

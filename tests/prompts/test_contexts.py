@@ -39,7 +39,7 @@ def test_no_contexts_are_asked_of_a_source_for_none() -> None:
 def test_names_of_sources_are_read_and_faulty_ones_refused() -> None:
     assert source_names("none") == ()
     assert source_names("hierarchy + captions") == ("hierarchy", "captions")
-    with pytest.raises(InputError, match=r"no source 'hierachy'\. Did you mean 'hierarchy'"):
+    with pytest.raises(InputError, match=r"no source 'hierachy'\. Did you mean hierarchy"):
         source_names("file+hierachy")
     for faulty in ("file+file", "none+file", "file+none"):
         with pytest.raises(InputError, match="each source once, joined by"):

@@ -58,7 +58,7 @@ def test_every_template_of_every_set_holds_the_class_once(name: str) -> None:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["photos"], "'photos' names no set of templates and holds no {}. Did you mean 'photo'?"),
+        (["photos"], "'photos' names no set of templates and holds no {}. Did you mean photo?"),
         (["xyzzy"], "The sets are name, photo, ensemble, symbol, openai7, openai80."),
         (["{} " + "&amp;" * 300], "1,503 characters"),
         (["a {} and a {}"], "holds {} 2 times"),

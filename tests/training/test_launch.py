@@ -36,7 +36,7 @@ from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import claim
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.events import Event, Lost, Recorded, Saved
-from beamclip.training.launch import Outcome, fit, interrupts
+from beamclip.training.launch import TrainingEnd, fit, interrupts
 from beamclip.training.method import Distillation
 from beamclip.training.ray_train import _cause
 from beamclip.training.trace import Seen, read_trace
@@ -100,7 +100,7 @@ class Run:
     workers: WorkersConfig = ONE
     events: list[Event] = field(default_factory=list)
 
-    def go(self, on_event: Listener = lambda event: None) -> Outcome:
+    def go(self, on_event: Listener = lambda event: None) -> TrainingEnd:
         def listen(event: Event) -> None:
             self.events.append(event)
             on_event(event)
@@ -183,7 +183,7 @@ class Finished:
     """A run and its outcome."""
 
     run: Run
-    outcome: Outcome
+    outcome: TrainingEnd
 
 
 @pytest.fixture(scope="module")

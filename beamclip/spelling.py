@@ -1,4 +1,4 @@
-"""Suggestions for a name that was mistyped or given in part."""
+"""Suggestions for a name that was mistyped or given in part, for messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,12 +8,20 @@ def close_names(word: str, names: Iterable[str], count: int = 4) -> list[str]:
     """The names that the word most likely stands for, best first; empty if nothing is close.
 
     Names that begin with the word come first, shortest first, then those that are spelled like it. Case
-    does not matter.
+    does not matter; an empty word stands for nothing.
     """
+    if not word:
+        return []
     by_lower = {name.lower(): name for name in names}
     begun = sorted((name for name in by_lower if name.startswith(word.lower())), key=lambda n: (len(n), n))
     spelled = get_close_matches(word.lower(), by_lower, n=count)
     return [by_lower[name] for name in dict.fromkeys(begun[:count] + spelled)][:count]
+
+
+def did_you_mean(word: str, names: Iterable[str], otherwise: str, count: int = 1) -> str:
+    """ "Did you mean a or b?" with up to `count` names, or `otherwise` if nothing is close."""
+    close = close_names(word, names, count)
+    return f"Did you mean {or_list(close)}?" if close else otherwise
 
 
 def or_list(names: Iterable[str]) -> str:

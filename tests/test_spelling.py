@@ -1,6 +1,6 @@
 """Suggestions for mistyped names."""
 
-from beamclip.models.names import close_names, or_list
+from beamclip.spelling import close_names, did_you_mean, or_list
 
 
 def test_names_that_begin_with_the_word_come_first_and_shortest_first() -> None:
@@ -18,6 +18,14 @@ def test_case_does_not_matter_and_the_true_spelling_is_given() -> None:
 
 def test_nothing_is_suggested_for_a_word_like_no_name() -> None:
     assert close_names("zzz", ["resnet18", "RN50"]) == []
+    assert close_names("", ["resnet18", "RN50"]) == []
+
+
+def test_a_suggestion_names_as_many_as_were_asked_for() -> None:
+    names = ["tau_teacher", "tau_student", "seed"]
+    assert did_you_mean("tau", names, "", count=2) == "Did you mean tau_student or tau_teacher?"
+    assert did_you_mean("tau_techer", names, "") == "Did you mean tau_teacher?"
+    assert did_you_mean("zzz", names, "There are 3.") == "There are 3."
 
 
 def test_or_list_reads_as_prose() -> None:
