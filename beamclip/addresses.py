@@ -1,8 +1,8 @@
-"""Addresses as they may be written down: without what would let a reader in.
+"""Addresses as they may be stored: without user names, passwords and signatures.
 
 `s3://KEY:SECRET@bucket/x` and `https://host/x?X-Amz-Signature=...` give access to whoever reads them in
-config.yaml, in MLflow or on a model's card. What is left out leaves a mark, by which a command that reads the
-address again can ask for it.
+config.yaml, in MLflow or on a model's card. A mark stands for what was left out, so that a command that reads
+the address again can ask for it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ MARK = "***"
 _USER = re.compile(
     # https://user:password@host/x. The port of a host is no password: host:9000/x@y stays.
     r"""(?P<scheme>://)(?:[^\s/?#'"<>]*|[^\s/?#:@\['"<>]*:(?!\d+/)[^\s?#'"<>]*)@"""
-    # Path() makes one slash of two.
+    # Path() turns two slashes into one.
     r"""|(?P<short>\w:/)[^\s/?#:@'"<>]+:[^\s?#'"<>]*@"""
 )
 _QUERY = re.compile(r"""(\w:/{1,2}[^\s?'"<>]*)\?([^\s'"<>]*[^\s'"<>:.,;)])""")
@@ -26,9 +26,9 @@ _SECRET = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """An address, or any text that holds addresses, without user names, passwords and signed queries.
+    """Return a text without the user names, passwords and signed queries of the addresses in it.
 
-    A query is left out as a whole where one of its names is that of a signature, token or key, as in the
+    A query is left out as a whole if one of its parameters is named like a signature, token or key, as in the
     presigned addresses of S3, GCS and Azure; any other query stays.
     """
     return _QUERY.sub(
@@ -43,13 +43,13 @@ def lacks_secrets(address: str) -> bool:
 
 @contextlib.contextmanager
 def reachable(address: object, advice: str) -> Iterator[None]:
-    """Tell whatever goes wrong inside of the address: each store has its own errors, to the user all are one.
+    """Turn any error inside into an InputError about the address, since each store has its own errors.
 
     Args:
-        advice: what to do, in a sentence.
+        advice: last sentence of the message: what to do.
 
     Raises:
-        InputError: in one line.
+        InputError: something inside failed; one that was raised inside passes as it is.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Work beside the main thread, whose end nobody has to wait for."""
+"""Background work that does not delay the exit of the process."""
 
 import threading
 from collections.abc import Callable
@@ -9,9 +9,12 @@ Result = TypeVar("Result")
 
 
 def in_background(name: str, body: Callable[[], Result]) -> "Future[Result]":
-    """Run in a thread of a name; the future has what it returns or raises.
+    """Run `body` in a daemon thread; the future holds what it returns or raises.
 
-    A daemon, since an executor's thread would hold up a process that is on its way out until it ends.
+    A thread of an executor would not let the process exit before it ends.
+
+    Args:
+        name: name of the thread.
     """
     future: Future[Result] = Future()
 

@@ -1,4 +1,4 @@
-"""Modules of this package as child processes."""
+"""Start modules of this package as child processes."""
 
 import os
 import subprocess

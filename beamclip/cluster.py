@@ -23,7 +23,7 @@ from beamclip.ranges import Count, Natural, NonNegative, Positive, check_ranges
 log = logging.getLogger(__name__)
 
 ANSWER_WITHIN_S = 8.0
-"""Seconds for the head of a cluster to answer, the look-up of its name included."""
+"""Seconds that the head of a cluster has to answer, name look-up included."""
 
 _TOKEN_PLACES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TOKEN_FILE = Path("~/.ray/auth_token")
@@ -38,28 +38,28 @@ MODELS = (
     "requests",
     "google.protobuf.message",
 )
-"""What processes of Ray begin with: what takes long in those that train or encode, and what Ray itself asks
-for. Not Ray, which reads its settings when it is imported."""
+"""Modules that forked Ray processes start with: those that take long to import for training and encoding, and
+those that Ray imports. Not Ray itself, which reads its settings when it is imported."""
 
 _LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
-"""As Ray names it, below its folder for temporary files."""
+"""Longest path of a socket below Ray's folder for temporary files."""
 _MOST_SOCKET_BYTES = 107
-"""Of the path of a Unix socket."""
+"""Longest path of a Unix socket, bytes."""
 _SHORT_FOLDER = "/tmp/ray"
 
 _ENVIRONMENT = {
-    # By the default of 2 s, the start and the end of a run and the loss of a worker take that much longer.
+    # With the default of 2 s, starting or ending a run and noticing a lost worker take that much longer.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # A rank that is lost inside a collective must become an error, which restarts the workers.
-    # Rank 0 reads a whole checkpoint while the others wait for its word.
+    # Long enough for rank 0 to read a whole checkpoint while the others wait.
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "900",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A page of Ray's for each worker that is lost; the commands say in a line where they go on.
+    # Ray prints a page for each lost worker; the commands say in one line where they resume.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
-    # A thread that outlives its Ray would start another one.
+    # Otherwise a thread that outlives its Ray would start another one.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -68,22 +68,22 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class WorkersConfig:
-    """Where and how widely a run trains."""
+    """Where a run trains, and with how many workers."""
 
     num_workers: Natural = 1
-    """Training workers, each with its share of the global batch. 0: the command's own process trains, without
-    Ray. It starts sooner; for small jobs and for debugging."""
+    """Training workers, each with its share of the global batch. 0: train in the command's own process, which
+    starts sooner, without Ray: for small jobs and debugging."""
     use_gpu: bool = False
     """Train on GPUs."""
     gpus_per_worker: Positive = 1.0
-    """GPUs that Ray sets aside for a worker with --use-gpu; below 1, several runs or trials share one."""
+    """GPUs that Ray reserves for a worker with --use-gpu; below 1, several runs or trials share one."""
     cpus_per_worker: NonNegative = 0.5
-    """CPUs that Ray sets aside for a worker; what is left over reads the data."""
+    """CPUs that Ray reserves for a worker; the remaining ones read the data."""
     threads_per_worker: Count | None = None
-    """Threads that torch computes with in a worker on the CPU; by default the processors of its node, split
-    among the workers there. Small models and batches are faster with fewer: the rest read the data."""
+    """CPU threads that torch uses in a worker; by default the processors of its node, split among the workers
+    there. Small models and batches train faster with fewer: the remaining processors read the data."""
     max_failures: Natural = 3
-    """Times that the workers are restarted from the last checkpoint after one of them was lost."""
+    """How often the workers are restarted from the last checkpoint after one of them was lost."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -95,27 +95,27 @@ class WorkersConfig:
 
     @property
     def world_size(self) -> int:
-        """Processes that train together."""
+        """Number of processes that train together."""
         return max(1, self.num_workers)
 
     @property
     def resources(self) -> dict[str, float]:
-        """What Ray sets aside for one worker."""
+        """What Ray reserves for one worker: resource -> amount."""
         gpus = {"GPU": self.gpus_per_worker} if self.use_gpu else {}
         return {"CPU": self.cpus_per_worker, **gpus}
 
 
 def cluster_address() -> str | None:
-    """Address of the cluster to join, from RAY_ADDRESS; None where a command starts a Ray of its own."""
+    """Return the address of the cluster to join, from RAY_ADDRESS; None if the command starts its own Ray."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
 
 
 @contextlib.contextmanager
 def forked_python() -> Iterator[str | None]:
-    """The command line of a Python that begins with the libraries of models, for `ray_session`.
+    """Yield the command line of a Python that starts with the model libraries imported, for `ray_session`.
 
-    None where Ray is up or joined, and where processes are not forked (on anything but Linux).
+    None if Ray is already up or is to be joined, and where processes are not forked (on anything but Linux).
     """
     if _ray_is_up() or cluster_address() or sys.platform != "linux":
         yield None
@@ -128,13 +128,13 @@ def forked_python() -> Iterator[str | None]:
 def ray_session(
     environment: Mapping[str, str] | None = None, *, dashboard: bool = False, python: str | None = None
 ) -> Iterator[None]:
-    """Ray is up inside; a Ray that was up before is left as it is, one that this started is stopped.
+    """Keep Ray up inside. A Ray that was up before is left as it is; one that this started is stopped.
 
     Args:
         environment: variables for all processes that Ray starts for this command.
-        dashboard: whether a Ray that is started here has one: without it, trainings that a sweep stops early
+        dashboard: whether a Ray that is started here has one; without it, trainings that a sweep stops early
             keep their resources.
-        python: what a Ray that is started here runs its workers by: see `forked_python`.
+        python: command line by which a Ray that is started here runs its workers; see `forked_python`.
 
     Raises:
         InputError: RAY_ADDRESS is no address, or names a cluster that does not answer or cannot be joined.
@@ -151,11 +151,11 @@ def ray_session(
     else:
         if python:
             runtime["py_executable"] = python
-            # They would be started without it, and never be used.
+            # Prestarted workers would run without `python`, and never be used.
             os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         _start(runtime, _own_ray(dashboard=dashboard))
     if threading.current_thread() is threading.main_thread():
-        # Ray's own answer, which it has put in place, prints its stack and leaves at once.
+        # Ray has installed a handler of its own, which prints its stack and exits at once.
         signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)
     try:
         yield
@@ -164,7 +164,7 @@ def ray_session(
 
 
 def _ray_is_up() -> bool:
-    # Who has not imported it has not started it.
+    # A process that has not imported Ray has not started it.
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
@@ -182,13 +182,13 @@ def _join(address: str, runtime: dict[str, Any]) -> None:
     try:
         ray.init(address, runtime_env=runtime or None, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:
-        # Another version, another token, no Ray at all: all that the user can mend.
+        # Another version, another token, no Ray at all: the user can fix each of these.
         raise _no_cluster(address, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
 
 
 @contextlib.contextmanager
 def workers_session(workers: WorkersConfig) -> Iterator[None]:
-    """Ray is up inside (see `ray_session`), unless the workers do without it."""
+    """Keep Ray up inside (see `ray_session`), unless the workers do without it."""
     if workers.without_ray:
         yield
         return
@@ -200,7 +200,7 @@ def share(value: Any, workers: WorkersConfig) -> Any:
     """Make a value available to the workers of a run.
 
     Returns:
-        What they give to `fetch`: a reference into Ray's object store, or without Ray the value itself.
+        What workers pass to `fetch`: a reference into Ray's object store, or without Ray the value itself.
     """
     if workers.without_ray:
         return value
@@ -210,20 +210,20 @@ def share(value: Any, workers: WorkersConfig) -> Any:
 
 
 def fetch(reference: Any) -> Any:
-    """A copy of a value that was made available by `share`."""
+    """Return a copy of a value that `share` made available."""
     import ray
 
     return ray.get(reference) if isinstance(reference, ray.ObjectRef) else deepcopy(reference)
 
 
 def _own_ray(*, dashboard: bool) -> dict[str, Any]:
-    """Options of a Ray that lives as long as the command; sets what it reads from the environment."""
-    # Ray takes an empty one for an address in places.
+    """Return the options of a Ray that lives as long as the command; set the variables that it reads."""
+    # In places, Ray takes an empty one for an address.
     os.environ.pop("RAY_ADDRESS", None)
-    # Without one, Ray would leave a token in the home folder that other users can read.
+    # Without this, Ray would leave a token in the home folder that other users can read.
     if not any(name in os.environ for name in _TOKEN_PLACES) and not _TOKEN_FILE.expanduser().exists():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    # The first takes seconds to start; for the second an agent looks at all processes every few seconds.
+    # The watcher takes seconds to start; for the metrics, an agent looks at all processes every few seconds.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     options: dict[str, Any] = {"include_dashboard": dashboard}
@@ -234,18 +234,18 @@ def _own_ray(*, dashboard: bool) -> dict[str, Any]:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address at which nobody listens: Ray itself would try for a minute.
+    """Refuse an address at which no cluster answers: Ray itself would try for a minute.
 
     Raises:
-        InputError: with the reason.
+        InputError: it is not an address, or nobody answers there in time, or something other than Ray does.
     """
     if address == "auto" or ("://" in address and not address.startswith("ray://")):
         return
     found = re.fullmatch(r"(?:ray://)?(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})", address)
     if found is None:
         raise InputError(
-            f"RAY_ADDRESS={address}: no address of a Ray cluster. Give HOST:PORT (of the head; its port is "
-            "6379 by default), or unset RAY_ADDRESS to run on this machine."
+            f"RAY_ADDRESS={address}: not an address of a Ray cluster. Give HOST:PORT (of the head; its port "
+            "is 6379 by default), or unset RAY_ADDRESS to run on this machine."
         )
     problems = [f"no answer within {ANSWER_WITHIN_S:.0f} s"]
 
@@ -258,7 +258,7 @@ def _check_answers(address: str) -> None:
         except (OSError, OverflowError, UnicodeError) as error:
             problems[:] = [getattr(error, "strerror", None) or str(error)]
 
-    # In a thread, since looking up a name knows no limit of time.
+    # In a thread, since a name look-up has no timeout.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(ANSWER_WITHIN_S)
@@ -267,17 +267,17 @@ def _check_answers(address: str) -> None:
 
 
 def _greet(host: str, port: int) -> None:
-    """Exchange the first frame of HTTP/2, by which gRPC, and so Ray, begins.
+    """Exchange the first frames of HTTP/2, with which gRPC, and so Ray, begins.
 
     Raises:
-        OSError: nobody answers, or something else.
+        OSError: nobody answers, or something other than Ray does.
     """
     with socket.create_connection((host, port), ANSWER_WITHIN_S) as connection:
         if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
             return
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
         if connection.recv(9, socket.MSG_WAITALL)[3:4] != b"\x04":
-            raise OSError("what listens there is no Ray")
+            raise OSError("what listens there is not Ray")
 
 
 def _no_cluster(address: str, reason: str) -> InputError:
@@ -288,7 +288,7 @@ def _no_cluster(address: str, reason: str) -> InputError:
 
 
 def set_ray_environment() -> None:
-    """Set what Ray reads from the environment when it is imported; what is set already stays."""
+    """Set the variables that Ray reads when it is imported; those already set stay as they are."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -296,11 +296,11 @@ def set_ray_environment() -> None:
 def check_resources(config: WorkersConfig) -> None:
     """Refuse a run that could not start, or whose workers would leave no CPU to read data with.
 
-    A cluster that was joined may grow by its autoscaler: there, only what starves at its present size and
-    would start none the less is refused, and what does not fit yet is told.
+    A joined cluster may grow by its autoscaler. There, a run that does not fit yet only logs a warning; one
+    that fits, but leaves no CPU to read data with, is refused.
 
     Raises:
-        InputError: with the sums.
+        InputError: the GPUs do not suffice, or the workers take the last CPU.
     """
     if config.without_ray:
         _check_own_gpu(config)
@@ -323,7 +323,7 @@ def check_resources(config: WorkersConfig) -> None:
         left = max(0.0, cpus - wanted)
         raise InputError(
             f"{config.num_workers} workers x {config.cpus_per_worker:g} CPU leave {left:g} of {cpus:g} CPUs "
-            "to Ray Data, which needs 1: it would wait for ever. Lower --num-workers or --cpus-per-worker."
+            "to Ray Data, which needs 1: it would wait forever. Lower --num-workers or --cpus-per-worker."
         )
 
 

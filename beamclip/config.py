@@ -1,6 +1,6 @@
-"""Configurations, frozen dataclasses of options: out of YAML and into it, checked, and flat for MLflow.
+"""Configurations, which are frozen dataclasses of options: read from YAML, checked, written, and flattened.
 
-What the options of each command are, `commands.options` says.
+The options of each command are defined in `commands.options`.
 """
 
 import dataclasses
@@ -23,19 +23,19 @@ from beamclip.sections import MOST_SHOWN, in_sections
 Config = TypeVar("Config")
 
 UNRECORDED = ("config", "resume")
-"""Fields that say where values come from; they are no values themselves."""
+"""Fields that say where values come from; they are not recorded themselves."""
 ADDRESSES = frozenset(
     ("data", "teacher", "more_teachers", "eval_data", "train_data", "context_data", "urls", "out")
 )
-"""Texts that may be paths; other paths have the type."""
+"""Options of type str that may hold a path; other paths have the type Path."""
 MOST_CONFIG_BYTES = 1 << 20
 
 
 def read_config(config_class: type[Config], path: Path) -> Config:
-    """The configuration in a YAML file; what the file leaves out has its default.
+    """Read a configuration from a YAML file; options that it leaves out have their defaults.
 
     Raises:
-        InputError: the file cannot be read or is no YAML mapping; or as `parse_config`.
+        InputError: the file cannot be read or is not a YAML mapping; or as `parse_config`.
     """
     content = read_yaml(path, MOST_CONFIG_BYTES)
     if content is not None and not isinstance(content, dict):
@@ -45,7 +45,7 @@ def read_config(config_class: type[Config], path: Path) -> Config:
 
 
 def parse_config(config_class: type[Config], content: dict[str, Any], source: str) -> Config:
-    """The configuration in nested mappings; an option may stand in its section or outside of all.
+    """Build a configuration from nested mappings; an option may stand in its section or outside of all.
 
     Args:
         content: values, or the texts that stand for them on the command line: "1e-3" is a number where the
@@ -53,7 +53,7 @@ def parse_config(config_class: type[Config], content: dict[str, Any], source: st
         source: named in the messages.
 
     Raises:
-        InputError: a key is unknown or stands twice, or a value has the wrong type; with the key's path.
+        InputError: a key is unknown or given twice, or a value does not fit; the message names the key.
     """
     placed = in_sections(config_class, content, source, not_in_files=UNRECORDED)
     try:
@@ -69,7 +69,7 @@ def parse_config(config_class: type[Config], content: dict[str, Any], source: st
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The configuration with paths that hold in any folder; what is not there, or no path, stays as it is."""
+    """Return the configuration with absolute paths; what does not exist, or is no path, stays as it is."""
     changed: dict[str, Any] = {}
     for item in fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
@@ -79,7 +79,7 @@ def with_absolute_paths(config: Config) -> Config:
             each = tuple(map(_absolute, value)) if isinstance(value, tuple) else _absolute(value)
             changed[item.name] = each
         elif item.name == "model" and os.path.isfile(value or ""):
-            # A folder of the name of a model is not what was meant.
+            # A folder that has the name of a model is not what was meant.
             changed[item.name] = _absolute(value)
     return replace(config, **changed)  # type: ignore[type-var]
 
@@ -94,10 +94,11 @@ def _absolute(address: Any) -> Any:
 
 
 def check_values(config: Any) -> None:
-    """Refuse what has the type of its option, and can be meant by nobody.
+    """Refuse values that have the right type but cannot be meant.
 
     Raises:
-        InputError: with the option.
+        InputError: a number is not finite or exceeds 64 bits, an address lacks the secrets that were left out
+            of it, or the name of a file is too long.
     """
     for item in fields(config):
         value = getattr(config, item.name)
@@ -114,11 +115,11 @@ def check_values(config: Any) -> None:
 
 def _problem(value: Any) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
-        return "is no finite number. Give one by"
+        return "is not a finite number. Give one with"
     if isinstance(value, int) and abs(value) >= 1 << 63:
-        return "is more than 64 bits hold. Give a smaller number by"
+        return "is more than 64 bits hold. Give a smaller number with"
     if isinstance(value, (str, Path)) and lacks_secrets(str(value)):
-        return "was written down without its user name, password or signature. Give the whole address by"
+        return "was stored without its user name, password or signature. Give the whole address with"
     return None
 
 
@@ -127,12 +128,12 @@ def _problem_of_path(value: Any) -> str | None:
         os.stat(value or "")
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            return "is too long for the name of a file. Give a shorter one by"
+            return "is too long for the name of a file. Give a shorter one with"
     return None
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The configuration as nested mappings of YAML's own types; no address gives access to what it names."""
+    """Return the configuration as nested mappings of YAML's own types, without the secrets in addresses."""
     content = dataclasses.asdict(config)
     return {key: _plain(value) for key, value in content.items() if key not in UNRECORDED}
 
@@ -151,12 +152,12 @@ def write_config(config: Any, path: Path) -> None:
 
 
 def config_text(config: Any) -> str:
-    """What `write_config` writes."""
+    """Return the YAML text that `write_config` writes."""
     return yaml.safe_dump(plain(with_absolute_paths(config)), sort_keys=False, allow_unicode=True)
 
 
 def parameters(config: Any) -> dict[str, Any]:
-    """Every option by its own name, sections dissolved, as MLflow records them."""
+    """Return every option by its own name, without sections, as MLflow records them."""
     flat: dict[str, Any] = {}
     for key, value in plain(with_absolute_paths(config)).items():
         flat.update(value if isinstance(value, dict) else {key: value})

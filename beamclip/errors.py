@@ -1,10 +1,10 @@
-"""Errors that a command shows in one line, without a traceback: a mistake of the user, or a failed result."""
+"""Errors that a command shows in one line, without a traceback: invalid input, or a failed result."""
 
 
 class FailedRunError(RuntimeError):
-    """A command that did its work, the result of which is a failure.
+    """A command ran to its end, but its result is a failure.
 
-    The message says all that there is to say. Commands print it without a traceback and end with exit code 1.
+    The message is complete in itself. Commands print it without a traceback and end with exit code 1.
     """
 
 

@@ -1,8 +1,8 @@
-"""Small files that a user gives, read whole, and files that a command leaves, written whole.
+"""Read small files that a user gives, and write files in one step.
 
-Anything may stand in a file that was given: it is read only if it is a regular file of a sane size, in UTF-8,
-and if what it says is neither deeper nor, with its aliases written out, larger than such a file needs. All
-else is an `InputError` of one line.
+A file that is given may hold anything. It is accepted only if it is a regular file of a sane size, in UTF-8,
+whose content is neither nested too deeply nor, with its YAML aliases expanded, too large. Everything else is
+an `InputError` of one line.
 """
 
 import json
@@ -19,9 +19,9 @@ import yaml
 from beamclip.errors import InputError
 
 MOST_BYTES = 64 << 20
-"""Of a list that a user gives."""
+"""Largest file that a user may give, by default."""
 MOST_DEPTH = 50
-"""Mappings and lists inside each other; at a few hundred, Python's own limit on calls would be met."""
+"""Levels of mappings and lists inside each other; a few hundred would reach Python's recursion limit."""
 
 _JSON_TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
@@ -30,10 +30,10 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML whose scalars stay the text that stands in the file, all but null.
+    """YAML loader that leaves all scalars but null as the text in the file.
 
     YAML 1.1 would read the class `no` as False, the id 0012 as ten, 1e-3 as text and 2026-02-30 as an error;
-    whoever knows the type that is wanted converts the text.
+    the caller, who knows the wanted type, converts the text.
     """
 
     yaml_implicit_resolvers: ClassVar = {
@@ -42,15 +42,15 @@ class TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
     }
 
 
-# Where `<<` is no key, it is a text too.
+# Where `<<` is not a key, it is a text too.
 TextLoader.add_constructor(_MERGE, yaml.SafeLoader.construct_yaml_str)
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
-    """The text of a file, without a byte order mark.
+    """Return the text of a file, without a byte order mark.
 
     Raises:
-        InputError: it is missing, no regular file, not readable, too large, or not UTF-8.
+        InputError: it is missing, not a regular file, not readable, too large, or not UTF-8.
     """
     try:
         # Opening a pipe waits for its writer; /dev/zero has no end.
@@ -78,7 +78,7 @@ def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
 
 
 def read_yaml(path: Path, most_bytes: int = MOST_BYTES) -> Any:
-    """What a YAML file says: mappings, lists, texts and None; see `TextLoader`.
+    """Return the content of a YAML file: mappings, lists, texts and None; see `TextLoader`.
 
     Raises:
         InputError: as `read_text`, or as `parse_yaml`.
@@ -87,7 +87,7 @@ def read_yaml(path: Path, most_bytes: int = MOST_BYTES) -> Any:
 
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
-    """What a JSON file says.
+    """Return the content of a JSON file.
 
     Raises:
         InputError: as `read_text`, or as `parse_json`.
@@ -96,15 +96,15 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
 
 
 def parse_yaml(text: str, source: str, most_nodes: int = MOST_BYTES) -> Any:
-    """What a YAML text says: mappings, lists, texts and None; see `TextLoader`.
+    """Return the content of a YAML text: mappings, lists, texts and None; see `TextLoader`.
 
     Args:
         source: named in the messages.
-        most_nodes: texts, lists and mappings in it, aliases written out: a kilobyte can say a billion.
+        most_nodes: limit on texts, lists and mappings, aliases expanded: a kilobyte can hold a billion.
 
     Raises:
-        InputError: it is no YAML, a key stands twice in a mapping, or it is too deep, too large or holds
-            itself; with the line.
+        InputError: it is not YAML, a mapping repeats a key, or the content is too deep, too large, contains
+            itself or holds half a character; mostly with the line.
     """
     try:
         _check_events(yaml.parse(text, Loader=TextLoader), most_nodes)
@@ -118,13 +118,13 @@ def parse_yaml(text: str, source: str, most_nodes: int = MOST_BYTES) -> Any:
 
 
 def parse_json(text: str, source: str) -> Any:
-    """What a JSON text says.
+    """Return the content of a JSON text.
 
     Args:
         source: named in the messages.
 
     Raises:
-        InputError: it is no JSON, too deep, or holds a number of thousands of digits.
+        InputError: it is not JSON, too deep, or holds half a character or a number of thousands of digits.
     """
     depth = 0
     for token in _JSON_TOKENS.finditer(text):
@@ -142,10 +142,10 @@ def parse_json(text: str, source: str) -> Any:
 
 
 def _check_events(events: Iterable[Any], most_nodes: int) -> None:
-    """Refuse, before anything is built, what would be too deep, too large or without end.
+    """Refuse YAML that is too deep, too large or endless, before anything is built from it.
 
     Raises:
-        yaml.YAMLError: with the place.
+        yaml.YAMLError: names the place.
     """
     nodes = 0
     sizes: dict[str | None, int] = {}
@@ -161,8 +161,8 @@ def _check_events(events: Iterable[Any], most_nodes: int) -> None:
         problem = parents[-1].add(event) if parents else None
         if isinstance(event, yaml.AliasEvent):
             if any(each.anchor == event.anchor for each in parents):
-                problem = f"*{event.anchor} holds itself"
-            # One that is unknown is an error of the parser's own.
+                problem = f"*{event.anchor} contains itself"
+            # An unknown alias is an error that the parser reports itself.
             nodes += sizes.get(event.anchor, 0)
         else:
             nodes += 1
@@ -173,7 +173,7 @@ def _check_events(events: Iterable[Any], most_nodes: int) -> None:
         if len(parents) > MOST_DEPTH:
             problem = _TOO_DEEP
         if nodes > most_nodes:
-            problem = f"with its aliases written out, more than {most_nodes:,} values"
+            problem = f"with its aliases expanded, more than {most_nodes:,} values"
         if problem:
             mark: Any = event.start_mark
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
@@ -189,19 +189,19 @@ class _Open:
         self._is_key = True
 
     def add(self, event: Any) -> str | None:
-        """Take the next child; says what is wrong with it, if anything is."""
+        """Add the next child; return what is wrong with it, if anything is."""
         is_key = self._is_key
         self._is_key = not is_key
         if self._keys is None or not is_key or not isinstance(event, yaml.ScalarEvent):
             return None
         if event.value in self._keys and event.value != "<<":
-            return f"the key {event.value!r} stands there twice"
+            return f"the key {event.value!r} is given twice"
         self._keys.add(event.value)
         return None
 
 
 def _without_surrogates(content: Any, text: str, source: str) -> Any:
-    """The content, unless it holds half a character, which can be neither printed nor written."""
+    """Return the content; refuse half a surrogate pair, which can be neither printed nor written."""
     if _ESCAPED_SURROGATE.search(text):
         try:
             json.dumps(content, ensure_ascii=False, default=str).encode()
@@ -212,11 +212,11 @@ def _without_surrogates(content: Any, text: str, source: str) -> Any:
 
 
 def write_whole(path: Path, content: str | Callable[[Path], object]) -> None:
-    """Write a file in one step: a reader meets the old file or the new one, never a half.
+    """Write a file in one step: a reader sees the old file or the new one, never a part.
 
     Args:
-        content: its text, or what writes it to the path that it is given. Either way it is as readable as
-            any new file (safetensors would make one that is readable to its owner alone).
+        content: the text, or a function that writes the file to the path it is given. Either way the file has
+            the permissions of any new file (safetensors alone would make it readable only to its owner).
     """
     draft = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:

@@ -1,12 +1,12 @@
-"""What the C library keeps of the memory that a process has freed."""
+"""Give memory that a process has freed back to the kernel."""
 
 import ctypes
 
 
 def trim_heap() -> None:
-    """Let glibc give all freed memory back to the kernel.
+    """Make glibc give all freed memory back to the kernel; a no-op with another C library.
 
-    Of a model that was freed it keeps more than half. A no-op where the C library is another one.
+    By itself, glibc keeps more than half of the memory of a model that was freed.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, written by processes that may be killed at any moment."""
+"""Files of one JSON object per line, written by processes that may be killed at any moment."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ from beamclip.errors import InputError
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file, none where it is missing; half a line at its end is left out.
+    """Return the objects in a file, none if it is missing; an incomplete last line is left out.
 
     Raises:
-        InputError: a whole line is no JSON object.
+        InputError: a whole line is not a JSON object.
     """
     if not path.exists():
         return []
@@ -27,15 +27,15 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{where}: no JSON ({error}). Remove this line, or take the file back from a copy."
+            f"{where}: not JSON ({error}). Remove this line, or restore the file from a copy."
         ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{where}: no JSON object. Remove this line.")
+        raise InputError(f"{where}: not a JSON object. Remove this line.")
     return content
 
 
 def mend_json_lines(path: Path) -> None:
-    """Cut half a line off the end of a file, so that what is appended begins a new one."""
+    """Cut an incomplete last line off a file, so that what is appended begins a new line."""
     if path.exists():
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1

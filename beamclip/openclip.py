@@ -1,7 +1,7 @@
 """What beamclip uses of open_clip and timm, imported without wandb.
 
-timm imports wandb where it is installed, as it is beside img2dataset. That takes half a second and 20 MB of
-each process, and leaves a temporary folder behind; only timm's training script would use it.
+timm imports wandb if it is installed, as it is with img2dataset. That takes half a second and 20 MB in each
+process, and leaves a temporary folder behind; only timm's training script would use it.
 """
 
 import sys
@@ -31,12 +31,12 @@ __all__ = [
 
 @contextmanager
 def _not_to_be_found(name: str) -> Iterator[None]:
-    """Importing this module fails inside, unless it was imported before."""
+    """Make importing a module fail inside, unless it was imported before."""
     if name in sys.modules:
         yield
         return
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]
-    modules[name] = None  # Python's own sign for a module that is not there
+    modules[name] = None  # Python's own mark for a module that does not exist
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ REQUIRED = "Required."
 
 @cache
 def option_texts(section: type) -> dict[str, str]:
-    """The docstring of each option of a section, those of its base class included, as one line."""
+    """Return the docstring of each option of a section, base class included, each as one line."""
     base = section.__base__
     texts = option_texts(base) if base is not None and is_dataclass(base) else {}
     return texts | _class_texts(section.__module__)[section.__name__]
@@ -37,8 +37,8 @@ def check_required(
     """Refuse a configuration that lacks required options, all of them in one message.
 
     Args:
-        config: a dataclass of options; None is what an option has that was not given.
-        also: flag -> value of options that this command alone requires, in a section that others share.
+        config: a dataclass of options; an option that was not given is None.
+        also: flag -> value of further options that this command requires, from sections that commands share.
         hint: last sentence of the message.
 
     Raises:
@@ -56,7 +56,7 @@ def check_required(
 
 @cache
 def _class_texts(module: str) -> dict[str, dict[str, str]]:
-    """Class -> option -> text, in one pass over the source of a module instead of one for each class."""
+    """Return class -> option -> text, in one pass over a module's source instead of one for each class."""
     tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {
         node.name: {

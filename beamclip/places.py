@@ -32,13 +32,13 @@ def is_address(place: str | Path) -> bool:
 
 
 def absolute(place: str | Path) -> str:
-    """An address as it is, a path with all that stands before it; `file:///a` is the path `/a`."""
+    """Return an address as it is, and a path as an absolute one; `file:///a` is the path `/a`."""
     place = _LOCAL.sub("/", str(place), count=1)
     return place if is_address(place) else str(Path(place).expanduser().absolute())
 
 
 def refuse_address(place: Any) -> Any:
-    """A path of this machine, or None, as it is.
+    """Return a path of this machine, or None, as it is.
 
     Raises:
         ValueError: it is an address.
@@ -80,33 +80,34 @@ PathOrAddress = Annotated[
 
 @dataclass(frozen=True)
 class Folder:
-    """Files at one place: in a folder, or below a prefix of a bucket, which no empty folder can be."""
+    """Files in one folder, or below one prefix of a bucket, which does not exist while it is empty."""
 
     place: str
+    """Path or address."""
 
     @cached_property
     def fs(self) -> Any:
-        """The file system."""
+        """The fsspec file system that holds the folder."""
         return fsspec.core.url_to_fs(self.place)[0]
 
     @cached_property
     def is_local(self) -> bool:
-        """Whether it is this machine's file system."""
+        """Whether the folder is in this machine's file system."""
         return isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """What the file system calls a file here."""
+        """Return the path by which the file system knows a file in this folder."""
         return posixpath.join(fsspec.core.url_to_fs(self.place)[1], name)
 
     def join(self, name: str) -> "Folder":
-        """A folder in this one."""
+        """Return the folder of this name in this one."""
         return Folder(posixpath.join(self.place, name))
 
     def prepare(self, option: str) -> None:
         """Make the folder, and write and remove a small file in it.
 
         Raises:
-            InputError: the file system is unknown, or nothing can be written; it names `option`.
+            InputError: the file system is unknown, or nothing can be written; the message names `option`.
         """
         try:
             self.fs.makedirs(self.path(""), exist_ok=True)
@@ -119,7 +120,7 @@ class Folder:
             ) from error
 
     def names(self) -> set[str]:
-        """Names of the files and folders here; none where there is no folder."""
+        """Return the names of the files and folders in this folder; none if it does not exist."""
         self.fs.invalidate_cache()
         try:
             found = self.fs.ls(self.path(""), detail=False)
@@ -128,7 +129,7 @@ class Folder:
         return {posixpath.basename(path.rstrip("/")) for path in found}
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file, or None where there is none."""
+        """Return the content of a file, or None if it does not exist."""
         try:
             content: bytes = self.fs.cat_file(self.path(name))
         except FileNotFoundError:
@@ -136,7 +137,7 @@ class Folder:
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file in one step: a reader meets the old one or the new one, never a half."""
+        """Write a file in one step: a reader sees the old file or the new one, never a part."""
         if not self.is_local:  # a bucket shows an object once it is whole
             self.fs.pipe_file(self.path(name), content)
             return
@@ -145,12 +146,12 @@ class Folder:
         os.replace(partial, self.path(name))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line without a full stop."""
+    """Return the text of an error, in one line without a full stop."""
     said = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     return said[:300].rstrip(".")

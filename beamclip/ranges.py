@@ -27,7 +27,7 @@ class Range:
     least: float
     most: float = inf
     beyond_least: bool = False
-    """`least` itself is left out."""
+    """Whether `least` itself is excluded."""
 
     def __contains__(self, value: float) -> bool:
         above = value > self.least if self.beyond_least else value >= self.least
@@ -48,22 +48,22 @@ Share = Annotated[float, Range(0, 1)]
 
 
 def check_ranges(section: Any) -> None:
-    """Refuse a section of options with a value outside its range; None has none.
+    """Refuse a section of options with a value outside its range; None is always allowed.
 
     Raises:
-        InputError: with the option, its value and the range.
+        InputError: names the option, its value and the range.
     """
     for name, allowed in ranges_of(section.__class__).items():
         value = getattr(section, name)
         for each in value if isinstance(value, tuple) else (value,):
             if each is not None and each not in allowed:
-                what = f"{each}" if isfinite(each) else f"{each}, no finite number"
+                what = f"{each}" if isfinite(each) else f"{each}, not a finite number"
                 raise InputError(f"{name} is {what}: give {allowed}.")
 
 
 @cache
 def ranges_of(section_class: type) -> dict[str, Range]:
-    """The ranges of those options of a section that have one."""
+    """Return the range of each option of a section that has one."""
     hints = typing.get_type_hints(section_class, include_extras=True)
     found = {name: _range_in(hint) for name, hint in hints.items()}
     return {name: allowed for name, allowed in found.items() if allowed}

@@ -5,10 +5,10 @@ from difflib import get_close_matches
 
 
 def close_names(word: str, names: Iterable[str], count: int = 4) -> list[str]:
-    """The names that the word most likely stands for, best first; empty if nothing is close.
+    """Return the names that the word most likely stands for, best first; none if nothing is close.
 
     Names that begin with the word come first, shortest first, then those that are spelled like it. Case
-    does not matter; an empty word stands for nothing.
+    does not matter; no name is close to an empty word.
     """
     if not word:
         return []
@@ -19,12 +19,12 @@ def close_names(word: str, names: Iterable[str], count: int = 4) -> list[str]:
 
 
 def did_you_mean(word: str, names: Iterable[str], otherwise: str, count: int = 1) -> str:
-    """ "Did you mean a or b?" with up to `count` names, or `otherwise` if nothing is close."""
+    """Return "Did you mean a or b?" with up to `count` names, or `otherwise` if nothing is close."""
     close = close_names(word, names, count)
     return f"Did you mean {or_list(close)}?" if close else otherwise
 
 
 def or_list(names: Iterable[str]) -> str:
-    """ "a, b or c", for messages."""
+    """Join names for a message: "a, b or c"."""
     *rest, last = names
     return f"{', '.join(rest)} or {last}" if rest else last

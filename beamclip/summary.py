@@ -1,6 +1,6 @@
 """`summary.json`: what a command did, in one small file with stable keys.
 
-Scripts, the sweep and the documentation read these keys, so they only ever grow. The file is strict
+Scripts, the sweep and the documentation read these keys, so keys are only ever added. The file is strict
 JSON: a figure that is not finite becomes null and is named in `notes`.
 """
 
@@ -21,13 +21,13 @@ from beamclip.files import parse_json, read_text, write_whole
 SUMMARY_FILE = "summary.json"
 
 LIBRARIES = ("torch", "torchvision", "ray", "open_clip_torch", "timm", "mlflow", "img2dataset", "pyarrow")
-"""Distributions whose versions change figures."""
+"""Distributions whose versions can change results."""
 
 Status = Literal["finished", "failed", "interrupted"]
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of beamclip and of each installed library of `LIBRARIES`."""
+    """Return the versions of beamclip and of each installed library of `LIBRARIES`."""
     versions = {"beamclip": beamclip.__version__}
     for name in LIBRARIES:
         try:
@@ -38,7 +38,7 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit(root: Path | None = None) -> str | None:
-    """Commit of the checkout at `root`, with "+dirty" after it when tracked files were changed.
+    """Return the commit of the checkout at `root`, with "+dirty" after it if tracked files were changed.
 
     Args:
         root: top folder of the checkout; by default the folder beamclip was imported from.
@@ -69,7 +69,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many samples went which way."""
+    """How many samples were used, failed or were skipped."""
 
     attempted: int = 0
     succeeded: int = 0
@@ -88,7 +88,7 @@ class Summary:
     status: Status
     wall_seconds: float
     images: int = 0
-    """Images that passed through, each epoch counted."""
+    """Images that were processed, counted in every epoch."""
     images_per_second: float | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """Final figures; accuracies and recalls are fractions in 0..1."""
@@ -99,12 +99,12 @@ class Summary:
     paths: dict[str, str] = field(default_factory=dict)
     """What was written: name to path or address."""
     stages: dict[str, Any] = field(default_factory=dict)
-    """Free figures of the command's stages, JSON types only."""
+    """Further figures, which differ between commands; JSON types only."""
     notes: list[str] = field(default_factory=list)
 
 
 def write_summary(run_dir: Path, summary: Summary) -> Path:
-    """Write `run_dir`/summary.json in one step: a reader meets the old file or the new one, never a half.
+    """Write `run_dir`/summary.json in one step: a reader sees the old file or the new one, never a part.
 
     Raises:
         TypeError: a value has no JSON form (a tensor, a Path).
@@ -116,7 +116,7 @@ def write_summary(run_dir: Path, summary: Summary) -> Path:
 
 
 def summary_text(summary: Summary) -> str:
-    """The content of summary.json.
+    """Return the text of summary.json.
 
     Raises:
         TypeError: a value has no JSON form (a tensor, a Path).
@@ -128,10 +128,10 @@ def summary_text(summary: Summary) -> str:
 
 
 def read_summary(run_dir: Path) -> Summary:
-    """The summary that `write_summary` left in `run_dir`.
+    """Read the summary that `write_summary` wrote in `run_dir`.
 
     Raises:
-        InputError: there is none, or the file is not one.
+        InputError: there is no summary, or the file is not one.
     """
     path = run_dir / SUMMARY_FILE
     if not path.exists():

@@ -81,7 +81,7 @@ def test_an_address_of_no_cluster_is_refused_in_one_line(
     address: str, no_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(InputError, match=r"no address of a Ray cluster\. Give HOST:PORT"), ray_session():
+    with pytest.raises(InputError, match=r"not an address of a Ray cluster\. Give HOST:PORT"), ray_session():
         pass
 
 

@@ -36,5 +36,5 @@ def test_a_missing_file_holds_nothing_and_is_not_made(tmp_path: Path) -> None:
 def test_a_whole_line_that_is_no_object_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_bytes(f"{WHOLE}{line}\n{WHOLE}".encode("latin-1"))
-    with pytest.raises(InputError, match=r"lines\.jsonl: line 3: no JSON"):
+    with pytest.raises(InputError, match=r"lines\.jsonl: line 3: not (a )?JSON"):
         read_json_lines(path)

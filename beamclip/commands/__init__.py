@@ -1,1 +1,1 @@
-"""What the commands in pipelines/ do, each as one function of its configuration."""
+"""The commands of beamclip, each as one function of its configuration."""

@@ -1,4 +1,4 @@
-"""What follows a training: a model that is trained and written must not be lost by what comes then."""
+"""The steps after training, such as scoring: a failure in one of them must not lose the trained model."""
 
 import shlex
 from collections.abc import Callable
@@ -17,20 +17,20 @@ SCORING = "scoring"
 
 
 class UnscoredError(RuntimeError):
-    """Training ended well, and something after it did not."""
+    """Training succeeded, but a later step such as scoring failed."""
 
 
 @dataclass
 class AfterTraining:
-    """Does one thing after another, and keeps what went wrong for the end."""
+    """Runs the steps after training one by one, and keeps their failures until the end."""
 
     failed: dict[str, BaseException] = field(default_factory=dict)
-    """By what was being done."""
+    """Error of each step that failed, by the name of the step."""
     left_out: list[str] = field(default_factory=list)
-    """What was not begun after Ctrl-C."""
+    """Names of the steps that were skipped after Ctrl-C."""
 
     def attempt(self, what: str, do: Callable[[], Result]) -> Result | None:
-        """What `do` gives; None where it fails, and after Ctrl-C."""
+        """Run a step and return its result; None if it fails, or if an earlier step was interrupted."""
         if self.interrupted:
             self.left_out.append(what)
             return None
@@ -42,25 +42,25 @@ class AfterTraining:
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody pressed Ctrl-C."""
+        """Whether a step was interrupted by Ctrl-C."""
         return any(isinstance(error, KeyboardInterrupt) for error in self.failed.values())
 
     @property
     def status(self) -> Status:
-        """Of the run."""
+        """Status of the run, for its summary."""
         return "interrupted" if self.interrupted else "failed" if self.failed else "finished"
 
     @property
     def notes(self) -> list[str]:
-        """One line for each thing that failed."""
+        """One line for each step that failed."""
         return [f"{what}: {_reason(error)}" for what, error in self.failed.items()]
 
     def raise_failure(self, config: DistillConfig | PretrainConfig, run_dir: Path) -> None:
-        """Say what failed, where the model is, and how to score it.
+        """Raise an error that says what failed, where the model is, and how to score it.
 
         Raises:
-            KeyboardInterrupt: somebody pressed Ctrl-C.
-            UnscoredError: something failed.
+            KeyboardInterrupt: a step was interrupted by Ctrl-C.
+            UnscoredError: a step failed.
         """
         if not self.failed:
             return
@@ -85,7 +85,7 @@ def _reason(error: BaseException) -> str:
 
 def _how_to_score(config: DistillConfig | PretrainConfig, run_dir: Path) -> str:
     scoring = config.scoring
-    assert scoring.eval_data is not None, "nothing else is scored"
+    assert scoring.eval_data is not None, "raise_failure() checks it"
     words = ["--model", run_dir, "--data", scoring.eval_data, "--classes", config.classes]
     if scoring.label_column != "label":
         words += ["--label-column", scoring.label_column]

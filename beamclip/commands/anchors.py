@@ -1,4 +1,4 @@
-"""Text anchors of a run, from a class list, captions of the shards or both, and the sources of contexts."""
+"""Text anchors of a run, made from a class list, the shards' captions or both; the sources of contexts."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ from beamclip.prompts.contexts import CAPTIONS, NONE, WORDNET, ContextSource, cl
 from beamclip.prompts.wordnet import wordnet_contexts
 
 _ONE_ANCHOR = "With one anchor there is nothing to learn or to score"
-_CONTEXTS = "Contexts part classes of one name (--context-source, --num-contexts)"
+_CONTEXTS = "Contexts tell classes of one name apart (--context-source, --num-contexts)"
 
 
 def class_anchors(
@@ -52,13 +52,17 @@ def class_anchors(
     workers: WorkersConfig,
     cache_dir: Path,
 ) -> Anchors:
-    """Anchors of a class list, encoded once for each (text tower, prompts); cut prompts are named.
+    """Return the anchors of a class list, encoded once for each text tower and set of prompts.
+
+    Warns of classes that share their prompts, and of prompts that are longer than the text tower reads.
 
     Args:
-        outside: see context_sources.
+        external_sources: as returned by `context_sources`.
+        cache_dir: folder in which encoded prompts are kept.
 
     Raises:
-        InputError: all classes have the same prompts, or a context source has nothing.
+        InputError: the list holds one class, all classes have the same prompts, or a context source knows
+            none of the classes.
     """
     prompts = class_prompts(classes, config, external_sources)
     refuse_one_class(classes)
@@ -80,7 +84,7 @@ def encoded_prompts(
     workers: WorkersConfig,
     cache_dir: Path,
 ) -> tuple[Anchors, bool]:
-    """Anchors of the prompts of each class, and whether any had to be encoded; see `encode_anchors`."""
+    """Return the anchors of each class's prompts, and whether any had to be encoded; see `encode_anchors`."""
     missing = _EncodeOnce(clip, workers)
     anchors = encode_anchors(
         prompts, missing, reduce, cache_dir=cache_dir, encoder_fingerprint=clip.fingerprint
@@ -89,7 +93,7 @@ def encoded_prompts(
 
 
 def refuse_one_class(classes: Sequence[ClassEntry]) -> None:
-    """Raises InputError for a class list of one class: every image is nearest to its anchor."""
+    """Raise InputError for a class list of one class: every image would be nearest to its anchor."""
     if len(classes) == 1:
         name = classes[0].name
         advice = " In a text list each class has a line of its own." if "," in name else ""
@@ -101,10 +105,10 @@ def refuse_one_class(classes: Sequence[ClassEntry]) -> None:
 def captions_as_anchors(
     shards: list[Shard], number: int, seed: int, clip: LoadedClip, workers: WorkersConfig, cache_dir: Path
 ) -> Anchors:
-    """Anchors of captions drawn at random from whole shards, distinct ones only.
+    """Return the anchors of at most `number` distinct captions, drawn at random from shards read whole.
 
     Raises:
-        InputError: the shards have no captions, or one of them cannot be read.
+        InputError: the shards hold no captions, only one was drawn, or a shard is missing.
     """
     captions: dict[str, None] = {}
     lost = FirstLost()
@@ -135,7 +139,7 @@ def captions_as_anchors(
 
 
 def joined(parts: list[Anchors]) -> Anchors:
-    """Several sets of anchors as one; classes keep their first indices."""
+    """Join sets of anchors into one; the class indices of later sets follow those of earlier ones."""
     offset, indices = 0, []
     for part in parts:
         indices.append(part.class_index + offset)
@@ -146,7 +150,7 @@ def joined(parts: list[Anchors]) -> Anchors:
 class _EncodeOnce:
     """A text encoder that is set up at its first call: a cached set of anchors needs none.
 
-    With GPUs in the cluster the texts are encoded on one of them, wherever the command itself runs.
+    With --use-gpu a GPU of the cluster encodes the texts, wherever the command itself runs.
     """
 
     def __init__(self, clip: LoadedClip, workers: WorkersConfig) -> None:
@@ -180,10 +184,10 @@ class _EncodeOnce:
 
 
 def refuse_alike(prompts: Sequence[Sequence[str]]) -> int:
-    """How many classes share their prompts with another one.
+    """Return how many classes share their prompts with another class.
 
     Raises:
-        InputError: all do, with each other.
+        InputError: all classes have the same prompts.
     """
     distinct, alike = count_alike(prompts)
     if distinct < 2:
@@ -207,21 +211,21 @@ def _warn_of_cuts(prompts: list[list[str]], classes: list[ClassEntry], clip: Loa
 
 
 MOST_WORDS = 16
-"""Kept of each class: another number of contexts asks for no other pass over the captions."""
+"""Words kept for each class name, so that more contexts need no further pass over the captions."""
 
 
 def check_contexts(
     classes: Sequence[ClassEntry], config: PromptConfig, data: str | None, *, allow_missing: bool = False
 ) -> None:
-    """Refuse what cannot be had, before anything is started; captions are not counted yet.
+    """Refuse contexts that no source can give, before anything is started; captions are not counted yet.
 
     Args:
-        classes: may be empty, where a command needs none.
+        classes: empty where the command was given no class list.
         data: address of the command's shards, if it has any.
         allow_missing: see `list_shards`.
 
     Raises:
-        InputError: see `class_contexts`; there are no captions to read; or fewer than two classes differ.
+        InputError: as `class_contexts`; there are no captions to read; or all classes have the same prompts.
     """
     names = source_names(config.context_source)
     lexicon = _lexicon(config)
@@ -235,7 +239,7 @@ def check_contexts(
     if classes:
         refuse_one_class(classes)
         if not (config.num_contexts and CAPTIONS in names):
-            # Templates part no classes: any will do.
+            # Templates cannot tell classes apart: any will do.
             refuse_alike(class_prompts(classes, replace(config, templates=("name",)), lexicon))
 
 
@@ -247,11 +251,13 @@ def context_sources(
     *,
     allow_missing: bool = False,
 ) -> dict[str, ContextSource]:
-    """The lexicon and the captions, as far as the configuration asks for them; captions are read on Ray.
+    """Return the context sources that need more than the class list: the lexicon, and words from captions.
+
+    Only those that the configuration asks for, by name; captions are read on Ray.
 
     Args:
         data: address of the command's shards, if it has any.
-        cache_dir: where the words of captions are kept.
+        cache_dir: folder in which the words found in captions are kept.
         allow_missing: see `list_shards`.
     """
     sources = _lexicon(config)

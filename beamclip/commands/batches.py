@@ -1,4 +1,4 @@
-"""How long a training is and how its batches are cut: chosen where nothing was given, checked always."""
+"""Length, learning rate and batches of a training: chosen where the user gave none, and always checked."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -18,7 +18,7 @@ AnyTrainConfig = TypeVar("AnyTrainConfig", DistillConfig, SweepConfig, PretrainC
 
 
 def sized(config: AnyTrainConfig, shards: list[Shard]) -> AnyTrainConfig:
-    """The options with the batch size, epochs and learning rate that were left open; see training.recipe."""
+    """Fill in the batch size, epochs and learning rate that were not given; see training.recipe."""
     recipe = PRETRAINING if isinstance(config, PretrainConfig) else DISTILLATION
     images = sum(shard.samples for shard in shards)
     workers = config.workers.world_size
@@ -27,7 +27,7 @@ def sized(config: AnyTrainConfig, shards: list[Shard]) -> AnyTrainConfig:
 
 
 def show_chosen(given: TrainConfig, config: TrainConfig, shards: list[Shard]) -> None:
-    """One line on what `sized` chose, and why; none where everything was given."""
+    """Print one line on what `sized` chose and why; nothing if everything was given."""
     recipe = PRETRAINING if isinstance(config, PretrainConfig) else DISTILLATION
     chosen = []
     if given.stream.batch_size is None:
@@ -43,13 +43,13 @@ def show_chosen(given: TrainConfig, config: TrainConfig, shards: list[Shard]) ->
 
 
 def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
-    """Refuse batches that cannot be cut evenly or filled.
+    """Refuse batches that cannot be split evenly or filled.
 
     Args:
-        config: as `sized` leaves it.
+        config: as returned by `sized`.
 
     Raises:
-        InputError: with the numbers.
+        InputError: the batch size is no multiple of workers x accumulation, or the data hold fewer samples.
     """
     batch, parts = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
     assert batch is not None
@@ -67,18 +67,18 @@ def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
 
 
 def check_batch_norms(config: TrainConfig, clip: LoadedClip) -> None:
-    """Refuse passes of one image where that leaves a batch norm one value a channel, which has no variance.
+    """Refuse passes of one image if they leave a batch norm one value per channel, which has no variance.
 
     Args:
-        config: as `sized` leaves it.
+        config: as returned by `sized`.
 
     Raises:
-        InputError: with the sizes.
+        InputError: torch refuses to train the image tower on one image.
     """
     batch, passes = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
     if batch is None or batch > passes:
         return
-    # Without memory or arithmetic; torch itself says whether it would train.
+    # The meta device takes no memory or arithmetic; torch itself says whether it would train.
     tower = deepcopy(clip.image_tower.network).to("meta").train()
     try:
         tower(torch.empty(1, 3, clip.image_size, clip.image_size, device="meta"))

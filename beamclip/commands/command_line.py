@@ -1,6 +1,6 @@
-"""From the command line to a configuration, and from an outcome to an exit code.
+"""Turn the command line into a configuration, and an outcome into an exit code.
 
-Exit codes: 0 done, 1 failed while running, 2 a mistake in what was given, 130 ended by Ctrl-C or SIGTERM.
+Exit codes: 0 done, 1 failed while running, 2 invalid input, 130 ended by Ctrl-C or SIGTERM.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ Config = TypeVar("Config")
 def parse(
     config_class: type[Config], argv: Sequence[str], description: str, program: str = "beamclip"
 ) -> Config:
-    """The configuration that flags, then a YAML file, then the defaults give.
+    """Build a configuration: flags override the YAML file, which overrides the defaults.
 
     Raises:
         InputError: an unknown flag, a value of the wrong type, a missing or faulty YAML file, an address that
-            was written down without its password.
+            was stored without its password.
         SystemExit: after --help.
     """
     default = _defaults(config_class, argv)
@@ -107,7 +107,7 @@ def _value_of(argv: Sequence[str], name: str) -> str | None:
 
 
 def _one_line(boxed: str) -> str:
-    """tyro draws its errors as a box: a title, what is wrong in one or more lines, a rule, and hints."""
+    """Turn tyro's box (a title, one or more lines on what is wrong, a rule, hints) into one line."""
     lines = [re.sub(r"[│╭╮╰╯─]+|-{5,}", " ", line).strip() for line in boxed.splitlines()]
     title = next((index for index, line in enumerate(lines) if line), 0)
     body = lines[title + 1 :]
@@ -116,7 +116,7 @@ def _one_line(boxed: str) -> str:
     message = " ".join(takewhile(bool, body[start:])) or " ".join(filter(None, lines))
     near = [line.split()[0] for line in body if line.startswith("--")] if "nrecognized" in message else []
     hint = f"Did you mean {near[0]}? " if near else ""
-    # tyro puts the section before what a section itself finds wrong; no flag bears its name.
+    # tyro puts the name of a section before the errors that the section raises; there is no such flag.
     message = re.sub(r"^Error parsing (?!-)\S+: ", "", message)
     return f"{message.removesuffix('.')}. {hint}--help lists all options."
 
@@ -129,7 +129,15 @@ def run_command(
     *,
     program: str = "beamclip",
 ) -> int:
-    """Parse, run, and say in a line or two what went wrong; the traceback goes to <out>/error.log.
+    """Parse the options, run the command, and report a failure in a line or two.
+
+    The traceback of an unexpected error goes to <out>/error.log, or to stderr where there is no such folder.
+
+    Args:
+        body: what the command does with its configuration.
+        description: what --help shows above the options.
+        argv: words after the name of the command; by default those of this process.
+        program: name of the command in --help.
 
     Returns:
         The exit code.
@@ -161,7 +169,7 @@ def run_command(
 
 @contextlib.contextmanager
 def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Whoever takes a machine away, or a job off it, says so by SIGTERM."""
+    """Treat SIGTERM like Ctrl-C: schedulers send it before they end a job or take a machine away."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -179,7 +187,7 @@ def _summary(error: Exception) -> str:
 
 
 def _keep_traceback(out: str | Path | None) -> str:
-    """Write the traceback of the exception at hand; gives the line that says where."""
+    """Write the traceback of the current exception; return the line that says where."""
     text = without_secrets(traceback.format_exc())
     if out is None or not os.path.isdir(out):
         _print_error(text.rstrip())
@@ -187,7 +195,7 @@ def _keep_traceback(out: str | Path | None) -> str:
     path = Path(out, "error.log")
     try:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:  # a full disk, say: what ended the command is told none the less
+    except OSError as error:  # a full disk, say: the error itself is shown all the same
         return f"\n       no details: {path} cannot be written ({error.strerror})"
     return f"\n       details in {path}"
 

@@ -20,25 +20,25 @@ def print_stage(name: str, text: str, note: str = "") -> None:
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 image`, `3,834 images`."""
+    """Format a number and its noun: `1 image`, `3,834 images`."""
     plural = noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
     return f"{number:,} {noun if number == 1 else plural}"
 
 
 def format_duration(seconds: float) -> str:
-    """`0:08`, `12:31`, `1:02:09`."""
+    """Format seconds as `0:08`, `12:31` or `1:02:09`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def percent(share: float) -> str:
-    """`14.1 %` of 0.141."""
+    """Format a fraction: 0.141 is `14.1 %`."""
     return f"{100 * share:.1f} %"
 
 
 class ProgressLine:
-    """One line that is rewritten in place on a terminal, and printed now and then elsewhere."""
+    """One line that is rewritten in place on a terminal, and printed every 15 seconds elsewhere."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
@@ -47,7 +47,7 @@ class ProgressLine:
         self.open = False
 
     def show(self, text: str, *, last: bool = False) -> None:
-        """Show the newest text; `last` makes sure that it stays visible."""
+        """Show the newest text; `last` prints it even if the line before was printed just now."""
         if self.live:
             self.stream.write(f"\r\x1b[2K{text}")
             self.open = True
@@ -57,7 +57,7 @@ class ProgressLine:
         self.stream.flush()
 
     def close(self) -> None:
-        """Leave the line and go on below it."""
+        """End the line, so that further output starts below it."""
         if self.open:
             self.stream.write("\n")
             self.stream.flush()
@@ -65,7 +65,7 @@ class ProgressLine:
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in aligned columns, the first row as the head."""
+    """Print rows in aligned columns, the first row as the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for index, row in enumerate(rows):
         cells = [

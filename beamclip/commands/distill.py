@@ -8,15 +8,17 @@ from beamclip.training.waiting import waiting_workers
 
 
 def distill(config: DistillConfig) -> Summary:
-    """Run a distillation and leave its run directory.
+    """Run a distillation and write its run folder.
 
     Raises:
-        InputError: something that was given cannot be used.
-        TrainingError: the run could not be finished.
+        InputError: an option, a file or the data cannot be used as given.
+        TrainingError: training could not be finished.
+        UnscoredError: training succeeded, but a later step such as scoring failed.
+        KeyboardInterrupt: the run was interrupted; its message says how to go on.
     """
     began = time.perf_counter()
     with waiting_workers(config.workers) as workers:
-        # Imported beside the process that imports the same for the workers: it takes seconds.
+        # Takes seconds, during which another process imports the same modules for the workers.
         from beamclip.commands.distillation import run_distillation
 
         return run_distillation(config, workers, began=began)

@@ -1,4 +1,4 @@
-"""What the options of a distillation name: loaded, checked, and made into anchors. A sweep needs the same."""
+"""Load and check the inputs of a distillation, and build its anchors. A sweep uses this too."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,36 +48,36 @@ Distilling = TypeVar("Distilling", bound=DistillConfig)
 
 @dataclass(frozen=True)
 class DistillInputs:
-    """What the flags of a distillation name, loaded and checked."""
+    """Everything that the options of a distillation name, loaded and checked."""
 
     shards: list[Shard]
     teachers: list[LoadedClip]
-    """For texts alone: their image towers are the workers' or, with a cache, nobody's."""
+    """Without their image towers, which the workers run; with a cache, nobody needs them."""
     image_towers: list[ImageTower]
-    """None with a cache."""
+    """Image towers of the teachers; empty with a cache."""
     student: LoadedClip
     classes: list[ClassEntry]
     manifest: CacheManifest | None
-    """Of the teacher cache, where the data are one."""
+    """Manifest of the teacher cache; None if the data are plain shards."""
     views: CachedViews | None
-    """What to take from it."""
+    """What training reads from the cache; None if the data are plain shards."""
 
     @property
     def image_size(self) -> int:
-        """Side of the pixels that training sees."""
+        """Side of the images that training sees, pixels."""
         return self.manifest.image_size if self.manifest else needed_size(self.teachers, self.student)
 
 
 def load_inputs(config: DistillConfig, workers: WaitingWorkers | None = None) -> DistillInputs:
-    """Load everything that can be wrong before anything is started.
+    """Load and check every input before training is started.
 
     Args:
-        workers: for whom Ray is started beside the slow part, which is the models.
+        workers: if given, their Ray is started while the models load, which is the slow part.
 
     Raises:
-        InputError: for the first thing that cannot be used.
+        InputError: for the first input that cannot be used.
     """
-    # An address that is wrong is told of before an option that is missing.
+    # A wrong address is reported before a missing option.
     allow_missing = config.stream.allow_missing_shards
     shards = list_shards(config.data, allow_missing=allow_missing) if config.data else []
     check_options(config)
@@ -109,32 +109,30 @@ def _show_init(config: StudentConfig, student: LoadedClip) -> None:
 
 
 def check_options(config: DistillConfig) -> None:
-    """Refuse options that say too little, or contradict each other.
+    """Refuse options that are incomplete or contradict each other.
 
     Raises:
-        InputError: with the option.
+        InputError: a required option is missing, or both losses have the weight 0.
     """
     check_required(config, hint="Without any option at all, the quickstart runs instead.")
     if config.classes is None and config.anchors != "captions":
-        raise InputError(
-            "--classes is required. The anchors are made of it; --anchors captions does without."
-        )
+        raise InputError("--classes is required: the anchors are made from it, unless --anchors is captions.")
     if config.csm.csm_weight == 0 and config.feature.feature_weight == 0:
         raise InputError("--csm-weight and --feature-weight are both 0: nothing would be learned.")
 
 
 def needed_size(teachers: list[LoadedClip], student: LoadedClip) -> int:
-    """Side of the pixels that all models can do with: the smaller ones shrink them."""
+    """Side of the images to decode, pixels: that of the largest model; smaller models shrink them."""
     return max(clip.image_size for clip in (*teachers, student))
 
 
 def cached_views(
     config: DistillConfig, manifest: CacheManifest, teachers: list[LoadedClip], student: LoadedClip
 ) -> CachedViews:
-    """What to take from a cache, if it is one for this distillation.
+    """Return what training reads from a cache, which must suit this distillation.
 
     Raises:
-        InputError: it is of other teachers, of smaller images, or of another augmentation.
+        InputError: the cache was made with other teachers, smaller images or another augmentation.
     """
     places = {teacher.fingerprint: index for index, teacher in enumerate(manifest.teachers)}
     for teacher in teachers:
@@ -142,7 +140,7 @@ def cached_views(
             held = ", ".join(f"{each.address} ({each.fingerprint[:12]})" for each in manifest.teachers)
             raise InputError(
                 f"{config.data}: holds no embeddings by {teacher.address} ({teacher.fingerprint[:12]}), "
-                f"but by {held}. Give --teacher one of these, or build another cache with beamclip embed."
+                f"but by {held}. Give one of these as --teacher, or build another cache with beamclip embed."
             )
     size = needed_size(teachers, student)
     if manifest.image_size < size:
@@ -153,21 +151,21 @@ def cached_views(
     differing = augmentation_differences(manifest.augmentation, asdict(config.augmentation))
     if differing:
         raise InputError(
-            f"{config.data}: was made by another augmentation: {'; '.join(differing)}. Give what is there "
-            "(the cache's distill.yaml has it: --config), or build another cache."
+            f"{config.data}: was made with another augmentation: {'; '.join(differing)}. Use that of the "
+            "cache (--config with its distill.yaml), or build another cache."
         )
     return manifest.views(tuple(places[teacher.fingerprint] for teacher in teachers))
 
 
 def with_own_templates(config: Distilling, inputs: DistillInputs) -> Distilling:
-    """The configuration with the templates that `auto` stands for, which are the first teacher's."""
+    """Replace the templates `auto` in the configuration by those that fit the first teacher."""
     if not inputs.classes:
         return config
     return replace(config, prompts=with_templates(config.prompts, inputs.teachers[0]))
 
 
 def check_templates(config: DistillConfig, inputs: DistillInputs, cache: Path) -> None:
-    """Warn of templates that do not seem to fit the first teacher.
+    """Warn if other templates seem to fit the first teacher better, or are known to fit another teacher.
 
     Args:
         cache: folder in which encoded prompts are kept.
@@ -185,7 +183,7 @@ def check_templates(config: DistillConfig, inputs: DistillInputs, cache: Path) -
 def anchors_of(
     config: DistillConfig, inputs: DistillInputs, cache: Path
 ) -> tuple[list[Anchors], Anchors | None]:
-    """Each teacher's anchors to train on, and the first one's of the classes, which scores are made with.
+    """Return each teacher's anchors to train on, and the first teacher's class anchors to score with, if any.
 
     Args:
         cache: folder in which encoded prompts are kept.

@@ -1,4 +1,4 @@
-"""A distillation as its workers see it: the job made of its options, and the student in what they leave."""
+"""Make the job that the workers of a distillation train, and restore the student from their weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ class TrainingData:
 
     shards: list[Shard]
     views: CachedViews | None
-    """What to take from a teacher cache; None where the shards are plain ones."""
+    """What to read from a teacher cache; None for plain shards."""
     size: int
-    """Side of the pixels that reach the method."""
+    """Side of the images that reach the method, pixels."""
 
     @property
     def samples(self) -> int:
-        """In all shards."""
+        """Number of samples in all shards."""
         return sum(shard.samples for shard in self.shards)
 
 
@@ -39,10 +39,10 @@ def distillation_job(
     anchors: Any,
     storage: Storage,
 ) -> TrainingJob:
-    """The job of a distillation.
+    """Make the training job of a distillation.
 
     Args:
-        config: with a batch size, epochs or steps, and a learning rate; see training.recipe.
+        config: with batch size, length and learning rate filled in, as by `batches.sized`.
         teachers, student, anchors: references; see DistillationBuilder.
     """
     batch_size = config.stream.batch_size
@@ -74,10 +74,10 @@ def distillation_job(
 
 
 def restore_student(visual: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put a distillation's weights into an image tower, and set it to eval mode.
+    """Load the weights of a distillation into an image tower, and set it to eval mode.
 
     Args:
-        weights: see loop.trained_weights.
+        weights: as returned by loop.trained_weights.
     """
     visual.load_state_dict(
         {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}

@@ -1,4 +1,4 @@
-"""What a distillation does with its options, from the first to the last line on the terminal."""
+"""Run a distillation, from its options to the last line on the terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ from beamclip.training.waiting import WaitingWorkers
 
 
 def run_distillation(config: DistillConfig, workers: WaitingWorkers | None, *, began: float) -> Summary:
-    """See distill.distill.
+    """Run a distillation and write its run folder; errors as in distill.distill.
 
     Args:
-        workers: see waiting_workers.
+        workers: as yielded by waiting_workers.
         began: time.perf_counter() when the command began.
     """
     run_dir = new_run_dir(config.out, "distill")
@@ -75,12 +75,12 @@ def run_distillation(config: DistillConfig, workers: WaitingWorkers | None, *, b
 
 
 def reload_teacher(config: DistillConfig, fingerprint: str, run_dir: Path) -> LoadedClip:
-    """The teacher, which was let go while the student trained.
+    """Load the teacher again, which was dropped while the student trained.
 
     Raises:
-        InputError: it is gone, or another one now, whose text tower would not fit the student.
+        InputError: it cannot be loaded, or has other weights now, whose text tower would not fit the student.
     """
-    kept = f"The student's checkpoints are kept: put the first teacher back, and give --resume {run_dir}."
+    kept = f"The student's checkpoints are kept: put the original teacher back, and give --resume {run_dir}."
     try:
         teacher = load_clip(str(config.teacher))
     except InputError as error:
@@ -101,7 +101,7 @@ def _leave_model(
     trained: TrainingResult,
     run_dir: Path,
 ) -> tuple[AfterTraining, dict[str, float]]:
-    """Write the student before all else, then score and draw it."""
+    """Write the student before anything else, then score it and draw the plots."""
     student, model_dir = inputs.student, run_dir / MODEL
     write_open_clip_dir(student, model_dir, _card(config, {}))
     after = AfterTraining()
@@ -189,7 +189,7 @@ def _teacher_name(teacher: LoadedClip) -> str:
 
 
 def show_distilled(summary: Summary, trained: TrainingResult, inputs: DistillInputs, run_dir: Path) -> None:
-    """The last lines on the terminal: scores, what was skipped, where everything lies."""
+    """Print the last lines: skipped samples, scores, and where everything was written."""
     show_skipped(trained, summary.counts.attempted)
     metrics = {name: value or 0.0 for name, value in summary.metrics.items()}
     if "zeroshot_top1" in metrics:

@@ -49,16 +49,16 @@ from beamclip.training.optim import teacher_precision
 from beamclip.training.worker import in_one_line
 
 LEAST_COSINE = 0.999
-"""Between a cached embedding and the same one computed again: bf16 in other batches differs by less."""
+"""Least cosine of a cached embedding and the same one computed again; bf16 in other batches exceeds it."""
 DISTILL_CONFIG = "distill.yaml"
 MOST_BLOCKS = 2000
-"""Of the list of shards; more would only burden Ray."""
+"""Most blocks of the list of shards; more would only burden Ray."""
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
 class EmbedInputs:
-    """What is to be embedded, by whom, and what of it is done already."""
+    """The shards to embed, the teachers, and the shards that are done already."""
 
     shards: list[Shard]
     teachers: list[LoadedClip]
@@ -73,7 +73,7 @@ class EmbedInputs:
 
 
 def embed(config: EmbedConfig) -> Summary:
-    """Build a teacher cache, and say how to go on from it.
+    """Build a teacher cache, and print how to distill from it.
 
     Raises:
         InputError, CacheError: see `build_cache`.
@@ -87,8 +87,8 @@ def build_cache(config: EmbedConfig) -> Summary:
     """Build a teacher cache, or finish one, and verify it.
 
     Raises:
-        InputError: something that was given cannot be used.
-        CacheError: a shard could not be embedded, or the finished cache is not what it should be.
+        InputError: an option, a file or the data cannot be used as given.
+        CacheError: a shard could not be embedded, no image could be used, or the check of the cache failed.
     """
     began = time.perf_counter()
     inputs = _load(config)
@@ -112,7 +112,7 @@ def build_cache(config: EmbedConfig) -> Summary:
         try:
             cosines = _verified(config, reference)
         except CacheError:
-            # It may have been a finished cache, which training takes.
+            # It may have been marked as finished before; without the mark, training refuses it.
             write_manifest(inputs.out, manifest)
             raise
     manifest = replace(manifest, samples=_samples(inputs), skipped=skipped)
@@ -171,10 +171,10 @@ def _before(inputs: EmbedInputs) -> str:
 
 
 def _agreed_manifest(config: EmbedConfig, inputs: EmbedInputs) -> CacheManifest:
-    """What the cache will be, which agrees with what is there of it.
+    """Return the manifest of the cache: write it, or check that it agrees with the one that is there.
 
     Raises:
-        InputError: with each option that is another one there.
+        InputError: the cache was begun with other options, which the message names.
     """
     precision = _precision(config)
     manifest = CacheManifest(
@@ -202,8 +202,8 @@ def _agreed_manifest(config: EmbedConfig, inputs: EmbedInputs) -> CacheManifest:
         differing = differences(read_manifest(inputs.out), manifest)
         if differing:
             raise InputError(
-                f"{inputs.out}: a cache that was made otherwise: {'; '.join(differing)}. "
-                "Give the options that it was begun with, or another --out."
+                f"{inputs.out}: holds a cache that was begun with other options: {'; '.join(differing)}. "
+                "Give the same options, or another --out."
             )
     else:
         write_manifest(inputs.out, manifest)
@@ -213,7 +213,7 @@ def _agreed_manifest(config: EmbedConfig, inputs: EmbedInputs) -> CacheManifest:
 def _precision(config: EmbedConfig) -> str:
     if not config.workers.use_gpu:
         return teacher_precision(config.teacher_precision, torch.device("cpu"))
-    # This machine may have no GPU.
+    # The command's own machine may have no GPU.
     asked = ray.remote(num_gpus=1, num_cpus=0)(teacher_precision)
     precision: str = ray.get(asked.remote(config.teacher_precision, torch.device("cuda")))
     return precision
@@ -238,9 +238,9 @@ def _job(config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest) -> E
 
 
 def _build(config: EmbedConfig, inputs: EmbedInputs, job: EmbeddingJob, reference: Any) -> float:
-    """Embed the shards that are missing; gives the seconds from the first batch to the last."""
+    """Embed the missing shards; return the seconds from the start of the first one to the last batch."""
     workers = config.workers
-    # The executor logs every start and end at INFO to the terminal of whoever runs it.
+    # Ray Data's executor logs every start and end at INFO to the terminal.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     names = ", ".join(clip.address for clip in inputs.teachers)
     views = f"{plural(config.augmentations, 'view')} each, {job.manifest.image_size} px"
@@ -265,14 +265,14 @@ def _build(config: EmbedConfig, inputs: EmbedInputs, job: EmbeddingJob, referenc
             for _ in embedded.iter_batches(batch_size=None):
                 pass
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("what is embedded is kept; the same command goes on") from None
+        raise KeyboardInterrupt("embedded shards are kept; the same command continues") from None
     except ray.exceptions.RayError as error:
         raise CacheError(in_one_line(error)) from error
     return progress.seconds
 
 
 class _Progress:
-    """Shows what the actors tell, from a thread: the main one waits for the shards, and hears of Ctrl-C."""
+    """Shows the actors' progress, in a thread: the main thread waits for the shards and for Ctrl-C."""
 
     def __init__(self, channel: RemoteChannel, samples: int) -> None:
         self.channel = channel
@@ -284,7 +284,7 @@ class _Progress:
 
     @property
     def seconds(self) -> float:
-        """From the start of the first shard that was told of to the last batch."""
+        """Seconds from the start of the first shard to the last batch, of those reported so far."""
         return self.last - self.first
 
     def __enter__(self) -> None:
@@ -324,10 +324,10 @@ class _Progress:
 
 
 def _verified(config: EmbedConfig, reference: Any) -> NDArray[np.float32]:
-    """Cosines of what is kept and what the teachers say now; none where nobody asked for it.
+    """Return the cosines of cached and newly computed embeddings, [images, teachers]; none with --verify 0.
 
     Raises:
-        CacheError: they differ.
+        CacheError: a cosine is too low, or the check itself failed.
     """
     if config.verify == 0:
         return np.zeros((0, 1), np.float32)
@@ -338,7 +338,7 @@ def _verified(config: EmbedConfig, reference: Any) -> NDArray[np.float32]:
     except ray.exceptions.RayError as error:
         raise CacheError(in_one_line(error)) from error
     if len(cosines) == 0:
-        print_stage("verified", f"no image: of {config.verify} that were picked none could be used")
+        print_stage("verified", f"no image: none of the {config.verify} picked could be used")
     else:
         least, mean = float(cosines.min()), float(cosines.mean())
         print_stage(
@@ -346,7 +346,7 @@ def _verified(config: EmbedConfig, reference: Any) -> NDArray[np.float32]:
             f"{plural(len(cosines), 'image')} embedded anew",
             f"cosine {mean:.5f}, least {least:.5f}",
         )
-        # A comparison with NaN is false.
+        # A comparison with NaN is false, and so counts as a difference.
         right = cosines >= LEAST_COSINE
         if not right.all():
             raise CacheError(
@@ -363,7 +363,7 @@ def _bytes(address: str) -> int:
 
 
 def _leave(config: EmbedConfig, out: str, summary: Summary) -> None:
-    """Leave options and summary in the cache, and the options of a distillation that fits it."""
+    """Write options and summary into the cache, and the options of a distillation that fits it."""
     fitting = {
         "data": out,
         "teacher": absolute_address(str(config.teacher)),

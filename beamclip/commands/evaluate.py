@@ -26,10 +26,10 @@ from beamclip.tracking import Tracking
 
 
 def evaluate(config: EvaluateConfig) -> Summary:
-    """Run the tasks asked for and leave their figures.
+    """Run the given tasks; write, log and print their scores.
 
     Raises:
-        InputError: something that was given cannot be used.
+        InputError: an option, a file or the data cannot be used as given.
     """
     began = time.perf_counter()
     model, address, class_list = _checked(config)
@@ -82,12 +82,12 @@ def evaluate(config: EvaluateConfig) -> Summary:
 
 
 def _checked(config: EvaluateConfig) -> tuple[str, str, Path]:
-    """Model, data and class list, once all that can be checked early is."""
+    """Check what can be checked before the model is loaded; return model, data and class list."""
     check_required(config)
     if not config.tasks:
         raise InputError("--tasks is empty. Give zeroshot, probe or both.")
     if "probe" in config.tasks and config.train_data is None:
-        raise InputError("--tasks probe needs --train-data: the labelled images that it is fitted on.")
+        raise InputError("--tasks probe needs --train-data: labelled images to fit the probe on.")
     for address in (config.data, config.train_data if "probe" in config.tasks else None):
         if address is not None:
             list_labelled(address, allow_missing=config.allow_missing_shards)

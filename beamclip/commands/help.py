@@ -1,4 +1,4 @@
-"""How `--help` shows options: docstrings as flowing text, ranges, and no default that says nothing."""
+"""How `--help` shows options: docstrings as flowing text, ranges, and defaults that are not empty."""
 
 import typing
 from dataclasses import fields, is_dataclass
@@ -14,7 +14,7 @@ from beamclip.ranges import ranges_of
 
 
 def option_registry() -> ConstructorRegistry:
-    """What tyro reads our sections of options by; for `tyro.cli(..., registry=...)`."""
+    """Return the rules by which tyro reads our sections of options, for `tyro.cli(..., registry=...)`."""
     registry = ConstructorRegistry()
     registry.struct_rule(_section_rule)
     return registry
@@ -42,7 +42,7 @@ def _text(section: type, name: str) -> str:
 
 
 def _metavar(kind: Any) -> str | None:
-    """`INT`, or `STR ...` of several; None leaves it to tyro, which shows choices and our types of places."""
+    """Show the type as `INT`, or `STR ...` for several; None leaves choices and types of places to tyro."""
     repeated = ""
     inner = [part for part in typing.get_args(kind) if part is not NoneType]
     if typing.get_origin(kind) is tuple and inner[-1] is ...:
@@ -60,7 +60,7 @@ def _without_range(kind: Any) -> Any:
 
 
 def _hint(section: type, name: str, default: Any, label: str) -> str:
-    """What stands behind the text of an option; `label` is tyro's word for the default."""
+    """What follows the text of an option: range and default. `label` is tyro's text for the default."""
     parts = [str(ranges_of(section)[name]).removeprefix("a number ")] if name in ranges_of(section) else []
     if default is not None and default != ():
         parts.append(f"default: {f'{default:g}' if isinstance(default, float) else label}")

@@ -24,7 +24,7 @@ _HINTS = {
 
 
 def ingest_urls(config: IngestConfig) -> Summary:
-    """Run an ingest, with one progress line, and leave config.yaml and summary.json beside the shards.
+    """Run an ingest, with one progress line, and write config.yaml and summary.json beside the shards.
 
     Raises:
         InputError: the list or a setting cannot be used.
@@ -76,7 +76,7 @@ def _show(result: IngestSummary) -> None:
 
 
 def _failure(result: IngestSummary, log: Path) -> str | None:
-    """Why an ingest has failed, if it has: single URLs may fail, all of them or whole shards may not."""
+    """Why an ingest has failed, if it has: single URLs may fail, but not all URLs, and no whole shard."""
     lost = result.failed.get(SHARD_FAILED, 0)
     if result.succeeded > 0 and lost == 0:
         return None

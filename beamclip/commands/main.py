@@ -24,17 +24,17 @@ from beamclip.spelling import did_you_mean
 
 @dataclass(frozen=True)
 class Command:
-    """What a command is called with, and what runs it."""
+    """A command: its options, its help and the function that runs it."""
 
     options: type
     body: str
-    """`module:function`, imported when the options are known to be right: torch and Ray take seconds."""
+    """`module:function`, imported once the options are checked: importing torch and Ray takes seconds."""
     text: str
     """One line for the list of commands."""
     example: str
-    """Its options in use."""
+    """Typical options, shown by --help."""
     without_options: str | None = None
-    """What runs where no option is given, as body; None: the body."""
+    """`module:function` that runs if no option is given; None: `body`."""
 
 
 COMMANDS = {
@@ -47,7 +47,7 @@ COMMANDS = {
     "pretrain": Command(
         PretrainConfig,
         "beamclip.commands.pretrain:pretrain",
-        "Train an image and a text tower from captioned shards: a teacher, if none is at hand.",
+        "Train an image and a text tower from captioned shards, as a teacher if there is none.",
         "--data SHARDS --model tiny-resnet18 --out RUN",
     ),
     "embed": Command(
@@ -59,7 +59,7 @@ COMMANDS = {
     "prompts": Command(
         PromptsConfig,
         "beamclip.commands.prompts:show_prompts",
-        "Look at the prompts of a class list, and at what contexts do to their anchors.",
+        "Show the prompts of a class list, and what contexts do to their anchors.",
         "--classes FILE --teacher T --context-source hierarchy --num-contexts 2",
     ),
     "distill": Command(
@@ -103,10 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(name)
     if command is None:
         hint = did_you_mean(name, COMMANDS, f"There are {', '.join(COMMANDS)}.")
-        print(f"error: {name}: no command. {hint}", file=sys.stderr)
+        print(f"error: {name}: no such command. {hint}", file=sys.stderr)
         return 2
     body = command.body if flags or command.without_options is None else command.without_options
-    # On its way out Python would look at every object of torch's for two seconds, to free what goes anyway.
+    # At exit, Python would spend two seconds on collecting torch's objects, which go with the process anyway.
     atexit.register(gc.freeze)
     run = _imported_when_run(body, with_options=body == command.body)
     description = f"{command.text}\n\nbeamclip {name} {command.example}"

@@ -1,4 +1,4 @@
-"""The options of each command: sections, each defined in its own room, composed here.
+"""The options of each command, composed of sections that the other packages define.
 
 Names of options are unique within a command, so a flag, a key of the YAML file and a parameter in MLflow
 share one name.
@@ -40,29 +40,29 @@ class DistillConfig:
 
     data: PathOrAddress = None
     """Required. Folder or address of the shards that beamclip ingest wrote, or of a teacher cache that
-    beamclip embed made of them: with it, no teacher looks at an image."""
+    beamclip embed built from them: with a cache, no teacher runs."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
     open_clip:NAME/FILE, or a run of beamclip pretrain."""
     more_teachers: tuple[str, ...] = ()
-    """Further teachers: the anchors' similarities are averaged over all; the student takes the text tower of
-    the first."""
+    """Further teachers: similarities to the anchors are averaged over all teachers; the text tower of the
+    student is that of --teacher."""
     classes: LocalPath = None
-    """Class list: the anchors, and the labels that the student is scored on. YAML or JSON, or a text of one
-    name a line, in which `# ...` is a comment: a name that begins with # needs YAML."""
+    """Class list: its prompts are the anchors, its ids the labels to score on. YAML, JSON, or text with one
+    name a line, where `# ...` is a comment: a name that begins with # needs YAML."""
     anchors: Literal["classes", "captions", "both"] = "classes"
-    """Whether the text anchors are the classes' prompts, captions drawn from the shards, or both."""
+    """Text anchors: the prompts of the classes, captions drawn from the shards, or both."""
     caption_anchors: Count = 4096
-    """Captions to draw where anchors come from captions."""
+    """Captions to draw as anchors, with --anchors captions or both."""
     out: LocalPath = None
     """Folder of the run; by default a new one below runs/."""
     config: LocalPath = None
-    """YAML file with values for any of these options; flags come before it."""
+    """YAML file with values for any of these options; flags override it."""
     resume: PathOrAddress = None
     """Run to resume, under the options it was started with: its folder or, where that is lost, the address of
     its --checkpoints."""
     seed: Natural = 0
-    """Decides initial weights, order, crops and augmentation."""
+    """Seed of initial weights, data order, crops and augmentation."""
     teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the teacher; auto is bf16 where the device computes it natively."""
     student: StudentConfig = field(default_factory=StudentConfig)
@@ -87,8 +87,8 @@ class SweepConfig(DistillConfig):
     """Try settings of a distillation; all trials share one teacher cache, so only students are trained."""
 
     classes: LocalPath = None
-    """Required. Class list: the anchors, and the labels that the students are scored on. YAML or JSON, or a
-    text of one name a line, in which `# ...` is a comment: a name that begins with # needs YAML."""
+    """Required. Class list: its prompts are the anchors, its ids the labels to score on. YAML, JSON, or text
+    with one name a line, where `# ...` is a comment: a name that begins with # needs YAML."""
     out: LocalPath = None
     """Folder of the sweep; by default a new one below runs/."""
     resume: str | None = None
@@ -104,21 +104,22 @@ class PretrainConfig:
     data: PathOrAddress = None
     """Required. Folder or address of the shards that beamclip ingest wrote."""
     model: str = "tiny-resnet18"
-    """A named configuration, a name of open_clip, or a JSON file of open_clip's form."""
+    """A small config of beamclip (tiny-resnet18, tiny-msclip-s, ...), a config of open_clip, or a JSON file
+    in open_clip's format."""
     objective: Objective = "clip"
-    """Loss of the image-text pairs over the global batch: InfoNCE, SigLIP's pairwise sigmoid, or progressive
-    self-distillation, which the psd options are for."""
+    """Loss of the image-text pairs over the global batch: InfoNCE (clip), SigLIP's pairwise sigmoid (siglip)
+    or progressive self-distillation (psd), which the psd options are for."""
     classes: LocalPath = None
-    """Class list (text, YAML or JSON) of the data that the model is scored on."""
+    """Class list (text, YAML or JSON) of the images that the model is scored on."""
     out: LocalPath = None
     """Folder of the run; by default a new one below runs/."""
     config: LocalPath = None
-    """YAML file with values for any of these options; flags come before it."""
+    """YAML file with values for any of these options; flags override it."""
     resume: PathOrAddress = None
     """Run to resume, under the options it was started with: its folder or, where that is lost, the address of
     its --checkpoints."""
     seed: Natural = 0
-    """Decides initial weights, order, crops and augmentation."""
+    """Seed of initial weights, data order, crops and augmentation."""
     psd: PsdConfig = field(default_factory=PsdConfig)
     captions: CaptionConfig = field(default_factory=CaptionConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -145,32 +146,32 @@ class EmbedConfig:
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
     open_clip:NAME/FILE, or a run of beamclip pretrain."""
     more_teachers: tuple[str, ...] = ()
-    """Further teachers, whose embeddings lie beside the first one's."""
+    """Further teachers, whose embeddings are stored beside those of --teacher."""
     out: PathOrAddress = None
-    """Required. Folder or address of the cache; one that was begun before is finished."""
+    """Required. Folder or address of the cache; an unfinished one is completed."""
     config: LocalPath = None
-    """YAML file with values for any of these options; flags come before it."""
+    """YAML file with values for any of these options; flags override it."""
     augmentations: Count = 4
-    """Views of each image: training takes one an epoch, in turn."""
+    """Views of each image; training uses one per epoch, in turn."""
     image_size: Count | None = None
-    """Side of the crops, pixels; by default the largest of the teachers'. Must be the student's, where that
-    is larger."""
+    """Side of the crops, pixels; by default that of the largest teacher. A student that takes larger images
+    needs their size here."""
     captions: bool = True
     """Embed the captions too."""
     seed: Natural = 0
-    """Decides the views."""
+    """Seed of the views."""
     teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the teachers; auto is bf16 where the device computes it natively."""
     compile: bool = False
-    """Compile the teachers by torch.compile: a minute for each worker at the start, faster afterwards."""
+    """Compile the teachers with torch.compile: a minute per worker at the start, faster afterwards."""
     embed_batch: Count = 64
     """Views encoded at a time."""
     decode_threads: Count = 2
     """Threads that decode and crop, in each worker."""
     min_workers: Count = 1
-    """Workers to begin with; where shards wait, their number rises to --num-workers."""
+    """Workers to start with; their number rises to --num-workers while shards wait."""
     verify: Natural = 64
-    """Images to embed once more when the cache is finished, as a check; 0 leaves it out."""
+    """Images to embed once more when the cache is complete, as a check; 0 skips it."""
     allow_missing_shards: bool = False
     """Count the samples of a shard that cannot be opened as lost, instead of ending the command."""
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
@@ -182,7 +183,7 @@ class EmbedConfig:
 
 @dataclass(frozen=True)
 class PromptsConfig:
-    """Look at the prompts of a class list, and at what contexts do to their anchors."""
+    """Show the prompts of a class list, and what contexts do to their anchors."""
 
     classes: LocalPath = None
     """Required. Class list (text, YAML or JSON)."""
@@ -190,18 +191,18 @@ class PromptsConfig:
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
     open_clip:NAME/FILE, or a run of beamclip pretrain."""
     data: PathOrAddress = None
-    """Shards on whose images sets of templates are compared, and whose captions context_source captions
-    reads."""
+    """Shards: sets of templates are compared on their images, and --context-source captions reads their
+    captions."""
     allow_missing_shards: bool = False
-    """Leave out the captions of a shard that cannot be opened, instead of ending the command."""
+    """Skip a shard that cannot be opened, instead of ending the command."""
     show: tuple[str, ...] = ()
-    """Names or ids of classes to print the prompts of; by default the closest pair."""
+    """Names or ids of classes whose prompts are printed; by default the closest pair."""
     pairs: Count = 20
     """Closest pairs of classes to print and to draw."""
     out: LocalPath = None
     """Folder of the results; by default a new one below runs/."""
     config: LocalPath = None
-    """YAML file with values for any of these options; flags come before it."""
+    """YAML file with values for any of these options; flags override it."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
 
     def __post_init__(self) -> None:
@@ -222,7 +223,7 @@ class EvaluateConfig:
     tasks: tuple[Literal["zeroshot", "probe"], ...] = ("zeroshot",)
     """zeroshot: nearest class prompt. probe: logistic regression on the backbone's features."""
     train_data: PathOrAddress = None
-    """Labelled images that the probe is fitted on; needed for it."""
+    """Labelled images to fit the probe on; required with --tasks probe."""
     label_column: str = "label"
     """Field of a sample's JSON that holds the id of its class."""
     scoring_batch: Count = 256
@@ -232,7 +233,7 @@ class EvaluateConfig:
     out: LocalPath = None
     """Folder of the results; by default a new one below runs/."""
     config: LocalPath = None
-    """YAML file with values for any of these options; flags come before it."""
+    """YAML file with values for any of these options; flags override it."""
     scoring_precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the image tower."""
     prompts: PromptConfig = field(default_factory=PromptConfig)

@@ -1,4 +1,4 @@
-"""Train an image and a text tower from captioned images: a teacher, if none is at hand."""
+"""Train an image and a text tower from captioned images, as a teacher if there is none."""
 
 import time
 
@@ -8,15 +8,17 @@ from beamclip.training.waiting import waiting_workers
 
 
 def pretrain(config: PretrainConfig) -> Summary:
-    """Run a pre-training and leave its run directory.
+    """Run a pre-training and write its run folder.
 
     Raises:
-        InputError: something that was given cannot be used.
-        TrainingError: the run could not be finished.
+        InputError: an option, a file or the data cannot be used as given.
+        TrainingError: training could not be finished.
+        UnscoredError: training succeeded, but a later step such as scoring failed.
+        KeyboardInterrupt: the run was interrupted; its message says how to go on.
     """
     began = time.perf_counter()
     with waiting_workers(config.workers) as workers:
-        # Imported beside the process that imports the same for the workers: it takes seconds.
+        # Takes seconds, during which another process imports the same modules for the workers.
         from beamclip.commands.pretraining import run_pretraining
 
         return run_pretraining(config, workers, began=began)

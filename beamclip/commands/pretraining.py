@@ -1,4 +1,4 @@
-"""What a pre-training does with its options, from the first to the last line on the terminal."""
+"""Run a pre-training, from its options to the last line on the terminal."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -36,22 +36,22 @@ from beamclip.training.worker import Storage, TrainingJob
 
 @dataclass(frozen=True)
 class PretrainInputs:
-    """What the flags of a pre-training name, loaded and checked."""
+    """Everything that the options of a pre-training name, loaded and checked."""
 
     shards: list[Shard]
     clip: LoadedClip
-    """With the templates that fit the captions of the shards."""
+    """The untrained model, with the templates that fit the captions of the shards."""
     classes: list[ClassEntry]
 
 
 def load_inputs(config: PretrainConfig, workers: WaitingWorkers | None) -> PretrainInputs:
-    """Load everything that can be wrong before anything is started.
+    """Load and check every input before training is started.
 
     Args:
-        workers: for whom Ray is started beside the slow part, which is the models.
+        workers: if given, their Ray is started while the model is built, which is the slow part.
 
     Raises:
-        InputError: for the first thing that cannot be used.
+        InputError: for the first input that cannot be used.
     """
     check_required(config)
     assert config.data is not None, "check_required() refuses it"
@@ -77,7 +77,7 @@ def load_inputs(config: PretrainConfig, workers: WaitingWorkers | None) -> Pretr
 
 
 def _refuse_idle_options(config: PretrainConfig) -> None:
-    """Raises InputError for an option that was changed and does nothing, given the others."""
+    """Raise InputError for an option that was changed but has no effect with the others."""
     captions = CaptionConfig(caption_columns=config.captions.caption_columns)
     idle: list[tuple[PsdConfig | CaptionConfig, PsdConfig | CaptionConfig, bool, str]] = [
         (config.psd, PsdConfig(), config.objective == "psd", f"with --objective {config.objective}"),
@@ -90,15 +90,15 @@ def _refuse_idle_options(config: PretrainConfig) -> None:
 
 
 def columns_of(config: PretrainConfig) -> Columns:
-    """What is read of each sample."""
+    """Return the columns to read: the caption and the further texts of each sample."""
     return Columns(caption=True, more_texts=config.captions.caption_columns)
 
 
 def run_pretraining(config: PretrainConfig, workers: WaitingWorkers | None, *, began: float) -> Summary:
-    """See pretrain.pretrain.
+    """Run a pre-training and write its run folder; errors as in pretrain.pretrain.
 
     Args:
-        workers: see waiting_workers.
+        workers: as yielded by waiting_workers.
         began: time.perf_counter() when the command began.
     """
     run_dir = new_run_dir(config.out, "pretrain")
@@ -158,7 +158,13 @@ def _job(config: PretrainConfig, inputs: PretrainInputs, storage: Storage) -> Tr
 
 
 def restore_clip(clip: LoadedClip, weights: dict[str, Tensor]) -> LoadedClip:
-    """The trained model, under a new fingerprint: anchors of another state must not be taken for its."""
+    """Load the trained weights into the model, in place, and return it with a new fingerprint.
+
+    Anchors are cached by fingerprint: those of the untrained model must not be taken for the trained one's.
+
+    Args:
+        weights: as returned by loop.trained_weights.
+    """
     own = {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
     clip.model.load_state_dict(own)
     clip.model.eval()

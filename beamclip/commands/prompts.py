@@ -1,4 +1,4 @@
-"""Look at the prompts of a class list, and at what contexts do to their anchors."""
+"""Show the prompts of a class list, and what contexts do to their anchors."""
 
 import csv
 import time
@@ -35,22 +35,22 @@ from beamclip.summary import Summary, write_summary
 
 PROMPTS_FILE, PAIRS_FILE, PICTURE = "prompts.csv", "pairs.csv", f"{PLOTS}/contexts.png"
 LINES_A_CLASS = 8
-"""Prompts printed of a class; the file has all."""
+"""Prompts printed for a class; prompts.csv has all of them."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Bare names against contexts; each tuple holds both, in this order."""
+    """Prompts and anchors of bare names, and of names with contexts; each tuple holds both, in this order."""
 
     classes: list[ClassEntry]
     num_contexts: tuple[int, int]
     prompts: tuple[list[list[str]], list[list[str]]]
-    """Of each class."""
+    """Prompts of each class, in the order of `classes`."""
     means: tuple[Tensor, Tensor]
     """float32 [K, D], unit mean of each class's anchors."""
 
     def label(self, place: int) -> str:
-        """A class's name, with its id where another class has the same name."""
+        """Return the name of the class at an index, with its id if another class has the same name."""
         entry = self.classes[place]
         shared = sum(each.name == entry.name for each in self.classes) > 1
         return f"{entry.name} ({entry.id})" if shared else entry.name
@@ -61,16 +61,17 @@ class Pair:
     """Two classes whose bare names have close anchors."""
 
     places: tuple[int, int]
+    """Indices in the class list."""
     label: str
     cosines: tuple[float, float]
-    """Of their anchors: bare, and with contexts."""
+    """Cosine of their anchors: of bare names, and with contexts."""
 
 
 def show_prompts(config: PromptsConfig) -> Summary:
-    """Compare anchors of bare names with those of the configured contexts; print, draw and write it.
+    """Compare anchors of bare names with those of the configured contexts; print, draw and write the result.
 
     Raises:
-        InputError: something that was given cannot be used.
+        InputError: an option, a file or the data cannot be used as given.
     """
     began = time.perf_counter()
     classes, clip, tower = _load(config)
@@ -123,7 +124,7 @@ def _compare(config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip,
     bare, chosen = replace(config.prompts, num_contexts=0), config.prompts
 
     def means(setting: PromptConfig) -> Tensor:
-        # Bare names may all be alike: what contexts make of them is the question.
+        # Not class_anchors, which refuses classes that are all alike: bare names may be.
         prompts = class_prompts(classes, setting, external_sources)
         anchors, _ = encoded_prompts(prompts, setting.anchor_reduce, clip, WorkersConfig(), cache)
         return class_means(anchors, len(classes))
@@ -140,7 +141,7 @@ def _compare(config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip,
 def _compare_templates(
     config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip, tower: ImageTower, cache: Path
 ) -> list[Fit]:
-    """How well sets of templates fit the teacher, by some images of --data; none without it."""
+    """Measure on some images of --data how well sets of templates fit the teacher; empty without --data."""
     if config.data is None:
         return []
     workers = WorkersConfig()
@@ -164,13 +165,13 @@ def _closest(compared: Compared, most: int) -> list[Pair]:
 
 
 def _asked(names: Sequence[str], classes: list[ClassEntry]) -> list[int]:
-    """Places of the classes with these names or ids, all those of one name."""
+    """Return the indices of the classes with these names or ids; a name gives all classes that have it."""
     found = []
     for name in map(nfc, names):
         places = [i for i, entry in enumerate(classes) if name in (entry.id, entry.name)]
         if not places:
             near = [entry.name for entry in classes if name.lower() in entry.name.lower()][:3]
-            hint = f" Some have it in their names: {', '.join(near)}." if near else ""
+            hint = f" Some names contain it: {', '.join(near)}." if near else ""
             raise InputError(f"--show {name!r}: no class has this name or id.{hint}")
         found += places
     return found

@@ -1,7 +1,7 @@
 """The quickstart: the whole path on the embedded corpus, from a list of URLs to a scored student.
 
-Every stage lies in a folder that is named by a hash of all that decides its result, so a stage whose
-result is there is skipped, and one that was interrupted goes on.
+Every stage has a folder named by a hash of everything that decides its result, so a finished stage is
+skipped, and an interrupted one is resumed.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ INGEST = IngestConfig(
 )
 SCORING = ScoringConfig(label_column="label")
 PROMPTS = PromptConfig(templates=("name",))
-# The drawings vary in colour, size, tilt and place as it is, and each is seen a few times only.
+# The drawings vary enough in colour, size, tilt and place, and each is seen only a few times.
 AUGMENTATION = AugmentConfig(crop_scale_min=0.8, rotate=0.0, translate=0.0, zoom=0.0, jitter=0.0)
 # The models are so small that a second thread would spend its time waiting for the first.
 WORKERS = WorkersConfig(threads_per_worker=1)
@@ -73,7 +73,11 @@ STUDENT = DistillConfig(
 
 
 def quickstart(runs: Path = RUNS) -> Summary:
-    """Run, or finish, all stages below `runs` and print the scores."""
+    """Run or resume all stages, in folders below `runs`, and print the scores.
+
+    Returns:
+        The summary of the student.
+    """
     corpus = runs / f"quickstart-corpus-{_digest(asdict(CORPUS))}"
     written = corpus.exists()
     paths = write_corpus(CORPUS, corpus)
@@ -97,19 +101,19 @@ def quickstart(runs: Path = RUNS) -> Summary:
 
 
 def _digest(*content: Any) -> str:
-    """Names a stage's folder by everything that decides its result."""
+    """Hash of everything that decides the result of a stage, for the name of its folder."""
     text = json.dumps([__version__, *content], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _shards(corpus: Path, split: str, runs: Path) -> Path:
-    """Serve the corpus on loopback and ingest it, by the same path as anyone's URL list."""
+    """Serve the corpus from a local web server and ingest it like any URL list."""
     out = runs / f"quickstart-{split}-{_digest(corpus.name, split, asdict(INGEST))}"
     if (out / SUMMARY_FILE).exists():
         summary = read_summary(out)
         print_stage("shards", f"{split}: {summary.counts.succeeded:,} images", "there already")
         return out
-    # Half an ingest names a server that is gone.
+    # An unfinished ingest refers to a server that is gone.
     shutil.rmtree(out, ignore_errors=True)
     with serve_folder(corpus) as address:
         urls = write_url_list(corpus, split, address, runs / "quickstart-urls" / f"{split}.parquet")
@@ -118,7 +122,7 @@ def _shards(corpus: Path, split: str, runs: Path) -> Path:
 
 
 def _run_dir(name: str, config: TrainConfig, runs: Path) -> Path:
-    """The run's folder carries the hash of its options."""
+    """Folder of a run, named by the hash of its options."""
     return runs / f"quickstart-{name}-{_digest(plain(config))}"
 
 
@@ -127,7 +131,7 @@ def _finished(run_dir: Path) -> bool:
 
 
 def _run(name: str, command: Any, config: TrainConfig, run_dir: Path) -> None:
-    """Run a training command once, or go on with it."""
+    """Run a training command, or resume it, unless it is finished."""
     if _finished(run_dir):
         print_stage(name, str(run_dir), "there already")
         return

@@ -1,4 +1,4 @@
-"""A training as its command sees it: opened, shown, recorded, and finished with a summary."""
+"""A training run as its command sees it: opened, shown, recorded, and finished with a summary."""
 
 import time
 from collections.abc import Collection, Iterator
@@ -45,30 +45,30 @@ TrainConfig = DistillConfig | PretrainConfig
 
 @dataclass
 class Progress:
-    """What is known of a run while it goes on."""
+    """What is known of a run while it trains."""
 
     history: list[dict[str, float]]
     began: float = field(default_factory=time.perf_counter)
     first_step: int = 0
     started: bool = False
-    """Whether workers were up before."""
+    """Whether workers have started in this command."""
 
     @property
     def step(self) -> int:
-        """The last step that was recorded."""
+        """The last recorded step; 0 before the first."""
         return int(self.history[-1]["step"]) if self.history else 0
 
     def begin(self, history: list[dict[str, float]], step: int) -> None:
-        """Workers begin, or begin again, after a step, with the records up to it."""
+        """Note that workers start, or start again, after `step`; `history` holds the records up to it."""
         if self.started or step:
             print_stage("resumed", f"at step {step}")
-        # Behind the first start, where the checkpoint of that was damaged since.
+        # A restart goes back behind the first start if that start's checkpoint was damaged since.
         self.first_step = min(self.first_step, step) if self.started else step
         self.history, self.started = history, True
 
     @property
     def fresh(self) -> list[dict[str, float]]:
-        """The records of this command, those of an earlier start left out."""
+        """The records of this command, without those of the run that it resumed."""
         return [record for record in self.history if record["step"] > self.first_step]
 
     @property
@@ -79,17 +79,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training gave."""
+    """The outcome of a training."""
 
     weights: dict[str, Tensor]
-    """Of the method; see loop.trained_weights."""
+    """Weights of the method, as returned by loop.trained_weights."""
     step: int
     history: list[dict[str, float]]
     images: int
     """Images that passed through the method in this command."""
     seconds: float
+    """Wall time of `Run.train`."""
     images_per_second: float | None
-    """Mean over the windows between records, checkpoints and start-up left out."""
+    """Mean over the windows between records, without checkpoints and start-up."""
     skipped: dict[str, int]
 
 
@@ -99,18 +100,18 @@ class Run:
 
     command: str
     config: TrainConfig
-    """As `sized` leaves it."""
+    """Options as returned by `batches.sized`."""
     folder: Path
     shards: list[Shard]
     tracking: Tracking
     workers: WaitingWorkers | None
-    """See waiting_workers."""
+    """As yielded by waiting_workers; None: this process trains."""
     began: float
     """time.perf_counter() when the command began."""
 
     @property
     def storage(self) -> Storage:
-        """Where the workers leave what."""
+        """Where the workers write checkpoints and traces."""
         return Storage(
             checkpoints=checkpoint_address(self.config.checkpoint.checkpoints, self.folder),
             keep_checkpoints=self.config.checkpoint.keep_checkpoints,
@@ -118,11 +119,11 @@ class Run:
         )
 
     def train(self, job: TrainingJob, title: str) -> TrainingResult:
-        """Run a job to its end on the cluster, with one progress line.
+        """Run a job to its end, with one progress line.
 
         Raises:
-            TrainingError: it could not be finished.
-            KeyboardInterrupt: somebody pressed Ctrl-C; there is a checkpoint.
+            TrainingError: the job could not be finished.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint and a summary are written.
         """
         workers = self.config.workers
         who = "this process" if workers.without_ray else plural(workers.num_workers, "worker")
@@ -154,7 +155,7 @@ class Run:
                         _progress_text(progress, job.total_steps), last=values["step"] == job.total_steps
                     )
 
-        # Beside this thread, which hears of Ctrl-C: a store may keep it waiting for minutes.
+        # Not in this thread, which must hear Ctrl-C: a slow store may block for minutes.
         with ThreadPoolExecutor(1) as copier:
             outcome = fit(job, workers, on_event, self.workers)
         line.close()
@@ -171,10 +172,11 @@ class Run:
         metrics: dict[str, float],
         stages: dict[str, Any],
     ) -> Summary:
-        """Write summary.json and leave every product in MLflow too.
+        """Write summary.json, and log metrics, plots and the model to MLflow.
 
         Raises:
-            UnscoredError, KeyboardInterrupt: what came after training failed or was ended; see AfterTraining.
+            UnscoredError, KeyboardInterrupt: a step after training failed or was interrupted; see
+                AfterTraining.raise_failure.
         """
         samples = sum(shard.samples for shard in self.shards)
         lost = sum(trained.skipped.values())
@@ -206,7 +208,7 @@ class Run:
         return summary
 
     def _leave_interrupted(self, trained: TrainingResult) -> NoReturn:
-        """Note what there is, and go the way that Ctrl-C goes everywhere; no scores, no model."""
+        """Write a summary without scores or model, then raise KeyboardInterrupt as Ctrl-C does elsewhere."""
         summary = Summary(
             command=self.command,
             status="interrupted",
@@ -232,10 +234,10 @@ def started_run(
     *,
     began: float,
 ) -> Iterator[Run]:
-    """The run of a command: its folder is open, and inside, Ray is up and MLflow is told.
+    """Open the run's folder, wait for Ray, begin its MLflow run, and yield the run.
 
     Raises:
-        InputError: the folder cannot be used (see open_run_dir), or the cluster (see WaitingWorkers).
+        InputError: the folder (see open_run_dir) or the cluster (see WaitingWorkers) cannot be used.
     """
     _open_folder(config, folder, shards)
     if workers is None:
@@ -260,10 +262,10 @@ def _open_folder(config: TrainConfig, run_dir: Path, shards: list[Shard]) -> Non
 def track_run(
     config: TrainConfig, run_dir: Path, command: str, *, varied: Collection[str] = ()
 ) -> Iterator[Tracking]:
-    """Begin the MLflow run of a run, or go on in it; it is closed with the right status.
+    """Begin the MLflow run of a run, or continue it; it is closed with the status that the block ends with.
 
     Args:
-        varied: options that have no one value in it.
+        varied: options that are not logged, since they have no single value in this run.
     """
     tracking = Tracking.start(
         config.tracking,
@@ -292,7 +294,7 @@ def _trained(outcome: TrainingEnd, progress: Progress, batch_size: int) -> Train
     seconds = progress.training_seconds
     images = sum(record["images_per_second"] * record["window_seconds"] for record in progress.fresh)
     return TrainingResult(
-        # The rest of the state is let go: moments of an optimiser are twice as much as the weights.
+        # The rest of the state is dropped: an optimiser's moments are twice the size of the weights.
         weights=trained_weights(outcome.state),
         step=outcome.state["step"],
         history=progress.history,
@@ -304,7 +306,7 @@ def _trained(outcome: TrainingEnd, progress: Progress, batch_size: int) -> Train
 
 
 def show_skipped(trained: TrainingResult, attempted: int) -> None:
-    """One line on what could not be used, where there was any."""
+    """Print one line on samples that could not be used, if there were any."""
     if trained.skipped:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(trained.skipped.items()))
         lost = sum(trained.skipped.values())

@@ -1,4 +1,4 @@
-"""Scores and pictures of a model on labelled images, at the end of a training."""
+"""Score a model on labelled images and draw its predictions, at the end of a training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry
 
 SCORING_TEMPERATURE = 0.01
-"""Of the soft maximum over a class's prompts, where each is an anchor of its own; CLIP's own scale of 100."""
+"""Temperature of the soft maximum over the anchors of a class that has several: CLIP's own scale of 100."""
 PICTURED = 12
 """Images on the sheet of predictions."""
 COMPARED = 24
@@ -31,7 +31,7 @@ class ScoredData:
     classes: Sequence[ClassEntry]
     batch_size: int
     allow_missing: bool = False
-    """Whether the samples of a shard that cannot be opened just count as lost."""
+    """Whether the samples of a shard that cannot be opened count as lost, instead of raising."""
 
     @property
     def class_ids(self) -> list[str]:
@@ -42,7 +42,7 @@ class ScoredData:
 def score_zeroshot(
     clip: LoadedClip, anchors: Anchors, data: ScoredData, workers: WorkersConfig
 ) -> tuple[dict[str, float], Encoded]:
-    """Zero-shot accuracy over all classes of the list, and what it was computed from."""
+    """Return zero-shot accuracy over all classes of the list, and the encoded images it was computed from."""
     spec = EncodeSpec(batch_size=data.batch_size)
     encoded = encode_labelled(
         clip,
@@ -53,7 +53,7 @@ def score_zeroshot(
         workers,
         allow_missing=data.allow_missing,
     )
-    # Of decoded pictures and activations; the next model to be scored takes as much again.
+    # Frees decoded images and activations; the next model to be scored takes as much again.
     trim_heap()
     metrics = zeroshot_metrics(
         encoded.embeddings, encoded.labels, anchors, len(data.classes), temperature=SCORING_TEMPERATURE
@@ -71,7 +71,14 @@ def draw_comparison(
     tau_student: float,
     plots: Path,
 ) -> list[Path]:
-    """The sheet of predictions and the similarity matrices of teacher and student, as PNG files."""
+    """Draw the sheet of predictions and the similarity matrices of teacher and student.
+
+    Args:
+        plots: folder of the pictures.
+
+    Returns:
+        Paths of the PNG files; none if there are no labelled images.
+    """
     size = max(teacher.image_size, student.image_size)
     images, labels = sample_images(
         data.address, data.class_ids, data.label_column, COMPARED, size, allow_missing=data.allow_missing
@@ -83,7 +90,7 @@ def draw_comparison(
         role: class_scores(Teacher(clip).encode_image(images), anchors, len(names), temperature=tau)
         for role, clip, tau in (("teacher", teacher, tau_teacher), ("student", student, tau_student))
     }
-    # Of the copies of both models.
+    # Frees the copies of both models.
     trim_heap()
     truths = [names[label] for label in labels]
     shown = slice(0, None, max(1, len(labels) // PICTURED))

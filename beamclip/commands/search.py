@@ -1,4 +1,4 @@
-"""How a sweep looks for good options, as the user asks for it."""
+"""The options that decide what a sweep tries."""
 
 from dataclasses import dataclass
 
@@ -17,23 +17,23 @@ class SearchConfig:
     OPTION=LOW..HIGH. By default tau_teacher and tau_student, and with a --context-source also num_contexts
     and anchor_reduce."""
     trials: Count | None = None
-    """Trials, by default 16: combinations drawn at random, each once."""
+    """Number of trials, by default 16: distinct combinations, drawn at random."""
     grid: bool = False
     """Try every combination instead."""
     optuna: bool = False
-    """Have Optuna choose each trial by the scores of those before it, instead (after pip install
-    '.[optuna]' in the checkout)."""
+    """Let Optuna choose each trial by the scores so far instead (after pip install '.[optuna]' in the
+    checkout)."""
     asha: bool = True
     """Stop a trial whose score is not among the better half of those so far at the same share of the steps
-    (ASHA, arXiv 1810.05934). It stops options that are slow at first and would win at the end, too."""
+    (ASHA, arXiv 1810.05934). It also stops options that start slowly and would win in the end."""
     scores: Count = 4
     """Evaluations per trial on the held-out images, evenly spaced, the last one at its end."""
     scored_images: Count = 10_000
-    """Held-out images each score is made from, at even distances over all; they are decoded once."""
+    """Held-out images behind each score, taken at even distances and decoded once."""
     max_concurrent: Count | None = None
-    """Trials at a time; by default as many as there are CPUs for, or GPUs."""
+    """Trials at a time; by default as many as the CPUs or GPUs allow."""
     augmentations: Count = 4
-    """Views of each image in the teacher cache that is built where --data are plain shards."""
+    """Views of each image in the teacher cache that is built if --data are plain shards."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -41,5 +41,5 @@ class SearchConfig:
             raise InputError("--grid tries every combination, --optuna chooses: give one of them.")
         if self.grid and self.trials:
             raise InputError(
-                f"--grid tries every combination, and --trials {self.trials} some. Leave one of them out."
+                f"--grid tries every combination, --trials {self.trials} only some. Leave one of them out."
             )

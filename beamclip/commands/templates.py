@@ -1,4 +1,4 @@
-"""Which templates a command uses: the teacher's own, and a warning where others seem to fit it better."""
+"""Choose the templates of a command: the teacher's own by default. Warn if others seem to fit it better."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -29,48 +29,48 @@ from beamclip.prompts.fitting import UNKNOWN_TEMPLATES
 from beamclip.prompts.templates import AUTO, TEMPLATE_SETS, resolve_templates
 
 IMAGES, CLASSES = 256, 256
-"""That templates are compared on, at even distances: the comparison costs seconds, whatever the data."""
+"""Images and classes that templates are compared on, at even distances: seconds, however large the data."""
 COMPARED_SETS = (*TEMPLATE_SETS, "openai7")
 _SHARDS, _PASSED = 16, 4
-"""Shards that images are taken of, and rows that are read for each that is taken."""
+"""Most shards to take images from, and rows of a shard to pass for each image taken."""
 _LEAST_GAIN, _LEAST_RATIO = 0.05, 1.05
-"""In nats, and as a factor: what other templates must add before a word is said about it."""
+"""Gain, in nats and as a factor, that other templates must reach before the user is warned."""
 
 Embed = Callable[[], Tensor]
-"""-> [N, D] unit embeddings of some images by the model in question."""
+"""Returns [N, D] unit embeddings of some images by the model in question."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a set of templates fits."""
+    """How well a set of templates fits a model."""
 
     templates: tuple[str, ...]
     nats: float
-    """See `evaluation.template_fit.information`."""
+    """Mutual information of image and predicted class; see `evaluation.template_fit.information`."""
 
     @property
     def label(self) -> str:
-        """As it is given on the command line."""
+        """The templates as they are given on the command line."""
         return " ".join(name if " " not in name else repr(name) for name in self.templates)
 
 
 def with_templates(prompts: PromptConfig, clip: LoadedClip) -> PromptConfig:
-    """The prompts with the templates that `auto` stands for, which are said in one line."""
+    """Replace the templates `auto` by those that fit the model, and print which these are."""
     if prompts.templates != (AUTO,):
         return prompts
     templates = own_templates(clip)
-    reason = clip.fitting.reason if clip.fitting else "the captions that the text tower has read are unknown"
+    reason = clip.fitting.reason if clip.fitting else "the text tower's training captions are unknown"
     print_stage("templates", f"{Fit(templates, 0.0).label}: {reason}", AUTO)
     return replace(prompts, templates=templates)
 
 
 def own_templates(clip: LoadedClip) -> tuple[str, ...]:
-    """What `auto` stands for."""
+    """Return the templates that `auto` stands for with this model."""
     return clip.fitting.templates if clip.fitting else UNKNOWN_TEMPLATES
 
 
 def seen_captions(shards: list[Shard], columns: Columns, config: CaptionConfig) -> list[str]:
-    """A few hundred captions as a text tower sees them in training."""
+    """Return a few hundred captions as a text tower sees them in training."""
     rows = _some_rows(shards, columns)
     draws = ((place + 0.5) / len(rows) for place in range(len(rows)))
     return [choose_caption(row["texts"], draw, config) for row, draw in zip(rows, draws, strict=True)]
@@ -84,36 +84,36 @@ def warn_of_misfit(
     workers: WorkersConfig,
     cache_dir: Path,
 ) -> None:
-    """Say in one line if other templates seem to fit the model better; ask nothing where it is known.
+    """Print one line if other templates seem to fit the model better; skip this if they are known to fit.
 
     Args:
-        clip: for its texts.
-        embed: called where there is a doubt.
-        cache_dir: where encoded prompts are kept.
+        clip: the model, whose text tower encodes the prompts.
+        embed: called only if the templates are not known to fit.
+        cache_dir: folder in which encoded prompts are kept.
     """
     if not _is_sure(prompts, clip):
         say_misfit(compare_templates(prompts, classes, clip, embed(), workers, cache_dir), clip)
 
 
 def say_misfit(fits: list[Fit], clip: LoadedClip) -> None:
-    """Warn in one line where others fit much better than the first of `compare_templates`."""
+    """Print a warning if another set of templates fits much better than the first one in `fits`."""
     own, *others = fits
     best = max(others, key=lambda fit: fit.nats, default=own)
     if best.nats - own.nats >= _LEAST_GAIN and best.nats >= _LEAST_RATIO * own.nats:
         known = f" ({clip.fitting.reason})" if clip.fitting else ""
         print_stage(
             "warning",
-            f"templates {own.label} seem to fit the model less{known}: by them its predictions say "
-            f"{own.nats:.2f} nats about an image, {best.nats:.2f} by --templates {best.label}",
+            f"templates {own.label} seem to fit the model less well{known}: with them its predictions tell "
+            f"{own.nats:.2f} nats about an image, with --templates {best.label} {best.nats:.2f}",
         )
 
 
 def warn_of_other_teachers(prompts: PromptConfig, teachers: Sequence[LoadedClip]) -> None:
-    """Name the teachers behind the first one that are known to have read other captions."""
+    """Warn of each teacher after the first that is known to have been trained on other captions."""
     for clip in teachers[1:]:
         if clip.fitting is not None and not _is_sure(prompts, clip):
-            text = f"all teachers read the prompts of templates {Fit(prompts.templates, 0.0).label}"
-            print_stage("warning", f"{text}; those of {clip.address} are others: {clip.fitting.reason}")
+            text = f"all teachers use the templates {Fit(prompts.templates, 0.0).label}"
+            print_stage("warning", f"{text}; others fit {clip.address}: {clip.fitting.reason}")
 
 
 def compare_templates(
@@ -124,7 +124,12 @@ def compare_templates(
     workers: WorkersConfig,
     cache_dir: Path,
 ) -> list[Fit]:
-    """How well each set of templates fits, bare names in each: the configured ones first, then all others."""
+    """Measure how well each set of templates fits with bare names: the configured set first, then all others.
+
+    Args:
+        images: [N, D] unit embeddings by the model; if there are none, only the configured set is returned.
+        cache_dir: folder in which encoded prompts are kept.
+    """
     if len(images) == 0:
         return [Fit(prompts.templates, 0.0)]
     some = [classes[place] for place in _evenly(len(classes), CLASSES)]
@@ -133,7 +138,7 @@ def compare_templates(
     for templates in (own, *((name,) for name in COMPARED_SETS)):
         if templates and not any(_same(templates, each) for each in candidates):
             candidates.append(templates)
-    # All at once: an encoder is set up for each call.
+    # In one call, since each call sets up an encoder.
     prompts_of = [class_prompts(some, PromptConfig(templates=templates)) for templates in candidates]
     anchors, _ = encoded_prompts([*chain(*prompts_of)], "mean", clip, workers, cache_dir)
     shown = images[_evenly(len(images), IMAGES)]
@@ -145,7 +150,7 @@ def compare_templates(
 
 
 def embedded_by(tower: ImageTower, shards: list[Shard], workers: WorkersConfig) -> Embed:
-    """Embeds some images of plain shards by an image tower; on a GPU of the cluster, where it has some."""
+    """Return a function that embeds some images of plain shards, on a GPU with --use-gpu."""
 
     def embed() -> Tensor:
         pixels = _some_images(shards, tower.preprocessing.size)
@@ -164,7 +169,7 @@ def embedded_by(tower: ImageTower, shards: list[Shard], workers: WorkersConfig) 
 
 
 def kept_in(views: CachedViews, shards: list[Shard]) -> Embed:
-    """Takes embeddings of some images, by the first teacher that is asked for, out of a teacher cache."""
+    """Return a function that reads embeddings of some images by the first teacher in `views` from a cache."""
 
     def embed() -> Tensor:
         kept = [row["embeddings"][0] for row in _some_rows(shards, Columns(views=views))]
@@ -180,19 +185,19 @@ def _encode(tower: ImageTower, pixels: Tensor, device: str) -> Tensor:
 
 
 def _some_images(shards: list[Shard], size: int) -> Tensor:
-    """uint8 [N, 3, size, size]."""
+    """Decode some images: uint8 [N, 3, size, size]."""
     images = []
     for row in _some_rows(shards, Columns()):
         try:
             images.append(load_evaluation_image(row["image"], size))
-        except Exception:  # training counts it
+        except Exception:  # training counts and reports it
             continue
     stacked = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 
 def _some_rows(shards: list[Shard], columns: Columns) -> list[dict[str, Any]]:
-    """Usable rows of a few shards, from the beginning of each: they are read forwards, and may be far."""
+    """Usable rows of a few shards, from the start of each: shards are read forwards, and may be remote."""
     chosen = [shards[place] for place in _evenly(len(shards), _SHARDS)]
     rows = []
     for shard in chosen:
@@ -203,13 +208,13 @@ def _some_rows(shards: list[Shard], columns: Columns) -> list[dict[str, Any]]:
 
 
 def _evenly(total: int, most: int) -> list[int]:
-    """At most so many of `range(total)`, at even distances."""
+    """At most `most` numbers of `range(total)`, at even distances."""
     number = min(total, most)
     return [total * (2 * place + 1) // (2 * number) for place in range(number)]
 
 
 def _is_sure(prompts: PromptConfig, clip: LoadedClip) -> bool:
-    """Whether the templates are among those of the captions that the model has read."""
+    """Whether the templates are among those that fit the captions that the model was trained on."""
     if clip.fitting is None:
         return False
     return set(resolve_templates(prompts.templates)) <= set(resolve_templates(clip.fitting.templates))

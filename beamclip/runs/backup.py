@@ -1,7 +1,7 @@
-"""A run's small files, copied beside checkpoints that lie elsewhere.
+"""Copy a run's small files beside checkpoints that are stored elsewhere, and restore them.
 
-The folder of a run is lost with the machine that the command ran on. Its options, its metrics and the name of
-its MLflow run then come back from where its checkpoints are.
+The folder of a run is lost with the machine that the command ran on. Its options, its metrics and the id of
+its MLflow run are then restored from where its checkpoints are.
 """
 
 import logging
@@ -23,7 +23,7 @@ COPIED = (CONFIG_FILE, TRACKING_FILE, HISTORY_FILE)
 
 
 def back_up(checkpoints: str, run_dir: Path) -> None:
-    """Copy what there is, unless the checkpoints lie in the run's folder; a failure is logged."""
+    """Copy the files that exist, unless the checkpoints are in the run's folder; a failure is only logged."""
     if checkpoints == str((run_dir / CHECKPOINTS).resolve()):
         return
     try:
@@ -32,20 +32,20 @@ def back_up(checkpoints: str, run_dir: Path) -> None:
         for path in (run_dir / name for name in COPIED):
             if path.exists():
                 fs.pipe_file(posixpath.join(root, COPY, path.name), path.read_bytes())
-    except Exception as error:  # each store has errors of its own, and none of them is worth a run
+    except Exception as error:  # each store has errors of its own, and none of them may end the run
         log.warning("%s", without_secrets(f"{checkpoints}: no copy of the run's own files: {error}"))
 
 
 def has_copy(checkpoints: str) -> bool:
-    """Whether the files of a run lie beside checkpoints in a local folder."""
+    """Whether a local folder of checkpoints holds a copy of the files of a run."""
     return os.path.exists(os.path.join(checkpoints, COPY, CONFIG_FILE))
 
 
 def restore_run(checkpoints: str, run_dir: Path) -> None:
-    """Bring the files of a run back into a folder, unless they are there already.
+    """Restore the files of a run into a folder, unless they are there already.
 
     Raises:
-        InputError: there are none, or the folder holds those of another run.
+        InputError: there is no copy, it cannot be read, or the folder holds another run.
     """
     with reachable(f"--resume {checkpoints}", ADVICE):
         fs, root = fsspec.core.url_to_fs(checkpoints)
@@ -58,7 +58,7 @@ def restore_run(checkpoints: str, run_dir: Path) -> None:
         if config.read_bytes() == contents[CONFIG_FILE]:
             return
         raise InputError(
-            f"--out {run_dir}: holds another run. Go on with it by --resume {run_dir}, or give another --out."
+            f"--out {run_dir}: holds another run. Resume it with --resume {run_dir}, or give another --out."
         )
     make_run_dir(run_dir)
     for name, content in contents.items():

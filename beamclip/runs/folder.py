@@ -1,4 +1,4 @@
-"""The folder of a run: where it lies, when it may be written to, what it remembers between two starts."""
+"""The folder of a run: where it is, when it may be written to, what it keeps from one start to the next."""
 
 import json
 import time
@@ -19,7 +19,7 @@ MODEL = "model"
 
 
 def new_run_dir(out: Path | None, command: str) -> Path:
-    """`out`, or a new folder below runs/ that is named after the command and the minute."""
+    """Return `out`, or a path below runs/ that is named after the command, the date and the time."""
     return out if out is not None else Path("runs") / f"{command}-{time.strftime('%m%d-%H%M%S')}"
 
 
@@ -37,21 +37,21 @@ def make_run_dir(run_dir: Path) -> None:
 
 
 def checkpoint_address(checkpoints: str | None, run_dir: Path) -> str:
-    """Where a run's checkpoints lie: as given, or in its folder; a plain path becomes absolute."""
+    """Return where a run's checkpoints are: as given, or in its folder; a plain path becomes absolute."""
     address = checkpoints or str(run_dir / CHECKPOINTS)
     return address if "://" in address else str(Path(address).resolve())
 
 
 def open_run_dir(run_dir: Path, checkpoints: str, data: str, *, resume: bool) -> None:
-    """Make a run's folder, or go on in one that has a checkpoint.
+    """Make a run's folder, or check that the run in it can be resumed.
 
     Args:
-        checkpoints: their address.
+        checkpoints: address of the run's checkpoints.
         data: fingerprint of the shards.
 
     Raises:
-        InputError: a new run would mix with an older one, there is nothing to go on from, the data are not
-            those of the checkpoint, or nothing can be written.
+        InputError: a new run would mix with an older one, there is no checkpoint to resume from, the data are
+            not those of the checkpoint, or nothing can be written.
     """
     make_run_dir(run_dir)
     make_run_dir(run_dir / PLOTS)
@@ -63,10 +63,10 @@ def open_run_dir(run_dir: Path, checkpoints: str, data: str, *, resume: bool) ->
     for address in (checkpoints, _checkpoints_of(run_dir)):
         if address is not None and has_checkpoints(address):
             raise InputError(
-                f"{address}: holds the checkpoints of an earlier run. Go on with it by --resume {run_dir}, "
+                f"{address}: holds the checkpoints of an earlier run. Resume it with --resume {run_dir}, "
                 "or give another --out, or other --checkpoints."
             )
-    # Of a run that was cut off before its first checkpoint.
+    # Left by a run that was cut off before its first checkpoint.
     (run_dir / HISTORY_FILE).unlink(missing_ok=True)
 
 
@@ -89,13 +89,13 @@ def _check_resumable(run_dir: Path, checkpoints: str, data: str) -> None:
         )
     if found.manifest.data != data:
         raise InputError(
-            f"--resume {run_dir}: its checkpoint is of other data ({found.manifest.data}) than these "
-            f"({data}), in which its place cannot be found. Give the same shards, or start a new run."
+            f"--resume {run_dir}: its checkpoint was made with other data ({found.manifest.data}) than these "
+            f"({data}), so its place in them is unknown. Give the same shards, or start a new run."
         )
 
 
 def tracked_run_id(run_dir: Path) -> str | None:
-    """The MLflow run that this folder belongs to, if it was tracked before."""
+    """Return the id of the MLflow run that this folder belongs to; None if it was not tracked before."""
     path = run_dir / TRACKING_FILE
     content = read_json(path) if path.exists() else {}
     run_id = content.get("run_id") if isinstance(content, dict) else None
@@ -103,5 +103,5 @@ def tracked_run_id(run_dir: Path) -> str | None:
 
 
 def remember_tracked_run(run_dir: Path, run_id: str) -> None:
-    """Note the MLflow run, so that a resumed run goes on in it."""
+    """Note the id of the MLflow run, so that a resumed run continues it."""
     write_whole(run_dir / TRACKING_FILE, json.dumps({"run_id": run_id}) + "\n")

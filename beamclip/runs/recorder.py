@@ -19,11 +19,11 @@ class Recorder:
         self._logged_step = max((int(record["step"]) for record in read_history(run_dir)), default=0)
 
     def rewind(self, step: int) -> list[dict[str, float]]:
-        """Training goes on behind a step; gives the records up to it."""
+        """Drop the records after `step`, where training continues; return those up to it."""
         return rewind_history(self.run_dir, step)
 
     def keep(self, record: dict[str, Any]) -> None:
-        """Add a record."""
+        """Add a record to the folder, and to MLflow unless its step was logged before."""
         append_history(self.run_dir, record)
         # After a restart, the steps since the last checkpoint come a second time; MLflow forgets nothing.
         if record["step"] > self._logged_step:
@@ -32,7 +32,7 @@ class Recorder:
 
 
 def read_history(run_dir: Path) -> list[dict[str, float]]:
-    """The records of a run so far, oldest first."""
+    """Return the records of a run so far, oldest first."""
     return read_json_lines(run_dir / HISTORY_FILE)
 
 
@@ -43,7 +43,7 @@ def append_history(run_dir: Path, record: dict[str, float]) -> None:
 
 
 def rewind_history(run_dir: Path, step: int) -> list[dict[str, float]]:
-    """Leave out the records after a step, which training went back to; gives the others."""
+    """Remove the records after `step`, to which training went back; return the others."""
     records = read_history(run_dir)
     kept = [record for record in records if record["step"] <= step]
     if len(kept) < len(records):

@@ -71,12 +71,12 @@ def test_a_written_config_reads_back_as_it_was(config, tmp_path):
         ({"optim": {"steps": 1.5}}, "optim.steps: '1.5' does not fit."),
         ({"prompts": {"anchor_reduce": "median"}}, "prompts.anchor_reduce: 'median' does not fit."),
         ({"csm": 3}, "csm: '3' does not fit. It is a section: give a mapping of its options."),
-        ({"csm": {"lr": 0.1}}, "csm.lr: no such option. lr stands in the section optim."),
-        ({"csm": {"seed": 1}}, "csm.seed: no such option. seed stands outside of all sections."),
+        ({"csm": {"lr": 0.1}}, "csm.lr: no such option. lr belongs in the section optim."),
+        ({"csm": {"seed": 1}}, "csm.seed: no such option. seed belongs outside of all sections."),
         ({"optm": {"lr": 0.1}}, "optm: no such option. Did you mean optim?"),
         ({"lr": 0.1, "optim": {"lr": 0.1}}, "given twice, as lr and as optim.lr. Leave one out."),
         ({"tau-student": 1, "tau_student": 1}, "given twice, as tau_student and as tau_student."),
-        ({"resume": "runs/a"}, "resume: cannot stand in a file."),
+        ({"resume": "runs/a"}, "resume: cannot be set in a file."),
         ({"seed": "9" * 5000}, "seed: '99999"),
         ({"workers": {"num_workers": -1}}, "workers: num_workers is -1: give 0 or more."),
     ],
@@ -128,8 +128,8 @@ def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--lr", "nan"], "lr is nan, no finite number: give a number above 0"),
-        (["--tau-student", "inf"], "tau_student is inf, no finite number: give a number above 0"),
+        (["--lr", "nan"], "lr is nan, not a finite number: give a number above 0"),
+        (["--tau-student", "inf"], "tau_student is inf, not a finite number: give a number above 0"),
         (["--seed", "9" * 4000], f"--seed {'9' * 80}: is more than 64 bits hold"),
     ],
 )
@@ -314,7 +314,7 @@ def test_the_installed_program_names_its_commands(capsys):
     text = capsys.readouterr().out
     assert all(f"  {name} " in text for name in COMMANDS)
     assert main(["destill"]) == 2
-    assert capsys.readouterr().err == "error: destill: no command. Did you mean distill?\n"
+    assert capsys.readouterr().err == "error: destill: no such command. Did you mean distill?\n"
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.split() == ["beamclip", beamclip.__version__]
 
@@ -325,7 +325,7 @@ def test_help_shows_whole_sentences_ranges_and_what_is_required(capsys, monkeypa
         main(["distill", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "usage: beamclip distill" in text
-    assert "with it, no teacher looks at an image. (required)" in text
+    assert "with a cache, no teacher runs. (required)" in text
     assert "Softmax temperature of the student. (above 0; default: 0.05)" in text
     assert "(default: None)" not in text
     assert "--batch-size INT " in text

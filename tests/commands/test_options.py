@@ -98,7 +98,7 @@ def test_every_option_says_what_it_is(section_name, name):
     [
         ("distill", ["--tau-student", "-1"], "tau_student is -1.0: give a number above 0."),
         ("distill", ["--epochs", "-1"], "epochs is -1.0: give a number above 0."),
-        ("distill", ["--lr", "nan"], "lr is nan, no finite number: give a number above 0."),
+        ("distill", ["--lr", "nan"], "lr is nan, not a finite number: give a number above 0."),
         ("distill", ["--crop-scale-min", "7"], "crop_scale_min is 7.0: give a number above 0 and at most 1."),
         ("ingest", ["--ports", "80", "70000"], "ports is 70000: give a number from 1 to 65535."),
         (

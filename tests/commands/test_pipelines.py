@@ -424,7 +424,7 @@ def test_workers_that_leave_no_cpu_for_the_data(teacher, corpus, workspace, caps
 
 def test_a_folder_of_an_earlier_run_is_not_mixed_with_a_new_one(student, teacher, corpus, capsys):
     config = distill_config(teacher, corpus, student[0])
-    assert f"holds the checkpoints of an earlier run. Go on with it by --resume {student[0]}" in messages(
+    assert f"holds the checkpoints of an earlier run. Resume it with --resume {student[0]}" in messages(
         capsys, config, distill
     )
 

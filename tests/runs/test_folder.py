@@ -66,7 +66,7 @@ def test_a_resumed_run_keeps_its_history(run: Path, checkpoints: str) -> None:
 
 def test_a_new_run_does_not_mix_with_an_older_one(run: Path, checkpoints: str) -> None:
     save(checkpoints, 3)
-    with pytest.raises(InputError, match=f"by --resume {run}, or give another --out"):
+    with pytest.raises(InputError, match=f"with --resume {run}, or give another --out"):
         open_run_dir(run, checkpoints, DATA, resume=False)
 
 
@@ -81,7 +81,7 @@ def test_a_run_without_a_whole_checkpoint_cannot_go_on(run: Path, checkpoints: s
 
 def test_a_run_does_not_go_on_in_other_data(run: Path, checkpoints: str) -> None:
     save(checkpoints, 3, data="9 shards, 120 samples, fedcba9876543210")
-    with pytest.raises(InputError, match=r"of other data \(9 shards, 120 samples, .*these \(8 shards, 100"):
+    with pytest.raises(InputError, match=r"with other data \(9 shards, 120 samples, .*these \(8 shards, 100"):
         open_run_dir(run, checkpoints, DATA, resume=True)
 
 
