@@ -4,11 +4,11 @@ python benchmarks/cpa.py --emoji FOLDER
 
 FOLDER holds pairs.parquet (path, label, hexcode, tags, group, subgroup, split) and its images. Three kinds
 of teacher are trained from scratch: one on names alone, one on names that now and then have a context beside
-them, and one that meets short names, too, which many classes share: the last words of the whole ones. Each
-is scored zero-shot by anchors of bare names and of 1, 2 and 4 contexts from the taxonomy (subgroup, group
-and tags), from words beside the names in captions, and from both; and for each of these anchors a student is
-distilled from it. Scores are of drawings in a held-out style, of all classes and of the ambiguous ones. What
-has a result in --out is not run again.
+them, and one that also sees short names, the last words of the whole ones, which many classes share. Each
+is scored zero-shot with anchors of bare names and of 1, 2 and 4 contexts from the taxonomy (subgroup, group
+and tags), from words beside the names in captions, and from both; for each of these anchor sets, a student is
+distilled from it. Scores are on drawings in a held-out style, over all classes and over the ambiguous ones.
+Trials with a result in --out are not run again.
 """
 
 from collections import Counter
@@ -48,7 +48,7 @@ BASE = Recipe(
 )
 NAMES, CONTEXTS, SHORT = "names", "names and contexts", "short names and contexts"
 TEACHERS = {NAMES: BASE, CONTEXTS: BASE, SHORT: BASE}
-"""What the captions of a teacher are made of; of the last, what the class list is made of as well."""
+"""Kinds of teachers, named after what their captions are made of; SHORT also shortens the class list."""
 SOURCES = {
     "taxonomy": "hierarchy+file",
     "captions": "captions",
@@ -58,7 +58,7 @@ COUNTS = (1, 2, 4)
 SETTINGS = {
     kind: [
         ("bare names", 0),
-        # Captions have the same words for all classes of one name.
+        # With short names, words beside them in captions are the same for all classes of one name.
         *((source, count) for source in (SOURCES if kind != SHORT else ("taxonomy",)) for count in COUNTS),
     ]
     for kind in TEACHERS
@@ -81,13 +81,13 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Emoji:
-    """The data of a trial."""
+    """The data of a trial: pairs of the training and the test split, and the class list."""
 
     train: Pairs
     test: Pairs
     classes: list[ClassEntry]
     ambiguous: list[int]
-    """Indices of classes."""
+    """Indices of the ambiguous classes."""
 
 
 def main() -> None:
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def run(trial: Trial, emoji: Path) -> Result:
-    """Train a teacher; score it, and a student of it, by each kind of anchors."""
+    """Train a teacher; score it, and a student distilled from it, with each kind of anchors."""
     data = load(emoji)
     if trial.arm == SHORT:
         data = shortened(data)
@@ -161,7 +161,7 @@ def run(trial: Trial, emoji: Path) -> Result:
 
 
 def load(folder: Path) -> Emoji:
-    """Images, and classes with their place in the taxonomy and their tags."""
+    """Load the images, and the classes with their place in the taxonomy and their tags."""
     train_pairs, test_pairs, names = load_emoji(folder)
     rows = pd.read_parquet(folder / "pairs.parquet").drop_duplicates("hexcode").sort_values("hexcode")
     classes = [
@@ -178,7 +178,7 @@ def load(folder: Path) -> Emoji:
 
 
 def ambiguous(names: Sequence[str]) -> list[int]:
-    """Names of one word that is among the words of another name."""
+    """Return the indices of names of one word that another name contains too."""
     words = [set(words_of(name)) for name in names]
     users: dict[str, int] = {}
     for of_name in words:
@@ -188,7 +188,7 @@ def ambiguous(names: Sequence[str]) -> list[int]:
 
 
 def shortened(data: Emoji) -> Emoji:
-    """The same classes by the last words of their names; ambiguous are those that share it."""
+    """Reduce each name to its last word; the ambiguous classes are those that share it with another."""
     classes = [
         replace(entry, name=words_of(entry.name)[-1]) for entry in data.classes if words_of(entry.name)
     ]
@@ -200,14 +200,15 @@ def shortened(data: Emoji) -> Emoji:
 
 
 def sharing(classes: list[ClassEntry], count: int) -> int:
-    """Classes whose prompts, with so many contexts of the taxonomy, are those of another one, too."""
+    """Count the classes whose prompts, with `count` contexts of the taxonomy, equal another class's."""
     prompts = [tuple(of_class) for of_class in prompts_of(classes, "taxonomy" if count else "", count, {})]
     counts = Counter(prompts)
     return sum(counts[of_class] > 1 for of_class in prompts)
 
 
 def with_contexts(data: Emoji) -> Pairs:
-    """The training pairs, with more captions to draw from: the class's name, and it with each context."""
+    """Return the training pairs with further captions to draw from: the class's name alone, and with each
+    of its contexts."""
     texts = []
     for label, caption in zip(data.train.labels, data.train.captions, strict=True):
         entry = data.classes[label]
@@ -218,7 +219,7 @@ def with_contexts(data: Emoji) -> Pairs:
 
 
 def caption_words(data: Emoji) -> dict[str, tuple[str, ...]]:
-    """Words beside each name in captions: the name and the tags of each training image."""
+    """Return the words beside each name in captions; a caption is the name and the tags of an image."""
     samples = [
         (entry.name, *entry.contexts) for entry in (data.classes[label] for label in data.train.labels)
     ]
@@ -229,24 +230,24 @@ def caption_words(data: Emoji) -> dict[str, tuple[str, ...]]:
 def prompts_of(
     classes: list[ClassEntry], source: str, count: int, words: dict[str, tuple[str, ...]]
 ) -> list[list[str]]:
-    """The prompts of each class."""
+    """Return the prompts of each class."""
     config = PromptConfig(templates=("name",), context_source=SOURCES.get(source, "none"), num_contexts=count)
     return class_prompts(classes, config, {"captions": lambda entry: words[entry.name]})
 
 
 def encoded(model: Teacher, pairs: Pairs, size: int) -> Tensor:
-    """Unit embeddings of all images, [N, D]."""
+    """Encode all images as unit embeddings [N, D]."""
     return torch.cat([model.encode_image(batch) for batch in load_images(pairs, size).split(256)])
 
 
 def top1(embeddings: Tensor, labels: Tensor, anchors: Anchors, num_classes: int) -> float:
-    """Zero-shot accuracy among all classes."""
+    """Return zero-shot top-1 accuracy over all classes, 0..1."""
     scores = class_scores(embeddings, anchors, num_classes, temperature=TEMPERATURE)
     return topk_accuracy(scores, labels, ks=(1,))[1]
 
 
 def score_table(results: list[Result], kind: str) -> list[list[str]]:
-    """A row for each kind of anchors."""
+    """Build a row for each kind of anchors."""
     rows = [["anchors", "contexts", *FIGURES.values()]]
     for source, count in SETTINGS[kind]:
         name = f"{source}, {count}"
@@ -256,7 +257,7 @@ def score_table(results: list[Result], kind: str) -> list[list[str]]:
 
 
 def gain_table(results: list[Result]) -> list[list[str]]:
-    """What contexts add, from the differences within each seed."""
+    """Build a row for each kind of anchors: what contexts add, from the differences within each seed."""
     figures = [figure for figure in FIGURES if figure != "student_bare"]
     rows = [["teacher trained on", "anchors", "contexts", *(FIGURES[figure] for figure in figures)]]
     gains = [
@@ -282,7 +283,10 @@ def gain_table(results: list[Result]) -> list[list[str]]:
 
 
 def plot(results: list[Result], out: Path) -> None:
-    """Scores over the number of contexts: a row a teacher, a panel a figure, bars of one deviation."""
+    """Plot scores over the number of contexts: one row per teacher, one panel per figure.
+
+    Error bars are one standard deviation.
+    """
     figures = [figure for figure in FIGURES if figure != "student_bare"]
     with styled():
         figure = Figure(figsize=(12, 8.4), layout="constrained")

@@ -1,10 +1,10 @@
-"""Decoding for training: images a second of one core by each way, and what each way does to the features.
+"""Decoding for training: images per second on one core for each way, and how each way changes the features.
 
 python benchmarks/decode.py [--emoji FOLDER --teacher MODEL]
 
-Every way decodes an image, cuts the same random crop and resizes it; the ways take turns in one thread, and
-its CPU time counts. With a teacher (a run, an open_clip directory or address) its features of the crops are
-held against those of Pillow's; with a folder of emoji (pairs.parquet, images/), they are among the pictures.
+Every way decodes an image, takes the same random crop and resizes it; the ways take turns in one thread, and
+CPU time is measured. With a teacher (a run, an open_clip directory or address), its features of the crops are
+compared with those of Pillow's. With a folder of emoji (pairs.parquet, images/), emoji are compared too.
 """
 
 import argparse
@@ -51,11 +51,11 @@ from beamclip.training.process import prepare_process
 
 Pixels = NDArray[np.uint8]
 Way = Callable[[bytes, NDArray[np.float32], int], Pixels]
-"""(encoded, draws, size) -> uint8 [size, size, 3]."""
+"""A way to load a crop: (encoded, draws, size) -> uint8 [size, size, 3]."""
 
 CONFIG = AugmentConfig(scaled_decoding=False)
 QUALITY = 90
-"""Of all JPEG files."""
+"""Quality of the JPEG and WebP files."""
 DISTINCT = 16
 """Pictures that a round goes through in each case."""
 COMPARED = 192
@@ -64,18 +64,22 @@ SPEED_CASES = ((64, 64), (64, 224), (256, 224), (1024, 224))
 """Sides of the source and of the crop, pixels."""
 LIKENESS_CASES = ((256, 48), (256, 224), (1024, 48), (1024, 224))
 TARGET = 1500
-"""Images a second of one core that are wanted from JPEG files of 256 px at crops of 224 px."""
+"""Wanted images per second on one core, from JPEG files of 256 px to crops of 224 px."""
 
 
 def by_pillow(encoded: bytes, draws: NDArray[np.float32], size: int) -> Pixels:
-    """Everything by Pillow: what the others are held against."""
+    """Load a crop with Pillow alone: the reference for the other ways."""
     image = decode_image(encoded)
     box = random_crop_box(image.width, image.height, draws.tolist(), CONFIG)
     return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def reduced(encoded: bytes, draws: NDArray[np.float32], size: int, *, margin: float) -> Pixels:
-    """Scaled decoding that leaves the crop `margin` times the size."""
+    """Load a crop by scaled decoding, which leaves it at least `margin` times `size` before it is resized.
+
+    Raises:
+        ValueError: the image is not a plain JPEG.
+    """
     image = judge(encoded)
     if not is_plain_jpeg(image):
         raise ValueError("only a JPEG can be decoded at a smaller scale")
@@ -87,7 +91,7 @@ def reduced(encoded: bytes, draws: NDArray[np.float32], size: int, *, margin: fl
 
 
 def by_opencv(encoded: bytes, draws: NDArray[np.float32], size: int, *, interpolation: int) -> Pixels:
-    """Everything by OpenCV, with one of its interpolations; as img2dataset resizes."""
+    """Load a crop with OpenCV alone, with one of its interpolations, as img2dataset resizes."""
     pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     left, upper, right, lower = random_crop_box(pixels.shape[1], pixels.shape[0], draws.tolist(), CONFIG)
     return cv2.resize(pixels[upper:lower, left:right], (size, size), interpolation=interpolation)
@@ -110,7 +114,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     ),
     "OpenCV": lambda encoded: cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB),
 }
-"""Of JPEG files, without crop and resize."""
+"""Decoders of JPEG files, without crop and resize."""
 
 
 @dataclass(frozen=True)
@@ -126,21 +130,22 @@ class Speed:
 
 @dataclass(frozen=True)
 class Likeness:
-    """Of crops by one way to those by Pillow."""
+    """How like crops by one way are to those by Pillow."""
 
     kind: str
     source: int
     crop: int
     way: str
     psnr: float
-    """Of the pixels, dB, over all images."""
+    """Peak signal-to-noise ratio of the pixels, dB, over all images."""
     cosine_mean: float | None
-    """Of the teacher's features; None without a teacher."""
+    """Mean cosine of the teacher's features; None without a teacher."""
     cosine_least: float | None
+    """Least cosine of the teacher's features; None without a teacher."""
 
 
 def main() -> None:
-    """Measure, print and write the results."""
+    """Measure, and print and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -173,14 +178,14 @@ def main() -> None:
 
 
 def teacher_in_words(clip: LoadedClip) -> str:
-    """`resnet18 at 48 px, 0123456789ab`, the digits of its fingerprint."""
+    """Describe a teacher: `resnet18 at 48 px, 0123456789ab`, with digits of its fingerprint."""
     vision = clip.model_cfg["vision_cfg"]
     name = vision.get("timm_model_name", f"{vision.get('layers')} layers of width {vision.get('width')}")
     return f"{name} at {clip.image_size} px, {clip.fingerprint[:12]}"
 
 
 def time_decoders(rounds: int) -> list[Speed]:
-    """Of JPEG files alone."""
+    """Time the decoders on JPEG files, without crop and resize."""
     speeds = []
     for source in sorted({source for source, _ in SPEED_CASES}):
         files = [encode(picture, "JPEG") for picture in islice(photos(source), DISTINCT)]
@@ -196,7 +201,7 @@ def _decode_all(decode: Callable[[bytes], object], files: list[bytes]) -> None:
 
 
 def time_ways(rounds: int) -> list[Speed]:
-    """Of decoding, random crop and resize."""
+    """Time each way to decode, crop and resize."""
     draws = crop_draws(DISTINCT)
     speeds = []
     for kind in ("JPEG", "PNG", "WEBP"):
@@ -216,7 +221,7 @@ def _load_all(way: Way, files: list[bytes], draws: NDArray[np.float32], size: in
 
 
 def timed(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, tuple[float, float, float]]:
-    """Quartiles over rounds of images a second, each way going through DISTINCT images in its turn."""
+    """Return quartiles over rounds of images per second; in its turn, each way loads DISTINCT images."""
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
@@ -229,7 +234,7 @@ def timed(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, tuple[f
 
 
 def compare_ways(emoji: Path | None, clip: LoadedClip | None) -> list[Likeness]:
-    """Crops by every way against Pillow's, for each kind of picture, from JPEG files."""
+    """Compare crops by every way with Pillow's, for each kind of picture, from JPEG files."""
     teacher = Teacher(clip) if clip else None
     draws = crop_draws(COMPARED)
     kinds = {"photographs": photos, "symbols": symbols, "noise": noise}
@@ -253,18 +258,18 @@ def compare_ways(emoji: Path | None, clip: LoadedClip | None) -> list[Likeness]:
 
 
 def _crops(way: Way, files: list[bytes], draws: NDArray[np.float32], size: int) -> Pixels:
-    """[N, size, size, 3]."""
+    """Load all crops, [N, size, size, 3]."""
     return np.stack([way(encoded, numbers, size) for encoded, numbers in zip(files, draws, strict=True)])
 
 
 def psnr(own: Pixels, reference: Pixels) -> float:
-    """Peak signal to noise, dB."""
+    """Return the peak signal-to-noise ratio, dB."""
     error = np.square(own.astype(np.float64) - reference).mean()
     return float(10.0 * np.log10(255.0**2 / error))
 
 
 def cosines(own: Pixels, reference: Pixels, teacher: Teacher | None) -> tuple[float | None, float | None]:
-    """Mean and least cosine between a teacher's features of two versions of the same images."""
+    """Return mean and least cosine of a teacher's features of two versions of the same images."""
     if teacher is None:
         return None, None
     features = []
@@ -276,19 +281,19 @@ def cosines(own: Pixels, reference: Pixels, teacher: Teacher | None) -> tuple[fl
 
 
 def crop_draws(count: int) -> NDArray[np.float32]:
-    """float32 [count, CROP_DRAWS]."""
+    """Draw the random numbers of so many crops, float32 [count, CROP_DRAWS]."""
     return sample_uniforms(0, 0, [f"{number:09d}" for number in range(count)])[:, :CROP_DRAWS]
 
 
 def encode(picture: Image.Image, kind: str) -> bytes:
-    """The bytes of a file."""
+    """Encode a picture as the bytes of a file of this kind."""
     file = io.BytesIO()
     picture.save(file, kind, quality=QUALITY)
     return file.getvalue()
 
 
 def photos(side: int) -> Iterator[Image.Image]:
-    """Square parts of two photographs of 640 x 427 px; larger ones continue in mirror images."""
+    """Yield square parts of two photographs of 640 x 427 px; larger ones are continued by mirroring."""
     pictures = load_sample_images().images
     rng = np.random.default_rng(0)
     for number in iter(lambda: int(rng.integers(len(pictures))), None):
@@ -302,7 +307,7 @@ def photos(side: int) -> Iterator[Image.Image]:
 
 
 def symbols(side: int) -> Iterator[Image.Image]:
-    """Symbols of the embedded corpus, drawn in this size: plain areas and hard edges."""
+    """Yield symbols of the embedded corpus, drawn at this size: plain areas and hard edges."""
     rng = random.Random(0)
     while True:
         symbol = rng.choice(all_symbols())
@@ -310,7 +315,7 @@ def symbols(side: int) -> Iterator[Image.Image]:
 
 
 def noise(side: int) -> Iterator[Image.Image]:
-    """Noise whose amplitudes fall with the frequency, as photographs' do; harder to reduce than these."""
+    """Yield noise whose amplitudes fall with the frequency, as in photographs, but harder to downscale."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     frequency[0, 0] = np.inf
@@ -324,7 +329,7 @@ def noise(side: int) -> Iterator[Image.Image]:
 
 
 def drawings(folder: Path, side: int) -> Iterator[Image.Image]:
-    """Emoji of 64 px, enlarged."""
+    """Yield emoji of 64 px, resized to this side, in random order."""
     files = sorted((folder / "images").rglob("*.png"))
     random.Random(0).shuffle(files)
     for file in files:
@@ -332,7 +337,7 @@ def drawings(folder: Path, side: int) -> Iterator[Image.Image]:
 
 
 def speed_table(speeds: list[Speed]) -> list[list[str]]:
-    """A row for each case and way."""
+    """Build a row for each case and way."""
     rows = [["images/s of one core", "source", "crop", "way", "median", "quartiles"]]
     for each in speeds:
         low, middle, high = each.quartiles
@@ -342,7 +347,7 @@ def speed_table(speeds: list[Speed]) -> list[list[str]]:
 
 
 def likeness_table(likenesses: list[Likeness]) -> list[list[str]]:
-    """A row for each case and way."""
+    """Build a row for each case and way."""
     rows = [["likeness to Pillow", "source", "crop", "way", "PSNR, dB", "cosine, mean", "least"]]
     for each in likenesses:
         cosines = ("" if c is None else f"{c:.4f}" for c in (each.cosine_mean, each.cosine_least))

@@ -1,12 +1,12 @@
-"""Defaults: how many steps, how large a batch and which learning rate a run needs where nobody says.
+"""Defaults: how many steps, how large a batch and which learning rate a run without options needs.
 
 python benchmarks/defaults.py --emoji FOLDER
 
 FOLDER holds pairs.parquet (path, label, hexcode, split) and its images; the embedded corpus of symbols is
-drawn into --out. Of both, the drawings in styles that training does not see are halved by a hash of their
-names: settings are chosen by the scores on one half, and what `beamclip.training.recipe` makes of the number
-of images is scored on the other, with five seeds, beside what a run was made of before. What has a result in
---out is not run again.
+drawn into --out. In both, the images in styles that training does not see are divided into two halves by a
+hash of their names. Settings are chosen by their scores on one half. The other half scores the defaults that
+`beamclip.training.recipe` derives from the number of images, with five seeds, beside the former fixed
+defaults. Trials with a result in --out are not run again.
 """
 
 import zlib
@@ -34,12 +34,12 @@ from beamclip.training.config import OptimConfig
 from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
 
 IMAGES = {"emoji": 3834, "glyphs": 4000}
-"""Data sets, by the number of their training images."""
+"""Data sets, with the number of their training images."""
 GLYPH_TEST_IMAGES = 1600
 TEACHER, STUDENT = "nano-resnet10t", "test_resnet"
 HALVES = ("validation", "test")
 BEFORE = {"distill": (256, 10, 1e-3), "pretrain": (256, 20, 1e-3)}
-"""Batch size, epochs and learning rate of the fixed defaults that came first."""
+"""Batch size, epochs and learning rate of the former fixed defaults."""
 TRIED = {
     "distill": [(64, 10, 2e-3), (64, 20, 1e-3), (128, 20, 2e-3)],
     "pretrain": [(64, 20, 1e-3)],
@@ -48,7 +48,7 @@ TRIED = {
 
 @dataclass(frozen=True)
 class Data:
-    """A data set of this study."""
+    """A data set of this study: training pairs, held-out pairs by half, and class names."""
 
     train: Pairs
     halves: dict[str, Pairs]
@@ -95,7 +95,7 @@ T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9:
 
 
 def chosen(data: str, task: str) -> tuple[int, float, float]:
-    """Batch size, epochs and learning rate of a run without options."""
+    """Return batch size, epochs and learning rate of a run without options."""
     recipe = DISTILLATION if task == "distill" else PRETRAINING
     stream, optim = complete(recipe, IMAGES[data], StreamConfig(), OptimConfig())
     assert stream.batch_size is not None
@@ -105,7 +105,7 @@ def chosen(data: str, task: str) -> tuple[int, float, float]:
 
 
 def trial_of(data: str, task: str, setting: tuple[int, float, float], seed: int) -> Trial:
-    """A training; its arm names the data, the task and the setting."""
+    """Describe a training; its arm names the data, the task and the setting."""
     batch, epochs, lr = setting
     model = STUDENT if task == "distill" else TEACHER
     recipe = Recipe(model, batch_size=batch, optim=OptimConfig(epochs=float(epochs), lr=lr))
@@ -113,7 +113,7 @@ def trial_of(data: str, task: str, setting: tuple[int, float, float], seed: int)
 
 
 def score_trial(trial: Trial, emoji: Path, out: Path) -> Result:
-    """Train, and score on both halves; a student beside its teacher, the one of its data."""
+    """Train and score on both halves; a student is taught by the teacher of its data, which is scored too."""
     name, task = trial.arm.split()[:2]
     data = load(name, emoji, out)
     weights = out / f"{name}-teacher.pt"
@@ -146,7 +146,7 @@ def score_trial(trial: Trial, emoji: Path, out: Path) -> Result:
 
 
 def load(name: str, emoji: Path, out: Path) -> Data:
-    """A data set by its name."""
+    """Load a data set by its name."""
     if name == "emoji":
         train_pairs, held_out, names = load_emoji(emoji)
     else:
@@ -159,7 +159,7 @@ def load(name: str, emoji: Path, out: Path) -> Data:
 
 
 def top1(model: Teacher, texts: LoadedClip, data: Data, half: str) -> float:
-    """Zero-shot accuracy by bare names, which the captions are."""
+    """Return zero-shot accuracy with bare names as prompts."""
     pairs = data.halves[half]
     images = torch.cat([model.encode_image(b) for b in load_images(pairs, texts.image_size).split(256)])
     anchors = Teacher(texts).encode_text(data.names)
@@ -167,7 +167,7 @@ def top1(model: Teacher, texts: LoadedClip, data: Data, half: str) -> float:
 
 
 def tried_table(results: list[Result], task: str) -> list[list[str]]:
-    """A row for each setting that was tried with the first seed."""
+    """Build a row for each setting that was tried with the first seed."""
     rows = [
         ["data", "batch x epochs, lr", "top-1", "of the teacher's" if task == "distill" else "of the best"]
     ]
@@ -194,7 +194,7 @@ def tried_table(results: list[Result], task: str) -> list[list[str]]:
 
 
 def final_table(results: list[Result], seeds: int) -> list[list[str]]:
-    """The default beside the one before it, over all seeds, and their difference seed by seed."""
+    """Compare the default with the former one: a row per data set, over all seeds and seed by seed."""
     rows = [["data", "default", "before", "difference, 95 % interval"]]
     for data in IMAGES:
         kept = []

@@ -4,7 +4,7 @@ python benchmarks/emoji.py --emoji FOLDER --out DIR
 
 FOLDER holds pairs.parquet (path, label, hexcode, tags, group, subgroup, split) and its images.
 Every stage is the public command, run as a user would; the table gives scores, speed and wall time.
-A stage whose result is in DIR is not run again.
+A stage with a result in DIR is not run again.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--emoji", type=Path, required=True, help="folder with pairs.parquet and images/")
     parser.add_argument("--out", type=Path, default=Path("runs/emoji"), help="where everything is written")
     parser.add_argument("--teacher", choices=TEACHERS, default="clip", help="how the teacher is made")
-    parser.add_argument("--seed", type=int, default=0, help="of teacher and student")
+    parser.add_argument("--seed", type=int, default=0, help="seed of teacher and student")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ STUDENT = ("--student", "resnet10t", "--epochs", 20, "--batch-size", 64, "--lr",
 
 
 def write_classes(pairs: pd.DataFrame, path: Path) -> Path:
-    """The class list: every emoji once, with its place in the Unicode taxonomy and its keywords."""
+    """Write the class list: every emoji once, with its place in the Unicode taxonomy and its keywords."""
     first = pairs.drop_duplicates("hexcode").sort_values("hexcode")
     entries = [
         {
@@ -90,7 +90,7 @@ def write_classes(pairs: pd.DataFrame, path: Path) -> Path:
 
 
 def ingest(pairs: pd.DataFrame, emoji: Path, split: str, out: Path) -> None:
-    """Serve the images on loopback and ingest one split."""
+    """Serve the images on loopback and ingest one split, unless its shards are there."""
     shards = out / split
     if (shards / SUMMARY_FILE).exists():
         return
@@ -123,7 +123,7 @@ def run(pipeline: str, out: Path, *flags: object) -> None:
 
 
 def call(pipeline: str, *flags: object) -> None:
-    """Run one public command and show what it shows."""
+    """Run one public command, with its output, and print its wall time."""
     command = [sys.executable, str(PIPELINES / f"{pipeline}.py"), *map(str, flags)]
     print("$", " ".join(["python", f"pipelines/{pipeline}.py", *command[2:]]), flush=True)
     began = time.perf_counter()
@@ -132,7 +132,7 @@ def call(pipeline: str, *flags: object) -> None:
 
 
 def row(name: str, summary: Summary) -> list[str]:
-    """One line of the table."""
+    """Build one row of the table."""
     scores = [summary.metrics.get(key) for key in ("zeroshot_top1", "zeroshot_top5")]
     shown = [percent(score) if score is not None else "" for score in scores]
     speed = f"{summary.images_per_second or 0:,.0f}"

@@ -1,13 +1,13 @@
-"""What growing data cost: time for each image and peak memory at 1, 4 and 16 times as many; a small store.
+"""What growing data costs: time per image and peak memory with 1, 4 and 16 times the data; a small store.
 
 python benchmarks/growth.py [--part growth|store] [--rounds 3]
 
-growth: pipelines/distill.py over the teacher cache of each of three data sets, of which a larger one begins
-with the smaller; a pass, or as many as make a minute. Teacher and student are so small that the data are most
-of the work.
+growth: pipelines/distill.py on the teacher cache of each of three data sets, of which a larger one begins
+with the smaller; one pass, or several over a small one. Teacher and student are so small that the data are
+most of the work.
 store: one pass over ten times as many bytes as Ray's object store holds, and the same with its default size.
 
-What was made for it is kept in --out.
+Inputs are kept in --out.
 """
 
 import argparse
@@ -36,17 +36,17 @@ from beamclip.summary import library_versions
 
 ROOT = Path(__file__).parents[1]
 SIZES = (12_500, 50_000, 200_000)
-"""Images; the first is what the others are compared with."""
+"""Images of the data sets; the largest is compared with the smallest."""
 LEAST_TRAINED = 50_000
-"""Images that a run trains on, over several epochs where there are fewer: it would be over in seconds, most
-of its data read before its first step."""
+"""Images that a run trains on at least, over several epochs if there are fewer: otherwise it would be over in
+seconds, with most of its data read before its first step."""
 PER_SHARD = 2_500
 TEACHER = "nano-resnet10t"
 STUDENT = "resnet10t"
 BATCH = 256
 ANCHORS = 1_000
 TIME_TARGET, MEMORY_TARGET = 1.10, 1.15
-"""Of the largest over the smallest, at most."""
+"""Most that the ratio of the largest to the smallest data set should be."""
 
 STORE_BYTES = 300_000_000
 LARGE_PHOTOS = Photos(1024, 768, samples=18_000, distinct=300, per_shard=500)
@@ -57,7 +57,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all runs share."""
+    """Inputs that all runs share."""
 
     teacher: Path
     classes: Path
@@ -65,32 +65,32 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the data of one command, or several."""
+    """Figures of one command that trains for one or several epochs."""
 
     images: int
-    """Of the data set."""
+    """Images of the data set."""
     epochs: int
     steady_seconds: float
-    """Of training for an image, by the run's records but the first."""
+    """Seconds of training per image, by all records of the run but the first."""
     wall_seconds: float
-    """Of the whole command for an image, less what the same command takes with a single step."""
+    """Seconds of the whole command per image, less those of the same command with a single step."""
     cpu_seconds: float
-    """The same for CPU time of all its processes."""
+    """The same for the CPU time of all its processes."""
     start_seconds: float
-    """Of the command with a single step."""
+    """Wall seconds of the command with a single step."""
     peak_bytes: int
 
 
 @dataclass(frozen=True)
 class StoreRun:
-    """One pass under some object store."""
+    """Figures of one pass with an object store of some size."""
 
     store_bytes: int | None
-    """None: what Ray takes by default."""
+    """Size of the object store; None: Ray's default."""
     images_per_second: float
-    """By the run's records but the first."""
+    """Speed by all records of the run but the first."""
     spilled_bytes: int
-    """As Ray last told, which it does once a second at most."""
+    """Bytes that Ray last reported as spilled to disk; it reports once a second at most."""
     spilled_objects: int
     peak_bytes: int
     wall_seconds: float
@@ -102,13 +102,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", choices=("growth", "store"), help="by default both, one after the other")
-    parser.add_argument("--rounds", type=int, default=3, help="passes over each data set, all in turn")
-    parser.add_argument("--out", type=Path, default=Path("runs/growth"), help="where inputs are kept")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each data set is measured")
+    parser.add_argument("--out", type=Path, default=Path("runs/growth"), help="folder of the inputs")
     parser.add_argument("--report", type=Path, default=Path("docs/benchmarks/growth.json"), help="to write")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    # The runs are to be on this machine alone.
+    # The runs must stay on this machine.
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         os.environ.pop(name, None)
     if options.part != "store":
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def write_part(report: Path, part: str, flags: str, figures: dict[str, Any]) -> None:
-    """Write the results of one part; those of the other stay."""
+    """Write the results of one part to the report, and keep those of the other."""
     results = json.loads(report.read_text()) if report.exists() else {}
     command = f"python benchmarks/growth.py --part {part} {flags}".strip()
     results[part] = {
@@ -132,7 +132,7 @@ def write_part(report: Path, part: str, flags: str, figures: dict[str, Any]) -> 
 
 
 def growth(out: Path, rounds: int) -> dict[str, Any]:
-    """One pass over each data set in each round."""
+    """Measure each data set once in each round, and return the results."""
     shards = {images: glyph_shards(out, images) for images in SIZES}
     inputs = make_inputs(out)
     embedded = {images: embed(shards[images], inputs, images, out) for images in SIZES}
@@ -152,7 +152,7 @@ def growth(out: Path, rounds: int) -> dict[str, Any]:
 
 
 def glyph_shards(out: Path, images: int) -> Path:
-    """Shards of the embedded corpus; those of a smaller data set are the first ones of the largest."""
+    """Make shards of the embedded corpus; those of a smaller data set are the first ones of the largest."""
     if images == SIZES[-1]:
         return made(out / f"glyphs-{images}", _draw)
     everything = glyph_shards(out, SIZES[-1])
@@ -177,7 +177,7 @@ def _drawn(root: Path, rows: Path) -> Iterator[Sample]:
 
 
 def make_inputs(out: Path) -> Inputs:
-    """A small teacher of random weights, and any classes."""
+    """Make a small teacher with random weights, and a list of arbitrary classes."""
     classes = out / "classes.txt"
     classes.write_text("".join(f"thing number {number}\n" for number in range(ANCHORS)))
 
@@ -188,7 +188,11 @@ def make_inputs(out: Path) -> Inputs:
 
 
 def embed(shards: Path, inputs: Inputs, images: int, out: Path) -> dict[str, float]:
-    """Build the teacher cache of a data set, one view an image; what it took is kept beside it."""
+    """Build the teacher cache of a data set unless it exists, one view per image.
+
+    Returns:
+        Wall seconds, CPU seconds and peak bytes of the building, which are kept beside the cache.
+    """
     cache = out / f"cache-{images}"
     kept = out / f"cache-{images}.json"
 
@@ -204,7 +208,7 @@ def embed(shards: Path, inputs: Inputs, images: int, out: Path) -> dict[str, flo
 
 
 def pipeline(name: str, options: list[Any], out: Path, environment: dict[str, str] | None = None) -> TreeRun:
-    """Run a public command and watch it.
+    """Run a public command, watching its processes.
 
     Raises:
         RuntimeError: it failed.
@@ -217,7 +221,7 @@ def pipeline(name: str, options: list[Any], out: Path, environment: dict[str, st
 
 
 def measure_pass(images: int, inputs: Inputs, out: Path) -> Pass:
-    """Training on a data set's cache, and a single step."""
+    """Train on a data set's cache, and for a single step, and return the figures."""
     epochs = max(1, LEAST_TRAINED // images)
     data = out / f"cache-{images}"
     started, _ = distill(data, inputs, out, ["--steps", 1])
@@ -236,7 +240,7 @@ def measure_pass(images: int, inputs: Inputs, out: Path) -> Pass:
 def distill(
     data: Path, inputs: Inputs, out: Path, length: list[Any], environment: dict[str, str] | None = None
 ) -> tuple[TreeRun, list[dict[str, float]]]:
-    """Train on what there is, the data path at its fastest, and give the records of the run."""
+    """Train on a cache or on shards, with one thread; return the run and its records."""
     with tempfile.TemporaryDirectory(dir=out, prefix="run-") as folder:
         options = [
             *("--data", data, "--teacher", inputs.teacher, "--student", STUDENT, "--out", folder),
@@ -248,14 +252,14 @@ def distill(
 
 
 def steady_seconds(records: list[dict[str, float]]) -> float:
-    """Of training for an image, the first record left out."""
+    """Return the seconds of training per image, with the first record left out."""
     steady = records[1:]
     images = sum(record["images_per_second"] * record["window_seconds"] for record in steady)
     return sum(record["window_seconds"] for record in steady) / images
 
 
 def growth_table(passes: dict[int, list[Pass]], embedded: dict[int, dict[str, float]]) -> list[list[str]]:
-    """Medians over the rounds, a column a data set, and the largest over the smallest."""
+    """Build the table of medians over the rounds: a column per data set, and largest over smallest."""
     names = {
         "steady_seconds": ("training, µs an image", 1e6),
         "wall_seconds": ("whole command less start-up, µs an image", 1e6),
@@ -276,7 +280,7 @@ def growth_table(passes: dict[int, list[Pass]], embedded: dict[int, dict[str, fl
 
 
 def store(out: Path) -> dict[str, Any]:
-    """One pass with a small object store and one with the default."""
+    """Measure one pass with a small object store and one with the default, and return the results."""
     inputs = make_inputs(out)
     shards = photo_shards(LARGE_PHOTOS, out)
     data_bytes = sum(file.stat().st_size for file in shards.glob("*.tar"))
@@ -287,7 +291,7 @@ def store(out: Path) -> dict[str, Any]:
 
 
 def measure_store(shards: Path, inputs: Inputs, out: Path, size: int | None) -> StoreRun:
-    """One pass; Ray's logs, which tell of spilling, lie in a folder of their own."""
+    """Measure one pass, with Ray's logs, which report spilling, in a folder of their own."""
     with tempfile.TemporaryDirectory() as scratch:
         environment = {"RAY_TMPDIR": scratch, "RAY_debug_dump_period_milliseconds": "1000"}
         if size is not None:
@@ -306,14 +310,14 @@ def measure_store(shards: Path, inputs: Inputs, out: Path, size: int | None) -> 
 
 
 def spilled(logs: Path) -> tuple[int, int]:
-    """Bytes and objects that Ray has put on the disk, by its own logs."""
+    """Return the bytes and the objects that Ray has spilled to disk, by its own logs."""
     told = re.findall(r"Spilled (\d+) MiB, \d+ objects", (logs / "raylet.out").read_text())
     objects = re.findall(r"cumulative spill requests: (\d+)", (logs / "debug_state.txt").read_text())
     return int(told[-1]) * MIB if told else 0, int(objects[-1])
 
 
 def store_table(data_bytes: int, runs: list[StoreRun]) -> list[list[str]]:
-    """A column a run."""
+    """Build the table of the runs, a column each."""
     stores = [f"{run.store_bytes / 1e6:,.0f} MB" if run.store_bytes else "default" for run in runs]
     figures = {
         "images/s": [f"{run.images_per_second:,.0f}" for run in runs],

@@ -3,10 +3,10 @@
 python benchmarks/hostile_urls.py --out DIR [--urls 20000] [--share 0.01] [--rounds 3] [--per-host N ...]
     [-- any options of an ingest]
 
-Two lists are ingested in turn by the public command, each into an empty folder: one of pictures alone, and
-the same with a share of URLs of servers that misbehave in every way of support/hostile_server.py. All of them
-are on this machine: the pictures on 127.0.0.1, each kind of hostile server on addresses of its own (Linux).
-The first list has one host; with --per-host it is also ingested under each of these limits.
+Two lists are ingested in turn by the public command, each into an empty folder: one of images only, and the
+same with a share of URLs whose servers misbehave in every way of support/hostile_server.py. All servers are
+on this machine: the images on 127.0.0.1, each kind of hostile server on addresses of its own (Linux). The
+first list has one host; with --per-host, it is also ingested under each of these limits.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from beamclip.summary import read_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVERS_A_KIND = 4
+"""Addresses of each kind of hostile server."""
 
 
 def main() -> None:
@@ -39,11 +40,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/hostile_urls"), help="where all is written")
+    parser.add_argument("--out", type=Path, default=Path("runs/hostile_urls"), help="folder for all output")
     parser.add_argument("--urls", type=int, default=20_000, help="rows of the list")
-    parser.add_argument("--share", type=float, default=0.01, help="of them that are hostile")
+    parser.add_argument("--share", type=float, default=0.01, help="share of hostile rows")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--width", type=int, default=640, help="pixels of a picture, three quarters as high")
+    parser.add_argument("--width", type=int, default=640, help="width of an image, pixels; the height is 3/4")
     parser.add_argument("--per-host", type=int, nargs="*", default=[], help="limits to try on one host")
     parser.add_argument("rest", nargs="*", help="after --: options of an ingest")
     arguments = parser.parse_args()
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def write_picture(path: Path, width: int) -> Path:
-    """A gradient with noise, of the size and the bytes of a picture on the web."""
+    """Write a gradient with noise, in pixels and bytes like an image on the web."""
     rng = np.random.default_rng(0)
     height = 3 * width // 4
     ramp = np.linspace(0, 200, width)[None, :, None] + np.linspace(0, 40, height)[:, None, None]
@@ -80,7 +81,7 @@ def write_picture(path: Path, width: int) -> Path:
 
 @contextmanager
 def serving(picture: Path) -> Iterator[int]:
-    """The server as a process of its own, at all addresses that the list names; yields its port."""
+    """Run the server in a process of its own, at all addresses in the lists; yield its port."""
     addresses = ["127.0.0.1", *(address(kind, n) for kind in REASONS for n in range(SERVERS_A_KIND))]
     program = ROOT / "benchmarks" / "support" / "hostile_server.py"
     command = [sys.executable, str(program), str(picture), *addresses]
@@ -93,12 +94,12 @@ def serving(picture: Path) -> Iterator[int]:
 
 
 def address(kind: str, number: int) -> str:
-    """Of a hostile server of this kind."""
+    """Return the address of the hostile server of this kind and number."""
     return f"127.0.{1 + list(REASONS).index(kind)}.{1 + number}"
 
 
 def hostile_urls(port: int, count: int) -> list[str]:
-    """Of all kinds in turn."""
+    """Return so many URLs of hostile servers, cycling through all kinds."""
     urls = []
     for n in range(count):
         kind = list(REASONS)[n % len(REASONS)]
@@ -109,7 +110,7 @@ def hostile_urls(port: int, count: int) -> list[str]:
 
 
 def ingest(urls: Sequence[str], folder: Path, options: Sequence[str]) -> float:
-    """Wall seconds of the command."""
+    """Ingest a list into an empty folder by the public command; return its wall seconds."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "urls.csv").write_text("\n".join(["url,caption", *(f"{url},x" for url in urls)]) + "\n")
@@ -127,7 +128,7 @@ def ingest(urls: Sequence[str], folder: Path, options: Sequence[str]) -> float:
 
 
 def report(out: Path, seconds: dict[str, list[float]], hostile: int) -> None:
-    """Print the table and keep the figures."""
+    """Print the table and write the figures to a file in `out`."""
     reference = seconds["pictures alone"]
     rows = [["list", "wall s, median", "ratio, median of the rounds"]]
     for name, own in seconds.items():

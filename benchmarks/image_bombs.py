@@ -1,12 +1,11 @@
-"""Peak memory of ingest, embedding, training and evaluation over pictures made to exhaust it.
+"""Peak memory of ingest, embedding, training and evaluation on images made to exhaust it.
 
 python benchmarks/image_bombs.py [--copies 2] [--largest]
 
-Each command meets the same files: small ones that would decode to gigabytes or take minutes, and hostile
-metadata, beside a few ordinary ones; with --largest also the largest pictures that are let through, for which
-a process may take image_limits.DECODING_BYTES more. Printed are the highest resident memory of any process
-of each command, wall time, and what was counted. --copies 0 shows what the commands take by themselves.
-Linux alone.
+Each command gets the same files: small ones that would decode to gigabytes or take minutes, hostile metadata,
+and a few ordinary images; with --largest also the largest images that are accepted, for which a process may
+take image_limits.DECODING_BYTES more. The table has each command's wall time, its counts, and the highest
+resident memory of any of its processes. --copies 0 shows what the commands take by themselves. Linux only.
 """
 
 import argparse
@@ -36,27 +35,27 @@ from beamclip.models.export import write_open_clip_dir
 ROOT = Path(__file__).parents[1]
 ORDINARY = 16
 TARGET = 1.5e9
-"""Bytes of one process."""
+"""Most resident bytes that one process may hold."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command took, and what it counted."""
+    """Time and memory of a command, and its counts."""
 
     exit_code: int
     seconds: float
     peak_bytes: int
-    """Resident, of the process that held the most."""
+    """Highest resident memory of any one process."""
     counts: dict[str, Any]
 
 
 def main() -> None:
-    """Make the files, run the four commands over them, and print."""
+    """Make the files, run the four commands on them, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--copies", type=int, default=2, help="of each file")
-    parser.add_argument("--largest", action="store_true", help="with the largest pictures that are decoded")
+    parser.add_argument("--copies", type=int, default=2, help="copies of each file")
+    parser.add_argument("--largest", action="store_true", help="add the largest images that are decoded")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -84,7 +83,7 @@ def main() -> None:
 
 
 def make_pictures(copies: int, *, largest: bool) -> dict[str, bytes]:
-    """All files by name."""
+    """Return all files by name: bombs, costly images, and ordinary ones."""
     made = {name: data for name, (data, _) in refused().items()}
     made |= {name: data for name, data in survived().items() if largest or not name.startswith("largest")}
     pictures = {f"{copy}-{name}": data for copy in range(copies) for name, data in made.items()}
@@ -97,7 +96,7 @@ def make_pictures(copies: int, *, largest: bool) -> dict[str, bytes]:
 
 
 def make_inputs(out: Path, pictures: dict[str, bytes]) -> dict[str, list[str]]:
-    """Shards, class folders, class list and a model; the flags of each command, in the order to run them."""
+    """Write shards, class folders, class list and a model; return each command's flags, in running order."""
     for folder in ("val/thing", "shards"):
         (out / folder).mkdir(parents=True)
     with tarfile.open(out / "shards/00000.tar", "w") as tar:
@@ -122,7 +121,7 @@ def make_inputs(out: Path, pictures: dict[str, bytes]) -> dict[str, list[str]]:
 
 
 def run(command: list[str], out: Path) -> Outcome:
-    """Run a command to its end, and watch the memory of each of its processes."""
+    """Run a command to its end, watching the memory of each of its processes."""
     began, peaks = time.monotonic(), dict[int, int]()
     with open(f"{out}.log", "wb") as log:
         process = subprocess.Popen([*command, "--out", str(out)], stdout=log, stderr=subprocess.STDOUT)
@@ -143,7 +142,7 @@ def run(command: list[str], out: Path) -> Outcome:
 
 
 def peak_of(pid: int) -> int:
-    """The highest resident memory that a process has had, bytes."""
+    """Return the highest resident memory that a process has had, bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:  # it has ended

@@ -2,9 +2,9 @@
 
 python benchmarks/msclip.py --emoji FOLDER
 
-FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Two separate towers, two of one
-width, MS-CLIP and MS-CLIP-S train on the same pairs for the same steps, and are scored in held-out drawings.
-What has a result in --out is not run again.
+FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Two separate towers, two towers of
+the same width, MS-CLIP and MS-CLIP-S train on the same pairs for the same steps, and are scored on held-out
+drawings. Trials with a result in --out are not run again.
 """
 
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ from beamclip.training.optim import shared_parameters
 SIZE, PATCH = 32, 8
 """Sides of an image and of a patch, pixels."""
 WIDTH, NARROW, LAYERS, EMBEDDING = 192, 128, 4, 128
-"""Widths of vision and of a narrow text tower, in the proportion of B/32; blocks; width of the embedding."""
+"""Widths of vision and narrow text tower, in the proportion of B/32; number of blocks; embedding width."""
 
 MATCHED = "separate towers, matched width"
 _B32 = open_clip.get_model_config("ViT-B-32")
@@ -44,11 +44,11 @@ PUBLISHED = {
     "MS-CLIP": ("msclip-b32", {}),
     "MS-CLIP-S": ("msclip-s-b32", {}),
 }  # fmt: skip
-"""The same four at the published size: a config, and what takes the place of its values."""
+"""The same four models at the published size: a config, and the values that replace some of its own."""
 
 
 def two_towers(text_width: int) -> dict[str, Any]:
-    """Values of a model's config: a ViT, and a text tower of a width."""
+    """Return values of a model config: a ViT, and a text tower of this width."""
     vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "layers": LAYERS}
     text = {"context_length": 16, "vocab_size": 49408, "width": text_width, "heads": text_width // 64}
     return {
@@ -61,7 +61,7 @@ def two_towers(text_width: int) -> dict[str, Any]:
 
 
 def one_transformer(**msclip: Any) -> dict[str, Any]:
-    """Values of a model's config: MS-CLIP or MS-CLIP-S of the same sizes."""
+    """Return values of a model config: MS-CLIP or MS-CLIP-S of the same sizes."""
     return {**two_towers(WIDTH), "msclip": msclip}
 
 
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def run(trial: Trial, emoji: Path) -> Result:
-    """Train, score, and lay some pairs out on a plane."""
+    """Train, score, and project some pairs onto a plane."""
     train_pairs, test_pairs, names = load_emoji(emoji)
     clip, speed = train(trial.recipe, train_pairs, trial.seed)
     images, texts = encode_pairs(clip, test_pairs, test_pairs.captions)
@@ -115,7 +115,7 @@ def run(trial: Trial, emoji: Path) -> Result:
 
 
 def on_a_plane(images: Tensor, texts: Tensor) -> dict[str, list[list[float]]]:
-    """First two principal components of every tenth pair, as in arXiv 2203.02053."""
+    """Return the first two principal components of every tenth pair, as in arXiv 2203.02053."""
     both = torch.cat([images[::10], texts[::10]])
     centred = both - both.mean(dim=0)
     _, _, components = torch.pca_lowrank(centred, q=2, center=False)
@@ -126,11 +126,11 @@ def on_a_plane(images: Tensor, texts: Tensor) -> dict[str, list[list[float]]]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a model, each tensor counted once."""
+    """Numbers of a model's parameters, each tensor counted once."""
 
     parameters: int
     tokens: int
-    """Of the table of token embeddings, which all models have alike."""
+    """Parameters of the token embeddings."""
     shared: int
     """Parameters that both towers use."""
 
@@ -149,7 +149,7 @@ def sizes_of(model: str, changes: dict[str, Any]) -> Sizes:
 
 
 def size_table(sizes: dict[str, Sizes], times: dict[str, StepTime]) -> list[list[str]]:
-    """A row for each model, with what it saves against separate towers of matched width."""
+    """Build a row for each model, with what it saves against separate towers of matched width."""
     matched = sizes[MATCHED]
     rows = [
         [
@@ -178,7 +178,7 @@ def size_table(sizes: dict[str, Sizes], times: dict[str, StepTime]) -> list[list
 
 
 def score_table(results: list[Result]) -> list[list[str]]:
-    """A row for each model."""
+    """Build a row of scores for each model."""
     head = [
         "model",
         "zero-shot top-1, %",
@@ -197,7 +197,7 @@ def score_table(results: list[Result]) -> list[list[str]]:
 
 
 def plot(results: list[Result], out: Path) -> None:
-    """Zero-shot accuracy of the models, and where the embeddings of the first seed's pairs lie."""
+    """Plot zero-shot accuracy of the models, and where the embeddings of the first seed's pairs lie."""
     with styled():
         figure = Figure(figsize=(13, 3.4), layout="constrained")
         bars, *planes = figure.subplots(1, 1 + len(ARMS), width_ratios=[1.5] + [1] * len(ARMS))
@@ -216,7 +216,7 @@ def plot(results: list[Result], out: Path) -> None:
 
 
 def draw_plane(axes: Axes, arm: str, results: list[Result]) -> None:
-    """Images and texts of one model, with its gap in the title."""
+    """Plot images and texts of one model, with its modality gap in the title."""
     first = min(results_of(results, arm), key=lambda result: result["trial"]["seed"])
     for kind, colour in (("images", BLUE), ("texts", ORANGE)):
         across, up = zip(*first["plane"][kind], strict=True)

@@ -1,10 +1,10 @@
-"""Noisy captions: what progressive self-distillation is worth when a part of the captions is wrong.
+"""Noisy captions: what progressive self-distillation gains when a part of the captions is wrong.
 
 python benchmarks/psd_noise.py --emoji FOLDER
 
-FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Of the training captions 0 to 60 %
+FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Of the training captions, 0 to 60 %
 are shuffled among their images; InfoNCE, self-distillation and SigLIP train on each set from the same
-weights, and are scored on clean pairs in held-out drawings. What has a result in --out is not run again.
+weights, and are scored on clean pairs of held-out drawings. Trials with a result in --out are not run again.
 """
 
 import statistics
@@ -37,7 +37,7 @@ EMA = PsdConfig(
     psd_start=0.4,
     psd_end=0.6,
 )
-"""Both chosen by trials with one seed at the studied share of shuffled captions."""
+"""SWAP and EMA were chosen by trials with one seed at the studied share of shuffled captions."""
 
 ARMS = {
     "InfoNCE": BASE,
@@ -54,7 +54,7 @@ TRIED = {
     "swap, no identity floor, sharpness 4": replace(SWAP, psd_identity=0.0, psd_sharpness=4.0),
     "sinkhorn": replace(SWAP, psd_target="sinkhorn"),
 }
-"""Other settings of self-distillation; what is not said is as above."""
+"""Other settings of self-distillation; all that a name does not say is as in SWAP."""
 
 TIMED = {
     "InfoNCE": BASE,
@@ -63,14 +63,14 @@ TIMED = {
        for target in ("swap", "self", "sinkhorn", "ema")},
     "SigLIP": replace(BASE, objective="siglip"),
 }  # fmt: skip
-"""With half of each batch self-distilled from the first step on."""
+"""Recipes that are timed; PSD self-distils half of each batch from the first step on."""
 
 
 def main() -> None:
     """Run what is missing, and write table, plot and report."""
     options = read_options("psd_noise", __doc__)
     seeds = range(options.seeds)
-    # The noise that matters most comes first, and what was tried beside the arms last.
+    # The noise that matters most runs first, and the settings tried beside the arms last.
     shares = sorted(NOISE, key=lambda noise: noise != STUDIED)
     trials = [
         *(Trial(arm, ARMS[arm], seed, noise) for noise in shares for seed in seeds for arm in ARMS),
@@ -106,12 +106,12 @@ def run(trial: Trial, emoji: Path) -> Result:
 
 
 def tried(psd: PsdConfig) -> Recipe:
-    """Self-distillation under other settings."""
+    """Return the recipe of self-distillation under other settings."""
     return replace(BASE, objective="psd", psd=psd)
 
 
 def main_table(results: list[Result]) -> list[list[str]]:
-    """A row for each share of noise and objective."""
+    """Build a row for each share of noise and objective."""
     scores = ("zero-shot top-1, %", "top-5, %", "R@1 image to text, %", "R@1 text to image, %")
     rows = [["shuffled", "objective", *scores]]
     figures = ("zeroshot_top1", "zeroshot_top5", "retrieval_i2t_r1", "retrieval_t2i_r1")
@@ -123,7 +123,7 @@ def main_table(results: list[Result]) -> list[list[str]]:
 
 
 def tried_table(results: list[Result]) -> list[list[str]]:
-    """A row for each setting at the studied noise, best first."""
+    """Build a row for each setting at the studied noise, best first."""
     names = ["InfoNCE", "PSD swap", "PSD ema", *(f"PSD {name}" for name in TRIED)]
     scored = {name: over_seeds(results, name, "zeroshot_top1", STUDIED) for name in names}
     own = {name: agreement(results, name) for name in names}
@@ -135,14 +135,15 @@ def tried_table(results: list[Result]) -> list[list[str]]:
 
 
 def agreement(results: list[Result], arm: str) -> str:
-    """How often a self-distilled row's target kept the pair itself on top, in the last epoch."""
+    """Return how often the target of a self-distilled row ranked its own pair first in the last epoch, in per
+    cent; empty for other objectives."""
     found = [result["last_epoch"] for result in results_of(results, arm, STUDIED)]
     shares = [one["psd/agreement"] for one in found if "psd/agreement" in one]
     return percent(statistics.mean(shares)) if shares else ""
 
 
 def plot(results: list[Result], out: Path) -> None:
-    """Scores over noise, one panel a score, a line an objective, bars of one standard deviation."""
+    """Plot scores over noise: one panel per score, one line per objective, bars of one standard deviation."""
     panels = {
         "zeroshot_top1": "zero-shot top-1",
         "retrieval_i2t_r1": "retrieval R@1, image to text",

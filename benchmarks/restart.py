@@ -1,11 +1,11 @@
-"""Exact restart: runs interrupted at random, what they saw, what it cost, and how well the stream shuffles.
+"""Exact restart: what runs interrupted at random see, what it costs, and how well the stream shuffles.
 
 python benchmarks/restart.py [--interruptions 24]
 
-Trains the same small model again and again by the public command: left alone, and killed, stopped and
-resumed at random by one worker, by two, and by two, then one, then two. Each run's trace of samples is held
-against the data and against the run that was left alone, and so are the final weights. The rest is
-arithmetic on synthetic counts: the position at web scale, and the mixing of shards.
+Trains the same small model again and again by the public command: uninterrupted, and killed, stopped and
+resumed at random, with one worker, with two, and with two, then one, then two. Each run's trace of samples is
+checked against the data, and trace and final weights are compared with those of an uninterrupted run. The
+rest is arithmetic on synthetic counts: the position at web scale, and the mixing of shards.
 """
 
 import argparse
@@ -47,15 +47,15 @@ T = TypeVar("T")
 SHARDS = [150, 130, 90, 160, 70]
 STEPS = 300
 WORKERS = {"1 worker": [1], "2 workers": [2], "2, then 1, then 2 workers": [2, 1]}
-"""How many workers train, start for start, round and round."""
+"""Number of workers at each start of a run, repeated in a cycle."""
 PER_RUN = 4
-"""Interruptions of one run."""
+"""Interruptions of one run, at most."""
 LARGE = {"shards": 1_000_000, "samples": 400_000_000, "workers": 64}
 BATCH = 256
 
 
 def main() -> None:
-    """Interrupt, measure, and write table and report."""
+    """Interrupt runs, measure, and write tables and report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -86,11 +86,11 @@ def main() -> None:
 
 
 Outcomes = dict[str, tuple[Accounts, str, str]]
-"""Of each run: its accounts, and how its order and its weights compare with the run left alone."""
+"""For each run: its accounts, and how its order and its weights compare with an uninterrupted run."""
 
 
 def interrupted_runs(out: Path, interruptions: int) -> tuple[Outcomes, list[Lost]]:
-    """Run until so many interruptions have happened."""
+    """Train uninterrupted runs, then interrupted ones until so many interruptions have happened."""
     data = draw_shards(out / "data", SHARDS)
     calm = {workers: Run(data, out / f"calm-{workers}", STEPS) for workers in (1, 2)}
     again = Run(data, out / "calm-2-again", STEPS)
@@ -109,19 +109,19 @@ def interrupted_runs(out: Path, interruptions: int) -> tuple[Outcomes, list[Lost
         lost += mine
         reference = calm[workers[0]] if len(workers) == 1 else None
         title = f"{name}, {len(mine)} interruptions"
-        against = compared(run, reference) if reference else ("another, as meant", "others, as meant")
+        against = compared(run, reference) if reference else ("differs, as expected", "differ, as expected")
         outcomes[f"{title} (run {number})"] = (accounts(run), *against)
         print(f"{len(lost)} interruptions; {title}: {outcomes[f'{title} (run {number})']}", flush=True)
     raise AssertionError("a cycle does not end")
 
 
 def random_interruptions(seed: int, workers: list[int]) -> Iterator[Interruption]:
-    """Of all kinds, at random times."""
+    """Yield interruptions of all kinds, at random times."""
     generator = random.Random(seed)
     starts = itertools.cycle(workers)
     next(starts)
     while True:
-        # Half of them inside a command, which goes on: to start it again takes most of the time.
+        # Half of them hit a worker, and the command goes on: starting it again takes most of the time.
         kind = generator.choice([*KINDS, *["worker killed"] * 2])
         yield Interruption(
             kind,
@@ -132,8 +132,8 @@ def random_interruptions(seed: int, workers: list[int]) -> Iterator[Interruption
 
 
 def compared(run: Run, reference: Run) -> tuple[str, str]:
-    """Words for the order of the samples and for the final weights, against those of another run."""
-    order = "the same" if same_order(run, reference) else "another"
+    """Describe the order of the samples and the final weights, compared with those of another run."""
+    order = "the same" if same_order(run, reference) else "differs"
     mine, theirs = weights(run), weights(reference)
     if torch.equal(mine, theirs):
         return order, "equal bit for bit"
@@ -141,7 +141,7 @@ def compared(run: Run, reference: Run) -> tuple[str, str]:
 
 
 def runs_table(outcomes: Outcomes) -> list[list[str]]:
-    """A row for each run."""
+    """Build a row for each run."""
     rows = [["run", "seen", "skipped", "doubled", "too early", "could not be used", "order", "final weights"]]
     for name, (found, order, final) in outcomes.items():
         lost = ", ".join(f"{count} {reason}" for reason, count in found.lost.items())
@@ -151,7 +151,7 @@ def runs_table(outcomes: Outcomes) -> list[list[str]]:
 
 
 def lost_table(lost: list[Lost]) -> list[list[str]]:
-    """A row for each kind and number of workers."""
+    """Build a row for each kind of interruption and number of workers."""
     rows = [["interruption", "workers", "times", "seconds, median", "least", "most"]]
     for kind in KINDS:
         for workers in (1, 2):
@@ -163,7 +163,7 @@ def lost_table(lost: list[Lost]) -> list[list[str]]:
 
 
 def position_table() -> list[list[str]]:
-    """Size and cost of the position at web scale."""
+    """Build the table of size and cost of the position at web scale."""
     shards, total, workers = LARGE["shards"], LARGE["samples"], LARGE["workers"]
     counts = np.random.default_rng(0).integers(total // shards // 2, 3 * total // shards // 2 + 1, shards)
     order = Order(seed=0, world_size=workers, buffer=4096, shards=16)
@@ -175,8 +175,8 @@ def position_table() -> list[list[str]]:
     rows = [["position", "bytes", "seconds"]]
     for name, place in {
         f"{workers} workers": position,
-        f"after going on with {fewer.world_size}": divided,
-        f"after going on with {workers} once more": again,
+        f"after resuming with {fewer.world_size}": divided,
+        f"after resuming with {workers} once more": again,
     }.items():
         size, written = timed(lambda place=place: saved_bytes(place))
         rows.append([f"write: {name}", f"{size:,}", f"{written:.4f}"])
@@ -189,7 +189,7 @@ def position_table() -> list[list[str]]:
 
 
 def seconds_an_image(images: int = 200_000) -> float:
-    """What it takes to draw a row from the buffer and to move the position on."""
+    """Return the seconds it takes to draw a row from the buffer and to advance the position."""
     order, row = Order(seed=0, world_size=1, buffer=4096, shards=16), {"epoch": 0, "problem": None}
 
     def draw() -> None:
@@ -201,20 +201,20 @@ def seconds_an_image(images: int = 200_000) -> float:
 
 
 def timed(compute: Callable[[], T]) -> tuple[T, float]:
-    """What a call gives, and the seconds it took."""
+    """Return the result of a call and the seconds it took."""
     began = time.perf_counter()
     return compute(), time.perf_counter() - began
 
 
 def saved_bytes(position: DataPosition) -> int:
-    """What a position takes in a checkpoint."""
+    """Return the bytes that a position takes in a checkpoint."""
     file = io.BytesIO()
     torch.save(to_plain(position), file)
     return file.tell()
 
 
 def mixing_table() -> list[list[str]]:
-    """How often two images of a batch come from one shard, against a perfect shuffle of all rows."""
+    """Build the table of how often two images of a batch share a shard, against a perfect shuffle."""
     rows = [["data", "shards read at a time", "same-shard pairs, against chance", "shards in a batch"]]
     for shards, samples in ((8, 10_000), (40, 10_000), (1_000, 1_000)):
         for at_once in (1, 16):
@@ -226,7 +226,7 @@ def mixing_table() -> list[list[str]]:
 
 
 def mixing(shards: int, samples: int, at_once: int) -> tuple[float, float]:
-    """Same-shard pairs relative to chance, and different shards in a batch, both means over an epoch."""
+    """Return same-shard pairs relative to chance and different shards per batch, as means over an epoch."""
     order = Order(seed=0, world_size=1, buffer=4096, shards=at_once)
     part = epoch_part(np.full(shards, samples), order, 0, 0)
     reading = shards_in_reading_order(part)
@@ -242,7 +242,7 @@ def mixing(shards: int, samples: int, at_once: int) -> tuple[float, float]:
 
 
 def shards_in_reading_order(part: Part) -> NDArray[np.int64]:
-    """The shard of each row that a rank reads."""
+    """Return the shard of each row that a rank reads, in reading order."""
     found = []
     for bundle in range(len(part.bundles) - 1):
         pieces = part.pieces(bundle)

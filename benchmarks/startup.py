@@ -2,9 +2,9 @@
 
 python benchmarks/startup.py [--rounds 3]
 
-A toy distillation (16 drawings, tiny networks, 24 steps) runs by one Ray worker and by --num-workers 0, in
-turn, as a user types it. The times are those at which its lines arrive; the table has the median of the
-rounds for each part, in seconds.
+A toy distillation (16 noise images, tiny networks, 24 steps) runs with one Ray worker and with
+--num-workers 0, in turn, as a user types it. Times are taken when its lines arrive; the table has the median
+over the rounds of each part, in seconds.
 """
 
 import argparse
@@ -36,11 +36,11 @@ MOMENTS = {
     "last step": f"step {STEPS}/{STEPS}",
     "scored": "scored",
 }
-"""What has happened when a line begins so."""
+"""Moments of a run, each with the beginning of the line that shows it."""
 
 
 def main() -> None:
-    """Time both ways in turn and print the table."""
+    """Time both kinds of run in turn and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def make_inputs(folder: Path) -> list[str]:
-    """A shard, class folders, a class list and a teacher; the flags of the distillation."""
+    """Write a shard, class folders, a class list and a teacher; return the flags of the distillation."""
     rng = np.random.default_rng(0)
     (folder / "shards").mkdir()
     with tarfile.open(folder / "shards/00000.tar", "w") as tar:
@@ -85,10 +85,10 @@ def make_inputs(folder: Path) -> list[str]:
 
 
 def arrivals(flags: list[str]) -> dict[str, float]:
-    """Seconds from the start of a distillation to each of MOMENTS, and to the prompt."""
+    """Return the seconds from the start of a distillation to each of MOMENTS, and to the prompt."""
     began = time.monotonic()
     found: dict[str, float] = {}
-    # On a terminal every step has its line; a pipe gets one now and then.
+    # `script` makes it a terminal, where every step prints a line; a pipe gets one only now and then.
     with subprocess.Popen(
         [
             "script",
@@ -114,7 +114,7 @@ def arrivals(flags: list[str]) -> dict[str, float]:
 
 
 def parts(taken: list[dict[str, float]]) -> dict[str, float]:
-    """Median seconds between neighbouring moments, and from the command to the first step and to the end."""
+    """Return the median seconds between neighbouring moments, and of longer spans up to the whole command."""
     spans = [
         dict(zip(times, (b - a for a, b in pairwise([0.0, *times.values()])), strict=True)) for times in taken
     ]

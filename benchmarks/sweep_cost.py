@@ -3,9 +3,9 @@
 python benchmarks/sweep_cost.py --data SHARDS --teacher T --classes FILE --eval-data LABELLED --out DIR
     [--vary OPTION=VALUE,VALUE ...] [-- any other options of a distillation]
 
-The whole commands are timed as a user runs them: the sweep, which builds the teacher cache first, and
+Whole commands are timed as a user runs them: the sweep, which builds the teacher cache first, and
 pipelines/distill.py once for each combination, with the teacher in its loop. All train for the same number
-of steps; no trial is stopped early. Scores of both are compared, too.
+of steps; no trial is stopped early. Their scores are compared too.
 """
 
 import argparse
@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--classes", required=True, help="class list")
     parser.add_argument("--eval-data", required=True, help="labelled shards")
-    parser.add_argument("--out", type=Path, default=Path("runs/sweep_cost"), help="where all is written")
+    parser.add_argument("--out", type=Path, default=Path("runs/sweep_cost"), help="folder for all output")
     parser.add_argument("--vary", nargs="+", default=VARIED, help="as tune/sweep.py takes it")
-    parser.add_argument("--live", type=int, help="live trainings to run, at even distances; by default all")
+    parser.add_argument("--live", type=int, help="live trainings to run, evenly spaced; by default all")
     parser.add_argument("rest", nargs="*", help="after --: any other options of a distillation")
     arguments = parser.parse_args()
     common = [
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def combinations(vary: list[str]) -> list[dict[str, str]]:
-    """Every combination, as texts."""
+    """Return every combination of the values, as option -> text."""
     options = [text.partition("=") for text in vary]
     values = [written.split(",") for _, _, written in options]
     names = [name for name, _, _ in options]
@@ -68,7 +68,7 @@ def combinations(vary: list[str]) -> list[dict[str, str]]:
 
 
 def timed(program: str, *words: object) -> float:
-    """Wall seconds of a command, start and end included."""
+    """Run a command and return its wall seconds, start and end included."""
     print("$ python", program, *words, flush=True)
     began = time.perf_counter()
     subprocess.run([sys.executable, str(ROOT / program), *map(str, words)], check=True)
@@ -78,7 +78,7 @@ def timed(program: str, *words: object) -> float:
 def report(
     out: Path, sweep: Path, sweep_seconds: float, chosen: list[dict[str, str]], live: list[float], count: int
 ) -> None:
-    """Print times and scores, and keep them in a file."""
+    """Print times and scores, and write the times to a file in `out`."""
     with (sweep / "trials.csv").open(newline="", encoding="utf-8") as file:
         trials = list(csv.DictReader(file))
     rows = [["setting", "live, s", "live top-1", "trial top-1"]]
@@ -88,7 +88,7 @@ def report(
         trial = percent(float(own[0]["zeroshot_top1"])) if own else "as another"
         rows.append([" ".join(setting.values()), f"{live[number]:.0f}", percent(score), trial])
     table(rows)
-    # Those that were not run cost what the others did in the mean.
+    # Trainings that were not run are taken to cost the mean of the others.
     total = statistics.mean(live) * count
     figures = {
         "trials": len(trials),

@@ -1,10 +1,10 @@
-"""Whether the data keep up with training: a step's ceiling, the loader alone, and both together as they run.
+"""Whether the data keep up with training: training steps alone, the loader alone, and both in a real run.
 
 python benchmarks/throughput.py [--rounds 5]
 
-A ResNet-18 learns from a teacher cache, at 224 px and at 64 px. In each round three things are measured in
-turn, each in processes of its own: steps on one batch in memory (the ceiling), the stream of batches with
-nobody training on them, and pipelines/distill.py. What was made for it is kept in --out.
+A ResNet-18 learns from a teacher cache, at 224 px and at 64 px. In each round, three things are measured in
+turn, each in processes of its own: steps on one batch in memory (the ceiling), the stream of batches without
+training, and pipelines/distill.py. Inputs are kept in --out.
 """
 
 import argparse
@@ -63,31 +63,31 @@ EMBED_DIM = 512
 VIEWS = 4
 ANCHORS = 1000
 WARM_UP_STEPS = 10
-"""Left out of every figure; also a window of a run's records."""
+"""Steps that are left out of every figure; a run also logs a record every so many steps."""
 CEILING_STEPS = 40
 STAGE_IMAGES = 2048
 READ_REPEATS = 7
 THREADS = os.cpu_count() or 1
-"""Of torch: what a single worker takes by default."""
+"""Threads of torch, as many as a single worker takes by default."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured."""
+    """Sizes of one case that is measured."""
 
     image_size: int
-    """Of the student and of the teacher, pixels."""
+    """Side of the images of student and teacher, pixels."""
     photos: Photos
     batch_size: int
     steps: int
-    """Of a run."""
+    """Steps of a run."""
     loader_images: int
     target: float
-    """A run's images per second over the ceiling's, at least."""
+    """Least ratio of a run's images per second to the ceiling's."""
 
     @property
     def name(self) -> str:
-        """`224 px`."""
+        """Name of the setting: `224 px`."""
         return f"{self.image_size} px"
 
 
@@ -99,7 +99,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a setting's measurements read."""
+    """Files that a setting's measurements read."""
 
     shards: Path
     cache: Path
@@ -108,7 +108,7 @@ class Inputs:
 
 
 Figures = dict[str, float]
-"""Of one setting in one round; see HEADINGS."""
+"""Figures of one setting in one round, by the keys of HEADINGS."""
 
 HEADINGS = {
     "ceiling": "ceiling, images/s",
@@ -123,14 +123,14 @@ HEADINGS = {
 
 
 def main() -> None:
-    """Measure, print and write the results."""
+    """Measure, and print and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured in turn")
-    parser.add_argument("--out", type=Path, default=Path("runs/throughput"), help="where inputs are kept")
+    parser.add_argument("--out", type=Path, default=Path("runs/throughput"), help="folder of the inputs")
     parser.add_argument(
-        "--report", type=Path, default=Path("docs/benchmarks/throughput.json"), help="to write"
+        "--report", type=Path, default=Path("docs/benchmarks/throughput.json"), help="file to write"
     )
     options = parser.parse_args()
     inputs = {setting: make_inputs(setting, options.out.resolve()) for setting in SETTINGS}
@@ -163,7 +163,7 @@ def main() -> None:
 
 
 def make_inputs(setting: Setting, out: Path) -> Inputs:
-    """Shards, a teacher of random weights, a class list and the teacher's cache; what is there stays."""
+    """Make shards, a teacher with random weights, a class list and the teacher's cache, unless they exist."""
     shards = photo_shards(setting.photos, out)
     teacher = made(out / f"teacher-{setting.image_size}", lambda draft: _write_teacher(setting, draft))
     classes = out / "classes.txt"
@@ -175,7 +175,7 @@ def make_inputs(setting: Setting, out: Path) -> Inputs:
 
 
 def _write_teacher(setting: Setting, folder: Path) -> None:
-    """A tower that costs next to nothing; what it makes of an image does not matter here."""
+    """Write a teacher that costs next to nothing; its embeddings do not matter here."""
     config = {
         "embed_dim": EMBED_DIM,
         "vision_cfg": {
@@ -194,7 +194,11 @@ def _write_teacher(setting: Setting, folder: Path) -> None:
 
 
 def run_pipeline(name: str, options: list[Any], out: Path) -> None:
-    """Run a public command on this machine; its output is appended to a log in `out`."""
+    """Run a public command on this machine; append its output to a log in `out`.
+
+    Raises:
+        RuntimeError: it failed.
+    """
     away = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
     environment = {key: value for key, value in os.environ.items() if key not in away}
     log = out / f"{name}.log"
@@ -208,7 +212,7 @@ def run_pipeline(name: str, options: list[Any], out: Path) -> None:
 
 
 def measure(setting: Setting, inputs: Inputs, out: Path) -> Figures:
-    """One round of one setting."""
+    """Measure one setting once."""
     ceiling = alone(measure_ceiling, setting, inputs)
     loader = alone(measure_loader, setting, inputs)
     real = measure_run(setting, inputs, out)
@@ -216,13 +220,13 @@ def measure(setting: Setting, inputs: Inputs, out: Path) -> Figures:
 
 
 def alone(body: Callable[[Setting, Inputs], T], setting: Setting, inputs: Inputs) -> T:
-    """The result of a function of this module, called in a fresh process."""
+    """Call a function of this module in a fresh process, and return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(body, setting, inputs).result()
 
 
 def measure_ceiling(setting: Setting, inputs: Inputs) -> float:
-    """Images per second of a worker's steps on a batch in memory."""
+    """Return images per second of a worker's steps on a batch in memory."""
     prepare_process(THREADS, seed=0)
     training = Training(
         _method(inputs), OptimConfig(lr=1e-3), total_steps=10_000, device=torch.device("cpu"), seed=0
@@ -237,7 +241,7 @@ def measure_ceiling(setting: Setting, inputs: Inputs) -> float:
 
 
 def _method(inputs: Inputs) -> Distillation:
-    """As a worker builds it for a cache (see training.builders and training.worker)."""
+    """Build the method as a worker does for a cache (see training.builders and training.worker)."""
     teacher = load_clip(str(inputs.teacher))
     student = build_student(StudentConfig(student=STUDENT), teacher, seed=0)
     generator = torch.Generator().manual_seed(0)
@@ -255,7 +259,7 @@ def _method(inputs: Inputs) -> Distillation:
 
 
 def _batch(setting: Setting) -> Batch:
-    """As it comes from a cache."""
+    """Make a random batch like those from a cache."""
     generator = torch.Generator().manual_seed(0)
     count, size = setting.batch_size, setting.image_size
     names = [str(number) for number in range(count)]
@@ -272,12 +276,12 @@ def _batch(setting: Setting) -> Batch:
 
 
 def _columns() -> Columns:
-    """What a run on a cache of one teacher reads."""
+    """Return the columns that a run on a cache of one teacher reads."""
     return Columns(views=CachedViews((0,), VIEWS))
 
 
 def measure_loader(setting: Setting, inputs: Inputs) -> Figures:
-    """Images per second of the stream and seconds of its stages, with Ray up and nobody training."""
+    """Return images per second of the stream and seconds of its stages, with Ray up and no training."""
     set_ray_environment()
     prepare_process(THREADS, seed=0)
     shards, stream = list_shards(str(inputs.cache)), StreamConfig()
@@ -317,7 +321,7 @@ def _batches(setting: Setting, rows: Any, threads: int) -> Any:
 
 
 def _rows_seconds(shards: list[Shard], stream: StreamConfig) -> float:
-    """For 1,000 rows, the first ones left out: until then a new execution starts."""
+    """Return the seconds per 1,000 rows after the first one, before which Ray Data starts an execution."""
     start = beginning(Order(1, 1, buffer=stream.shuffle_buffer, shards=stream.shuffle_shards))
     with closing(shuffled_rows(shards, _columns(), start, 0)) as rows:
         _use_up(rows, 1)
@@ -325,7 +329,7 @@ def _rows_seconds(shards: list[Shard], stream: StreamConfig) -> float:
 
 
 def _read_in_turn(shards: list[Shard], stream: StreamConfig) -> Iterator[Any]:
-    """Tables of STAGE_IMAGES rows in all, as a read task makes them."""
+    """Yield tables of STAGE_IMAGES rows in all, as a read task makes them."""
     together = shards[: stream.shuffle_shards]
     each = STAGE_IMAGES // len(together)
     return read_bundle(Bundle(tuple(Segment(shard, range(each)) for shard in together)), _columns())
@@ -353,7 +357,7 @@ def _seconds(body: Callable[[], object]) -> float:
 
 
 def measure_run(setting: Setting, inputs: Inputs, out: Path) -> Figures:
-    """A run by the public command: its windows but the first."""
+    """Train by the public command; return the figures of all its records but the first."""
     with tempfile.TemporaryDirectory(dir=out, prefix="run-") as run:
         run_pipeline(
             "distill",
@@ -372,7 +376,7 @@ def measure_run(setting: Setting, inputs: Inputs, out: Path) -> Figures:
 
 
 def cache_figures(setting: Setting, inputs: Inputs) -> Figures:
-    """What embeddings cost to keep and to read, a sample."""
+    """Return what it costs per sample to store and to read embeddings, in bytes and microseconds."""
     shard = list_shards(str(inputs.cache))[0]
     plain, cached = (
         _median_seconds(partial(_read_all, shard, columns)) for columns in (Columns(), _columns())
@@ -391,7 +395,7 @@ def cache_figures(setting: Setting, inputs: Inputs) -> Figures:
 
 
 def _view_bytes(file: Path) -> int:
-    """Of all views' embeddings and random numbers in a shard."""
+    """Return the bytes of all views' embeddings and random numbers in a shard."""
     metadata = pq.ParquetFile(file).metadata
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
@@ -409,7 +413,7 @@ def _median_seconds(body: Callable[[], object]) -> float:
 
 
 def _embeddings(shard: Shard) -> torch.Tensor:
-    """Those of one view, float16 [samples, EMBED_DIM]."""
+    """Read the embeddings of one view, float16 [samples, EMBED_DIM]."""
     name = embedding_column(0, 0)
     column = pq.read_table(shard.path, columns=[name], use_threads=False)[name]
     joined = bytearray(b"".join(column.to_pylist()))
@@ -417,19 +421,19 @@ def _embeddings(shard: Shard) -> torch.Tensor:
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
+    """Return lower quartile, median and upper quartile."""
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
 
 
 def in_words(figures: Figures) -> str:
-    """The round's rates, for the terminal."""
+    """Format the rates of a round for the terminal."""
     rates = ", ".join(f"{name} {figures[name]:,.1f}" for name in ("ceiling", "loader", "real"))
     waited = percent(figures["data_wait_share"])
     return f"{rates} images/s, run / ceiling {figures['ratio']:.3f}, waited {waited}"
 
 
 def rounds_table(rounds: dict[Setting, list[Figures]]) -> list[list[str]]:
-    """A row for each figure: the median and quartiles of its rounds."""
+    """Build a row for each figure: median and quartiles over the rounds."""
     rows = [["figure", *(setting.name for setting in rounds)]]
     for name, heading in HEADINGS.items():
         cells = []
@@ -442,9 +446,9 @@ def rounds_table(rounds: dict[Setting, list[Figures]]) -> list[list[str]]:
 
 
 def cache_table(cached: dict[str, Figures]) -> list[list[str]]:
-    """A row for each figure of the caches, a sample each."""
+    """Build a row for each figure of the caches, per sample."""
     names = next(iter(cached.values()))
-    head = [f"of a sample, {VIEWS} views of {EMBED_DIM} numbers", *cached]
+    head = [f"per sample, {VIEWS} views of {EMBED_DIM} numbers", *cached]
     return [head, *([name, *(f"{each[name]:,.1f}" for each in cached.values())] for name in names)]
 
 

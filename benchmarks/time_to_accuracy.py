@@ -1,12 +1,13 @@
-"""Seconds until a student knows nearly what its teacher knows, against open_clip's own training command.
+"""Seconds until a student is nearly as accurate as its teacher, against open_clip's own training command.
 
 python benchmarks/time_to_accuracy.py --emoji FOLDER --teacher RUN
 
 RUN is a run of pipelines/pretrain.py on the emoji; benchmarks/emoji.py makes one. Every system trains the
-same student on the same shards and keeps checkpoints at even distances. They are scored afterwards, by one
-function, on the held-out images: with the text tower that the system's user gets. A schedule belongs to a
-length, so each system trains several lengths, from the shortest until one reaches the goal, at the learning
-rate that was best for it at one length. Trainings whose results lie in --out are not run again. Linux alone.
+same student on the same shards and keeps evenly spaced checkpoints. They are scored afterwards, by one
+function, on the held-out images: with the text tower that the system's user gets. A learning rate schedule is
+made for one length, so each system trains for several lengths, from the shortest until one reaches the goal,
+at the learning rate that was best for it at one length. Trainings with a result in --out are not run again.
+Linux only.
 """
 
 import argparse
@@ -44,19 +45,20 @@ BACKBONE = "resnet10t"
 BATCH_SIZE = 64
 CROP_SCALE_MIN = 0.6
 CHECKPOINTS = 10
-"""Of each training; fewer where it has fewer epochs."""
+"""Checkpoints of each training, about; fewer if it has fewer epochs."""
 VIEWS = 4
-"""Of each image in the cache."""
+"""Views of each image in the cache."""
 
 NOTES = (
-    "seconds: from the start of the command until the checkpoint was written, start-up and writing of the "
-    "earlier checkpoints included; checkpoints are scored afterwards.",
-    f"{SCRATCH}: trains on images and captions; the student's text tower begins at random, and scores are "
-    f"made with it. {LOCKED}: the student's text tower is the teacher's and does not train.",
+    "seconds: from the start of the command until the checkpoint was written, including start-up and the "
+    "writing of earlier checkpoints; checkpoints are scored afterwards.",
+    f"{SCRATCH}: trains on images and captions; the student's text tower starts from random weights, and "
+    f"scores use it. {LOCKED}: the student's text tower is the teacher's and does not train.",
     "beamclip: trains on images and the class list, whose names are its prompts; the student's text tower is "
-    "the teacher's. Images are turned, shifted and coloured besides, which open_clip's command cannot do.",
-    f"{CACHED}: the seconds that the cache took are counted, and shown apart.",
-    "learning rate: each system's best at one length, of those given, by its best checkpoint; the search is "
+    "the teacher's. Images are also rotated, shifted and changed in colour, which open_clip's command cannot "
+    "do.",
+    f"{CACHED}: the seconds to build the cache are counted, and also shown separately.",
+    "learning rate: of those given, each system's best at one length, by its best checkpoint; the search is "
     "not counted.",
 )
 
@@ -66,10 +68,10 @@ class Point:
     """A scored checkpoint."""
 
     seconds: float
-    """From the start of the command to the end of its writing."""
+    """From the start of the command until the checkpoint was written."""
     step: int
     top1: float
-    """Zero-shot, 0..1, over all classes."""
+    """Zero-shot accuracy over all classes, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -85,40 +87,40 @@ class Attempt:
 
     @property
     def best(self) -> Point:
-        """Its best checkpoint, the earliest of them."""
+        """The best checkpoint, the earliest if several are equal."""
         return max(self.points, key=lambda point: point.top1)
 
     def reached(self, goal: float) -> Point | None:
-        """The first checkpoint at the goal, if any."""
+        """Return the first checkpoint at the goal, or None."""
         return next((point for point in self.points if point.top1 >= goal), None)
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Zero-shot top-1 of any model on the held-out images."""
+    """Scores any model zero-shot on the held-out images."""
 
     test: Pairs
     names: list[str]
 
     def __call__(self, clip: LoadedClip) -> float:
-        """0..1, with the model's own text tower and the bare names for prompts."""
+        """Return top-1 accuracy, 0..1, with the model's own text tower and bare names as prompts."""
         images, texts = encode_pairs(clip, self.test, self.names)
         return topk_accuracy(images @ texts.T, torch.tensor(self.test.labels), ks=(1,))[1]
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is tried for each system."""
+    """Lengths and learning rates to try for each system."""
 
     lengths: list[int]
     """Epochs, ascending."""
     learning_rates: list[float]
     tuned_at: int
-    """Epochs; the learning rate is chosen there."""
+    """Epochs of the trainings by which the learning rate is chosen."""
 
 
 def main() -> None:
-    """Train, score, print and write the results."""
+    """Train, score, and print and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -126,14 +128,14 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="run of pipelines/pretrain.py")
     parser.add_argument("--lengths", type=int, nargs="+", default=[5, 10, 20, 40], help="epochs")
     parser.add_argument("--lrs", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3], help="learning rates")
-    parser.add_argument("--tuned-at", type=int, default=10, help="epochs at which one of them is chosen")
-    parser.add_argument("--share", type=float, default=0.95, help="of the teacher's top-1 to reach, 0..1")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, for every system")
+    parser.add_argument("--tuned-at", type=int, default=10, help="epochs at which the rate is chosen")
+    parser.add_argument("--share", type=float, default=0.95, help="share of teacher's top-1 to reach, 0..1")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads of every system")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/time_to_accuracy"), help="where results are kept"
     )
     parser.add_argument(
-        "--report", type=Path, default=Path("docs/benchmarks/time_to_accuracy.json"), help="to write"
+        "--report", type=Path, default=Path("docs/benchmarks/time_to_accuracy.json"), help="file to write"
     )
     options = parser.parse_args()
     search = Search(sorted({*options.lengths, options.tuned_at}), options.lrs, options.tuned_at)
@@ -170,7 +172,7 @@ def main() -> None:
 
 
 def prepare(emoji: Path, teacher: Path, threads: int, out: Path) -> Work:
-    """Everything that the commands read, as far as it is missing, but for the cache."""
+    """Make what the commands read and is missing, except the cache."""
     out.mkdir(parents=True, exist_ok=True)
     pairs = pd.read_parquet(emoji / "pairs.parquet")
     classes = write_classes(pairs, out / "classes.yaml")
@@ -195,7 +197,7 @@ def prepare(emoji: Path, teacher: Path, threads: int, out: Path) -> Work:
 
 
 def cache_building(work: Work) -> float:
-    """Wall seconds of building the cache; it is built once, and they are kept beside it."""
+    """Build the cache unless it exists; return the wall seconds that it took, which are kept beside it."""
     kept = work.cache.with_suffix(".json")
     if not kept.exists():
         built = build_cache(work, VIEWS, work.cache.with_suffix(".log"))
@@ -204,7 +206,7 @@ def cache_building(work: Work) -> float:
 
 
 def attempts_of(name: str, work: Work, search: Search, goal: float, scorer: Scorer) -> list[Attempt]:
-    """A system's trainings: all rates at one length, the best of them at the others until the goal."""
+    """Train a system at all rates for one length, then at the best rate for the others until the goal."""
 
     def attempt(epochs: int, rate: float) -> Attempt:
         every = max(1, epochs // CHECKPOINTS)
@@ -221,7 +223,7 @@ def attempts_of(name: str, work: Work, search: Search, goal: float, scorer: Scor
 
 
 def trained(name: str, work: Work, scorer: Scorer) -> Attempt:
-    """One training and the scores of its checkpoints, which are then removed; or what is kept of it."""
+    """Train once, score the checkpoints and remove them; or read the result of an earlier run."""
     folder = work.cache.parent / "attempts"
     plain = name.replace(", ", "-").replace(" ", "-")
     stem = f"{plain}_{work.epochs}-epochs_{work.learning_rate:g}"
@@ -243,14 +245,14 @@ def trained(name: str, work: Work, scorer: Scorer) -> Attempt:
 
 
 def scored(saved: Saved, started_at: float, scorer: Scorer) -> Point:
-    """A checkpoint's time and score."""
+    """Score a checkpoint, and return its time and score."""
     return Point(saved.written_at - started_at, saved.step, scorer(saved.student()))
 
 
 def results_table(
     attempts: dict[str, list[Attempt]], goal: float, of_teacher: float, cache_seconds: float
 ) -> list[list[str]]:
-    """A row for each system: its fastest way to the goal, or how near it came."""
+    """Build a row for each system: its fastest way to the goal, or how near it came."""
     rows = [["", "seconds to the goal", "of them cache", "epochs", "learning rate", "best, of the teacher's"]]
     for name, tried in attempts.items():
         before = cache_seconds if name == CACHED else 0.0

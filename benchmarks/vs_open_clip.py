@@ -2,9 +2,9 @@
 
 python benchmarks/vs_open_clip.py [--pair large|small] [--rounds 3]
 
-The same shards, teacher, first student, batch, crops, arithmetic and number of threads. In each round every
-system trains once, in an order that moves on by one from round to round. What was made for it is kept in
---out. Linux alone.
+All systems have the same shards, teacher, initial student, batch size, crops, arithmetic and number of
+threads. In each round, every system trains once, in an order that is rotated by one from round to round.
+Inputs are kept in --out. Linux only.
 """
 
 import argparse
@@ -43,28 +43,28 @@ CLASSES = 256
 CROP_SCALE_MIN = 0.9
 """The default of open_clip's command, which does nothing else to images."""
 WARM_UP_STEPS = 8
-"""Left out of all speeds; a multiple of LOG_EVERY."""
+"""Steps that are left out of all speeds; a multiple of LOG_EVERY."""
 LOG_EVERY = 4
 GIB = 2**30
 
 NOTES = (
-    "open_clip's command trains a student text tower of the teacher's shape along and runs the teacher's "
-    "text tower on each batch; with --lock-text the student's is the teacher's, runs on each batch and does "
-    "not train. Ours runs no text tower while it trains.",
+    "open_clip's command also trains a student text tower of the teacher's shape and runs the teacher's text "
+    "tower on each batch; with --lock-text, the student's is the teacher's, runs on each batch and does not "
+    "train. Ours runs no text tower while it trains.",
     "images/s: from the commands' own records of their steps, the first ones left out.",
     "memory: highest sum of PSS of all processes of a command; a page that several share counts once.",
     "CPU s: user and system time of all processes of a command. In training: from the end of the first steps "
-    "to that of the last one; whole: start, prompts and the writing of the model included.",
-    "from a cache: what it took to build is shown apart; one cache serves any number of trainings.",
+    "to the end of the last one; whole: start, prompts and the writing of the model included.",
+    "from a cache: the cost of building it is shown separately; one cache serves any number of trainings.",
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Which teacher teaches which student."""
+    """A teacher and a student."""
 
     teacher: str
-    """Name of a config, whose weights are random."""
+    """Name of the teacher's config; its weights are random."""
     backbone: str
     image_size: int
     epochs: int
@@ -78,18 +78,18 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one system in one round."""
+    """Figures of one system in one round."""
 
     images_per_second: float
     peak_gib: float
     training_cpu_seconds: float
-    """For 1,000 images."""
+    """CPU seconds of training per 1,000 images."""
     command_cpu_seconds: float
-    """For 1,000 images."""
+    """CPU seconds of the whole command per 1,000 images."""
     wall_seconds: float
     processes: int
     sampling_share: float
-    """Of a core, spent on watching."""
+    """Share of a core that was spent on watching."""
 
 
 HEADINGS = {
@@ -102,17 +102,17 @@ HEADINGS = {
 
 
 def main() -> None:
-    """Measure, print and write the results."""
+    """Measure, and print and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pair", choices=PAIRS, default="large", help="teacher, student and image size")
     parser.add_argument("--rounds", type=int, default=3, help="times that every system trains")
-    parser.add_argument("--epochs", type=int, help=f"of {PHOTOS.samples} images each; by default by pair")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, for every system")
-    parser.add_argument("--out", type=Path, default=Path("runs/vs_open_clip"), help="where runs are kept")
+    parser.add_argument("--epochs", type=int, help=f"passes over {PHOTOS.samples} images; default: by pair")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads of every system")
+    parser.add_argument("--out", type=Path, default=Path("runs/vs_open_clip"), help="for inputs and logs")
     parser.add_argument(
-        "--report", type=Path, default=Path("docs/benchmarks/vs_open_clip.json"), help="to write"
+        "--report", type=Path, default=Path("docs/benchmarks/vs_open_clip.json"), help="file to write"
     )
     options = parser.parse_args()
     pair, out = PAIRS[options.pair], options.out.resolve()
@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def prepare(pair: Pair, epochs: int, threads: int, out: Path) -> Work:
-    """Everything that the commands read, as far as it is missing, but for the cache."""
+    """Make what the commands read and is missing, except the cache."""
     shards = photo_shards(PHOTOS, out.parent)
     teacher = made(out / "teacher", partial(write_teacher, pair))
     students = made(out / "students", partial(write_students, teacher, pair.backbone))
@@ -168,14 +168,14 @@ def prepare(pair: Pair, epochs: int, threads: int, out: Path) -> Work:
 
 
 def write_teacher(pair: Pair, folder: Path) -> None:
-    """Random weights of the pair's teacher at its image size; they cost what trained ones cost."""
+    """Write the pair's teacher at its image size, with random weights: they cost what trained ones cost."""
     model_cfg, _ = find_config(pair.teacher)
     vision_cfg = {**model_cfg["vision_cfg"], "image_size": pair.image_size}
     write_open_clip_dir(new_clip(pair.teacher, seed=0, vision_cfg=vision_cfg), folder, {})
 
 
 def cache_building(work: Work) -> dict[str, Any]:
-    """What the cache took to build; it is built once, and the figures are kept beside it."""
+    """Build the cache unless it exists; return what it took, which is kept beside it."""
     kept = work.cache.with_suffix(".json")
     if not kept.exists():
         built = build_cache(work, 1, work.cache.with_suffix(".log"))
@@ -191,7 +191,7 @@ def cache_building(work: Work) -> dict[str, Any]:
 
 
 def one_round(work: Work, number: int, out: Path) -> dict[str, Figures]:
-    """Each system once."""
+    """Measure each system once."""
     with tempfile.TemporaryDirectory(dir=out, prefix="round-") as scratch:
         systems = launches(work, Path(scratch))
         names = list(systems)
@@ -204,7 +204,7 @@ def one_round(work: Work, number: int, out: Path) -> dict[str, Figures]:
 
 
 def measured(launch: Launch, work: Work, out: Path, name: str) -> Figures:
-    """Run a command and read its figures."""
+    """Run a command and return its figures."""
     ran = launch.run(out / f"{name.replace(', ', '-').replace(' ', '-')}.log")
     images = work.steps * work.batch_size / 1000
     trained = (work.steps - WARM_UP_STEPS) * work.batch_size / 1000
@@ -220,13 +220,16 @@ def measured(launch: Launch, work: Work, out: Path, name: str) -> Figures:
 
 
 def steady_speed(windows: list[Window]) -> float:
-    """Images per second after the first steps."""
+    """Return images per second, with the first steps left out."""
     steady = [window for window in windows if window.last_step > WARM_UP_STEPS]
     return sum(window.images for window in steady) / sum(window.seconds for window in steady)
 
 
 def training_cpu_seconds(ran: TreeRun, steps: int) -> float:
-    """Of all processes, between the looks that first saw the end of the first and of the last steps."""
+    """Return the CPU seconds of all processes from the end of the warm-up steps to the end of the last step.
+
+    Both ends are the first samples that saw them.
+    """
 
     def when(step: int) -> Sample:
         return next(sample for sample in ran.samples if sample.progress >= step)
@@ -235,7 +238,7 @@ def training_cpu_seconds(ran: TreeRun, steps: int) -> float:
 
 
 def figures_table(rounds: Sequence[dict[str, Figures]]) -> list[list[str]]:
-    """A row for each system: medians over the rounds, with the least and the most."""
+    """Build a row for each system: medians over the rounds, with minima and maxima."""
     rows = [["", "images/s over open_clip's", *HEADINGS.values()]]
     for name in rounds[0]:
         ratios = [each[name].images_per_second / each[SCRATCH].images_per_second for each in rounds]
@@ -245,7 +248,7 @@ def figures_table(rounds: Sequence[dict[str, Figures]]) -> list[list[str]]:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """`12.3 (12.1 to 12.8)`."""
+    """Format the median, minimum and maximum of values: `12.3 (12.1 to 12.8)`."""
     low, middle, high = (
         f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values))
     )
@@ -253,7 +256,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def write_result(report: Path, pair: str, result: dict[str, Any]) -> None:
-    """Put one pair's result into the file, and leave the other's."""
+    """Write one pair's result to the report, and keep the other's."""
     found = json.loads(report.read_text()) if report.exists() else {}
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(json.dumps({**found, pair: result}, indent=2) + "\n")

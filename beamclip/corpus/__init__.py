@@ -1,1 +1,1 @@
-"""The embedded corpus of captioned drawings, made on the spot, and the server that offers it."""
+"""The embedded corpus of captioned drawings, made on the spot, and a server that offers it over HTTP."""

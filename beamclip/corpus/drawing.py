@@ -23,13 +23,13 @@ Role = Literal["ink", "edge", "shade"]
 # Masks are drawn this much larger and reduced once: font outlines at 50 pixels alone would be uneven.
 _OVERSAMPLING = 2
 _MEASURING_SIZE = 128.0
-# Room around the glyph in its mask: rotation, shadow and outline must not be cut.
+# Side of a mask over that of its glyph: leaves room for rotation, shadow and outline.
 _CANVAS = 1.4
 
 
 @dataclass(frozen=True)
 class Style:
-    """A way to draw every symbol."""
+    """A style that any symbol can be drawn in."""
 
     font: str
     """File name, without ending, among matplotlib's TrueType fonts."""
@@ -50,7 +50,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything but the symbol that decides the pixels."""
+    """Colours, ground and placement of a drawing; with symbol, style and size, they decide its pixels."""
 
     ink: Rgb
     """Colour of the glyph."""
@@ -67,7 +67,7 @@ class Scene:
 
 
 def draw_scene(char: str, style: str, scene: Scene, image_size: int) -> Image.Image:
-    """The RGB image, `image_size` pixels square, of one symbol in a scene."""
+    """Draw one symbol in a scene: an RGB image, `image_size` pixels square. `style` is a key of STYLES."""
     image = _draw_ground(scene, image_size)
     glyph_side = round(0.8 * image_size)
     coefficients = _placement(scene, image_size, glyph_side)
@@ -84,7 +84,7 @@ def draw_scene(char: str, style: str, scene: Scene, image_size: int) -> Image.Im
 
 @lru_cache(maxsize=8192)
 def glyph_layers(char: str, style: str, side: int) -> tuple[tuple[Role, Image.Image], ...]:
-    """Layers of a symbol from back to front: role and 8-bit mask; the glyph's longest side is `side` pixels.
+    """Return a symbol's layers from back to front, as role and 8-bit mask; its longest side is `side` pixels.
 
     Raises:
         ValueError: the font draws nothing for the character.
@@ -95,11 +95,11 @@ def glyph_layers(char: str, style: str, side: int) -> tuple[tuple[Role, Image.Im
 
 
 def _draw_shape(char: str, font: str, side: int) -> Image.Image:
-    """Mask of the glyph, centred by its own outline and sized so that its longest side is `side`."""
+    """Draw the glyph's mask, centred by its own outline and sized so that its longest side is `side`."""
     extent = max(_set_glyph(char, _measuring_font(font)).size)
     if extent == 0:
-        raise ValueError(f"font {font} draws nothing for U+{ord(char):04X}; take the symbol off the list")
-    # Set in the very size that fits: a glyph scaled afterwards would be blurred, small ones most.
+        raise ValueError(f"font {font} draws nothing for U+{ord(char):04X}; remove the symbol from the list")
+    # Rendered in the very size that fits: scaling afterwards would blur glyphs, small ones most.
     glyph = _set_glyph(char, _open_font(font, _MEASURING_SIZE * side / extent))
     canvas_side = round(side * _CANVAS / _OVERSAMPLING) * _OVERSAMPLING
     canvas = Image.new("L", (canvas_side, canvas_side))
@@ -108,7 +108,7 @@ def _draw_shape(char: str, font: str, side: int) -> Image.Image:
 
 
 def _set_glyph(char: str, face: ImageFont.FreeTypeFont) -> Image.Image:
-    """Mask of the glyph cut to what is inked; no pixels where nothing is."""
+    """Draw the glyph's mask and crop it to its ink; it has no pixels if there is none."""
     # The font's own box also holds its margins and advance, so the ink is measured on the drawing.
     left, top, right, bottom = face.getbbox(char, anchor="ls")
     drawn = Image.new("L", (round(right - left) + 4, round(bottom - top) + 4))
@@ -174,7 +174,7 @@ def _hatching(side: int, period: int) -> Image.Image:
 
 
 def _placement(scene: Scene, image_size: int, glyph_side: int) -> tuple[float, ...]:
-    """Coefficients that map a pixel of the image to a pixel of the glyph's mask, as Pillow wants them."""
+    """Return the coefficients by which Pillow maps a pixel of the image to one of the glyph's mask."""
     canvas_side = round(glyph_side * _CANVAS)
     step = glyph_side / (scene.extent * image_size)
     radians = math.radians(scene.angle)
@@ -209,7 +209,7 @@ def _pattern_mask(pattern: Pattern, side: int) -> Image.Image:
 
 
 def brightness(colour: Rgb) -> float:
-    """Luma of a colour, 0 to 255 (ITU-R BT.601 weights)."""
+    """Return the luma of a colour, 0 to 255 (ITU-R BT.601 weights)."""
     red, green, blue = colour
     return 0.299 * red + 0.587 * green + 0.114 * blue
 

@@ -43,7 +43,7 @@ from beamclip.ranges import Count, Natural, Range, check_ranges
 Split = Literal["train", "test", "novel"]
 
 VERSION = 2
-"""Goes up whenever the same seed no longer gives the same corpus."""
+"""Increased whenever the same seed no longer gives the same corpus."""
 
 _FOLDER_SIZE = 1000
 # Starting processes costs seconds; below this many images one process is done sooner.
@@ -62,8 +62,8 @@ class GlyphConfig:
     image_size: Annotated[int, Range(16)] = 64
     """Side of the square images in pixels."""
     corpus_seed: Natural = 0
-    """Decides every image and caption. With all classes in use, a larger corpus of one seed begins with the
-    images of the smaller."""
+    """Seed of all images and captions. With all classes in use, a larger corpus begins with the images of a
+    smaller one of the same seed."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -71,7 +71,7 @@ class GlyphConfig:
 
 @dataclass(frozen=True)
 class CorpusPaths:
-    """Where a written corpus keeps its parts."""
+    """Paths of the parts of a written corpus."""
 
     root: Path
     """The corpus folder; image paths in the tables are relative to it."""
@@ -98,19 +98,19 @@ class _Plan:
 
 
 def glyph_classes() -> list[dict[str, Any]]:
-    """All classes of the corpus, novel ones included: mappings of id, name and parents (nearest first)."""
+    """Return all classes, novel ones included, as mappings of id, name and parents (nearest first)."""
     return [_class_entry(symbol) for symbol in all_symbols()]
 
 
 def write_corpus(config: GlyphConfig, out: Path, workers: int | None = None) -> CorpusPaths:
-    """Write the corpus, or find it already written.
+    """Write the corpus, unless `out` holds the same corpus already.
 
-    It is written beside `out` and renamed, so that an `out` which exists is complete.
+    It is written beside `out` and renamed, so `out` is complete whenever it exists.
 
     Args:
         config: what to draw.
         out: folder to make.
-        workers: processes; None takes one per processor for large corpora and draws small ones right here.
+        workers: processes; None takes one per processor for a large corpus and this process for a small one.
             More than one are spawned, so a script that asks for them needs a `__main__` guard.
 
     Returns:
@@ -135,6 +135,9 @@ def write_corpus(config: GlyphConfig, out: Path, workers: int | None = None) -> 
 
 def write_url_list(corpus: Path, split: str, address: str, out: Path) -> Path:
     """Write a URL list, parquet with url, caption, label and style, for a corpus served at `address`.
+
+    Returns:
+        `out`.
 
     Raises:
         InputError: the corpus has no such split.
@@ -194,7 +197,7 @@ def _plans(config: GlyphConfig) -> tuple[_Plan, _Plan, _Plan]:
 
 
 def _write_images(plan: _Plan, root: Path, workers: int | None) -> list[dict[str, str]]:
-    """Draw a split, folder by folder; rows in the order of the images."""
+    """Draw a split, folder by folder; return its rows in the order of the images."""
     folders = range(math.ceil(plan.count / _FOLDER_SIZE))
     write = partial(_write_folder, plan, root)
     if workers is None:
@@ -224,7 +227,7 @@ def _write_folder(plan: _Plan, root: Path, folder: int) -> list[dict[str, str]]:
 
 
 def _schedule(plan: _Plan, start: int, stop: int) -> Iterator[tuple[int, Symbol]]:
-    """Index and symbol of the images in [start, stop): each round shows every class once, in a new order."""
+    """Yield index and symbol of images [start, stop): each round has every class once, in a new order."""
     size = len(plan.symbols)
     for turn in range(start // size, math.ceil(stop / size)):
         order = list(plan.symbols)

@@ -4,9 +4,9 @@ Everything is a function of a `random.Random`, so that a seed decides pixels and
 dark and its ground light, sizes and tilts stay mild: an arrow keeps its direction, and what a symbol looks
 like can be learnt from a few thousand drawings.
 
-Half of the captions name the symbol and nothing else. The rest add one or two details. Were every colour
-always told, a contrastive loss would be served by colours alone: the few pairs of a batch that share both
-colours are all that is left to tell symbols apart by.
+Half of the captions name the symbol and nothing else. The rest add one or two details. If captions always
+named the colours, colours alone would nearly satisfy a contrastive loss: only the few pairs of a batch that
+share both colours would still teach a model to tell symbols apart.
 """
 
 import random
@@ -65,7 +65,7 @@ _SMALL, _LARGE = 0.58, 0.76
 
 
 def draw_pair(symbol: Symbol, rng: random.Random) -> tuple[Scene, str]:
-    """A scene for the symbol, and a caption that fits it and contains the symbol's name."""
+    """Draw a random scene for the symbol, and a caption that fits it and contains the symbol's name."""
     ink = rng.choice(list(INKS))
     contrasting = [name for name in GROUNDS if _contrast(INKS[ink], GROUNDS[name]) >= _MIN_CONTRAST]
     ground = rng.choice(contrasting)
@@ -101,7 +101,7 @@ def _caption(symbol: Symbol, scene: Scene, ink: str, ground: str, rng: random.Ra
 
 
 def with_article(phrase: str, name: str) -> str:
-    """The phrase behind "a" or "an", or as it is where its name is a plural such as "crossed swords"."""
+    """Put "a" or "an" before the phrase, unless its name is a plural such as "crossed swords"."""
     head = re.split(r" (?:with|for|of|from|in|and|to|on|over|without) ", name)[0]
     if re.search(r"[^sui]s$", head):
         return phrase

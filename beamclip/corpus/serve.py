@@ -1,4 +1,4 @@
-"""A folder over HTTP on the loopback address, for the quickstart, the benchmarks and the tests.
+"""Serve a folder over HTTP on the loopback address, for the quickstart, the benchmarks and the tests.
 
 The server is a process of its own, so that it shares no interpreter lock with the downloads it feeds,
 and ends with the program that started it, however that ends.
@@ -34,8 +34,8 @@ def serve_folder(root: Path, port: int = 0) -> Iterator[str]:
         The address, `http://127.0.0.1:PORT`; the file `root/a/b.png` is at `ADDRESS/a/b.png`.
 
     Raises:
-        InputError: `root` is no folder.
-        RuntimeError: the server did not start, for one because the port is taken.
+        InputError: `root` is not a folder.
+        RuntimeError: the server did not start, for example because the port is taken.
     """
     if not root.is_dir():
         raise InputError(f"{root}: not a folder. Give the folder to serve.")
@@ -62,7 +62,7 @@ class _FolderHandler(socketserver.StreamRequestHandler):
     """GET and HEAD of HTTP/1.1 with keep-alive.
 
     http.server parses headers with the email package and sends the answer in several packets; this
-    handler is some three times as fast, which the client on the same machine needs more.
+    handler is about three times as fast, and leaves that time to the client on the same machine.
     """
 
     disable_nagle_algorithm = True
@@ -73,7 +73,8 @@ class _FolderHandler(socketserver.StreamRequestHandler):
         super().__init__(*args)
 
     def handle(self) -> None:
-        # A client that goes away, or stays silent for too long, is no event worth a word.
+        """Answer the requests of one connection until it ends."""
+        # A client that disconnects or stays silent for too long is not an error.
         try:
             while self._answer_one():
                 pass
@@ -120,7 +121,7 @@ class _FolderHandler(socketserver.StreamRequestHandler):
 
 
 def _locate(root: str, target: str) -> str | None:
-    """The file under `root` that a request target names, links resolved, or None."""
+    """Return the path under `root` that a request target names, links resolved; None if it leads outside."""
     relative = unquote(target.partition("?")[0]).lstrip("/")
     if "\0" in relative:
         return None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 NOVEL_SHARE = 0.05
+"""Share of the classes that are never trained on."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SymbolFamily:
     code_points: str
     """Hexadecimal code points and inclusive ranges, separated by spaces."""
     noun: str = ""
-    """Added to names that do not say what they name: "element of" becomes "element of sign"."""
+    """Appended to names that do not say what they name: "element of" becomes "element of sign"."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,8 @@ FAMILIES = (
     ),
 )
 
-# Which fonts hold a drawing of their own: with both drawings fitted to one box of 48 pixels, the correlation
-# with DejaVu Sans is under 0.96. Ranges run over the symbols above only, not over all of Unicode.
+# Symbols that another font draws differently: with both drawings fitted to one box of 48 pixels, the
+# correlation with DejaVu Sans is below 0.96. Ranges cover the symbols above only, not all of Unicode.
 SANS_BOLD_DIFFERS = (
     "A1-2057 2059-211C 211E-2122 2125-212D 212F-2136 213B-213F 214B-219D 219F-21CC 21D4-2214 221A-2221 "
     "2225-2325 237D-2387 23CE 2460-2468 25D8 275B-275E 2776-277E 27E6-2B03 2B0E-2B11 "
@@ -224,7 +225,7 @@ _PLAIN_WORDS = (
 
 @cache
 def all_symbols() -> tuple[Symbol, ...]:
-    """Every symbol of the corpus, family by family."""
+    """Return every symbol of the corpus, family by family."""
     bold, stix, serif = (
         frozenset(parse_code_points(text)) for text in (SANS_BOLD_DIFFERS, STIX_DIFFERS, SERIF_DIFFERS)
     )
@@ -238,7 +239,7 @@ def all_symbols() -> tuple[Symbol, ...]:
 
 
 def parse_code_points(text: str) -> list[int]:
-    """Code points of a list like "2190-2199 21AE"."""
+    """Return the code points in a list like "2190-2199 21AE"."""
     codes: list[int] = []
     for part in text.split():
         first, _, last = part.partition("-")
@@ -247,7 +248,10 @@ def parse_code_points(text: str) -> list[int]:
 
 
 def plain_name(char: str, noun: str = "") -> str:
-    """The Unicode name of a character in plain lower-case words, ending in `noun` if one is given."""
+    """Return a character's Unicode name in plain lower-case words.
+
+    `noun` is appended, unless the name contains its last word already.
+    """
     name = unicodedata.name(char).lower()
     for pattern, words in _PLAIN_WORDS:
         name = re.sub(pattern, words, name)

@@ -1,1 +1,1 @@
-"""How good a model is: zero-shot and linear-probe scores, and the pictures that go with them."""
+"""How good a model is: zero-shot, linear-probe and retrieval scores, and how well templates fit."""

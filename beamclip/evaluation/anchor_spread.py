@@ -1,4 +1,4 @@
-"""How far apart the text anchors of classes lie: whose are close, and how much of the space they fill."""
+"""Measure how far apart the text anchors of classes are: which are close, how much of the space they fill."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,23 @@ from torch import Tensor
 from beamclip.prompts.anchors import Anchors
 
 ROWS_AT_ONCE = 1024
+"""Rows of a similarity matrix that are computed at a time."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the anchors of one set of classes."""
+    """How far apart the anchors of one set of classes are."""
 
     mean_cosine: float
-    """Over all pairs of two classes."""
+    """Mean cosine over all pairs of two classes."""
     nearest_cosine: float
-    """Of a class and the one nearest to it, mean over the classes."""
+    """Cosine of a class and the one nearest to it, mean over the classes."""
     effective_rank: float
-    """Dimensions that the anchors fill, 1 to D: see `effective_rank`."""
+    """Number of dimensions that the anchors fill, 1 to D: see `effective_rank`."""
 
 
 def class_means(anchors: Anchors, classes: int) -> Tensor:
-    """Unit mean of each class's anchors.
+    """Average the anchors of each of so many classes, and scale the means to unit length.
 
     Returns:
         float32 [classes, D].
@@ -34,7 +35,7 @@ def class_means(anchors: Anchors, classes: int) -> Tensor:
 
 
 def spread(means: Tensor) -> Spread:
-    """Figures of unit vectors [K, D], K of 2 or more."""
+    """Measure the spread of unit vectors [K, D], K of 2 or more."""
     total = means.double().sum(dim=0).square().sum().item()
     count = len(means)
     return Spread(
@@ -45,7 +46,7 @@ def spread(means: Tensor) -> Spread:
 
 
 def effective_rank(vectors: Tensor) -> float:
-    """Exponential of the entropy of the singular values, which are taken as shares of their sum.
+    """Return the exponential of the entropy of the singular values, which are taken as shares of their sum.
 
     Roy and Vetterli, The effective rank, EUSIPCO 2007.
 
@@ -58,7 +59,7 @@ def effective_rank(vectors: Tensor) -> float:
 
 
 def nearest(means: Tensor) -> Tensor:
-    """Cosine of each of the unit vectors [K, D] and the nearest other one: [K]."""
+    """Return [K], the cosine of each of the unit vectors [K, D] and the nearest other one."""
     found = []
     for start in range(0, len(means), ROWS_AT_ONCE):
         cosines = means[start : start + ROWS_AT_ONCE] @ means.T
@@ -68,7 +69,10 @@ def nearest(means: Tensor) -> Tensor:
 
 
 def closest_pairs(means: Tensor, most: int) -> list[tuple[int, int]]:
-    """The pairs of unit vectors [K, D] with the greatest cosines, greatest first; the lower index leads."""
+    """Return the index pairs of the unit vectors [K, D] with the greatest cosines, greatest first.
+
+    There are at most `most` pairs; the lower index comes first in each.
+    """
     found: list[tuple[float, int, int]] = []
     for start in range(0, len(means), ROWS_AT_ONCE):
         cosines = means[start : start + ROWS_AT_ONCE] @ means.T

@@ -1,4 +1,4 @@
-"""Labelled images -> embeddings and backbone features, through Ray Data, every sample exactly once."""
+"""Encode labelled images as embeddings and backbone features, every sample exactly once."""
 
 import logging
 from collections import Counter, defaultdict
@@ -34,7 +34,7 @@ UNKNOWN_LABEL = "label not in the class list"
 
 @dataclass(frozen=True)
 class Encoded:
-    """The images of a data set in a model's eyes."""
+    """A model's embeddings or features of the images of a data set, or both."""
 
     embeddings: Tensor
     """float32 [N, D], unit length; [0, 0] where only features were asked for."""
@@ -57,7 +57,7 @@ class EncodeSpec:
 
 
 class Decoder:
-    """Rows of shards in, images as a model takes them out."""
+    """Decodes rows of shards into images as a model takes them."""
 
     def __init__(self, clip: LoadedClip) -> None:
         self.preprocess = clip.preprocess_cfg
@@ -65,9 +65,12 @@ class Decoder:
         self.threads = ThreadPoolExecutor(2)
 
     def __call__(self, table: pa.Table) -> tuple[list[NDArray[np.uint8]], dict[str, NDArray[Any]]]:
-        """The images of a batch of rows, and label (NFC) and problem of each row.
+        """Decode a batch of rows.
 
-        Damaged rows come last, with a reason instead of an image and of a label.
+        Returns:
+            The images, each uint8 [size, size, 3], and columns over all rows: `label` (NFC), `problem` and
+            `lost`. Damaged rows come last: they have no image and no label, but the reason (`problem`) and a
+            text for the log (`lost`), which are empty for the others.
         """
         rows = table.to_pylist()
         images = list(self.threads.map(self._load, rows))
@@ -98,7 +101,7 @@ class Decoder:
 
 
 class Encoder:
-    """Rows of shards in, arrays out; built once in each process that encodes."""
+    """Computes the arrays of rows of shards; built once in each process that encodes."""
 
     def __init__(self, clip: LoadedClip, spec: EncodeSpec, device: str) -> None:
         self.spec = spec
@@ -108,7 +111,10 @@ class Encoder:
         self.teacher = Teacher(clip, spec.precision).to(self.device)
 
     def __call__(self, table: pa.Table) -> dict[str, NDArray[Any]]:
-        """One batch of rows; damaged ones come back as rows with a reason and no arrays."""
+        """Encode a batch of rows; return its arrays and the columns of `Decoder`.
+
+        Damaged rows come last, with zeros in the arrays.
+        """
         images, columns = self.decode(table)
         lost = len(columns["label"]) - len(images)
         arrays = {
@@ -120,7 +126,7 @@ class Encoder:
     @torch.inference_mode()
     def _encode(self, images: list[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
         names = [name for name in ("embeddings", "features") if getattr(self.spec, name)]
-        # A batch without a usable image still has to say how wide its columns are.
+        # A batch without a usable image still needs the widths of its columns.
         size = self.preprocessing.size
         stacked = np.stack(images) if images else np.zeros((1, size, size, 3), np.uint8)
         pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(self.device)
@@ -147,13 +153,16 @@ def encode_labelled(
     """Encode a labelled data set.
 
     Args:
-        clip: the model; one worker on the CPU uses it in this process, more get copies.
+        clip: the model; used in this process with one worker on the CPU or none, else copied to the workers.
         address: shards with a label column, or a folder of class folders.
-        class_ids: labels in the order of the class list, NFC; a label in another form counts as the same.
-        allow_missing: whether the samples of a shard that cannot be opened just count as lost.
+        class_ids: labels in the order of the class list, NFC; labels of the data are normalised to NFC.
+        label_column: name of the column of labels.
+        spec: what to compute for each image.
+        workers: where to encode.
+        allow_missing: whether the samples of a shard that cannot be opened count as lost, instead of raising.
 
     Raises:
-        InputError: there is no such data, or none of its labels is in the class list.
+        InputError: there is no such data, or no usable image has a label in the class list.
     """
     tasks = _labelled_tasks(list_labelled(address, allow_missing=allow_missing))
     batches = _encoded_batches(tasks, Columns(label=label_column), clip, spec, workers)
@@ -167,12 +176,12 @@ def encode_labelled(
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Labelled images, decoded once for any number of models that take them alike."""
+    """Labelled images, decoded once for any number of models with the same preprocessing."""
 
     images: NDArray[np.uint8]
-    """[N, size, size, 3]."""
+    """uint8 [N, size, size, 3]."""
     labels: NDArray[np.int64]
-    """[N], indices into the class list."""
+    """int64 [N], indices into the class list."""
     skipped: dict[str, int]
     """Samples left out, by reason."""
 
@@ -186,11 +195,12 @@ def load_held_out(
     *,
     allow_missing: bool = False,
 ) -> HeldOut:
-    """Decode a labelled data set as a model takes it, or a part of it at even distances.
+    """Decode a labelled data set as a model takes it, or evenly spaced images of it.
 
     Args:
-        most: images, at most.
-        allow_missing: see `encode_labelled`.
+        clip: the model whose preprocessing is used.
+        address, class_ids, label_column, allow_missing: see `encode_labelled`.
+        most: largest number of images to decode.
 
     Raises:
         InputError: see `encode_labelled`.
@@ -210,7 +220,7 @@ def load_held_out(
 
 
 def _labelled_tasks(shards: list[Shard], most: int | None = None) -> list[list[Bundle]]:
-    """Read tasks of all rows, or of at most so many."""
+    """Return read tasks of all rows, or of at most so many, evenly spaced."""
     total = sum(shard.samples for shard in shards)
     if most is None or most >= total:
         bundles = [Bundle((Segment(shard, range(shard.samples)),)) for shard in shards]
@@ -225,10 +235,10 @@ def _labelled_tasks(shards: list[Shard], most: int | None = None) -> list[list[B
 def _scorable(
     batches: Iterable[dict[str, NDArray[Any]]], address: str, class_ids: Sequence[str], label_column: str
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64], dict[str, int]]:
-    """The arrays of the rows whose labels are in the class list, their labels, and how many were left out.
+    """Return arrays and labels of the rows whose label is in the class list, and counts of the others.
 
     Raises:
-        InputError: there are none.
+        InputError: no row has such a label.
     """
     index = {class_id: i for i, class_id in enumerate(class_ids)}
     skipped: Counter[str] = Counter()
@@ -253,7 +263,7 @@ def _scorable(
         raise InputError(
             f"{address}: no image to score; skipped: {dict(skipped)}. "
             f"The labels (column {label_column!r}) must be ids of the class list. "
-            f"Met: {', '.join(sorted(seen)[:3]) or 'none'}; the list has {', '.join(class_ids[:3])}, ..."
+            f"Found: {', '.join(sorted(seen)[:3]) or 'none'}; the list has {', '.join(class_ids[:3])}, ..."
         )
     return {name: np.concatenate(part) for name, part in parts.items()}, found, dict(skipped)
 
@@ -274,7 +284,7 @@ def _encoded_batches(
     from ray.data import ActorPoolStrategy
 
     class RemoteEncoder(Encoder):
-        """Unpacks the model that all actors share, once in each of them."""
+        """An encoder that fetches the model, which all actors share, once in each of them."""
 
         def __init__(self, reference: Any) -> None:
             super().__init__(ray.get(reference[0]), spec, device)
@@ -301,10 +311,15 @@ def sample_images(
     *,
     allow_missing: bool = False,
 ) -> tuple[Tensor, list[int]]:
-    """Images at even distances over a labelled data set, for pictures.
+    """Return evenly spaced images of a labelled data set, for pictures.
+
+    Unusable images, and those whose label is not in the class list, are left out.
 
     Returns:
         uint8 [n, 3, size, size] with n <= count, and the class index of each.
+
+    Raises:
+        InputError: there is no such data.
     """
     shards = list_labelled(address, allow_missing=allow_missing)
     index = {class_id: i for i, class_id in enumerate(class_ids)}

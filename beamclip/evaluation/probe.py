@@ -2,10 +2,10 @@
 
 The protocol is CLIP's (arXiv 2103.00020, appendix A.3): logistic regression with an L2 penalty, fitted by
 L-BFGS, its strength chosen on a held-out part of the training images, then fitted again on all of them.
-Two departures. Every feature is standardised with the training images' mean and deviation, as the batch norm
-before the linear layer of MAE (arXiv 2111.06377) does, so that one sweep suits backbones of any scale. And of
-the strengths that are equal within one standard error of the best the strongest is taken (Breiman et al.,
-Classification and Regression Trees, 1984): with few images held out the best itself is decided by chance.
+It departs in two points. Every feature is standardised with the training images' mean and deviation, as the
+batch norm before the linear layer of MAE (arXiv 2111.06377) does, so that one sweep suits backbones of any
+scale. And of all strengths within one standard error of the best, the strongest is taken (Breiman et al.,
+Classification and Regression Trees, 1984): with few images held out, chance decides which one is best.
 """
 
 import math
@@ -27,12 +27,12 @@ from beamclip.evaluation.zeroshot import label_ranks
 INVERSE_REGULARISATIONS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Values of C, for standardised features: a larger one fits the training images closer."""
 HELD_OUT_SHARE = 0.2
-"""Part of each class's training images that the choice of C is made on, at least one image."""
+"""Share of each class's training images on which C is chosen, at least one image."""
 SWEEP_CLASSES = 500
-"""Classes that the choice of C looks at, drawn at random: its cost grows with the square of their number."""
+"""Most classes used to choose C, drawn at random: the cost grows with the square of their number."""
 SERIAL_BELOW = 10**10
-"""Images x features x classes under which a fit keeps to one thread. On cores that others use too, the
-threads of BLAS wait for one another: two took 13 times as long as one, for 500 images of 500 classes.
+"""Images x features x classes below which a fit uses one thread. On cores that others use too, the threads of
+BLAS wait for one another: for 500 images of 500 classes, two took 13 times as long as one.
 """
 
 Floats = npt.NDArray[np.float32]
@@ -53,7 +53,7 @@ class ProbeResult:
     train_images: int
     """Images that the final fit saw, the held-out ones included."""
     test_images: int
-    """Images that the accuracies count, those of unseen classes included, as misses."""
+    """Images in the accuracies; those of unseen classes count as misses."""
     classes: int
     """Classes with at least one training image."""
     notes: tuple[str, ...]
@@ -74,7 +74,8 @@ def linear_probe(
 
     C is the smallest of `inverse_regularisations` that comes within one standard error of the best on the
     held-out images of at most 500 classes. Only classes with two training images or more have one to hold
-    out; below two such classes the middle value is taken, with a note. A single value is taken as it is.
+    out; with fewer than two such classes, the middle value is taken, with a note. A single value is taken as
+    it is.
     Meant for up to some 10^5 images in memory: an iteration costs images x features x classes.
 
     Args:
@@ -83,7 +84,7 @@ def linear_probe(
         test_features: [M, F] outputs of the same backbone.
         test_labels: [M] class numbers; a class without training images counts as a miss and gives a note.
         inverse_regularisations: values of C, each > 0.
-        max_iterations: of L-BFGS, for each fit.
+        max_iterations: most iterations of L-BFGS in each fit.
         probe_seed: decides which images are held out; the fits themselves are deterministic.
 
     Returns:
@@ -132,7 +133,7 @@ def _choose(
     divisible = random.permutation(np.flatnonzero(np.bincount(index) >= 2))
     if len(divisible) < 2:
         middle = candidates[len(candidates) // 2]
-        return middle, [f"C={middle:g} is a default: too few classes have two images, to hold one out"]
+        return middle, [f"C={middle:g} is a default: too few classes have two images to hold one out"]
     rows = np.flatnonzero(np.isin(index, divisible[:SWEEP_CLASSES]))
     _, sweep_index = np.unique(index[rows], return_inverse=True)
     held_out = _held_out(sweep_index, random)
@@ -143,7 +144,7 @@ def _choose(
 def _sweep(
     features: Floats, index: Integers, held_out: Mask, candidates: list[float], max_iterations: int
 ) -> list[float]:
-    """Top-1 accuracy on the held-out images for each C, all rising from one warm start."""
+    """Return top-1 accuracy on the held-out images for each C; each fit starts from the one before."""
     scaler = StandardScaler()
     fitted, tested = scaler.fit_transform(features[~held_out]), scaler.transform(features[held_out])
     model = _classifier(int(index.max()) + 1, max_iterations)
@@ -162,7 +163,7 @@ def _within_one_error(accuracies: list[float], images: int) -> int:
 
 
 def _held_out(index: Integers, random: np.random.Generator) -> Mask:
-    """[N] mask: a random part of every class, where each has two images or more; never all of a class."""
+    """Return [N], a mask of a random part of every class, never all of it; each has two images or more."""
     counts = np.bincount(index)
     quota = np.maximum(1, np.floor(counts * HELD_OUT_SHARE))
     shuffled = random.permutation(len(index))
@@ -193,7 +194,7 @@ def _fit(model: LogisticRegression, features: Floats, index: Integers, inverse_r
 
 
 def _test_ranks(model: LogisticRegression, features: Floats, labels: Integers, classes: Integers) -> Integers:
-    """[M] classes that score above the true one; beyond any k where training never showed the true one."""
+    """Return [M], the number of classes ahead of the true one; beyond any k if it had no training image."""
     scores = model.decision_function(features)
     if scores.ndim == 1:  # two classes share one margin
         scores = np.stack([-scores, scores], axis=1)
@@ -216,7 +217,7 @@ def _unseen_note(labels: Integers, classes: Integers) -> list[str]:
 
 
 def _candidates(inverse_regularisations: Sequence[float], max_iterations: int) -> list[float]:
-    """The values of C, rising, once they and the iterations are known to be positive."""
+    """Check that the values of C and the iterations are positive; return the values, ascending."""
     candidates = sorted(set(inverse_regularisations))
     if not candidates or not candidates[0] > 0 or max_iterations < 1:
         raise ValueError(

@@ -12,10 +12,10 @@ from beamclip.losses.similarity import similarities
 def retrieval_metrics(
     images: Tensor, texts: Tensor, image_of_text: Tensor, ks: Sequence[int] = (1, 5)
 ) -> dict[str, float]:
-    """Recall in both directions, as it is counted on Flickr30k and COCO (arXiv 1504.00325).
+    """Compute recall in both directions, as it is counted on Flickr30k and COCO (arXiv 1504.00325).
 
     An image counts as found when one of its own captions is among the k nearest of all captions; a caption
-    when its image is among the k nearest of all images. Of equal similarities the lower index is ahead.
+    when its image is among the k nearest of all images. Of equal similarities, the lower index is ahead.
 
     Args:
         images: [N, D] image embeddings, unit length.

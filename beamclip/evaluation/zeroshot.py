@@ -9,13 +9,13 @@ from beamclip.losses.similarity import similarities
 from beamclip.prompts.anchors import Anchors
 
 CHUNK_ELEMENTS = 2**24
-"""Similarities held at once, 64 MiB in float32: a chunk's rows follow from the number of anchors."""
+"""Similarities held at a time, 64 MiB in float32; the number of anchors decides how many rows that is."""
 
 
 def class_scores(embeddings: Tensor, anchors: Anchors, num_classes: int, *, temperature: float) -> Tensor:
     """Score every class for every image.
 
-    With one anchor a class (`reduce=mean`) a score is the cosine similarity; the temperature has no effect.
+    With one anchor per class (`reduce=mean`), a score is the cosine similarity; the temperature has no role.
     With several (`reduce=separate`) it is `temperature * logsumexp(similarity / temperature)` over a class's
     anchors: a soft maximum. Either way `scores / temperature` are logits.
 
@@ -50,10 +50,10 @@ def class_scores(embeddings: Tensor, anchors: Anchors, num_classes: int, *, temp
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> dict[int, float]:
-    """Fraction of rows whose label is among the k highest scores, for each k.
+    """Return the fraction of rows whose label is among the k highest scores, for each k.
 
-    Exact counts by `label_ranks`: ties are settled as in `argmax`, and a row that holds a NaN is a miss. With
-    k >= K every other row is a hit.
+    The counts are exact: ties are settled as in `argmax`, and a row that holds a NaN is a miss. With k >= K,
+    every other row is a hit.
 
     Args:
         scores: [N, K], N >= 1.
@@ -74,9 +74,9 @@ def topk_accuracy(scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) ->
 
 
 def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many classes are ahead of each row's own: 0 where the label scores highest.
+    """Count the classes that are ahead of each row's own: 0 if the label scores highest.
 
-    Of equal scores the lower class index is ahead, as in `argmax`.
+    Of equal scores, the lower class index is ahead, as in `argmax`.
 
     Args:
         scores: [N, K].
@@ -95,13 +95,13 @@ def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
 def zeroshot_metrics(
     embeddings: Tensor, labels: Tensor, anchors: Anchors, num_classes: int, *, temperature: float
 ) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of zero-shot classification.
+    """Compute top-1 and top-5 accuracy of zero-shot classification.
 
     Args:
         embeddings: [N, D] image embeddings, unit length, N >= 1.
         labels: [N] class indices in 0..K-1.
         anchors: the classes' text anchors.
-        num_classes: K; with K < 5 top-5 is 1.
+        num_classes: K; with K <= 5, top-5 is 1.
         temperature: see `class_scores`.
 
     Returns:
@@ -127,7 +127,7 @@ def _soft_maximum(similarity: Tensor, owners: Tensor, num_classes: int, temperat
 
 
 def _anchors_per_class(embeddings: Tensor, anchors: Anchors, num_classes: int) -> Tensor:
-    """[K] number of anchors of each class, once the shapes are known to fit."""
+    """Check that the shapes fit; return [K], the number of anchors of each class."""
     if embeddings.ndim != 2 or embeddings.shape[1] != anchors.embeddings.shape[1]:
         raise ValueError(
             f"class_scores: embeddings are {list(embeddings.shape)}, anchors "

@@ -6,7 +6,7 @@ import time
 from beamclip.ingest.download import NO_MEMORY, FailedDownload
 
 MAX_BODY_BYTES = 256 * 2**20
-"""A larger body fails."""
+"""Largest body that is downloaded; a larger one fails."""
 
 _SMALL_BYTES = 256 * 2**20
 _LARGE_BYTES = MAX_BODY_BYTES
@@ -14,26 +14,26 @@ _LEAST_SHARE = 256 * 2**10
 
 
 class BodyMemory:
-    """512 MiB: one half for small bodies, split evenly, the other for the few that are large.
+    """A budget of 512 MiB: half for small bodies, split evenly, and half for the few large ones.
 
-    A body of up to `share` bytes never waits: as many as can be in memory at a time, under way or waiting
-    to be stored, fit into the first half. A larger one takes all that it may still need from the second half
+    A body of up to `share` bytes never waits: up to 1,024 bodies of this size fit into the first half, and
+    each further one adds 256 KiB to it. A larger body takes all that it may still need from the second half
     at once, or waits. Nobody waits while holding what another waits for, so there is no deadlock; and they
-    wait in line, so that a large request is not overtaken for ever.
+    wait in line, so that a large request is not overtaken forever.
     """
 
     def __init__(self, bodies: int) -> None:
-        """`bodies`: how many can be in memory at a time."""
+        """Split the first half among `bodies`, the number that can be in memory at a time."""
         self.share = max(_LEAST_SHARE, _SMALL_BYTES // bodies)
         self._free = _LARGE_BYTES
         self._changed = threading.Condition()
         self._line = threading.Lock()
 
     def take(self, size: int, patience_s: float) -> None:
-        """Take `size` bytes, at most MAX_BODY_BYTES, of the second half.
+        """Take `size` bytes, at most MAX_BODY_BYTES, from the second half.
 
         Raises:
-            FailedDownload: not free within `patience_s` seconds.
+            FailedDownload: they did not become free within `patience_s` seconds.
         """
         ends = time.monotonic() + patience_s
         if not self._line.acquire(timeout=patience_s):
@@ -47,12 +47,12 @@ class BodyMemory:
             self._line.release()
 
     def give_back(self, size: int) -> None:
-        """Return bytes that were taken."""
+        """Give back bytes that were taken."""
         with self._changed:
             self._free += size
             self._changed.notify_all()
 
     def drop_body(self, size: int) -> None:
-        """Return what a body of this size holds, once it is out of memory."""
+        """Give back what a body of this size took, once it is out of memory."""
         if size > self.share:
             self.give_back(size)

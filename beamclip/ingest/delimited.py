@@ -1,14 +1,14 @@
-"""Rows of CSV and TSV: each arrives with the text that stood in the file, or the file is refused.
+"""Read rows of CSV and TSV: each arrives with the very text of the file, or the file is refused.
 
 CSV follows RFC 4180. A field that begins with a quote is quoted: it may hold commas, line breaks and doubled
 quotes, and ends with a quote before the next comma. A quote inside a field that does not begin with one is
-text (`a 5" pipe`). `"hello world` and `"the end" she said` are neither, and are refused with their line: a
-lenient reader runs on to the next quote, rows further down.
+text (`a 5" pipe`). `"hello world` and `"the end" she said` are neither, and are refused by a message that
+names the line: a lenient reader would read on to the next quote, rows further down.
 
 In TSV, quotes are text, as in Conceptual Captions, where captions begin with a quote that nothing closes.
-Some programs quote TSV as if it were CSV. It is read so where that is certain: its header is quoted; or it
-has rows with too many or too few fields that come out right when read so; or all of its fields that begin
-with a quote are quoted fields that need their quotes, as minimal quoting writes them.
+Some programs quote TSV like CSV. A TSV is read like CSV where that is certain: its header begins with a
+quote; or rows have the wrong number of fields as TSV and the right number as CSV; or every field that begins
+with a quote is a quoted field that needs its quotes, as minimal quoting writes them.
 
 pyarrow splits and converts. The quotes are checked on the bytes before it gets them.
 """
@@ -41,7 +41,7 @@ _NEEDS_QUOTES = r'^"(?s:[^"]*""[^"]*)+"$'
 
 
 class Dialect:
-    """How fields are told apart."""
+    """How fields are separated: the delimiter, and whether quotes enclose fields or are text."""
 
     def __init__(self, delimiter: str, *, quoted: bool) -> None:
         self.delimiter = delimiter
@@ -49,18 +49,18 @@ class Dialect:
 
     @cached_property
     def quoted_field(self) -> "re.Pattern[bytes]":
-        """A well-formed quoted field, between two delimiters or line breaks."""
+        """Pattern of a well-formed quoted field, between two delimiters or line breaks."""
         ends = re.escape(self.delimiter.encode()) + rb"\r\n"
         return re.compile(rb'"(?<=[%s]")[^"]*(?:""[^"]*)*"(?=[%s])' % (ends, ends))
 
     @cached_property
     def opening(self) -> "re.Pattern[bytes]":
-        """The beginning of a quoted field."""
+        """Pattern of the beginning of a quoted field: a delimiter or line break, and a quote."""
         return re.compile(rb'[%s\r\n]"' % re.escape(self.delimiter.encode()))
 
 
 def read_delimited(open_file: Opener, wanted: Sequence[str], *, delimiter: str) -> tuple[list[str], pa.Table]:
-    """Names of all columns, and a table of the wanted ones that stand there once, as text.
+    """Read the names of all columns, and, as text, a table of the wanted columns whose name occurs once.
 
     Raises:
         UnreadableListError: a row has too many or too few fields, a quoted field is not well formed, a text
@@ -115,7 +115,7 @@ def _read(
 
 
 def _parse(rows: "Rows", names: list[str], there: list[str], dialect: Dialect) -> pa.Table:
-    # By position: a name may stand there twice.
+    # By position: a name may occur twice.
     fields = {str(i): name for i, name in enumerate(names) if name in there}
     try:
         table = pa_csv.read_csv(
@@ -151,20 +151,20 @@ def _column_names(header: bytes, dialect: Dialect) -> list[str]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a file that are whole, and the number of their first line."""
+    """Complete rows of a file, and the number of their first line."""
 
     text: bytes
     first_line: int
 
 
 def whole_rows(file: IO[bytes], dialect: Dialect) -> Iterator[Rows]:
-    """The rows of a file in pieces of about `BLOCK_BYTES`.
+    """Yield the rows of a file in pieces of about `BLOCK_BYTES`.
 
-    pyarrow would read a file itself, but in threads that may outlive the call: when Python ends before them,
-    they abort the process.
+    pyarrow could read the file itself, but in threads that may outlive the call: when Python ends before
+    them, they abort the process.
 
     Raises:
-        UnreadableListError: a quoted field is not well formed, or a line is too long.
+        UnreadableListError: a quoted field is not well formed, a line is too long, or the file is UTF-16.
     """
     line, text = 1, without_mark(file.read(BLOCK_BYTES))
     while text:
@@ -182,7 +182,7 @@ def whole_rows(file: IO[bytes], dialect: Dialect) -> Iterator[Rows]:
 
 
 def _end_of_rows(text: bytes, dialect: Dialect, line: int, *, ended: bool) -> int:
-    """Where the last row that is whole ends; 0 where none is."""
+    """Return where the last complete row ends; 0 if no row is complete."""
     end = text.rfind(b"\n") + 1
     while dialect.quoted and end > 0 and (start := _first_open(text[:end], dialect)) is not None:
         if _is_ill_formed(text, start, dialect, ended=ended):
@@ -197,7 +197,7 @@ def _end_of_rows(text: bytes, dialect: Dialect, line: int, *, ended: bool) -> in
 
 
 def _first_open(text: bytes, dialect: Dialect) -> int | None:
-    """Where the first quoted field begins that has no end in these lines."""
+    """Return where the first quoted field without an end in these lines begins; None if each has one."""
     if b'"' not in text:
         return None
     lines = b"\n" + text
@@ -209,7 +209,7 @@ def _first_open(text: bytes, dialect: Dialect) -> int | None:
 
 
 def _is_ill_formed(text: bytes, start: int, dialect: Dialect, *, ended: bool) -> bool:
-    """Whether a field has something behind its last quote, or has no last quote and never will."""
+    """Whether a field has text after its closing quote, or has no closing quote and never will."""
     if dialect.quoted_field.match(b"\n" + text, start + 1):
         return False  # it ends further down
     found = _UP_TO_ITS_END.match(text, start)
@@ -218,7 +218,7 @@ def _is_ill_formed(text: bytes, start: int, dialect: Dialect, *, ended: bool) ->
 
 
 def _first_fault(rows: Rows, dialect: Dialect, columns: int) -> str | None:
-    """The first line that pyarrow cannot have read, and why."""
+    """Return the first line that pyarrow cannot have read, and why; None if none is found."""
     for number, record, fields in _records(rows, dialect):
         try:
             record.decode()
@@ -233,7 +233,7 @@ def _first_fault(rows: Rows, dialect: Dialect, columns: int) -> str | None:
 
 
 def _records(rows: Rows, dialect: Dialect) -> Iterator[tuple[int, bytes, int]]:
-    """Rows that are not empty: the number of their first line, their bytes, and their number of fields."""
+    """Yield rows that are not empty: number of the first line, bytes, and number of fields."""
     record, first = b"", 0
     for number, line in enumerate(rows.text.split(b"\n"), rows.first_line):
         first = first if record else number

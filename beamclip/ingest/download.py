@@ -1,4 +1,4 @@
-"""One download: what it may still use of time, bytes and redirects, and why it failed."""
+"""Limits of one download (time, bytes, redirects), and the reasons for which downloads fail."""
 
 import socket
 import ssl
@@ -21,7 +21,7 @@ INCOMPLETE_BODY = "incomplete body"
 BODY_TOO_LARGE = "body too large"
 NO_MEMORY = "no memory free for a large body"
 PAUSED_HOST = "HTTP 429"
-"""Also of what was not asked for because the host said 429 to another request and for how long."""
+"""Also the reason where a host that answered 429 to other requests is paused beyond a download's deadline."""
 DOWNLOAD_FAILED = "download failed"
 
 REASONS = frozenset(
@@ -33,18 +33,18 @@ REASONS = frozenset(
 
 MAX_REDIRECTS = 10
 MAX_OVERHEAD_BYTES = 256 * 2**10
-"""For all that is no body: handshakes, status lines, headers, framing of chunks, trailers. Framing may take
-as many bytes again as the body."""
+"""Limit on bytes that are not body: handshakes, status lines, headers, chunk framing, trailers. A body raises
+it by its own size, for the framing of its chunks."""
 
 
 class FailedDownload(Exception):
-    """The message is one of `REASONS`, whatever the server said: reasons are counted, so there are few."""
+    """A download failed. The message is one of few reasons, which are counted, and never a server's text."""
 
 
 class Download:
-    """The allowance of one URL, over all its redirects and repetitions.
+    """The limits of one URL's download, over all its redirects and retries.
 
-    It travels through urllib and http.client as their timeout, which they hand on without looking at it.
+    It is passed to urllib and http.client as their timeout, which they hand on without looking at it.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -55,7 +55,7 @@ class Download:
         self._delivered = 0
 
     def seconds_left(self) -> float:
-        """Always positive.
+        """Return the seconds left, more than 0.
 
         Raises:
             TimeoutError: none are left.
@@ -67,7 +67,7 @@ class Download:
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:
-        """Time that passes in the block, because of others, does not count."""
+        """Leave the time spent in the block, waiting for other downloads, out of the deadline."""
         began = time.monotonic()
         try:
             yield
@@ -75,28 +75,31 @@ class Download:
             self._ends += time.monotonic() - began
 
     def start_over(self) -> None:
-        """The same URL is asked for again: redirects count from zero, time and bytes do not."""
+        """Count redirects from zero, since the same URL is requested again; time and bytes go on."""
         self._requests = 0
 
     def count_request(self) -> None:
-        """Raises FailedDownload when it is one redirect too many."""
+        """Count a request; raise FailedDownload when it is one redirect too many."""
         self._requests += 1
         if self._requests > 1 + MAX_REDIRECTS:
             raise FailedDownload(REDIRECT_LOOP)
 
     def count_received(self, size: int) -> None:
-        """Count bytes from the network; raises FailedDownload when too few of them are a body."""
+        """Count bytes from the network; raise FailedDownload when too few of them are body."""
         self._received += size
         if self._received > MAX_OVERHEAD_BYTES + 2 * self._delivered:
             raise FailedDownload(MALFORMED_ANSWER)
 
     def count_body(self, size: int) -> None:
-        """Count bytes that turned out to be the body."""
+        """Count received bytes that belong to the body."""
         self._delivered += size
 
 
 def reason_of(error: BaseException) -> str:
-    """One of `REASONS`, from the kind of an error and not from its text, which a server may have written."""
+    """Return the reason to count for an error: the text of our own errors, else one of `REASONS`.
+
+    Other errors are judged by their type and not by their text, which a server may have written.
+    """
     if isinstance(error, URLError) and isinstance(error.reason, BaseException):
         error = error.reason
     if isinstance(error, (FailedDownload, RefusedURL)):

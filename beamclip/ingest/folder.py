@@ -8,11 +8,11 @@
     out/.ingest/log.txt            what img2dataset printed
     out/.ingest/lock               locked while an ingest is at work
 
-The shards' own folder stays free of other .json files: img2dataset takes each for statistics.
+The shards' own folder stays free of other .json files: img2dataset takes each of them for statistics.
 
-`out` may be an address. All of this then lies there, so that any machine can resume, except the log and the
-lock, which need a file system of this machine and lie in its folder for temporary files. There the lock keeps
-out the ingests of this machine only.
+`out` may be an address. All of this is then stored there, so that any machine can resume, except the log and
+the lock: they need a local file system and are in this machine's folder for temporary files. So the lock then
+keeps out only other ingests of this machine.
 """
 
 import fcntl
@@ -44,12 +44,12 @@ UNDECODABLE = "undecodable image"
 DISALLOWED = "disallowed by X-Robots-Tag"
 
 _BEFORE = {"list_reading": 1}
-"""What a manifest says that does not say it."""
+"""Values that hold for manifests of earlier versions, which lack these fields."""
 
 _READERS = 16
-"""Small files read at a time; in a bucket each takes a few hundredths of a second."""
+"""Small files read at the same time; in a bucket each takes a few hundredths of a second."""
 
-# What a second attempt cannot change. 404 and 410 are answers, a 503 or a timeout is none.
+# Reasons that a second attempt cannot change. 404 and 410 are final answers, a 503 or a timeout is not.
 _FINAL = frozenset(
     [
         MALFORMED_URL, UNDECODABLE, *REFUSALS, DISALLOWED, SHARD_FAILED, BODY_TOO_LARGE, REDIRECT_LOOP,
@@ -59,8 +59,8 @@ _FINAL = frozenset(
 
 _ALLOWABLE = (PRIVATE_ADDRESS, REFUSED_PORT)
 
-# First match decides; the texts are those of urllib, http.client, ssl and socket, as shards of earlier
-# versions hold them.
+# The first match decides. The texts are those of urllib, http.client, ssl and socket, which earlier versions
+# recorded in shards.
 _REASONS = (
     ("unknown url type", MALFORMED_URL),
     ("timed out", "timed out"),
@@ -85,7 +85,7 @@ class ShardPlan:
     """Which rows of the URL list belong to which shard.
 
     The first shards hold the list in order, `shard_size` rows each. Each further shard holds rows that
-    failed there and are tried once more; such a row belongs to the further shard alone from then on.
+    failed there and are tried once more; from then on, such a row belongs to the further shard alone.
     """
 
     rows: int
@@ -104,7 +104,7 @@ class ShardPlan:
         return range(first, first + len(self.retries))
 
     def rows_of(self, shard_id: int) -> Sequence[int]:
-        """Rows of the list that a shard holds, in the shard's order."""
+        """Return the rows of the list that a shard holds, in the shard's order."""
         if shard_id in self.retry_shards:
             return self.retries[shard_id - self.retry_shards.start]
         start = shard_id * self.shard_size
@@ -116,7 +116,7 @@ class ShardPlan:
         return frozenset(row for rows in self.retries for row in rows)
 
     def with_retries(self, rows: Sequence[int]) -> "ShardPlan":
-        """The plan with further shards for these rows."""
+        """Return the plan with further shards for these rows."""
         starts = range(0, len(rows), self.shard_size)
         added = tuple(tuple(rows[start : start + self.shard_size]) for start in starts)
         return ShardPlan(self.rows, self.shard_size, self.retries + added)
@@ -126,8 +126,8 @@ class ShardPlan:
 class ListOutcome:
     """What became of each row of a list: `succeeded` plus the sum of `failed` is the number of rows.
 
-    `retryable` rows failed in their first attempt for a cause that may pass; `refused_private` rows were
-    refused for their address, which a later run may allow.
+    `retryable` rows failed in their first attempt for a reason that may pass; `refused_private` rows were
+    refused in it for their address or port, which a later run may allow.
     """
 
     succeeded: int
@@ -154,14 +154,14 @@ class IngestFolder:
         return Path(tempfile.gettempdir(), f"beamclip-ingest-{digest}")
 
     def claim(self, manifest: dict[str, Any]) -> None:
-        """Make the folder this ingest's, or check that it is already.
+        """Mark the folder as this ingest's, or check that it is already.
 
         Raises:
             InputError: it holds something else, or was filled with other settings.
         """
         before = self.read_manifest()
         changed = [name for name in manifest if before.get(name, _BEFORE.get(name)) != manifest[name]]
-        # Without a complete shard there is nothing that other settings could mix with.
+        # Without a complete shard, there is nothing to mix other settings with.
         if changed and any(name.endswith("_stats.json") for name in self.out.names()):
             raise InputError(f"{self.out.place}: {_describe_changes(changed, before, manifest)}")
         self.rows.fs.makedirs(self.rows.path(""), exist_ok=True)
@@ -170,15 +170,15 @@ class IngestFolder:
             self._write_json("manifest.json", manifest)
 
     def read_manifest(self) -> dict[str, Any]:
-        """The settings that the folder was filled with, none where it is new."""
+        """Return the settings that the folder was filled with; empty if it is new."""
         return self._read_json("manifest.json") or {}
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder, and keep other ingests out of it.
+        """Make the folder, and keep other ingests out of it inside the block.
 
         Raises:
-            InputError: nothing can be written there, or another ingest is at work in it.
+            InputError: nothing can be written there, or another ingest is writing there.
         """
         self.out.prepare("--out")
         self._local.mkdir(parents=True, exist_ok=True)
@@ -190,28 +190,28 @@ class IngestFolder:
             yield
 
     def read_retries(self) -> tuple[tuple[int, ...], ...]:
-        """The rows of each retry shard."""
+        """Return the rows of each retry shard."""
         return tuple(tuple(rows) for rows in self._read_json("retries.json") or ())
 
     def write_retries(self, plan: ShardPlan) -> None:
-        """Remember which rows are tried again, before the first of them is."""
+        """Write down which rows are retried; call it before the first of them is."""
         self._write_json("retries.json", plan.retries)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The summary of an ingest that left nothing to do, or None."""
+        """Return the summary of an ingest that left nothing to do, or None."""
         summary: dict[str, Any] | None = self._read_json("summary.json")
         return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Remember the final counts."""
+        """Write the final counts."""
         self._write_json("summary.json", summary)
 
     def forget_summary(self) -> None:
-        """Something is left to do after all."""
+        """Remove the final counts: something is left to do after all."""
         self.state.remove("summary.json")
 
     def complete_shards(self, plan: ShardPlan) -> dict[int, dict[str, Any]]:
-        """Statistics of the shards that are complete: data, records and readable statistics are there."""
+        """Return the statistics of complete shards: those with data, records and readable statistics."""
         names = self.out.names()
         there = [i for i in (*plan.first_shards, *plan.retry_shards) if self._has_files(i, names)]
         with ThreadPoolExecutor(_READERS) as pool:
@@ -219,12 +219,12 @@ class IngestFolder:
         return {shard_id: stats for shard_id, stats in found if stats is not None}
 
     def has_all_shards(self, count: int) -> bool:
-        """Whether the files of the shards 0 to count - 1 are there."""
+        """Whether all files of the shards 0 to count - 1 exist."""
         names = self.out.names()
         return all(self._has_files(shard_id, names) for shard_id in range(count))
 
     def read_stats(self, shard_id: int) -> dict[str, Any] | None:
-        """img2dataset's statistics of a shard; None when it has none or a killed process left half of it."""
+        """Return img2dataset's statistics of a shard; None if there are none, or only a part was written."""
         text = self.out.read(shard_name(shard_id) + "_stats.json")
         try:
             stats: dict[str, Any] | None = None if text is None else json.loads(text)
@@ -284,7 +284,7 @@ class IngestFolder:
 
 
 def failure_reason(status: str, message: str | None) -> str:
-    """One of few reasons for an image that failed, from img2dataset's status and message."""
+    """Return the reason to count for an image that failed, from img2dataset's status and message."""
     if status == "failed_to_resize":
         return message if message in REFUSALS and message != CORRUPT_IMAGE else UNDECODABLE
     message = message or ""
@@ -296,7 +296,7 @@ def failure_reason(status: str, message: str | None) -> str:
 
 
 def is_retryable(reason: str) -> bool:
-    """Whether a second attempt may end otherwise."""
+    """Whether a second attempt may end differently."""
     return reason not in _FINAL and not reason.startswith("refused: ")
 
 
@@ -307,8 +307,8 @@ def _describe_changes(changed: Sequence[str], before: dict[str, Any], now: dict[
         return "was filled from another URL list. Give that list again to resume, or another out."
     if "list_reading" in changed:
         return (
-            "was filled by an earlier version, which read quotes, dates and numbers of such lists in another "
-            "way. Give another out."
+            "was filled by an earlier version, which read quotes, dates and numbers of such lists "
+            "differently. Give another out."
         )
     changes = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
     return f"was filled with other settings ({changes}). Use the same to resume, or give another out."

@@ -1,8 +1,8 @@
-"""Sockets whose every byte passes one place, where the time and the bytes of a download are counted.
+"""Sockets that keep to the time and the bytes of a download at every single read and write.
 
 http.client reads status lines, `100 Continue` answers, headers, chunk sizes and trailers in loops of its own
-that a server can keep going; the timeout of a socket counts from one read to the next. Here each read and
-write of a socket gets the time that its download has left, whatever loop it is called from.
+that a server can keep going, and the timeout of a socket starts anew with each read. Here each read and write
+gets the time that its download has left, whatever loop it is called from.
 """
 
 import socket
@@ -19,21 +19,21 @@ _MAX_ADDRESSES = 4
 
 
 class GuardedSocket(socket.socket):
-    """A TCP socket of one download."""
+    """A TCP socket that keeps to the limits of one download."""
 
     def __init__(self, download: Download, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.download = download
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """As socket.recv_into, within the allowance of the download."""
+        """Like socket.recv_into, within the limits of the download."""
         self.settimeout(self.download.seconds_left())
         size = super().recv_into(buffer, nbytes, flags)
         self.download.count_received(size)
         return size
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """As socket.sendall, within the time of the download."""
+        """Like socket.sendall, within the time of the download."""
         self.settimeout(self.download.seconds_left())
         super().sendall(data, flags)
 
@@ -41,8 +41,8 @@ class GuardedSocket(socket.socket):
 class GuardedTLSSocket(GuardedSocket):
     """TLS over a connected socket, which it takes over.
 
-    OpenSSL works on buffers in memory instead of on the socket: it would go on reading by itself for as long
-    as a server sends records that carry no data.
+    OpenSSL works on buffers in memory instead of on the socket: on the socket, it would go on reading by
+    itself for as long as a server sends records that carry no data.
     """
 
     def __init__(self, plain: GuardedSocket, context: ssl.SSLContext, server_hostname: str) -> None:
@@ -57,7 +57,7 @@ class GuardedTLSSocket(GuardedSocket):
             raise
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """As socket.recv_into, of decrypted bytes."""
+        """Like GuardedSocket.recv_into, for decrypted bytes; returns 0 at the end of the stream."""
         try:
             size: int = self._run(self._tls.read, nbytes or len(buffer), buffer)
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -65,7 +65,7 @@ class GuardedTLSSocket(GuardedSocket):
         return size
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """As socket.sendall, encrypted."""
+        """Encrypt and send all bytes, within the time of the download."""
         rest = memoryview(data)
         while rest:
             rest = rest[self._run(self._tls.write, rest) :]
@@ -94,10 +94,11 @@ class GuardedTLSSocket(GuardedSocket):
 
 
 class NameLookUps:
-    """Addresses of hosts, within a time.
+    """Looks up the addresses of hosts within the time that a download has left.
 
-    getaddrinfo cannot be interrupted. It runs on a daemon thread of its own, which a download whose time is
-    up leaves behind; downloads of one host share a look-up, and `at_once` is the most that can be stuck.
+    getaddrinfo cannot be interrupted. It runs on a daemon thread of its own, which a download leaves behind
+    when its time is up. Downloads from one host share a look-up; at most `at_once` of them run at a time,
+    those that are stuck included.
     """
 
     def __init__(self, resolve: Callable[[str, int], Sequence[str]], at_once: int = 64) -> None:
@@ -107,10 +108,11 @@ class NameLookUps:
         self._lock = threading.Lock()
 
     def addresses(self, host: str, port: int, download: Download) -> Sequence[str]:
-        """Addresses in the resolver's order, the same for as long as this object lives.
+        """Return a host's addresses in the resolver's order; they are kept as long as this object lives.
 
         Raises:
-            TimeoutError, OSError, RefusedURL: no answer in time, or what `resolve` raises.
+            TimeoutError: there was no answer in time.
+            OSError, RefusedURL: `resolve` raised it.
         """
         key, seconds = (host, port), download.seconds_left()
         with self._lock:
@@ -143,10 +145,10 @@ class NameLookUps:
 
 
 def connect(addresses: Sequence[str], port: int, download: Download) -> GuardedSocket:
-    """Connect to the first address that answers; each gets an equal part of the time that is left.
+    """Connect to the first of up to four addresses that answers; each gets an equal share of the time left.
 
     Raises:
-        OSError: none did.
+        OSError: none answered, or there is none.
     """
     failure: OSError | None = None
     tried = addresses[:_MAX_ADDRESSES]

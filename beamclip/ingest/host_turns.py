@@ -1,8 +1,8 @@
-"""Manners towards one host: so many requests at a time, and a pause when it asks for one.
+"""Limit the requests to each host at a time, and pause when a host asks for it.
 
-The number of requests holds over all processes that share a file. A turn is a lock on one of the `per_host`
-bytes of the host in that file; the kernel takes it back from a process that dies. Where and how many bytes
-the file has does not matter: they need not exist to be locked.
+The limit holds over all processes that share a file. A turn is a lock on one of the host's `per_host` bytes
+in that file; the kernel releases it when the process dies. The file stays empty: bytes need not exist to be
+locked.
 """
 
 import fcntl
@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BUCKETS = 1 << 20
-"""Hosts whose names fall into one bucket share their turns."""
+"""Number of buckets that host names are hashed into; hosts in one bucket share their turns."""
 
 _POLL_SECONDS = 0.01
-"""Between two looks at the turns of other processes; those of this one are handed on at once."""
+"""Time between two attempts at turns that other processes hold; those of this one are handed on at once."""
 
 _REFUSALS = 5
-"""A host means this client and not this URL when it answers 429 as many times and nothing else between."""
+"""Consecutive answers of 429 after which a host is taken to mean this client, and not a single URL."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Of one request."""
+    """The right to one request: a bucket of hosts, and one of its `per_host` slots."""
 
     bucket: int
     slot: int
@@ -38,9 +38,10 @@ _opening = threading.Lock()
 
 
 def host_turns(file: Path, per_host: int) -> "HostTurns":
-    """The turns that go with a file: the same object each time, since locks belong to a process.
+    """Return the turns that go with a file; within a process, the same object each time.
 
-    Two objects would not see each other's, and the end of one would drop the locks of both.
+    File locks belong to a process: two objects would not see each other's locks, and closing the file of one
+    would drop the locks of both.
     """
     with _opening:
         if (file, per_host) not in _opened:
@@ -49,7 +50,7 @@ def host_turns(file: Path, per_host: int) -> "HostTurns":
 
 
 class HostTurns:
-    """Turns at hosts, and pauses of hosts."""
+    """Hands out turns at hosts, and keeps the pauses that hosts ask for."""
 
     def __init__(self, file: Path, per_host: int) -> None:
         self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -61,11 +62,11 @@ class HostTurns:
         self._pauses: dict[str, float] = {}
 
     def take(self, host: str) -> Turn:
-        """Wait for a turn, however long: all that hold one give it back when their own time is up."""
+        """Wait for a turn, however long: every holder gives its turn back when its own time is up."""
         bucket = zlib.crc32(host.encode()) % _BUCKETS
         with self._ended:
             line = self._lines[bucket]
-        with line, self._ended:  # the others of this process wait behind the one that looks
+        with line, self._ended:  # other threads of this process wait behind the one that polls
             while (turn := self._try(bucket)) is None:
                 self._ended.wait(_POLL_SECONDS)
             self._held.add(turn)
@@ -79,18 +80,18 @@ class HostTurns:
             self._ended.notify_all()
 
     def count_answer(self, host: str, *, refused: bool) -> None:
-        """A host answered; `refused`: by 429."""
+        """Count an answer of a host; `refused` tells whether it was 429."""
         with self._ended:
             self._refusals[host] = self._refusals[host] + 1 if refused else 0
 
     def pause(self, host: str, seconds: float) -> None:
-        """The host wants no request for so long; believed when it says so to everyone."""
+        """Send a host no requests for so many seconds, if its last five answers were all 429."""
         with self._ended:
             if self._refusals[host] >= _REFUSALS:
                 self._pauses[host] = max(self._pauses.get(host, 0.0), time.monotonic() + seconds)
 
     def pause_left(self, host: str) -> float:
-        """Seconds; 0 without a pause."""
+        """Return the seconds until a host's pause ends; 0 without a pause."""
         return max(0.0, self._pauses.get(host, 0.0) - time.monotonic())
 
     def _try(self, bucket: int) -> Turn | None:

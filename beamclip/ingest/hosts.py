@@ -12,7 +12,7 @@ of its cloud, a database on the same network, or a file of the node. Two checks 
 shared (RFC 6598), multicast, reserved, documentation and unspecified ranges of IPv4 and IPv6, and the
 addresses at which clouds serve their machines although they look public.
 
-Ports are part of it: a public address may be that of a router or of a neighbour whose other services trust
+Ports are checked too: a public address may belong to a router or a neighbour whose other services trust
 whoever can reach them.
 """
 
@@ -31,7 +31,7 @@ WEB_PORTS = (80, 443, 8000, 8008, 8080, 8081, 8088, 8443, 8888)
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SCHEMES = ("ftp", "file", "data", "blob", "about", "javascript", "s3", "gs", "ipfs")
-"""Those that lists hold, by name in the counts; any other text before a colon counts as one reason."""
+"""Schemes that lists contain, counted by name; all others are counted as OTHER_SCHEME."""
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Missing in the ipaddress module of some or all Python versions.
@@ -76,7 +76,7 @@ def is_public(address: str) -> bool:
 
 
 def url_refusal(url: str | None, *, allow_private: bool, ports: Container[int] = WEB_PORTS) -> str | None:
-    """The reason why a URL must not be fetched, from its text alone, or None.
+    """Return the reason why a URL must not be fetched, judged by its text alone, or None.
 
     `allow_private` permits addresses outside the public internet and all ports; schemes other than http and
     https, and credentials in the URL, are refused all the same.
@@ -100,10 +100,10 @@ def url_refusal(url: str | None, *, allow_private: bool, ports: Container[int] =
 
 
 def host_addresses(host: str, port: int, *, allow_private: bool) -> list[str]:
-    """The addresses of a host, in the resolver's order; all of them public unless `allow_private`.
+    """Return the addresses of a host, in the resolver's order; all of them public unless `allow_private`.
 
     Raises:
-        RefusedURL: at least one of them is not: a name that mixes both kinds is how rebinding looks.
+        RefusedURL: at least one of them is not public: DNS rebinding shows as a name that mixes both kinds.
         OSError: the name does not resolve.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -138,7 +138,7 @@ def _literal_address(host: str) -> str | None:
 
 
 def _is_localhost(host: str) -> bool:
-    """By RFC 6761 these names are always of this machine; said here so that their port is not the reason."""
+    """By RFC 6761 these names always mean this machine; checked here so that the reason is not their port."""
     return f".{host.rstrip('.')}".endswith(".localhost")
 
 

@@ -1,9 +1,9 @@
 """From a list of URLs to shards of images: guarded, resumable, and counted to the last row.
 
-The downloading, resizing and writing is img2dataset's (https://github.com/rom1504/img2dataset), one
-shard at a time; see `beamclip.ingest.shard` for what is used of it and why not all. Proxies of
-the environment are used with `allow_private_hosts` only. EXIF orientation is applied, transparency
-gets a white background, and every image is encoded anew as 8 bits.
+img2dataset (https://github.com/rom1504/img2dataset) downloads, resizes and writes, one shard at a time;
+`beamclip.ingest.shard` says which parts of it are used, and why not all. Proxies of the environment are used
+with `allow_private_hosts` only. EXIF orientation is applied, transparency gets a white background, and every
+image is encoded anew with 8 bits.
 """
 
 import importlib.util
@@ -28,13 +28,13 @@ from beamclip.option_texts import check_required
 from beamclip.places import absolute
 
 _DATA_SUFFIX = {"webdataset": ".tar", "parquet": ".parquet"}
-# Rows without a second attempt, of which the summary on disk keeps the number: a later run may want one.
+# Kinds of rows without a second attempt. The summary on disk keeps their numbers: a later run may retry them.
 _OPEN_ROWS = ("retryable", "refused_private")
 
 
 @dataclass(frozen=True)
 class IngestCounts:
-    """How far an ingest is; `succeeded` and `failed` count rows of the list that have been tried."""
+    """Progress of an ingest; `succeeded` and `failed` count the rows of the list that have been tried."""
 
     rows: int
     succeeded: int
@@ -45,11 +45,11 @@ class IngestCounts:
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What an ingest achieved, over all runs into one folder.
+    """Result of an ingest, over all runs into one folder.
 
-    `attempted`, the rows of the list, is `succeeded` plus the sum of `failed` (by reason). `shards` are
-    complete; `resumed_shards` of them were so before this run. `retried` rows were tried in a second pass
-    and count by its result. `images_per_second` is what this run stored by its `wall_seconds`.
+    `attempted`, the number of rows, is `succeeded` plus the sum of `failed` (by reason). `shards` are
+    complete; `resumed_shards` of them were complete before this run. `retried` rows were tried in a second
+    pass and count by its result. `images_per_second` is what this run stored, over its `wall_seconds`.
     """
 
     attempted: int
@@ -70,7 +70,7 @@ def ingest(
     on_progress: OnProgress | None = None,
     on_notice: Callable[[str], None] = lambda notice: None,
 ) -> IngestSummary:
-    """Download a URL list into shards; resumes what an earlier run left, at once when nothing is left.
+    """Download a URL list into shards. Resumes what an earlier run left; returns at once if nothing is left.
 
     A URL that cannot be fetched or decoded is counted, never raised.
 
@@ -80,8 +80,8 @@ def ingest(
         on_notice: called with what the user should know before the first download.
 
     Raises:
-        InputError: img2dataset is not installed, the list cannot be used, or the folder was filled
-            with other settings.
+        InputError: img2dataset is not installed, a required option is missing, the list cannot be used, or
+            the folder cannot be written to, is in use, or was filled with other settings.
         RuntimeError: the download processes cannot run.
     """
     started = time.monotonic()
@@ -98,7 +98,7 @@ def ingest(
         if config.caption_column == AUTO:
             before = folder.read_manifest()
             if before.get("urls_sha256") == manifest["urls_sha256"]:
-                has_captions, why = before.get("caption_column") is not None, "as it was begun"
+                has_captions, why = before.get("caption_column") is not None, "it was begun without them"
             else:
                 table = _read_list(config, urls)
                 has_captions, why = "caption" in table.column_names, f"the list has no column {CAPTION!r}"
@@ -119,7 +119,7 @@ def _read_list(config: IngestConfig, urls: str) -> pa.Table:
 
 
 class _Ingest:
-    """One run: its list, its folder, and the plan that grows by the second pass."""
+    """One run: its list, its folder, and the plan, to which the second pass adds shards."""
 
     def __init__(
         self, config: IngestConfig, table: pa.Table, folder: IngestFolder, on_progress: OnProgress | None
@@ -132,6 +132,7 @@ class _Ingest:
         self._complete = folder.complete_shards(self._plan)
 
     def run(self, started: float) -> IngestSummary:
+        """Download what is missing, retry what failed, and count; `started` is a time of `time.monotonic`."""
         self._folder.forget_summary()
         resumed = len(self._complete)
         stored = -self._succeeded()
@@ -176,7 +177,7 @@ class _Ingest:
             yield ShardTask(shard_id, place, second_attempt=shard_id in self._plan.retry_shards)
 
     def _rows(self, shard_id: int) -> pa.Table:
-        """Rows of a shard. A first shard that is made anew must not fetch what a retry shard may hold."""
+        """Return a shard's rows. A first shard that is made anew must not fetch rows of a retry shard."""
         rows = self._plan.rows_of(shard_id)
         if isinstance(rows, range):
             table = self._table.slice(rows.start, len(rows))

@@ -1,4 +1,4 @@
-"""Rows of JSON lines: texts and numbers as they stand in the file, or the file is refused with the line.
+"""Read rows of JSON lines: texts and numbers arrive as they are in the file, or the file is refused.
 
 pyarrow's own reader rewrites texts that look like dates, makes a double of an integer above 2^63, and ends
 the process on a line that is nested some 100,000 levels deep.
@@ -20,13 +20,15 @@ _EXACT_INTEGERS = 2**53
 
 
 def read_json_rows(open_file: Opener, wanted: Sequence[str]) -> tuple[list[str], pa.Table]:
-    """Names of all columns, and a table of the wanted ones, those that no line has included.
+    """Read the names of all columns, and a table of the wanted ones; one that no line has is all null.
 
-    A column holds integers, doubles, booleans or texts, whichever is true of all its values; one of several
-    kinds holds texts. Lists and objects are their JSON text. A number that a double would change is a text.
+    A column holds integers, doubles, booleans or texts, whichever fits all of its values; a column of several
+    kinds holds texts. Lists and objects become their JSON text. A number that a double would change becomes a
+    text.
 
     Raises:
-        UnreadableListError: a line is no JSON object, too deep, or holds what is no text.
+        UnreadableListError: a line is not a JSON object, not UTF-8, nested too deep or too long, or holds
+            half of a surrogate pair or a number of thousands of digits.
     """
     names: dict[str, None] = {}
     columns: dict[str, list[pa.Array]] = {name: [] for name in wanted}
@@ -77,12 +79,12 @@ def _parse(number: int, line: bytes) -> dict[str, Any]:
     except ValueError:  # more digits than Python converts
         raise UnreadableListError(f"line {number} holds a number of thousands of digits.") from None
     if not isinstance(row, dict):
-        raise UnreadableListError(f"line {number} is no JSON object: {shown(line)}.")
+        raise UnreadableListError(f"line {number} is not a JSON object: {shown(line)}.")
     return row
 
 
 def _typed(values: list[Any], numbers: list[int]) -> pa.Array:
-    """A chunk of a column; `numbers` are its lines."""
+    """Build a chunk of a column from its values; `numbers` are their lines."""
     kinds = set(map(type, values)) - {type(None)}
     if not kinds:
         return pa.nulls(len(values))
@@ -95,7 +97,7 @@ def _typed(values: list[Any], numbers: list[int]) -> pa.Array:
         return pa.array(texts, pa.string())
     except UnicodeEncodeError:
         bad = next(i for i, text in enumerate(texts) if text and not _is_encodable(text))
-        raise UnreadableListError(f"line {numbers[bad]} holds half of a surrogate pair, no text.") from None
+        raise UnreadableListError(f"line {numbers[bad]} holds half of a surrogate pair, not text.") from None
 
 
 def _fit(values: list[Any], as_doubles: bool) -> bool:

@@ -1,22 +1,22 @@
-"""What the readers of URL lists share: lines with their numbers, and an error that names one."""
+"""Shared by the readers of URL lists: numbered lines, and an error that names a line."""
 
 from collections.abc import Callable, Iterator
 from typing import IO
 
 BLOCK_BYTES = 8 << 20
 LONGEST_LINE = 16 << 20
-"""Bytes. A file without line breaks is no list, and must not fill the memory."""
+"""Longest line, bytes. A file without line breaks is not a list, and must not fill the memory."""
 
 Opener = Callable[[], IO[bytes]]
-"""Opens a list at its beginning, unpacked."""
+"""Opens a list at its beginning, decompressed."""
 
 
 class UnreadableListError(ValueError):
-    """A list that cannot be read as it stands; the message says in which line, and does not name the file."""
+    """A list cannot be read as it is. The message names the line where there is one, but not the file."""
 
 
 def numbered_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines of a file from 1 on, without their line feeds and without a byte order mark.
+    """Yield the lines of a file with their numbers, from 1, without line feeds and byte order mark.
 
     Raises:
         UnreadableListError: a line is longer than `LONGEST_LINE`, or the file is UTF-16.
@@ -36,10 +36,10 @@ def numbered_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def without_mark(start: bytes) -> bytes:
-    """The first bytes of a list without the byte order mark of UTF-8.
+    """Return the first bytes of a list without the byte order mark of UTF-8.
 
     Raises:
-        UnreadableListError: they are those of UTF-16.
+        UnreadableListError: they begin with the byte order mark of UTF-16.
     """
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UnreadableListError("is encoded as UTF-16. Save it as UTF-8.")
@@ -47,5 +47,5 @@ def without_mark(start: bytes) -> bytes:
 
 
 def shown(text: bytes) -> str:
-    """The beginning of a line, for a message."""
+    """Return the beginning of a line, quoted for a message."""
     return repr(text[:60].decode("utf-8", "replace")) + ("..." if len(text) > 60 else "")

@@ -5,9 +5,9 @@ the opener of the process, which `urllib.request.install_opener` replaces. So th
 change inside img2dataset and works wherever a shard is downloaded, in a child process or in a task
 of Ray: `install_guarded_opener` is called there, first thing. Redirects pass through it as well.
 
-The timeout that a caller gives to `open` becomes a `Download`, the allowance of that URL: name look-up,
-connection, handshake, all redirects and the body end by its deadline, whatever a server sends. Only the
-wait for a turn at a host and for memory, of which a server has no part, do not count. What fails raises
+The timeout that a caller gives to `open` becomes a `Download`, the limits of that URL: name look-up,
+connection, handshake, all redirects and the body end by its deadline, whatever a server sends. Only waiting
+for a turn at a host and for memory, which is not the server's doing, does not count. A failure raises
 `FailedDownload`, `RefusedURL` or urllib's HTTPError, and nothing else.
 """
 
@@ -44,13 +44,14 @@ _DEFAULT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class FetchRules:
-    """What the downloads of a process may do."""
+    """What the downloads of a process are allowed to do."""
 
     turns: Path
-    """File that the processes share which count requests to a host together."""
+    """File shared by the processes that count their requests to a host together; see `host_turns`."""
     per_host: int = 64
-    """Requests to one host at a time, over these processes."""
+    """Requests to one host at a time, over all these processes."""
     allow_private_hosts: bool = False
+    """Whether to reach private addresses and all ports, and to use proxies."""
     ports: Container[int] = WEB_PORTS
     """Ports that a URL may name without `allow_private_hosts`."""
 
@@ -61,11 +62,11 @@ def install_guarded_opener(rules: FetchRules, memory: BodyMemory) -> None:
 
 
 def build_guarded_opener(rules: FetchRules, memory: BodyMemory) -> urllib.request.OpenerDirector:
-    """An opener for http and https that refuses what `beamclip.ingest.hosts` refuses.
+    """Build an opener for http and https that refuses what `beamclip.ingest.hosts` refuses.
 
-    Who has done with a body of it says so by `memory.drop_body`.
+    The caller has to pass the size of each body to `memory.drop_body` once it no longer holds the body.
 
-    Proxies of the environment serve only with `allow_private_hosts`: a proxy resolves names itself,
+    Proxies of the environment are used only with `allow_private_hosts`: a proxy resolves names itself,
     out of sight of the check.
     """
     opener = _GuardedOpener(rules, memory)
@@ -84,7 +85,7 @@ def build_guarded_opener(rules: FetchRules, memory: BodyMemory) -> urllib.reques
 
 
 class _Visit(Download):
-    """A download with its turn at the host that it is at."""
+    """A download, with the turn that it holds at its current host."""
 
     def __init__(self, seconds: float, hosts: HostTurns, memory: BodyMemory) -> None:
         super().__init__(seconds)
@@ -94,7 +95,7 @@ class _Visit(Download):
         self._turn: Turn | None = None
 
     def enter(self, host: str) -> None:
-        """Wait for a turn. One is held at a time: two downloads could wait for each other's for ever."""
+        """Exchange the turn held for one at a host; holding both, two downloads could deadlock."""
         self.leave()
         self.host = host
         while self._turn is None or self._hosts.pause_left(host):
@@ -104,7 +105,7 @@ class _Visit(Download):
                 self._turn = self._hosts.take(host)
 
     def leave(self) -> None:
-        """End the turn."""
+        """Give the turn back, if one is held."""
         if self._turn is not None:
             self._hosts.give_back(self._turn)
             self._turn = None
@@ -126,6 +127,11 @@ class _GuardedOpener(urllib.request.OpenerDirector):
         self._hosts = host_turns(rules.turns, rules.per_host)
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> Any:
+        """Open a URL within `timeout` seconds, by default 60; the redirect handler passes the visit instead.
+
+        Raises:
+            FailedDownload, RefusedURL, HTTPError: there is no answer, or it is not a success.
+        """
         if isinstance(timeout, _Visit):
             return self._ask(fullurl, timeout)
         seconds = timeout if isinstance(timeout, (int, float)) else _DEFAULT_SECONDS
@@ -139,7 +145,7 @@ class _GuardedOpener(urllib.request.OpenerDirector):
             raise FailedDownload(reason_of(error)) from error
 
     def _ask_until_served(self, request: Any, visit: _Visit) -> Any:
-        """Ask again as often as the host wants it and the deadline allows."""
+        """Open a URL, and retry as often as the host asks for it and the deadline allows."""
         attempt = 0
         while True:
             try:
@@ -190,10 +196,16 @@ class _Response(HTTPResponse):
         self._visit: Any = sock.download
 
     def read(self, amt: int | None = None) -> bytes:
+        """Return the whole body; nothing of the page that comes with a redirect or an error.
+
+        Raises:
+            FailedDownload: the body is too large, is not complete or does not arrive in time.
+            io.UnsupportedOperation: `amt` is given.
+        """
         if amt is not None:
             raise io.UnsupportedOperation("bodies are read whole")
         if not 200 <= self.status < 300:
-            return b""  # the pages that come with redirects and errors are of no use
+            return b""
         try:
             return self._read_body()
         except Exception as error:
@@ -202,8 +214,9 @@ class _Response(HTTPResponse):
             self.close()
 
     def close(self) -> None:
+        """Close the response and give back the turn at its host."""
         super().close()
-        if self.headers is not None:  # else it was the answer of a proxy, with the request still to come
+        if self.headers is not None:  # else it was a proxy's answer, and the request is still to come
             self._visit.leave()
 
     def _read_body(self) -> bytes:
@@ -233,7 +246,7 @@ class _Response(HTTPResponse):
 
 
 class _Connection(HTTPConnection):
-    """Gives http.client sockets of the download that it takes for its timeout."""
+    """A connection whose sockets belong to the download that http.client takes for a timeout."""
 
     response_class = _Response
 
@@ -243,6 +256,8 @@ class _Connection(HTTPConnection):
 
 
 class _TLSConnection(_Connection):
+    """A connection of this kind for https."""
+
     default_port = HTTPSConnection.default_port
 
     def __init__(self, host: str, *, context: ssl.SSLContext, **kwargs: Any) -> None:
@@ -250,6 +265,7 @@ class _TLSConnection(_Connection):
         self._context = context
 
     def connect(self) -> None:
+        """Connect, through a proxy where there is one, and do the TLS handshake."""
         super().connect()
         behind_proxy: str | None = getattr(self, "_tunnel_host", None)
         assert isinstance(self.sock, GuardedSocket)
@@ -257,6 +273,8 @@ class _TLSConnection(_Connection):
 
 
 class _HTTPHandler(urllib.request.AbstractHTTPHandler):
+    """Opens http and https URLs over the connections above."""
+
     def __init__(self, rules: FetchRules) -> None:
         super().__init__()
         resolve = functools.partial(host_addresses, allow_private=rules.allow_private_hosts)
@@ -266,10 +284,12 @@ class _HTTPHandler(urllib.request.AbstractHTTPHandler):
         self._context.set_alpn_protocols(["http/1.1"])
 
     def http_open(self, request: urllib.request.Request) -> HTTPResponse:
+        """Send a request over http."""
         connection: Any = functools.partial(_Connection, look_ups=self._look_ups)
         return self.do_open(connection, request)
 
     def https_open(self, request: urllib.request.Request) -> HTTPResponse:
+        """Send a request over https."""
         connection: Any = functools.partial(_TLSConnection, look_ups=self._look_ups, context=self._context)
         return self.do_open(connection, request)
 

@@ -1,4 +1,4 @@
-"""img2dataset's resizer, given pixels that training would see of the same file."""
+"""img2dataset's resizer, fed with the pixels that training would see in the same file."""
 
 import io
 from typing import Any
@@ -10,16 +10,21 @@ from beamclip.data.image_limits import EncodedImage, refusal_reason
 class UprightResizer:
     """img2dataset's resizer behind our own decoder.
 
-    OpenCV, by which it decodes, ignores rotation, cuts samples of more than eight bits at 255, and decodes
-    bombs. So it is handed plain pixels (a binary PPM, which OpenCV copies), whatever the file was: ingest
-    stores what training would decode of the original, and refuses what training would refuse.
+    OpenCV, with which it decodes, ignores rotation, clips samples of more than eight bits at 255, and decodes
+    bombs. So it is given plain pixels (a binary PPM, which OpenCV copies), whatever the file was: ingest
+    stores what training would decode from the original, and refuses what training would refuse.
     """
 
     def __init__(self, resizer: Any) -> None:
         self._resizer = resizer
 
     def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: None = None) -> tuple[Any, ...]:
-        """Encoded image, width, height, original width, original height, and None or one of REFUSALS."""
+        """Resize one image file.
+
+        Returns:
+            Encoded image, width, height, original width, original height and None; for an image that failed,
+            None five times, and one of REFUSALS or the text of img2dataset's error.
+        """
         try:
             with judged(img_stream.getvalue()) as image:
                 result: tuple[Any, ...] = self._resizer(io.BytesIO(_plain(image)), blurring_bbox_list)
@@ -29,8 +34,8 @@ class UprightResizer:
 
 
 def _plain(image: EncodedImage) -> bytes:
-    """A file that OpenCV decodes to the pixels that training sees."""
-    # Without alpha and metadata OpenCV's are the same, in four fifths of the time.
+    """Return a file that OpenCV decodes to the pixels that training sees."""
+    # For a WebP without alpha and metadata, OpenCV's pixels are the same, in four fifths of the time.
     if image.format == "WEBP" and image.content[12:16] == b"VP8 ":
         return image.content
     pixels = pixels_of(image)

@@ -1,4 +1,4 @@
-"""When a host wants to be asked again."""
+"""When to repeat a request, by the answer of its host."""
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -7,15 +7,15 @@ _BACKOFF_SECONDS = 1.0
 
 
 def retry_delay(status: int, retry_after: str | None, attempt: int) -> float | None:
-    """Seconds to wait before the next attempt; None: another attempt is of no use now.
+    """Return the seconds to wait before the next attempt; None if another attempt is of no use now.
 
-    429 without a usable Retry-After (CloudFront sends none) doubles the wait each time. 503 without one is
-    no promise. A host that wants to be asked again at once waits as long as well.
+    After a 429 without a usable Retry-After (CloudFront sends none), the wait is 1 s and doubles each time; a
+    503 without one is not retried. A shorter Retry-After is raised to the same wait.
 
     Args:
-        status: of the answer.
-        retry_after: its header of this name, seconds or a date of HTTP.
-        attempt: how many attempts came before, from 0.
+        status: HTTP status of the answer.
+        retry_after: its Retry-After header, seconds or an HTTP date; None without one.
+        attempt: number of attempts before the one that was answered.
     """
     if status not in (429, 503):
         return None

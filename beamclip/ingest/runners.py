@@ -1,11 +1,11 @@
 """Where shards are downloaded: in processes of this machine, or in tasks of a Ray cluster.
 
 Both kinds of runner take tasks and report each as finished or failed; `run_shards` keeps as many busy as
-asked for and tries a failed shard once more. A process that is killed, for one for want of memory, is a
+asked for and tries a failed shard once more. A process that is killed, for lack of memory for example, is a
 failed shard and not a hang.
 
-A shard takes as long as its slowest server. One that has handed out all its rows and only waits for the last
-of them gives its slot to the next shard, so that a few silent servers in each cost no time.
+A shard takes as long as its slowest server. A local shard that has started all its downloads, and only waits
+for the last of them, gives its slot to the next shard, so that a few silent servers in each cost no time.
 """
 
 import os
@@ -32,21 +32,21 @@ from beamclip.ingest.shard import DownloadSettings, ShardTask, download_shard
 from beamclip.places import is_address
 
 _ENVIRONMENT = {
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # or each start asks the network for its latest version
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # else each start asks the network for the latest version
     "OPENCV_IO_MAX_IMAGE_PIXELS": str(2**28),
-    "OPENBLAS_NUM_THREADS": "1",  # threads before a fork are threads in doubt
+    "OPENBLAS_NUM_THREADS": "1",  # a process with threads does not fork safely
     "OMP_NUM_THREADS": "1",
 }
 
 
 _SHARDS_A_SLOT = 6
-"""At most so many are under way, with those that only wait: each is a process with its memory."""
+"""Most shards under way for each slot, those that only wait included: each is a process with its memory."""
 
 _SHARD_ID = struct.Struct("q")
 
 
 class ShardState(Enum):
-    """What became of a shard that was started."""
+    """State of a shard that was started."""
 
     WAITING = "waiting"  # all its rows are under way
     COMPLETE = "complete"
@@ -57,16 +57,20 @@ class ShardRunner(Protocol):
     """Downloads shards side by side."""
 
     slots: int
+    """Shards to keep busy at a time."""
 
     def submit(self, task: ShardTask) -> None:
-        """Start one shard; there are never more than `slots` at a time that do not wait."""
+        """Start one shard; the caller has at most `slots` started that are not WAITING."""
 
     def next_event(self) -> tuple[int, ShardState]:
-        """Wait for any started shard: its number and its new state. WAITING may be left out."""
+        """Wait until any started shard changes its state; return its number and new state.
+
+        A runner need not report WAITING.
+        """
 
 
 def run_shards(runner: ShardRunner, tasks: Iterable[ShardTask]) -> Iterator[tuple[int, bool]]:
-    """Download shards, a failed one twice; yields each one's number and whether it is complete.
+    """Download shards, a failed one twice; yield the number of each and whether it is complete.
 
     `tasks` is read lazily, one task each time a slot is free.
     """
@@ -100,9 +104,9 @@ def run_shards(runner: ShardRunner, tasks: Iterable[ShardTask]) -> Iterator[tupl
 
 @contextmanager
 def local_runner(settings: DownloadSettings, slots: int, log: Path) -> Iterator["LocalRunner"]:
-    """Processes of this machine, `slots` at a time; what they print goes to the file `log`.
+    """Yield a runner that downloads in processes of this machine, `slots` at a time.
 
-    On leaving, for whatever reason, all of them are ended.
+    What they print goes to the file `log`. All of them are killed on leaving, for whatever reason.
     """
     ours, theirs = Pipe()
     with log.open("ab") as output:
@@ -120,10 +124,10 @@ def local_runner(settings: DownloadSettings, slots: int, log: Path) -> Iterator[
 
 
 class LocalRunner:
-    """One child that has img2dataset imported and forks a process for each shard.
+    """Runs one child process that has img2dataset imported and forks a process for each shard.
 
-    A process a shard instead of a pool: the import is paid once, memory that leaks is given back, and a
-    killed process shows as such.
+    A process per shard instead of a pool: the import is paid once, leaked memory is given back, and a killed
+    process is noticed.
     """
 
     def __init__(self, settings: DownloadSettings, slots: int, connection: Connection, log: Path) -> None:
@@ -137,10 +141,10 @@ class LocalRunner:
         self._connection.send(task)
 
     def next_event(self) -> tuple[int, ShardState]:
-        """Wait for any started shard.
+        """Wait until any started shard changes its state; return its number and new state.
 
         Raises:
-            RuntimeError: the child is gone.
+            RuntimeError: the child process has ended.
         """
         try:
             shard_id, state = self._connection.recv()
@@ -151,11 +155,11 @@ class LocalRunner:
 
 @contextmanager
 def ray_runner(settings: DownloadSettings, slots: int | None) -> Iterator["RayRunner"]:
-    """Tasks of the Ray cluster that `beamclip.cluster.ray_session` joins or starts.
+    """Yield a runner for the Ray cluster that `beamclip.cluster.ray_session` joins or starts.
 
     Args:
-        settings: its folder must be an address, or at the same path on all nodes. By file locks in a folder
-            they count requests to a host together; with an address each node counts its own.
+        settings: their folder must be an address, or the same path on all nodes. In a folder, the nodes count
+            requests to a host together, by file locks; with an address, each node counts its own.
         slots: shards at a time; None: one for each CPU of the cluster.
     """
     with ray_session(), _shared_turns(settings.folder) as turns:
@@ -171,7 +175,7 @@ def ray_runner(settings: DownloadSettings, slots: int | None) -> Iterator["RayRu
 
 @contextmanager
 def _shared_turns(folder: str) -> Iterator[str]:
-    """Where all nodes find the file of `host_turns`, or each makes its own."""
+    """Yield the path of the file for `host_turns`: one file for all nodes, or with an address one on each."""
     if is_address(folder):
         yield str(Path(tempfile.gettempdir(), f"beamclip-turns-{uuid4().hex}"))
         return
@@ -180,9 +184,9 @@ def _shared_turns(folder: str) -> Iterator[str]:
 
 
 class RayRunner:
-    """A task of one CPU for each shard.
+    """Runs a Ray task of one CPU for each shard.
 
-    img2dataset's own Ray distributor drops the status of its tasks, so that a lost shard goes unseen.
+    img2dataset's own Ray distributor drops the status of its tasks, so that a lost shard goes unnoticed.
     """
 
     def __init__(self, settings: DownloadSettings, slots: int) -> None:
@@ -200,7 +204,7 @@ class RayRunner:
         self._running[self._download.remote(self._settings, task)] = task.shard_id
 
     def next_event(self) -> tuple[int, ShardState]:
-        """Wait for any started shard."""
+        """Wait until any started shard ends; return its number, and COMPLETE or FAILED."""
         import ray
 
         (done,), _ = ray.wait(list(self._running), num_returns=1)
@@ -212,7 +216,7 @@ class RayRunner:
         return shard_id, ShardState.COMPLETE
 
     def cancel(self) -> None:
-        """End what still runs."""
+        """Cancel the tasks that still run."""
         import ray
 
         for task in self._running:
@@ -254,7 +258,7 @@ def _serve_tasks(connection: Connection) -> None:
 
 def _run_task(connection: Connection, has_waiting: int, settings: DownloadSettings, task: ShardTask) -> None:
     connection.close()
-    # So short a write to a pipe is whole, whatever other processes write.
+    # A write this short to a pipe is atomic, whatever other processes write.
     download_shard(settings, task, on_last_rows=lambda: os.write(has_waiting, _SHARD_ID.pack(task.shard_id)))
 
 

@@ -1,10 +1,10 @@
-"""One shard: its URLs through img2dataset's downloader, resizer and writer.
+"""Download one shard by img2dataset's downloader, resizer and writer.
 
 img2dataset's own entry point, `img2dataset.download`, is not used. It starts processes into which no
 guard against private addresses can be put, never reports a shard that failed, counts images that it
 could not write, and spends 5 to 15 s a call on a logging process and on imports. Its parts are used as
-they are: `Downloader` (threads, retries, X-Robots-Tag, statistics), `Resizer` (which gets pictures that are
-decoded already, see `resizer`), and the sample writers.
+they are: `Downloader` (threads, retries, X-Robots-Tag, statistics), `Resizer` (which gets images that are
+already decoded, see `resizer`), and the sample writers.
 """
 
 import io
@@ -26,19 +26,20 @@ from beamclip.ingest.resizer import UprightResizer
 from beamclip.places import Folder
 
 SHARD_DIGITS = 5
-"""Digits of a shard's number in file names, as img2dataset's `oom_shard_count`."""
+"""Digits of a shard's number in file names; img2dataset calls it `oom_shard_count`."""
 
 DEFAULT_QUALITY = {"jpg": 95, "webp": 90, "png": 6}
+"""`encode_quality` by format, where none is given."""
 
 _FIXED_SIZE_MODES = ("border", "center_crop")
 
 _SECOND_ATTEMPT_THREADS = 8
-"""Times as many for rows that failed before: most of them only wait."""
+"""Factor of threads for rows that failed before: most of them only wait."""
 
 
 @dataclass(frozen=True)
 class DownloadSettings:
-    """What every shard of an ingest has in common; see `beamclip.ingest.ingest.IngestConfig`."""
+    """Settings that all shards of an ingest share; see `beamclip.ingest.config.IngestConfig`."""
 
     folder: str
     format: Literal["webdataset", "parquet"]
@@ -55,7 +56,7 @@ class DownloadSettings:
     per_host: int = 64
     ports: tuple[int, ...] = WEB_PORTS
     turns: str = ""
-    """File by which processes count requests to a host together; the runner makes it."""
+    """File by which processes count their requests to a host together; the runner sets it."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,20 @@ class ShardTask:
     shard_id: int
     rows_file: str
     second_attempt: bool = False
-    """All of its rows have failed before."""
+    """Whether all of its rows have failed before."""
 
 
 def download_shard(
     settings: DownloadSettings, task: ShardTask, on_last_rows: Callable[[], object] = lambda: None
 ) -> None:
-    """Download one shard; when this returns its files are complete and its statistics true.
+    """Download one shard; when this returns, its files are complete and its statistics are true.
 
     Installs the guarded opener into this process.
 
     Args:
         settings, task: what to download.
-        on_last_rows: called once, when all rows that are left are under way: from then on the shard needs
-            little of the processor, and may take as long as its slowest server.
+        on_last_rows: called once, when all remaining rows are under way: from then on the shard needs little
+            CPU time, and may take as long as its slowest server.
 
     Raises:
         RuntimeError: the shard could not be written, or holds fewer samples than counted.
@@ -102,12 +103,12 @@ def download_shard(
 
 
 def shard_name(shard_id: int) -> str:
-    """Name of a shard's files without their endings."""
+    """Return the name of a shard's files, without their endings."""
     return f"{shard_id:0{SHARD_DIGITS}d}"
 
 
 def row_of_key(key: str, shard_id: int, shard_size: int) -> int:
-    """Position in its shard of the sample that img2dataset gave this key."""
+    """Return the position in its shard of the sample that img2dataset gave this key."""
     return int(key) - shard_id * 10 ** math.ceil(math.log10(shard_size))
 
 
@@ -126,35 +127,38 @@ def _check_counts(folder: Folder, name: str) -> None:
 
 
 class _RowCount:
-    """Calls back when so many rows are written."""
+    """Counts written rows, and calls `reached` when there are so many."""
 
     def __init__(self, rows: int, reached: Callable[[], object]) -> None:
         self._left = max(1, rows)
         self._reached = reached
 
     def add(self) -> None:
+        """Count one row."""
         self._left -= 1
         if self._left == 0:
             self._reached()
 
 
 class _CountingWriter:
-    """A sample writer of img2dataset that counts what it writes, failures included."""
+    """A sample writer of img2dataset that counts its rows, those of failed downloads included."""
 
     def __init__(self, writer: Any, count: _RowCount) -> None:
         self._writer = writer
         self._count = count
 
     def write(self, *row: Any) -> None:
+        """Write and count one row."""
         self._writer.write(*row)
         self._count.add()
 
     def close(self) -> None:
+        """Finish the shard's files."""
         self._writer.close()
 
 
 class _BodyDroppingResizer:
-    """A resizer that gives the memory of a body back once its picture is made."""
+    """A resizer that gives the memory of a body back once its image is resized."""
 
     def __init__(self, resizer: Any, memory: BodyMemory) -> None:
         self._resizer = resizer

@@ -1,4 +1,4 @@
-"""A list of URLs, with captions and further columns, from parquet, csv, tsv or jsonl."""
+"""Read a list of URLs, with captions and further columns, from parquet, csv, tsv or jsonl."""
 
 import hashlib
 import posixpath
@@ -35,19 +35,20 @@ _RESERVED = frozenset([*_RECORD_FIELDS, "status", "error_message", "exif", *_HAS
 def read_url_list(
     urls: str | Path, url_column: str, caption_column: str | None, keep_columns: Sequence[str]
 ) -> pa.Table:
-    """Read a URL list as a table with the columns `keep_columns`, `caption` (where there is one) and `url`.
+    """Read a URL list as a table of the columns `keep_columns`, `caption` (if there are any) and `url`.
 
     Args:
-        urls: a path or an fsspec address of a file, or of a folder with its parts, which are read by name.
-            The ending tells the format: .parquet, .csv, .tsv, .jsonl; the last three also .gz, .bz2, .xz,
-            .zst.
-        url_column, caption_column: their names in the list; `caption_column=None`: no captions; "auto": the
-            column `caption`, where the list has it. A missing URL becomes the empty text, so that it is
-            tried, and counted, like any other.
-        keep_columns: further columns to keep, as JSON values. In csv and tsv a column holds integers, some of
-            which may be missing, where each of its values reads back the same ("7" but not "007"), otherwise
-            text. Dates and decimals are text. Doubles of which some are missing and all others whole, as
-            pandas writes integers with gaps, are integers.
+        urls: a path or an fsspec address of a file, or of a folder of parts, which are read in the order of
+            their names. The ending tells the format: .parquet, .csv, .tsv, .jsonl; the last three also .gz,
+            .bz2, .xz, .zst.
+        url_column: name of the column of URLs. A missing URL becomes the empty text, so that it is tried, and
+            counted, like any other.
+        caption_column: name of the column of captions; None: no captions; "auto": the column `caption`, if
+            the list has one.
+        keep_columns: further columns to keep, as JSON values. In csv and tsv, a column becomes integers if
+            each value that is not missing reads back the same ("7" but not "007"), and text otherwise. Dates
+            and decimals become text. Doubles of which some are missing and all others whole, as pandas writes
+            integers with gaps, become integers.
 
     Raises:
         InputError: the list is missing, empty, unreadable (with the line) or lacks a column.
@@ -79,7 +80,7 @@ def read_url_list(
 
 
 def hash_url_list(urls: str | Path) -> str:
-    """SHA-256 of the bytes of a list, part after part, in hexadecimal.
+    """Return the SHA-256 of the bytes of a list, part after part, in hexadecimal.
 
     Raises:
         InputError: the list cannot be read.
@@ -93,15 +94,15 @@ def hash_url_list(urls: str | Path) -> str:
 
 
 def lists_reading(urls: str | Path) -> int:
-    """Version of how such a list is read: shards whose rows were read in another way are not resumed."""
+    """Return the version of our reader for such a list; an ingest resumes only shards of the same version."""
     return 1 if _ending(list_parts(urls)[0]) == ".parquet" else 2
 
 
 def list_parts(urls: str | Path) -> list[str]:
-    """The files of a list: itself, or those in its folder, by name.
+    """Return the files of a list: the file itself, or the parts in its folder, ordered by name.
 
     Raises:
-        InputError: the folder holds none, or files of several formats.
+        InputError: the folder cannot be listed, or holds no parts or parts of several formats.
     """
     place = absolute(urls)
     if place.startswith(("http://", "https://")):  # no folders there, and asking for one would load the list
@@ -137,7 +138,7 @@ def _opener(part: str, *, unpack: bool) -> Opener:
 
 @contextmanager
 def _as_input_errors(urls: str | Path) -> Iterator[None]:
-    """One line for whatever keeps a list from being read: file systems and decompressors have their own."""
+    """Raise one line for any error in the block: file systems and decompressors raise types of their own."""
     try:
         yield
     except InputError:
@@ -146,7 +147,7 @@ def _as_input_errors(urls: str | Path) -> Iterator[None]:
         raise InputError(f"{urls}: {error}") from error
     except FileNotFoundError as error:
         reached = " or its server does not answer" if "://" in str(urls) else ""
-        raise InputError(f"{urls}: URL list not found{reached}. Check where it lies.") from error
+        raise InputError(f"{urls}: URL list not found{reached}. Check its path or address.") from error
     except Exception as error:
         raise InputError(f"{urls}: cannot be read: {one_line(error)}.") from error
 
@@ -179,7 +180,7 @@ def _read_parquet(open_file: Opener, wanted: Sequence[str]) -> tuple[list[str], 
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
         table = parquet.read(columns=[name for name in dict.fromkeys(wanted) if names.count(name) == 1])
-        # A text in a parquet file need not be UTF-8, and pyarrow says so only where its value is taken.
+        # Text in a parquet file may not be UTF-8, which pyarrow notices only when the value is read.
         table.validate(full=True)
         return names, table
 
@@ -260,7 +261,7 @@ def _lossless_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Doubles without NaN, which JSON has not; as integers where that is what they were before a gap came."""
+    """Return doubles without NaN, which JSON lacks; as integers if gaps have made doubles of them."""
     given = pc.if_else(pc.is_nan(column), None, column)
     if 0 < given.null_count < len(given):
         try:

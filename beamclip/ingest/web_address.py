@@ -1,4 +1,4 @@
-"""The address that a browser would ask for where a list says `http://b\u00fccher.example/a picture.jpg`."""
+"""Turn an address like `http://bücher.example/a picture.jpg` into the one that a browser would request."""
 
 import re
 import unicodedata
@@ -12,11 +12,11 @@ _KEPT_IN_QUERY = "!$%&()*+,-./:;=?@[\\]^_`{|}~"
 
 
 def web_address(url: str) -> str:
-    """A URL in ASCII, as browsers send it (https://url.spec.whatwg.org); any but http and https as it is.
+    """Return a URL in ASCII, as browsers send it (https://url.spec.whatwg.org).
 
-    Spaces and controls at the ends, tabs and line breaks go. What may not stand in path and query is
-    percent-encoded as UTF-8 (a `%` that stands there stays), a name of a host is IDNA-encoded, `\\` is `/`,
-    and what follows `#` is left out.
+    Spaces and controls at the ends, tabs and line breaks are removed; a URL that is not http or https is
+    otherwise left as it is. Characters that path and query may not contain are percent-encoded as UTF-8 (a
+    `%` stays), the host name is IDNA-encoded, `\\` becomes `/`, and what follows `#` is left out.
     """
     url = re.sub(r"[\t\r\n]", "", url.strip(_EDGES))
     if not _SCHEME.match(url):
@@ -34,12 +34,12 @@ def web_address(url: str) -> str:
 
 
 def _ascii_host(authority: str) -> str:
-    """The name in its case-folded form, each label beyond ASCII as Punycode; user names and ports stay."""
+    """Lower-case a host that is not ASCII, and encode such labels as Punycode; user names and ports stay."""
     if authority.isascii():
         return authority
     user, at, host = authority.rpartition("@")
     host, colon, port = host.partition(":")
-    # Nearly the mapping of UTS 46: `\u00df` stays, soft hyphens go, and a full stop of East Asia is one.
+    # Nearly the mapping of UTS 46: `ß` stays, soft hyphens go, and an ideographic full stop is a full stop.
     host = unicodedata.normalize("NFKC", host.replace("\u00ad", "").lower()).lower().replace("\u3002", ".")
     labels = (
         label if label.isascii() else f"xn--{label.encode('punycode').decode()}" for label in host.split(".")

@@ -1,1 +1,1 @@
-"""Pictures of a run, as PNG files, made without pyplot: nothing global is left, and no display is needed."""
+"""Pictures of a run, as PNG files, drawn without pyplot: no global state, and no display is needed."""

@@ -1,4 +1,4 @@
-"""Teacher and student side by side: predictions of single images, similarities of images and anchors."""
+"""Draw teacher and student side by side: predictions for images, similarities of images and anchors."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from beamclip.plots.style import GREEN, INK, MUTED, Floats, drawable_text, save_
 TOP = 3
 """Predictions shown for each image and model."""
 LABELLED = 48
-"""Most names along one side of a matrix; beyond it every second, third, ... is written."""
+"""Most names along one side of a matrix; with more, only every second, third, ... is written."""
 
 
 def plot_predictions(
@@ -32,8 +32,8 @@ def plot_predictions(
 
     Args:
         images: [n, 3, H, W] uint8, RGB.
-        truths: n class names; a prediction is right where the names agree.
-        teacher_scores: [n, K] logits, that is similarities over the teacher's temperature.
+        truths: n class names; a prediction is right if its name is the same.
+        teacher_scores: [n, K] logits: similarities divided by the teacher's temperature.
         student_scores: [n, K] logits of the student.
         names: K class names.
         out: PNG file; its folder is made.
@@ -76,13 +76,13 @@ def plot_predictions(
 def plot_similarity(
     teacher: Tensor, student: Tensor, image_names: Sequence[str], anchor_names: Sequence[str], out: Path
 ) -> Path:
-    """Draw the similarity of images and anchors: teacher, student on the same colours, and their difference.
+    """Draw the similarities of images and anchors: teacher and student on one scale, and their difference.
 
     Args:
         teacher: [n, K] cosine similarities in the teacher's space.
         student: [n, K] cosine similarities of the student's embeddings and the same anchors.
         image_names: n names, of the images or of their classes.
-        anchor_names: K names; a cell whose two names agree is outlined.
+        anchor_names: K names; a cell whose two names are the same is outlined.
         out: PNG file; its folder is made.
 
     Returns:
@@ -99,7 +99,7 @@ def plot_similarity(
         )
     ours, theirs = _doubles(student), _doubles(teacher)
     low, high = min(ours.min(), theirs.min()), max(ours.max(), theirs.max())
-    # One colour for all values needs a scale too, and each matrix would stretch an empty one in its own way.
+    # Equal values need a scale with a width too; matplotlib would widen an empty one differently per matrix.
     scale = {"cmap": "viridis", "vmin": low, "vmax": high if high > low else low + 0.01}
     widest = np.abs(ours - theirs).max() or 0.01
     with styled():
@@ -116,7 +116,7 @@ def plot_similarity(
         own = [(j, i) for i, a in enumerate(image_names) for j, b in enumerate(anchor_names) if a == b]
         for axes, colour in ((left, "white"), (middle, "white"), (right, INK)):
             _outline(axes, own, colour)
-        outlined = "; outlined: image and anchor of one name" if own else ""
+        outlined = "; outlined: image and anchor of the same name" if own else ""
         figure.suptitle(f"Images × text anchors: {_correlation(theirs, ours)}{outlined}")
         return save_figure(figure, out)
 
@@ -128,7 +128,7 @@ def _draw_card(
     models: list[tuple[str, Tensor]],
     names: Sequence[str],
 ) -> None:
-    """One image under its true name, and beside it the predictions of each model."""
+    """Draw one image under its true name, and beside it the predictions of each model."""
     picture = card.add_axes((0.02, 0.06, 0.22, 0.74))
     picture.imshow(pixels, interpolation="nearest" if min(pixels.shape[:2]) < 96 else "antialiased")
     picture.set_axis_off()
@@ -168,7 +168,7 @@ def _draw_matrix(axes: Axes, values: Floats, title: str, **colours: Any) -> Any:
 
 
 def _name_sides(row: Sequence[Axes], image_names: Sequence[str], anchor_names: Sequence[str]) -> None:
-    """Names below each matrix and at the left of the first; they share their axes, so ticks are set once."""
+    """Write names below each matrix and left of the first; they share their axes, so ticks are set once."""
     across, down = (math.ceil(len(names) / LABELLED) for names in (anchor_names, image_names))
     row[0].set_xticks(range(0, len(anchor_names), across))
     row[0].set_yticks(range(0, len(image_names), down))

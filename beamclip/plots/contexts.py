@@ -1,4 +1,4 @@
-"""A picture of what contexts do to text anchors."""
+"""Draw what contexts do to text anchors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ def plot_contexts(
     """Draw how the closest pairs of classes move, and how near each class's nearest neighbour is.
 
     Args:
-        pairs: label, cosine of the two classes' anchors by bare names, and with contexts; first ones on top.
-        bare: [K] cosine of each class and the nearest other one, by bare names.
+        pairs: label of each pair, cosine of its anchors with bare names, and with contexts; the first on top.
+        bare: [K] cosine of each class and the nearest other one, with bare names.
         with_contexts: [K] the same with contexts.
-        title: of the whole figure.
+        title: title of the whole figure.
         out: PNG file; its folder is made.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a training recorded, over its steps."""
+"""Draw what training recorded, over its steps."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,10 @@ from beamclip.plots.style import BLUE, INK, MUTED, ORANGE, Floats, drawable_text
 
 
 class Panel(NamedTuple):
-    """One quantity over the steps."""
+    """A panel that shows one quantity over the steps.
+
+    `key` is its name in the records; a `noisy` quantity gets a running mean.
+    """
 
     key: str
     title: str
@@ -25,11 +28,12 @@ class Panel(NamedTuple):
 
 
 def plot_curves(history: list[dict[str, float]], out: Path) -> Path:
-    """Draw what training recorded, one small panel a quantity, over the steps.
+    """Draw what training recorded over the steps, in one small panel per quantity.
 
     Panels: the loss, each of its terms (`loss/...`, before weighting), learning rate, gradient norm, logit
     scale, images per second, share of the time spent waiting for data. A quantity that no record holds gets
-    no panel; values that are not finite leave a gap. From forty values on a running mean goes over the curve.
+    no panel; values that are not finite leave a gap. With forty values or more, a running mean is drawn over
+    all but the learning rate.
 
     Args:
         history: records with `step` and any of the quantities; any order, may be empty.
@@ -70,7 +74,7 @@ def _panels(history: list[dict[str, float]]) -> list[Panel]:
 
 
 def _series(history: list[dict[str, float]], key: str) -> tuple[Floats, Floats]:
-    """Steps and values of a quantity, by step; the later record of a step that was recorded twice."""
+    """Return steps and values of a quantity, by step; of a step that was recorded twice, the later value."""
     points = {record["step"]: record[key] for record in history if key in record and "step" in record}
     steps = sorted(points)
     return np.array(steps, dtype=float), np.array([points[step] for step in steps], dtype=float)

@@ -20,12 +20,12 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 INK, MUTED, FAINT = "#1a1a1a", "#6b6b6b", "#dddddd"
 DPI = 120
 FAMILIES = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai")
-"""Fonts to draw with: for each letter the first that has it. The first comes with matplotlib."""
+"""Font families; each letter is drawn in the first that has it. The first family comes with matplotlib."""
 
 
 @cache
 def fonts() -> tuple[list[str], frozenset[int]]:
-    """The families that are installed, and the code points that at least one of them has."""
+    """Return the families that are installed, and the code points that at least one of them has."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     families = [family for family in FAMILIES if family in installed]
     maps = [font_manager.get_font(font_manager.findfont(family)).get_charmap() for family in families]
@@ -33,7 +33,7 @@ def fonts() -> tuple[list[str], frozenset[int]]:
 
 
 def styled() -> AbstractContextManager[None]:
-    """Within it, new figures have the look of this project."""
+    """Return a context manager in which new figures have the style of this project."""
     families, _ = fonts()
     settings = {
         "font.family": families,
@@ -55,19 +55,19 @@ def styled() -> AbstractContextManager[None]:
 
 
 def drawable_text(text: str, length: int) -> str:
-    """The text as the fonts can draw it: one line, shortened, a box for a letter that none of them has."""
+    """Return a text as the fonts can draw it: one line, cut to `length` letters, boxes for missing ones."""
     _, drawable = fonts()
     joined = unicodedata.normalize("NFC", " ".join(text.split()))
-    # Joiners and variation selectors are invisible by themselves, a box in their place would be noise.
+    # Joiners and variation selectors are invisible by themselves; a box in their place would be noise.
     letters = [c for c in joined if ord(c) in drawable or unicodedata.category(c) not in ("Cf", "Mn")]
     if len(letters) > length:
         letters = [*"".join(letters[: length - 1]).rstrip(), "…"]
-    # An unpaired or paired dollar sign would start a formula.
+    # A dollar sign would start a formula.
     return "".join(c if ord(c) in drawable else "□" for c in letters).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, out: Path) -> Path:
-    """Write a figure as a PNG file; its folder is made."""
+    """Write a figure as a PNG file, whose folder is made, and return its path."""
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, format="png", dpi=DPI, facecolor="white")
     return out

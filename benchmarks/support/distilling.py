@@ -1,4 +1,4 @@
-"""One distillation of a study: the method and the loop's step, in this process, on images in memory."""
+"""Distil a student of a study: our method and training step, in this process, on images in memory."""
 
 import torch
 from support.emoji_pairs import Pairs, endless_rows
@@ -29,7 +29,7 @@ def distilled(
     batch_size: int,
     seed: int,
 ) -> Teacher:
-    """A student of `clip`, trained over these anchors from the images alone, ready to be scored."""
+    """Distil a student from `clip`, on the images alone, with these anchors; return it ready to be scored."""
     teacher = Teacher(clip)
     learner = build_student(StudentConfig(student=student), clip, seed)
     augmentation = AugmentConfig()

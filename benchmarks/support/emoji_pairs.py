@@ -1,4 +1,4 @@
-"""Captioned images held in memory: no cluster stands between a small study and its figures."""
+"""Captioned images held in memory, so that small studies need no cluster."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,11 +26,11 @@ class Pairs:
     captions: list[str]
     labels: list[int]
     more_texts: list[tuple[str, ...]] = field(default_factory=list)
-    """Further texts of each image; training draws one of all. By default there are none."""
+    """Further texts of each image, by default none; training draws one of all its texts."""
 
 
 def load_emoji(folder: Path) -> tuple[Pairs, Pairs, list[str]]:
-    """Train and test split, whose captions are the classes' names, and these names."""
+    """Load train and test split, whose captions are class names, and the names by class index."""
     table = pd.read_parquet(folder / "pairs.parquet")
     first = table.drop_duplicates("hexcode").sort_values("hexcode")
     index = {hexcode: i for i, hexcode in enumerate(first["hexcode"])}
@@ -48,7 +48,10 @@ def _pairs(table: pd.DataFrame, folder: Path, index: dict[str, int]) -> Pairs:
 
 
 def load_glyphs(folder: Path, images: int, test_images: int) -> tuple[Pairs, Pairs, list[str]]:
-    """The embedded corpus, drawn into `folder` where it is not there yet: as `load_emoji`."""
+    """Load the splits and class names of the embedded corpus, which is drawn into `folder` if missing.
+
+    Its captions contain the names, but may say more.
+    """
     paths = write_corpus(GlyphConfig(images=images, test_images=test_images), folder, workers=1)
     classes = yaml.safe_load(paths.classes.read_text())
     index = {entry["id"]: i for i, entry in enumerate(classes)}
@@ -61,17 +64,17 @@ def load_glyphs(folder: Path, images: int, test_images: int) -> tuple[Pairs, Pai
 
 
 def subset(pairs: Pairs, rows: Sequence[int]) -> Pairs:
-    """Some rows of pairs without further texts."""
+    """Return some rows of pairs, without their further texts."""
     return Pairs(
         *([values[i] for i in rows] for values in (pairs.keys, pairs.images, pairs.captions, pairs.labels))
     )
 
 
 def shuffle_captions(pairs: Pairs, share: float, seed: int) -> Pairs:
-    """Pairs in which round(share * n) captions, drawn by the seed, went round among themselves.
+    """Return pairs in which round(share * n) captions, chosen by the seed, are rotated among themselves.
 
-    Each of them moves on to another image, so that the share that is moved is exact; a class has two images,
-    and a few captions still fit where they land.
+    Each of them moves to another image, so the share is exact. A few still fit their new image, since a class
+    has two images.
     """
     chosen = np.random.default_rng(seed).permutation(len(pairs.keys))[: round(share * len(pairs.keys))]
     captions = list(pairs.captions)
@@ -81,7 +84,7 @@ def shuffle_captions(pairs: Pairs, share: float, seed: int) -> Pairs:
 
 
 def endless_rows(pairs: Pairs, seed: int) -> Generator[Row, None, None]:
-    """Rows as the stream of shards gives them: every epoch in an order of its own."""
+    """Yield rows like those of a stream of shards, without end, each epoch in an order of its own."""
     epoch = 0
     while True:
         for i in np.random.default_rng((seed, epoch)).permutation(len(pairs.keys)):
@@ -96,7 +99,7 @@ def endless_rows(pairs: Pairs, seed: int) -> Generator[Row, None, None]:
 
 
 def encode_pairs(clip: LoadedClip, pairs: Pairs, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Unit embeddings of all images [N, D] and of some texts [M, D]."""
+    """Encode all images of pairs, [N, D], and some texts, [M, D], as unit embeddings."""
     teacher = Teacher(clip)
     batches = load_images(pairs, clip.image_size).split(256)
     images = torch.cat([teacher.encode_image(batch) for batch in batches])
@@ -104,6 +107,6 @@ def encode_pairs(clip: LoadedClip, pairs: Pairs, texts: Sequence[str]) -> tuple[
 
 
 def load_images(pairs: Pairs, size: int) -> Tensor:
-    """All images as models see them that are scored, uint8 [N, 3, size, size]."""
+    """Load all images as for evaluation, uint8 [N, 3, size, size]."""
     pixels = np.stack([load_evaluation_image(image, size) for image in pairs.images])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()

@@ -1,13 +1,13 @@
 """A web server on the loopback address that misbehaves in every way that a downloader has to survive.
 
-The first part of a path names the behaviour: `http://127.0.0.1:PORT/drip-header/17.jpg`. All paths that name
-none get the picture. `FLOODS` send at full speed and never end, `DRIPS` send a few bytes at a time and never
-end, `ANSWERS` are short and wrong. Each is given with the reason that an ingest has to count it under.
+The first part of a path names the behaviour: `http://127.0.0.1:PORT/drip-header/17.jpg`. All other paths get
+the picture. `FLOODS` send at full speed and never end, `DRIPS` send a few bytes at a time, `ANSWERS` are
+short and wrong. Each comes with the reason under which an ingest must count it.
 
-An https address of the same port is answered by the beginning of a TLS handshake, a byte at a time.
+A TLS client on the same port gets a handshake that never ends, a byte at a time.
 
-As a program it serves a file until its standard input ends: python hostile_server.py PICTURE [ADDRESS ...];
-it prints the port, which is the same at all addresses. All of 127.0.0.0/8 is this machine on Linux.
+As a program, it serves a file until its standard input ends: python hostile_server.py PICTURE [ADDRESS ...].
+It prints the port, which is the same at all addresses. On Linux, all of 127.0.0.0/8 is the local machine.
 """
 
 import os
@@ -26,7 +26,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 PAUSE_SECONDS = 0.2
-"""Between two pieces of a drip."""
+"""Pause between two pieces of a drip."""
 
 Pieces = Iterator[bytes]
 
@@ -43,7 +43,7 @@ def _once(*head: str) -> Callable[[str], Pieces]:
 
 
 def _redirect(path: str) -> Pieces:
-    """To the next number, so that no address comes twice."""
+    """Redirect to the next number, so that no address comes twice."""
     kind, _, rest = path.strip("/").partition("/")
     number, _, name = rest.partition("-")
     target = f"/{kind}/{int(number) + 1 if name else 1}-{name or number}"
@@ -104,10 +104,11 @@ REASONS = {**{kind: reason for kind, (_, reason) in BEHAVIOURS.items()}, TLS: "t
 
 
 class HostileServer(socketserver.ThreadingTCPServer):
-    """One address. `visits` counts requests by path; `busiest` is the most that waited for a
-    picture at a time: what waits for its answer is surely under way, what was answered may be over.
+    """The server at one address.
 
-    `delay_s` is how long a picture takes to come, `locations` says where paths have moved to.
+    `visits` counts requests by path. `busiest` is the most requests that waited for a picture at a time: a
+    request that waits is surely under way, one that was answered may be over. `delay_s` is how long a picture
+    takes to come, in seconds; `locations` says where paths redirect to.
     """
 
     allow_reuse_address = True
@@ -129,7 +130,7 @@ class HostileServer(socketserver.ThreadingTCPServer):
 
     @property
     def site(self) -> str:
-        """`http://ADDRESS:PORT`."""
+        """URL of the server: `http://ADDRESS:PORT`."""
         return "http://{}:{}".format(*self.server_address[:2])
 
     @contextmanager
@@ -143,20 +144,23 @@ class HostileServer(socketserver.ThreadingTCPServer):
             self._waiting -= 1
 
     def count_visit(self, path: str) -> None:
-        """Count a request."""
+        """Count a request by its path."""
         with self._lock:
             self.visits[path] += 1
 
     def handle_error(self, *_: object) -> None:
-        """Clients that hang up are what this server is for."""
+        """Ignore errors: clients that hang up are expected here."""
 
 
 class _Handler(socketserver.StreamRequestHandler):
+    """Answers one request for each connection."""
+
     server: HostileServer
     disable_nagle_algorithm = True
     timeout = 60
 
     def handle(self) -> None:
+        """Read a request, count it, and misbehave as its path says; a TLS handshake is never finished."""
         with suppress(OSError, ValueError):
             first = self.rfile.read(1)
             if first == b"\x16":
@@ -186,7 +190,7 @@ class _Handler(socketserver.StreamRequestHandler):
             self.wfile.write(piece)
             if pause_seconds:
                 time.sleep(pause_seconds)
-                # A drip that sends nothing would not hear that its client has gone.
+                # A drip that sends nothing would not notice that its client has gone.
                 if self._is_gone():
                     return
 
@@ -204,7 +208,7 @@ class _Handler(socketserver.StreamRequestHandler):
 def hostile_server(
     picture: bytes, delay_s: float = 0.0, tls: ssl.SSLContext | None = None
 ) -> Iterator[HostileServer]:
-    """Serve on a thread of this process for the length of a with block."""
+    """Serve on a thread of this process for the length of a with block; with `tls`, over https."""
     with HostileServer(picture, delay_s=delay_s) as server:
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True)

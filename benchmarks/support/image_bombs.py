@@ -1,7 +1,7 @@
-"""Small files that would take gigabytes or minutes to decode, built byte by byte.
+"""Build small files, byte by byte, that would take gigabytes or minutes to decode.
 
-`refused()` names the reason for which each must be refused. `survived()` are pictures within the limits,
-with hostile metadata beside the pixels, or as costly as a picture may be.
+`refused()` gives the reason for which each must be refused. `survived()` gives images within the limits that
+have hostile metadata beside the pixels, or are as costly as an image may be.
 """
 
 import io
@@ -15,10 +15,10 @@ SIZE = 20_000
 
 
 def refused(edge: int = 6000) -> dict[str, tuple[bytes, str]]:
-    """Files, each with the reason for which it is refused.
+    """Return files by name, each with the reason for which it must be refused.
 
     Args:
-        edge: of the JPEG with many scans, pixels.
+        edge: side of the JPEG with many scans, pixels.
     """
     too_large, narrow = "image too large", "image too narrow"
     scans, parts = "image of too many scans", "image of too many parts"
@@ -56,7 +56,7 @@ def refused(edge: int = 6000) -> dict[str, tuple[bytes, str]]:
 
 
 def survived(edge: int = 7000) -> dict[str, bytes]:
-    """Files that are decoded, of `edge` x `edge` pixels or 8 x 8."""
+    """Return files by name that must be decoded: of 8 x 8 pixels, or of up to `edge` x `edge` (largest)."""
     text = zlib.compress(bytes(1_000_000), 9)
     beyond = chunk(b"IDAT", zlib.compress(bytes(100_000_000), 9))
     return {
@@ -71,26 +71,26 @@ def survived(edge: int = 7000) -> dict[str, bytes]:
 
 
 def small(kind: str, edge: int = 8, **options: Any) -> bytes:
-    """A plain picture as the bytes of a file."""
+    """Return a file of a picture in one colour, `edge` pixels square."""
     out = io.BytesIO()
     Image.new("RGB", (edge, edge), (10, 200, 30)).save(out, kind, **options)
     return out.getvalue()
 
 
 def patched(data: bytes, place: int, layout: str, *values: int) -> bytes:
-    """The bytes with other numbers at a place."""
+    """Return the bytes with numbers packed over them at a place, by a layout of `struct`."""
     changed = bytearray(data)
     struct.pack_into(layout, changed, place, *values)
     return bytes(changed)
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    """Of a PNG."""
+    """Return a chunk of a PNG file, with length and checksum."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def png(width: int, height: int, metadata: list[bytes] | None = None) -> bytes:
-    """Black, in grey of one bit; metadata are chunks."""
+    """Return a black PNG in one-bit grey, with these chunks of metadata before the pixels."""
     rows = zlib.compressobj(9)
     pixels = b"".join([rows.compress(bytes((width + 7) // 8 + 1)) for _ in range(height)]) + rows.flush()
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
@@ -99,32 +99,32 @@ def png(width: int, height: int, metadata: list[bytes] | None = None) -> bytes:
 
 
 def webp(width: int, height: int) -> bytes:
-    """One colour without loss takes no bits a pixel: 38 bytes, whatever the size."""
+    """Return a lossless WebP in one colour: it takes no bits per pixel, so 38 bytes, whatever the size."""
     data = small("WEBP", edge=1, lossless=True)
     bits = struct.unpack_from("<I", data, 21)[0] >> 28 << 28
     return patched(data, 21, "<I", bits | (width - 1) | (height - 1) << 14)
 
 
 def resized_jpeg(data: bytes, width: int, height: int) -> bytes:
-    """Another size in the header of a JPEG."""
+    """Return a JPEG with another size in its header."""
     frame = next(place for place in (data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) if place >= 0)
     return patched(data, frame + 5, ">HH", height, width)
 
 
 def jpeg_of_scans(scans: int, edge: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again."""
+    """Return a progressive JPEG whose last scan is there `scans` times."""
     data = small("JPEG", edge=edge, progressive=True, quality=50)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * (scans - 1) + data[-2:]
 
 
 def resized_avif(data: bytes, width: int, height: int) -> bytes:
-    """Another size in the container of an AVIF."""
+    """Return an AVIF with another size in its container."""
     return patched(data, data.index(b"ispe") + 8, ">II", width, height)
 
 
 def tiff(tags: dict[int, int | tuple[int, int, int]], room: int = 64) -> bytes:
-    """A grey picture of 8 x 8, and these tags: a number, or type, count and place of the values."""
+    """Return a grey TIFF of 8 x 8 pixels with these tags; a value is a number, or type, count and offset."""
     plain: dict[int, int | tuple[int, int, int]] = {
         256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: 64,
     }  # fmt: skip
@@ -137,7 +137,7 @@ def tiff(tags: dict[int, int | tuple[int, int, int]], room: int = 64) -> bytes:
 
 
 def with_comments(data: bytes, blocks: int) -> bytes:
-    """A GIF with a comment of many blocks before its picture."""
+    """Return a GIF with a comment of many blocks before its picture."""
     start = 13 + (3 << (data[10] & 7) + 1)
     comment = b"\x21\xfe" + (b"\xff" + b"x" * 255) * blocks + b"\0"
     return b"GIF89a" + data[6:start] + comment + data[start:]

@@ -1,4 +1,4 @@
-"""Shards that benchmarks read: laid out as img2dataset lays them out, made once and kept."""
+"""Make shards for benchmarks, in img2dataset's layout; they are made once and kept."""
 
 import io
 import json
@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 
 SLOPE = 1.5
-"""By this power of the frequency amplitudes fall, those of photographs with about the first. Noise is harder
-to compress than photographs of its slope: at this one, the files have their size."""
+"""Amplitudes fall with this power of the frequency; those of photographs fall with about the first power.
+Noise compresses worse than photographs of the same slope; with this one, the files are as large as theirs."""
 QUALITY = 90
-"""Of the JPEG files."""
+"""Quality of the JPEG files."""
 CHANNELS = np.array([[1.0, 0.35, 0.1], [1.0, -0.05, -0.2], [1.0, -0.3, 0.25]], np.float32)
-"""Red, green and blue from three planes of noise: mostly grey, as photographs are."""
+"""Weights that mix red, green and blue from three planes of noise: mostly grey, as photographs are."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Photos:
 
     @property
     def name(self) -> str:
-        """Says all of the above."""
+        """Name of the folder of the shards, which contains all of the fields."""
         return f"{self.width}x{self.height}-{self.samples}-of-{self.distinct}-by-{self.per_shard}"
 
 
@@ -46,18 +46,18 @@ class Sample:
     """One row of a shard."""
 
     suffix: str
-    """Of the image's file, without the dot."""
+    """Suffix of the image's file, without the dot."""
     image: bytes
     caption: str
 
 
 def photo_shards(photos: Photos, parent: Path) -> Path:
-    """The folder of the shards, below `parent`; they are made where they are not there yet."""
+    """Make shards of photos in a folder below `parent`, unless it exists; return the folder."""
     return made(parent / photos.name, lambda draft: write_shards(_samples(photos), photos.per_shard, draft))
 
 
 def made(folder: Path, make: Callable[[Path], object]) -> Path:
-    """A folder that `make` fills, if it has not yet; it appears whole or not at all."""
+    """Let `make` fill a folder, unless it exists; it appears whole or not at all. Return the folder."""
     if folder.exists():
         return folder
     print(f"making {folder}", flush=True)
@@ -71,7 +71,7 @@ def made(folder: Path, make: Callable[[Path], object]) -> Path:
 
 
 def write_shards(samples: Iterable[Sample], per_shard: int, folder: Path) -> None:
-    """Tars with their statistics, the samples in the order given."""
+    """Write samples as tar files with their statistics, in the order given."""
     source, number = iter(samples), 0
     while rows := list(islice(source, per_shard)):
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
@@ -98,7 +98,7 @@ def _samples(photos: Photos) -> Iterator[Sample]:
 
 
 def _picture(size: tuple[int, int], seed: int) -> bytes:
-    """A JPEG file of coloured noise."""
+    """Return a JPEG file of coloured noise."""
     width, height = size
     generator = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])

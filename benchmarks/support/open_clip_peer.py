@@ -1,8 +1,8 @@
-"""open_clip's own training command and ours, on the same shards, teacher, student and batch.
+"""Run open_clip's own training command and ours with the same shards, teacher, student and batch size.
 
-open_clip distils from the pairs of a batch: its command reads captions as well, runs the teacher's text
-tower on them, and the student's, which it trains along unless that is locked. Ours reads images alone, and
-encodes the classes' prompts once, before it starts.
+open_clip distils from the pairs of a batch: its command also reads captions and runs two text towers on them,
+the teacher's and the student's, which it trains unless it is locked. Ours reads only images, and encodes the
+prompts of the classes once, before training.
 """
 
 import os
@@ -31,13 +31,13 @@ from beamclip.training.loop import trained_weights
 
 ROOT = Path(__file__).parents[2]
 WEBDATASET = "webdataset==0.2.86"
-"""The newest that open_clip's data code runs on; ingest needs a newer one."""
+"""The newest version that open_clip's data code runs on; ingest needs a newer one."""
 WARMUP_SHARE = 0.1
-"""Of the steps, in which the learning rate rises; the default of ours. open_clip's is 10,000 steps."""
+"""Share of the steps in which the learning rate rises; our default. open_clip's default is 10,000 steps."""
 WEIGHT_DECAY = 0.05
 CLIP_NORM = 1.0
 BETA2, EPSILON = 0.98, 1e-6
-"""Of AdamW; all four are ours, open_clip's are set to them."""
+"""Parameters of AdamW. With weight decay and clipping, they are our values; open_clip's are set to them."""
 
 _RUN = "run"
 _STEP_LINE = re.compile(r"Train Epoch: \d+ \[.*? Batch \(t\): [\d.]+, ([\d.e+]+)/s,")
@@ -45,17 +45,17 @@ _STEP_LINE = re.compile(r"Train Epoch: \d+ \[.*? Batch \(t\): [\d.]+, ([\d.e+]+)
 
 @dataclass(frozen=True)
 class Work:
-    """One training, whoever does it."""
+    """Inputs and settings of one training, for any of the systems."""
 
     shards: Path
     cache: Path
     """The same images with the teacher's embeddings; see `build_cache`."""
     teacher: Path
-    """open_clip directory."""
+    """The teacher, an open_clip directory."""
     students: Path
-    """Folder of the students that open_clip begins with; see `write_students`."""
+    """Folder of the students that open_clip starts from; see `write_students`."""
     webdataset: Path
-    """Folder with the version that open_clip wants; see `install_webdataset`."""
+    """Folder with the webdataset that open_clip needs; see `install_webdataset`."""
     backbone: str
     """timm's name of the student's image tower."""
     classes: Path
@@ -65,27 +65,27 @@ class Work:
     crop_scale_min: float
     """Smallest share of an image that a crop keeps."""
     plain: bool
-    """Whether ours, too, crops and does nothing else to images."""
+    """Whether ours, like open_clip's command, only crops images."""
     log_every: int
-    """Steps."""
+    """Steps between two log lines of ours."""
     checkpoint_every: int
-    """Epochs."""
+    """Epochs between two checkpoints."""
     threads: int
-    """Of torch, in the process that trains."""
+    """Threads of torch in the process that trains."""
 
     @property
     def samples(self) -> int:
-        """In the shards."""
+        """Number of samples in the shards."""
         return sum(shard.samples for shard in list_shards(str(self.shards)))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches; the last one is filled up."""
+        """Batches of an epoch; the last one is filled up."""
         return -(-self.samples // self.batch_size)
 
     @property
     def steps(self) -> int:
-        """Of the whole training."""
+        """Steps of the whole training."""
         return self.epochs * self.steps_per_epoch
 
 
@@ -94,7 +94,7 @@ class Window:
     """Some steps of a run, as its command logged them."""
 
     last_step: int
-    """Counted from 1."""
+    """Number of the last of these steps, from 1."""
     images: float
     seconds: float
 
@@ -105,27 +105,27 @@ class Saved:
 
     step: int
     written_at: float
-    """Seconds since the epoch, when it was complete."""
+    """When it was complete, in seconds since 1970."""
     student: Callable[[], LoadedClip]
-    """Reads it."""
+    """Loads its student."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A command, and how to read what it leaves."""
+    """A command, and how to read its results."""
 
     words: list[Any]
     environment: dict[str, str]
     windows: Callable[[], list[Window]]
-    """In order; those until now, while it runs."""
+    """Reads its windows in order; while it runs, those so far."""
     saved: Callable[[], list[Saved]]
-    """In order."""
+    """Finds its checkpoints, in order."""
 
     def run(self, log: Path) -> TreeRun:
-        """Run it to its end under watch.
+        """Run the command to its end, measuring its processes; `log` gets its output.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the command failed.
         """
         found = run_tree(
             [str(word) for word in self.words],
@@ -149,7 +149,7 @@ LIVE, CACHED = "beamclip, live", "beamclip, from a cache"
 
 
 def launches(work: Work, out: Path) -> dict[str, Launch]:
-    """The systems' commands by name; each writes below a folder of its own in `out`."""
+    """Return the systems' commands by name; each writes to a folder of its own in `out`."""
     return {
         SCRATCH: open_clip_training(work, out / "open_clip", locked=False),
         LOCKED: open_clip_training(work, out / "open_clip-locked", locked=True),
@@ -159,12 +159,13 @@ def launches(work: Work, out: Path) -> dict[str, Launch]:
 
 
 def open_clip_training(work: Work, out: Path, *, locked: bool) -> Launch:
-    """open_clip's command with its distillation.
+    """Return open_clip's command with its distillation.
 
     Args:
-        locked: the student has the teacher's text tower, which does not train; else both begin at random.
+        locked: whether the student has the teacher's text tower, which does not train; otherwise both of its
+            towers start from random weights.
     """
-    # One worker reads: on few cores, more of them take from the training what they give.
+    # One worker reads: on few cores, more of them would take cores from the training.
     words = [
         sys.executable, "-m", "open_clip_train.main", "--device", "cpu", "--precision", "amp_bf16",
         "--dataset-type", "webdataset", "--train-data", _braces(work.shards),
@@ -189,7 +190,7 @@ def open_clip_training(work: Work, out: Path, *, locked: bool) -> Launch:
 
 
 def distillation(work: Work, data: Path, out: Path) -> Launch:
-    """pipelines/distill.py, on shards or on a cache of them."""
+    """Return the command of pipelines/distill.py, on shards or on a cache of them."""
     words = [
         sys.executable, ROOT / "pipelines" / "distill.py", "--data", data, "--teacher", work.teacher,
         "--student", work.backbone, "--classes", work.classes, "--templates", "name",
@@ -205,7 +206,7 @@ def distillation(work: Work, data: Path, out: Path) -> Launch:
 
 
 def build_cache(work: Work, augmentations: int, log: Path) -> TreeRun:
-    """pipelines/embed.py, from the shards to the cache."""
+    """Build the cache from the shards with pipelines/embed.py; return what it took."""
     words = [
         sys.executable, ROOT / "pipelines" / "embed.py", "--data", work.shards, "--teacher", work.teacher,
         "--augmentations", augmentations, "--no-captions", *_augmentation(work),
@@ -220,7 +221,7 @@ def _augmentation(work: Work) -> list[Any]:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """This process's, on this machine alone."""
+    """Return this process's environment, changed so that commands stay on this machine."""
     away = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
     own = {name: value for name, value in os.environ.items() if name not in away}
     return {**own, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
@@ -232,13 +233,13 @@ def _braces(shards: Path) -> str:
 
 
 def install_webdataset(folder: Path) -> None:
-    """Put the webdataset that open_clip's data code wants into a folder, beside whatever is installed."""
+    """Install the webdataset that open_clip's data code needs into a folder; the installed one stays."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
     subprocess.run([*pip, str(folder), WEBDATASET], check=True)
 
 
 def write_students(teacher: Path, backbone: str, folder: Path) -> None:
-    """Two open_clip directories: the student that ours begins with, and its config alone."""
+    """Write two open_clip directories: the student that ours starts from, and its config alone."""
     student = build_student(StudentConfig(student=backbone), load_clip(str(teacher)), seed=0)
     for name in ("whole", "bare"):
         write_open_clip_dir(student, folder / name, {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """Of one study's command."""
+    """Options of the command of a study."""
 
     emoji: Path
     out: Path
@@ -18,7 +18,7 @@ class StudyOptions:
 
 
 def read_options(name: str, description: str | None, *, seeds: int = 3) -> StudyOptions:
-    """The command line of the study `name`, whose results and report are named after it by default."""
+    """Read the command line of the study `name`; results and report are named after it by default."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,7 +31,7 @@ def read_options(name: str, description: str | None, *, seeds: int = 3) -> Study
 
 
 def of_trials(name: str, seeds: Sequence[int], jobs: int) -> list[str]:
-    """The command of a study as it was run, and what is to be said of its trials."""
+    """Return the command of a study as it was run, and notes on its trials, for `circumstances`."""
     return [
         f"python benchmarks/{name}.py --emoji FOLDER --seeds {len(seeds)} --jobs {jobs}",
         f"{jobs} trials at a time, one thread each",

@@ -1,4 +1,4 @@
-"""One pre-training run of a study: the method and the loop's step, in this process, on pairs in memory."""
+"""Pre-train a model of a study: our method and training step, in this process, on pairs in memory."""
 
 import time
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from beamclip.training.method import ImageTextPretraining, initial_logits
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is made of, but for its data and its seed."""
+    """Settings of a pre-training run, without its data and its seed."""
 
     model: str
     objective: Objective = "clip"
@@ -31,11 +31,11 @@ class Recipe:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=16, lr=1e-3))
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     model_changes: dict[str, Any] = field(default_factory=dict)
-    """Top-level values that take the place of the model config's."""
+    """Top-level values that replace those of the model config."""
 
 
 def build(recipe: Recipe, seed: int, total_steps: int) -> tuple[LoadedClip, Training]:
-    """A new model and its training, before the first step."""
+    """Build a new model and its training, before the first step."""
     torch.manual_seed(seed)
     changes = {**initial_logits(recipe.objective), **recipe.model_changes}
     clip = new_clip(recipe.model, seed, **changes)
@@ -48,7 +48,12 @@ def build(recipe: Recipe, seed: int, total_steps: int) -> tuple[LoadedClip, Trai
 
 
 def train(recipe: Recipe, pairs: Pairs, seed: int) -> tuple[LoadedClip, dict[str, Any]]:
-    """Train to the end; returns the model, and images per second with the metrics of the last epoch."""
+    """Train to the end.
+
+    Returns:
+        The model, and figures: `images_per_second`, `data_wait_share`, `steps`, and under `last_epoch` the
+        mean metrics of the last epoch.
+    """
     steps_per_epoch = len(pairs.keys) // recipe.batch_size
     total = recipe.optim.steps or round(recipe.optim.epochs * steps_per_epoch)
     clip, training = build(recipe, seed, total)
@@ -79,7 +84,7 @@ def train(recipe: Recipe, pairs: Pairs, seed: int) -> tuple[LoadedClip, dict[str
 
 
 def score(clip: LoadedClip, test: Pairs, names: list[str]) -> dict[str, float]:
-    """Zero-shot over all names, retrieval over the test pairs, and how far the two modalities lie apart."""
+    """Score zero-shot over all names, retrieval over the test pairs, and the gap between the modalities."""
     images, anchors = encode_pairs(clip, test, names)
     labels = torch.tensor(test.labels)
     accuracy = topk_accuracy(images @ anchors.T, labels)

@@ -1,11 +1,11 @@
-"""A command with all processes that it starts: wall time, CPU time and peak memory of the whole tree.
+"""Measure a command and all processes under it: wall time, CPU time and peak memory of the whole tree.
 
 Memory is the sum of PSS, the proportional set size of Linux: a page that n processes share counts as 1/n in
-each, so that libraries and shared arrays count once. It is taken from /proc/PID/smaps_rollup, for which the
+each, so that libraries and shared arrays count once. It is read from /proc/PID/smaps_rollup, for which the
 kernel walks all pages of a process: that takes tens of milliseconds for a tree of gigabytes, so it is done
 as often as a share of a core allows, and at once when memory rises.
 
-Orphans are found as well: while a command runs, this process is the one that they fall to. Linux alone.
+Orphans are measured too: while a command runs, this process adopts them. Linux only.
 """
 
 import contextlib
@@ -20,27 +20,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 SCAN_SHARE = 0.005
-"""Of a core, for the list of processes and their CPU times."""
+"""Share of a core spent on listing the processes and their CPU times."""
 MEMORY_SHARE = 0.005
-"""Of a core, for PSS at even distances; as much again is spent when memory rises."""
+"""Share of a core spent on measuring PSS regularly; up to as much again is spent when memory rises."""
 SHORTEST_PAUSE = 0.1
-"""Seconds between two looks at the processes."""
+"""Least seconds between two looks at the processes."""
 RISE = 1.01
-"""By this factor private memory is above what it was at the highest PSS when PSS is taken at once."""
+"""PSS is measured at once when private memory exceeds its value at the highest PSS by this factor."""
 PATIENCE_SECONDS = 10.0
-"""For processes that are still there when the command has ended; they are killed then."""
+"""Time that processes have to end after the command has ended; then they are killed."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 Key = tuple[int, int]
-"""Process id and start time, in ticks since boot: ids are used again."""
+"""Process id, and start time in ticks since boot: ids are reused."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What /proc/PID/stat says of a process."""
+    """Fields of /proc/PID/stat."""
 
     key: Key
     parent: int
@@ -51,14 +51,14 @@ class _Row:
 
 @dataclass(frozen=True)
 class Process:
-    """What one process has used, as it was last seen."""
+    """One process, and the CPU time that it had used when it was last seen."""
 
     key: Key
     parent: Key
     own_seconds: float
     """CPU seconds, user and system, of all its threads."""
     reaped_seconds: float
-    """The same of those of its children that have ended and that it waited for, with theirs."""
+    """The same for its children that have ended and were waited for, with their own such children."""
     ended: bool = False
 
 
@@ -67,36 +67,36 @@ class Sample:
     """The tree at one time."""
 
     seconds: float
-    """Since the start of the command."""
+    """Seconds since the start of the command."""
     cpu_seconds: float
-    """Used up to then, ended processes included."""
+    """CPU seconds used until then, ended processes included."""
     progress: int
-    """What the caller's function said; 0 without one."""
+    """Progress that the caller's function returned; 0 without one."""
 
 
 @dataclass(frozen=True)
 class TreeRun:
-    """What a command and all processes under it took."""
+    """Time and memory of a command and all processes under it."""
 
     exit_code: int
     started_at: float
     """Seconds since the epoch, to compare with times of files."""
     wall_seconds: float
-    """From the start to the end of the command itself."""
+    """Seconds from the start to the end of the command itself."""
     cpu_seconds: float
-    """User and system, all processes. What a process used after it was last seen is missing where its
+    """User and system time of all processes. What a process used after it was last seen is missing if its
     parent did not wait for it."""
     peak_bytes: int
-    """Highest sum of PSS that was met."""
+    """Highest sum of PSS that was measured."""
     processes: int
-    """Processes that were met, at any time."""
+    """Number of processes that were seen at any time."""
     memory_samples: int
-    """Times that PSS was taken."""
+    """Number of times that PSS was measured."""
     sampling_share: float
     """CPU time of the sampling over wall time."""
     samples: tuple[Sample, ...]
     log: Path
-    """Standard output and error of all of it."""
+    """File with standard output and error of all processes."""
 
 
 def run_tree(
@@ -107,14 +107,14 @@ def run_tree(
     cwd: Path | None = None,
     progress: Callable[[], int] = lambda: 0,
 ) -> TreeRun:
-    """Run a command to its end, and watch it.
+    """Run a command to its end and watch it, whatever its exit code is.
 
     Args:
-        environment: the whole of it; by default this process's.
-        progress: called at each look at the processes; tells how far the command is.
-
-    Returns:
-        Whatever the exit code was.
+        command: program and arguments.
+        log: file for standard output and error.
+        environment: all environment variables; by default those of this process.
+        cwd: working directory; by default that of this process.
+        progress: called at each look at the processes; returns how far the command is.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     watch = _Watch(progress)
@@ -150,10 +150,10 @@ def run_tree(
 
 
 def total_cpu_seconds(seen: Mapping[Key, Process], root: Key) -> float:
-    """CPU seconds of a process and of all below it, ended ones included.
+    """Return the CPU seconds of a process and of all below it, ended ones included.
 
-    What a process reaped holds its ended children exactly. Children that nobody waited for are missing in
-    it, and there what was last seen of them is more.
+    `reaped_seconds` counts ended children exactly, but not those that nobody waited for. For these, the sum
+    of what was last seen of the ended children is larger, and is taken.
     """
     children = defaultdict[Key, list[Key]](list)
     for key, process in seen.items():
@@ -168,7 +168,7 @@ def total_cpu_seconds(seen: Mapping[Key, Process], root: Key) -> float:
 
 
 class _Watch:
-    """Looks at all descendants of this process that were not there before."""
+    """Watches all descendants of this process that were not there before."""
 
     def __init__(self, progress: Callable[[], int]) -> None:
         self.progress = progress
@@ -185,20 +185,20 @@ class _Watch:
         self.private_at_peak = 0
 
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self.began
 
     @property
     def pause(self) -> float:
-        """Seconds until the next look, by what the looks have taken so far."""
+        """Seconds until the next look, by the cost of the looks so far."""
         return max(SHORTEST_PAUSE, self.scan_seconds / max(1, len(self.samples)) / SCAN_SHARE)
 
     def members(self) -> list[int]:
-        """Process ids of all that were there at the last look."""
+        """Return the ids of all processes that were there at the last look."""
         return [key[0] for key, process in self.seen.items() if not process.ended and key != self.root]
 
     def look(self, *, main: int) -> None:
-        """See what there is and what it has used; orphans that have ended are waited for here."""
+        """Record all processes and what they have used, and reap orphans that have ended."""
         began = time.thread_time()
         rows = _tree(_rows(), self.foreign)
         self._update(rows)
@@ -244,7 +244,7 @@ def _wait(process: subprocess.Popen[bytes], watch: _Watch) -> int:
 
 
 def _wait_for_others(watch: _Watch, main: int) -> None:
-    """Daemons may need a moment to see that the command has ended."""
+    """Wait for daemons, which may need a moment to notice that the command has ended."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while watch.members() and time.monotonic() < deadline:
         time.sleep(watch.pause)
@@ -259,7 +259,7 @@ def _kill(members: list[int]) -> None:
 
 @contextlib.contextmanager
 def _adopting_orphans() -> Iterator[None]:
-    """Inside, descendants whose parent ends become children of this process, not of init."""
+    """Inside the block, descendants whose parent ends become children of this process, not of init."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "this process cannot adopt orphans")
@@ -270,7 +270,7 @@ def _adopting_orphans() -> Iterator[None]:
 
 
 def _rows() -> dict[int, _Row]:
-    """All processes of the machine, by id."""
+    """Return all processes of the machine, by id."""
     found = (_row(int(name)) for name in os.listdir("/proc") if name.isdigit())
     return {row.key[0]: row for row in found if row is not None}
 
@@ -288,7 +288,7 @@ def _row(pid: int) -> _Row | None:
 
 
 def _tree(rows: dict[int, _Row], foreign: set[Key]) -> dict[int, _Row]:
-    """This process and all below it, without the children that it had before."""
+    """Return this process and all below it, without the children that it had before."""
     children = defaultdict[int, list[_Row]](list)
     for row in rows.values():
         if row.key not in foreign:
@@ -302,7 +302,7 @@ def _tree(rows: dict[int, _Row], foreign: set[Key]) -> dict[int, _Row]:
 
 
 def _private_bytes(pid: int) -> int:
-    """Resident memory that no file and no shared memory stands behind."""
+    """Return the resident bytes that are neither of a file nor of shared memory."""
     try:
         _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
     except OSError:

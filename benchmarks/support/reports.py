@@ -1,4 +1,4 @@
-"""Reports of studies: markdown whose figures are written by the study and whose words are written by hand."""
+"""Write reports of studies: markdown with figures written by the study and text written by hand."""
 
 import math
 import os
@@ -12,11 +12,11 @@ import beamclip
 from beamclip.summary import git_commit
 
 BEGIN, END = "<!-- figures: written by the study -->", "<!-- end of figures -->"
-"""Between them a report's text is replaced; around them it stays."""
+"""Marks in a report: the text between them is replaced, the text around them stays."""
 
 
 def write_figures(report: Path, title: str, text: str) -> None:
-    """Put text between the marks of a report, which is made where there is none."""
+    """Put text between the marks of a report; a missing report is made, with this title."""
     report.parent.mkdir(parents=True, exist_ok=True)
     before, after = f"# {title}\n\n", "\n"
     if report.exists():
@@ -27,14 +27,14 @@ def write_figures(report: Path, title: str, text: str) -> None:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is its head."""
+    """Format rows as a markdown table, the first row as its head."""
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     rule = f"|{'---|' * len(rows[0])}"
     return "\n".join([head, rule, *body])
 
 
 def circumstances(command: str, *notes: str) -> str:
-    """Command, hardware and versions, as a list with what else there is to say."""
+    """Return a markdown list of command, hardware, notes and versions."""
     lines = [
         f"Command: `{command}`",
         f"Hardware: {_processor()}, {os.cpu_count()} cores",
@@ -54,7 +54,7 @@ def _processor() -> str:
 
 
 def plus_minus(mean: float, spread: float, scale: float = 100.0, digits: int = 1) -> str:
-    """`12.3 ± 0.4`, of fractions as percentages; the mean alone where there is no spread."""
+    """Format fractions as percentages, `12.3 ± 0.4`; the mean alone if the spread is NaN."""
     if math.isnan(spread):
         return f"{scale * mean:.{digits}f}"
     return f"{scale * mean:.{digits}f} ± {scale * spread:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Runs that are interrupted again and again, and the proof that they saw what undisturbed ones see."""
+"""Interrupt runs again and again, and check that they saw the samples that uninterrupted ones see."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ MODEL = {
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
-"""Two towers that start in no time; an interruption costs the same whatever it interrupts."""
+"""Two tiny towers that start at once; the cost of an interruption does not depend on the model."""
 
 Kind = Literal["worker killed", "driver killed", "Ctrl-C", "SIGTERM"]
 KINDS: tuple[Kind, ...] = ("worker killed", "driver killed", "Ctrl-C", "SIGTERM")
@@ -48,8 +48,9 @@ class Data:
 
     folder: Path
     keys: list[list[str]]
-    """Of each shard, those of its usable samples in their places; an empty one where a sample is damaged."""
+    """Keys of the samples of each shard, in their order; empty for a damaged sample."""
     damage: dict[str, int]
+    """Number of damaged samples by reason."""
 
 
 @dataclass(frozen=True)
@@ -69,28 +70,28 @@ class Interruption:
 
     kind: Kind
     after_seconds: float
-    """Since the first step of this start."""
+    """Seconds since the first new step after the last start or interruption."""
     victim: int = 0
     """Which of its workers is killed, modulo their number."""
     then_workers: int = 1
-    """With how many workers a run goes on whose command has ended."""
+    """Number of workers that the run is resumed with, if its command has ended."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """What an interruption cost."""
+    """Cost of an interruption."""
 
     kind: Kind
     workers: int
     step: int
-    """The last step before it that was recorded."""
+    """The last step that was recorded before it."""
     seconds: float
-    """Until the run was as far as before; the command was started again as soon as nothing was left of it."""
+    """Seconds until the run was past that step. A command that had ended was restarted once it was gone."""
 
 
 @dataclass(frozen=True)
 class Accounts:
-    """A run's samples against what the data and its final position say."""
+    """The samples that a run saw, compared with what its data and its final position imply."""
 
     seen: int
     skipped: int
@@ -104,7 +105,7 @@ class Accounts:
 
 
 def draw_shards(folder: Path, sizes: list[int], seed: int = 0) -> Data:
-    """Shards of noisy pictures with captions; some images are damaged, and the second tar is cut short."""
+    """Write shards of noise images with captions; some images are damaged, the second tar is cut short."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     keys: list[list[str]] = []
@@ -144,10 +145,10 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def train(run: Run, workers: int, interruptions: Iterator[Interruption]) -> list[Lost]:
-    """Train to the end by the public command, whatever comes in between; gives what each of it cost.
+    """Train to the end by the public command, through these interruptions; return the cost of each.
 
     Raises:
-        RuntimeError: the command ended otherwise than it should, or got stuck.
+        RuntimeError: the command ended with an unexpected exit code, or got stuck.
     """
     lost: list[Lost] = []
     process, reached = _start(run, workers), 0
@@ -191,13 +192,13 @@ def _start(run: Run, workers: int) -> subprocess.Popen[str]:
 
 
 def last_step(run: Run) -> int:
-    """The last step that the run recorded, 0 before the first."""
+    """Return the last step that the run recorded; 0 before the first."""
     records = read_json_lines(run.out / "metrics.jsonl")
     return int(records[-1]["step"]) if records else 0
 
 
 def _passes(run: Run, step: int, process: subprocess.Popen[str]) -> bool:
-    """Wait until a run records a step after `step`; False where its command ends before it does."""
+    """Wait until a run records a step after `step`; return False if its command ends before that."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while last_step(run) <= step:
         if process.poll() is not None:
@@ -217,12 +218,12 @@ def _ends_within(process: subprocess.Popen[str], seconds: float) -> bool:
 
 
 def _interrupt(process: subprocess.Popen[str], interruption: Interruption) -> bool:
-    """Whether the command ended by it."""
+    """Interrupt a command; return whether that ended it."""
     if interruption.kind == "worker killed":
         victims = _train_workers(process)
         if victims:
             os.kill(victims[interruption.victim % len(victims)], signal.SIGKILL)
-        # What it sent before still arrives, and is no sign that training went on.
+        # Records that it sent before still arrive, and do not show that training went on.
         time.sleep(1.0)
         return False
     if interruption.kind == "driver killed":
@@ -234,7 +235,7 @@ def _interrupt(process: subprocess.Popen[str], interruption: Interruption) -> bo
 
 
 def _train_workers(process: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the training workers below a command."""
+    """Return the process ids of the training workers below a command."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
@@ -246,7 +247,7 @@ def _train_workers(process: subprocess.Popen[str]) -> list[int]:
 
 
 def _kill_all(process: subprocess.Popen[str]) -> None:
-    """Kill a command; its workers must follow by themselves, what else Ray leaves for a while is killed."""
+    """Kill a command; its workers must end by themselves, other processes that Ray leaves are killed."""
     below = psutil.Process(process.pid).children(recursive=True)
     workers = [psutil.Process(pid) for pid in _train_workers(process)]
     process.kill()
@@ -267,10 +268,14 @@ def _expect(process: subprocess.Popen[str], code: int) -> None:
 
 
 def accounts(run: Run) -> Accounts:
-    """What a finished run saw, against what it should have seen by where it ended."""
+    """Compare the samples that a finished run saw with those it should have seen, by its final position.
+
+    Raises:
+        RuntimeError: the trace lacks steps.
+    """
     position = from_plain(final_state(run)["position"])
     samples = np.array([shard.samples for shard in list_shards(str(run.data.folder))])
-    # To ask for what is left, hand it to nobody in particular.
+    # Any order will do: continuing with it gives the rows that are left.
     rest = continued(position, Order(run.seed + 1, 1, 1, 1), samples)
     expected = {
         (epoch, key)
@@ -302,12 +307,12 @@ def _is_left(rest: DataPosition, epoch: int, shard: int, row: int) -> bool:
 
 
 def final_state(run: Run) -> dict[str, Any]:
-    """The state that a run ended with."""
+    """Return the state that a run ended with."""
     return read_checkpoint(str(run.out / "checkpoints"), run.steps)
 
 
 def weights(run: Run) -> torch.Tensor:
-    """All weights that a run ended with, in one row."""
+    """Return all weights that a run ended with, as one vector."""
     return torch.cat([value.flatten().float() for value in final_state(run)["method"].values()])
 
 

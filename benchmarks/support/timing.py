@@ -1,4 +1,4 @@
-"""Time of a training step under several recipes, their steps taken in turn in one process."""
+"""Time the training steps of several recipes, taken in turn in one process."""
 
 import json
 import statistics
@@ -16,28 +16,28 @@ from beamclip.training.loop import Training
 from beamclip.training.process import prepare_process
 
 ROUNDS = 12
-"""In each, every recipe takes STEPS steps; one more, before them, warms up."""
+"""Rounds that are timed, after one to warm up; in each, every recipe takes STEPS steps."""
 STEPS = 3
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Of one recipe."""
+    """Step time of one recipe."""
 
     images_per_second: float
-    """In the median round."""
+    """Speed in the median round."""
     relative: tuple[float, float, float]
     """Quartiles of its time over the reference's in the same round; the middle one is the median."""
 
     @property
     def text(self) -> str:
-        """`1.02 (1.01 to 1.03)`."""
+        """The relative time as text: `1.020 (1.010 to 1.030)`."""
         low, middle, high = self.relative
         return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def time_steps(recipes: dict[str, Recipe], reference: str, kept: Path) -> dict[str, StepTime]:
-    """Time all recipes on one thread, on noise for pixels; the result is kept in a file and read again."""
+    """Time all recipes on one thread, on noise images; results are kept in a file, and read if it exists."""
     if kept.exists():
         return {name: StepTime(**fields) for name, fields in json.loads(kept.read_text()).items()}
     prepare_process(threads=1, seed=0)

@@ -1,4 +1,4 @@
-"""Trials of a study: each in a process of its own, each result kept, none run twice."""
+"""Run the trials of a study, each in a process of its own; results are kept, and no trial runs twice."""
 
 import json
 import multiprocessing
@@ -27,13 +27,13 @@ class Trial:
 
     @property
     def file_name(self) -> str:
-        """Of its result."""
+        """Name of the file of its result."""
         plain = "".join(letter if letter.isalnum() else "-" for letter in self.arm)
         return f"{plain}_noise{self.noise:.2f}_seed{self.seed}.json"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the result depends on, in JSON's types."""
+        """Everything that the result depends on, as JSON values."""
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         if self.recipe.objective != "psd":
             del settings["recipe"]["psd"]
@@ -47,10 +47,14 @@ Result = dict[str, Any]
 def run_trials(
     trials: Sequence[Trial], run: Callable[[Trial, Path], Result], emoji: Path, out: Path, jobs: int
 ) -> list[Result]:
-    """The results of all trials; those that lie in `out` under the same settings are not run again.
+    """Run trials and return their results; a trial with a result in `out` for the same settings is skipped.
 
     Args:
-        run: a function of a module, called in a fresh process of one thread.
+        trials: what to run.
+        run: a function of a module that runs a trial on the emoji in a folder; called in a fresh process of
+            one thread.
+        emoji: folder of the emoji.
+        out: folder of the results.
         jobs: trials at a time.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -90,12 +94,12 @@ def _alone(run: Callable[[Trial, Path], Result], trial: Trial, emoji: Path) -> R
 
 
 def results_of(results: list[Result], arm: str, noise: float = 0.0) -> list[Result]:
-    """Those of one arm."""
+    """Return the results of one arm at one share of noise."""
     return [r for r in results if (r["trial"]["arm"], r["trial"]["noise"]) == (arm, noise)]
 
 
 def over_seeds(results: list[Result], arm: str, figure: str, noise: float = 0.0) -> tuple[float, float, int]:
-    """Mean, standard deviation (of a sample) and number of an arm's figures."""
+    """Return mean, sample standard deviation (NaN for one) and number of a figure over an arm's seeds."""
     found = [result[figure] for result in results_of(results, arm, noise)]
     spread = float(np.std(found, ddof=1)) if len(found) > 1 else float("nan")
     return float(np.mean(found)), spread, len(found)

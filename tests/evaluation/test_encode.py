@@ -248,7 +248,7 @@ def test_labels_that_fit_no_class_are_shown_with_what_the_list_has(
     assert str(error.value) == (
         f"{clean}: no image to score; skipped: {{'label not in the class list': 14}}. "
         "The labels (column 'kind') must be ids of the class list. "
-        "Met: ant, bee, cat; the list has n01, n02, ..."
+        "Found: ant, bee, cat; the list has n01, n02, ..."
     )
 
 
@@ -256,7 +256,7 @@ def test_a_wrong_label_column_is_shown_as_missing_labels(
     ray_cluster: None, clip: LoadedClip, clean: Path
 ) -> None:
     with pytest.raises(
-        InputError, match=r"skipped: \{'missing label': 14\}\..*\(column 'colour'\).*Met: none"
+        InputError, match=r"skipped: \{'missing label': 14\}\..*\(column 'colour'\).*Found: none"
     ):
         encode_labelled(clip, str(clean), CLASSES, "colour", BOTH, HERE)
 

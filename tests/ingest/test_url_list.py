@@ -123,7 +123,7 @@ REFUSED = [
     ("list.csv.gz", b"", "empty"),
     ("list.jsonl", "", "empty"),
     ("list.jsonl", "{", "line 1 is not valid JSON"),
-    ("list.jsonl", '{"url": "u"}\n\n["u"]', "line 3 is no JSON object"),
+    ("list.jsonl", '{"url": "u"}\n\n["u"]', "line 3 is not a JSON object"),
     ("list.jsonl", '{"url": "u"}\n{"n": ' + "[" * 200_000 + "]" * 200_000 + "}", "line 2 is nested too deep"),
     ("list.jsonl", '{"url": "u"}\n{"n": ' + "9" * 5_000 + "}", "line 2 holds a number of thousands of dig"),
     ("list.jsonl", '{"url": "u"}\n{"url": "\\ud800"}', "line 2 holds half of a surrogate pair"),
