@@ -115,6 +115,7 @@ class Run:
         return Storage(
             checkpoints=checkpoint_address(self.config.checkpoint.checkpoints, self.folder),
             keep_checkpoints=self.config.checkpoint.keep_checkpoints,
+            resumes=self.config.resume is not None,
             trace=str((self.folder / TRACE).resolve()) if self.config.cadence.trace_samples else None,
         )
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from beamclip.errors import InputError
 from beamclip.files import read_json, read_yaml, write_whole
 from beamclip.json_lines import mend_json_lines
-from beamclip.training.checkpoint_store import check_writable, find_checkpoint, has_checkpoints
+from beamclip.training.checkpoint_store import (
+    check_sizes,
+    check_writable,
+    find_checkpoint,
+    has_checkpoints,
+    no_whole_checkpoint,
+)
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"
@@ -80,13 +86,10 @@ def _checkpoints_of(run_dir: Path) -> str | None:
 
 
 def _check_resumable(run_dir: Path, checkpoints: str, data: str) -> None:
-    found = find_checkpoint(checkpoints)
+    # The worker that reads a checkpoint hashes it.
+    found = find_checkpoint(checkpoints, check_sizes)
     if found.manifest is None:
-        damage = f" {'; '.join(found.damaged)}." if found.damaged else ""
-        raise InputError(
-            f"--resume {run_dir}: no whole checkpoint in {checkpoints}.{damage} "
-            "Start the run anew, without --resume and with another --out."
-        )
+        raise InputError(f"--resume {run_dir}: {no_whole_checkpoint(checkpoints, found.damaged)}")
     if found.manifest.data != data:
         raise InputError(
             f"--resume {run_dir}: its checkpoint was made with other data ({found.manifest.data}) than these "

@@ -88,10 +88,33 @@ def read_checkpoint(address: str, step: int) -> State:
     fs, root = open_store(address)
     folder = posixpath.join(root, folder_name(step))
     try:
-        record = read_manifest(fs, folder, step).files[STATE_FILE]
-        source = _checked_state(fs, posixpath.join(folder, STATE_FILE), record)
+        return _load(fs, folder, read_manifest(fs, folder, step))
     except DamagedCheckpointError as error:
         raise DamagedCheckpointError(f"{address}: {folder_name(step)}: {error}") from error
+
+
+def read_newest_checkpoint(address: str) -> tuple[State | None, tuple[str, ...]]:
+    """The state of the newest checkpoint that is as it was written, read and hashed once.
+
+    Returns:
+        The state, on the CPU, or None where no checkpoint is whole; and one line for each newer checkpoint
+        that was passed over, and why.
+
+    Raises:
+        OSError: the store cannot be reached or read, which says nothing about the checkpoints in it.
+        pickle.UnpicklingError: a whole checkpoint holds something else than tensors and plain values.
+    """
+    states: list[State] = []
+
+    def read(fs: Any, folder: str, manifest: Manifest) -> None:
+        states.append(_load(fs, folder, manifest))
+
+    found = find_checkpoint(address, read)
+    return (states[0] if states else None), found.damaged
+
+
+def _load(fs: Any, folder: str, manifest: Manifest) -> State:
+    source = _checked_state(fs, posixpath.join(folder, STATE_FILE), manifest.files[STATE_FILE])
     state: State = torch.load(source, map_location="cpu", weights_only=True)
     return state
 

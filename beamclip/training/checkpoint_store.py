@@ -15,7 +15,8 @@ import math
 import os
 import posixpath
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from types import NoneType
 from typing import Any
 from uuid import uuid4
@@ -138,11 +139,15 @@ def discard_after(address: str, *, after: int) -> None:
                 fs.rm_file(posixpath.join(folder, MANIFEST_FILE))
 
 
-def find_checkpoint(address: str) -> Found:
-    """The newest checkpoint that is as it was written: its manifest fits, and so do all sizes and hashes.
+def find_checkpoint(address: str, check: Callable[[Any, str, Manifest], None] | None = None) -> Found:
+    """Find the newest checkpoint that is as it was written, passing over damaged ones.
 
     Hashes are there to find damage. They are no seal: who rewrites a file can rewrite its manifest as well,
     which is why nothing but tensors and plain values is ever read from a checkpoint.
+
+    Args:
+        check: called with the store, a checkpoint's folder and its manifest; a DamagedCheckpointError rules
+            the checkpoint out. By default all sizes and hashes are compared: `check_files`.
 
     Returns:
         No manifest and no lines for a folder that is missing or empty.
@@ -156,8 +161,7 @@ def find_checkpoint(address: str) -> Found:
     for step, folder in checkpoint_folders(fs, root):
         try:
             manifest = read_manifest(fs, folder, step)
-            for name, record in manifest.files.items():
-                check_file(fs, posixpath.join(folder, name), record)
+            (check or check_files)(fs, folder, manifest)
         except OSError as error:
             if not _is_damage(fs, error):
                 raise
@@ -165,6 +169,15 @@ def find_checkpoint(address: str) -> Found:
         else:
             return Found(manifest, tuple(damaged))
     return Found(None, tuple(damaged))
+
+
+def no_whole_checkpoint(address: str, damaged: Sequence[str]) -> str:
+    """What to tell whoever resumes a run of which no checkpoint is whole."""
+    damage = f" {'; '.join(damaged)}." if damaged else ""
+    return (
+        f"no whole checkpoint in {address}.{damage} "
+        "Start the run anew, without --resume and with another --out."
+    )
 
 
 def prune(address: str, keep: int, *, written: int | None = None) -> list[int]:
@@ -197,6 +210,7 @@ def prune(address: str, keep: int, *, written: int | None = None) -> list[int]:
 
 
 def write_manifest(fs: Any, folder: str, manifest: Manifest) -> None:
+    """Write a checkpoint's manifest, whole or not at all; from then on the checkpoint is a finished one."""
     text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=1, allow_nan=False).encode()
     path = posixpath.join(folder, MANIFEST_FILE)
     if not isinstance(fs, LocalFileSystem):
@@ -211,6 +225,7 @@ def write_manifest(fs: Any, folder: str, manifest: Manifest) -> None:
 
 
 def sync(file: Any) -> None:
+    """Bring what was written to an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -227,6 +242,11 @@ def _sync_folder(folder: str) -> None:
 
 
 def read_manifest(fs: Any, folder: str, step: int) -> Manifest:
+    """Read the manifest of a checkpoint.
+
+    Raises:
+        DamagedCheckpointError: there is none, or it is not the manifest of this step.
+    """
     try:
         return _parse_manifest(fs.cat_file(posixpath.join(folder, MANIFEST_FILE)), step)
     except FileNotFoundError as error:
@@ -262,22 +282,56 @@ def _parse_record(name: str, fields: Any) -> FileRecord:
     return FileRecord(**fields)
 
 
-def check_file(fs: Any, path: str, record: FileRecord) -> None:
+def check_files(fs: Any, folder: str, manifest: Manifest) -> None:
+    """Compare the size and the hash of every file of a checkpoint with its manifest.
+
+    Raises:
+        DamagedCheckpointError: a file is missing or differs.
+    """
+    for name, record in manifest.files.items():
+        check_file(fs, posixpath.join(folder, name), record)
+
+
+def check_sizes(fs: Any, folder: str, manifest: Manifest) -> None:
+    """Compare the size of every file of a checkpoint with its manifest, without reading the file.
+
+    Raises:
+        DamagedCheckpointError: a file is missing or has another size.
+    """
+    for name, record in manifest.files.items():
+        _check_size(fs, posixpath.join(folder, name), record)
+
+
+def _check_size(fs: Any, path: str, record: FileRecord) -> None:
     name = posixpath.basename(path)
     try:
         size = fs.info(path)["size"]
-        # A file of another size need not be read at all.
-        compare(name, record, FileRecord(size, record.sha256))
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{name} is missing") from error
+    compare(name, record, replace(record, bytes=size))
+
+
+def check_file(fs: Any, path: str, record: FileRecord) -> None:
+    """Compare the size and the hash of a file with its record.
+
+    Raises:
+        DamagedCheckpointError: the file is missing or differs.
+    """
+    # A file of another size need not be read at all.
+    _check_size(fs, path, record)
+    name = posixpath.basename(path)
+    try:
         digest = hashlib.sha256()
         with fs.open(path, "rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{name} is missing") from error
-    compare(name, record, FileRecord(size, digest.hexdigest()))
+    compare(name, record, replace(record, sha256=digest.hexdigest()))
 
 
 def compare(name: str, expected: FileRecord, found: FileRecord) -> None:
+    """Raise DamagedCheckpointError, with the difference, if a file is not as it was written."""
     if found.bytes != expected.bytes:
         raise DamagedCheckpointError(f"{name} holds {found.bytes:,} of {expected.bytes:,} bytes")
     if found.sha256 != expected.sha256:
@@ -320,6 +374,11 @@ def remove_checkpoint(fs: Any, folder: str) -> None:
 
 
 def open_store(address: str) -> tuple[Any, str]:
+    """Open the store of an address; gives the fsspec filesystem and the path of the folder in it.
+
+    Raises:
+        InputError: the store is unknown, its package is missing, or it does not answer.
+    """
     try:
         fs, root = fsspec.core.url_to_fs(str(address))
     except Exception as error:  # an unknown protocol, a missing package, no answer: to the user all are one

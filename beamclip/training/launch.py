@@ -14,8 +14,8 @@ from beamclip.background import in_background
 from beamclip.cluster import WorkersConfig
 from beamclip.data.rows import read_rows_here
 from beamclip.training.channel import Channel, RemoteChannel
-from beamclip.training.checkpoint import State, read_checkpoint
-from beamclip.training.checkpoint_store import claim, find_checkpoint
+from beamclip.training.checkpoint import State, read_checkpoint, read_newest_checkpoint
+from beamclip.training.checkpoint_store import claim
 from beamclip.training.events import Event, Saved
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import (
@@ -82,10 +82,10 @@ def fit(
             ended.result()
     if complete:
         return TrainingEnd(read_checkpoint(job.storage.checkpoints, job.total_steps), interrupted.is_set())
-    found = find_checkpoint(job.storage.checkpoints)
-    if found.manifest is None:
-        raise TrainingError(f"training ended without a checkpoint. {' '.join(found.damaged)}".rstrip())
-    return TrainingEnd(read_checkpoint(job.storage.checkpoints, found.manifest.step), interrupted.is_set())
+    state, damaged = read_newest_checkpoint(job.storage.checkpoints)
+    if state is None:
+        raise TrainingError(f"training ended without a checkpoint. {' '.join(damaged)}".rstrip())
+    return TrainingEnd(state, interrupted.is_set())
 
 
 def _train_here(job: TrainingJob, *, use_gpu: bool) -> None:

@@ -29,8 +29,8 @@ from beamclip.data.position import (
 from beamclip.data.rows import RowReader, read_rows
 from beamclip.data.shards import Columns, Shard, fingerprint
 from beamclip.data.stream import Batch, pinned, prefetched, shuffled_rows, training_batches
-from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint
-from beamclip.training.checkpoint_store import Manifest, discard_after, find_checkpoint, holds_claim
+from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint, read_newest_checkpoint
+from beamclip.training.checkpoint_store import Manifest, discard_after, holds_claim, no_whole_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.events import Damaged, Lost, Recorded, Saved, Started
@@ -75,6 +75,8 @@ class Storage:
     """Address of the checkpoints."""
     keep_checkpoints: int = 2
     """The newest ones that stay, beside the one of the lowest loss."""
+    resumes: bool = False
+    """Training goes on from a checkpoint: if all of them are damaged, it ends instead of starting anew."""
     trace: str | None = None
     """Folder of the trace of samples, if there is to be one."""
     claim: str = ""
@@ -145,8 +147,7 @@ def _train(job: TrainingJob, group: WorkerGroup) -> None:
     # Ray sets OMP_NUM_THREADS to the worker's share of a CPU, which may be one half.
     prepare_process(job.threads or max(1, (os.cpu_count() or 1) // group.local_world_size), job.seed)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    start = _start(job, group)
-    state = read_checkpoint(job.storage.checkpoints, start.step) if start.step else None
+    start, state = _start(job, group)
     position = _position(job, state, world_size)
     # Before the model: the first rows come in while it is built.
     with contextlib.ExitStack() as stack:
@@ -169,8 +170,11 @@ class _Start:
     """Of the checkpoint to go on from; 0: from the beginning."""
 
 
-def _start(job: TrainingJob, group: WorkerGroup) -> _Start:
-    """Rank 0 looks for the newest whole checkpoint, and tells of damaged ones that it passed over."""
+def _start(job: TrainingJob, group: WorkerGroup) -> tuple[_Start, State | None]:
+    """Where to start and from which state: rank 0 reads the newest whole checkpoint, the others the same.
+
+    Each rank reads its checkpoint once, and hashes what it reads.
+    """
     if not holds_claim(job.storage.checkpoints, job.storage.claim):
         node = socket.gethostname()
         raise CheckpointError(
@@ -178,18 +182,22 @@ def _start(job: TrainingJob, group: WorkerGroup) -> _Start:
             f"{job.storage.checkpoints}. Give --checkpoints an address that all nodes reach, as "
             "s3://bucket/run; or another command goes on with this run."
         )
-    start = None
+    start, state = None, None
     if group.rank == 0:
-        found = find_checkpoint(job.storage.checkpoints)
-        start = _Start(time.time_ns(), found.manifest.step if found.manifest else 0)
+        state, damaged = read_newest_checkpoint(job.storage.checkpoints)
+        if state is None and damaged and job.storage.resumes:
+            raise CheckpointError(no_whole_checkpoint(job.storage.checkpoints, damaged))
+        start = _Start(time.time_ns(), state["step"] if state else 0)
         # They would count for whole ones when old ones are removed.
         discard_after(job.storage.checkpoints, after=start.step)
-        for damage in found.damaged:
+        for damage in damaged:
             job.channel.put(Damaged(f"{damage}; passed over"))
         job.channel.put(Started(start.step))
     # Plain numbers: what passes on an object of ours would import this module, and torch with it.
     number, step = group.broadcast_from_rank_zero(start and (start.number, start.step))
-    return _Start(number, step)
+    if step and group.rank != 0:
+        state = read_checkpoint(job.storage.checkpoints, step)
+    return _Start(number, step), state
 
 
 def _position(job: TrainingJob, state: State | None, world_size: int) -> DataPosition:

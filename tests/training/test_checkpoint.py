@@ -18,13 +18,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from torch import nn
 
 from beamclip.errors import InputError
-from beamclip.training.checkpoint import State, read_checkpoint, write_checkpoint
+from beamclip.training.checkpoint import State, read_checkpoint, read_newest_checkpoint, write_checkpoint
 from beamclip.training.checkpoint_store import (
     MANIFEST_FILE,
     STATE_FILE,
     DamagedCheckpointError,
     Found,
     Manifest,
+    check_sizes,
     check_writable,
     claim,
     discard_after,
@@ -282,6 +283,55 @@ def test_a_damaged_checkpoint_is_not_read_but_named(
     damage(tmp_path / "step=00000400")
     with pytest.raises(DamagedCheckpointError, match=f"{tmp_path}: step=00000400: {line}"):
         read_checkpoint(str(tmp_path), 400)
+
+
+@pytest.mark.parametrize(("damage", "line"), DAMAGES, ids=[line for _, line in DAMAGES])
+def test_the_newest_whole_state_is_read_and_damage_before_it_named(
+    tmp_path: Path, damage: Callable[[Path], object], line: str
+) -> None:
+    assert read_newest_checkpoint(str(tmp_path)) == (None, ())
+    write(tmp_path, 200)
+    write(tmp_path, 400)
+    damage(tmp_path / "step=00000400")
+    state, damaged = read_newest_checkpoint(str(tmp_path))
+    assert state is not None
+    assert state["step"] == 200
+    assert len(damaged) == 1
+    assert re.fullmatch(f"step=00000400: {line}", damaged[0])
+
+
+def test_a_store_gives_away_the_newest_state_once_and_no_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"memory://{tmp_path.name}/checkpoints"
+    write(address, 200)
+    write(address, 400)
+    fetched = list[str]()
+    cat_file = MemoryFileSystem.cat_file
+
+    def noted(self: MemoryFileSystem, path: str, **options: Any) -> Any:
+        fetched.append(path)
+        return cat_file(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", noted)
+    state, _ = read_newest_checkpoint(address)
+    fsspec.filesystem("memory").rm(tmp_path.name, recursive=True)
+    assert state is not None
+    assert state["step"] == 400
+    assert [path for path in fetched if path.endswith(STATE_FILE)] == [
+        f"/{tmp_path.name}/checkpoints/step=00000400/{STATE_FILE}"
+    ]
+
+
+def test_sizes_alone_are_compared_without_reading_a_state(tmp_path: Path) -> None:
+    write(tmp_path, 200)
+    newest = write(tmp_path, 400)
+    flip_a_byte(tmp_path / "step=00000400")
+    assert find_checkpoint(str(tmp_path), check_sizes).manifest == newest
+    truncate(tmp_path / "step=00000400")
+    found = find_checkpoint(str(tmp_path), check_sizes)
+    assert found.manifest is not None
+    assert found.manifest.step == 200
 
 
 def test_a_state_cut_off_anywhere_is_found_out(tmp_path: Path) -> None:

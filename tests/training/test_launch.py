@@ -420,6 +420,20 @@ def test_a_finished_run_that_is_resumed_does_nothing(undisturbed: Finished, tmp_
     assert_same_state(state, undisturbed.outcome.state)
 
 
+def test_a_resumed_run_of_which_no_checkpoint_is_whole_ends_by_a_line(
+    undisturbed: Finished, tmp_path: Path
+) -> None:
+    """A fresh run, whose worker was lost, would begin again instead."""
+    run = undisturbed.run.copied(tmp_path)
+    for state in run.folder.glob("step=*/state.pt"):
+        state.write_bytes(b"x" * state.stat().st_size)
+    job = replace(run.job, storage=replace(run.job.storage, resumes=True))
+    _, problem = ray.get(single_process.remote(job))
+    assert problem.startswith(f"no whole checkpoint in {run.folder}. step={STEPS:08d}: state.pt is not what")
+    assert problem.endswith("Start the run anew, without --resume and with another --out.")
+    assert run.checkpoints
+
+
 @pytest.fixture(scope="module")
 def extended(undisturbed: Finished, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The finished run of one worker, resumed by two for four more steps that are far too large."""
