@@ -112,6 +112,7 @@ def test_one_image_a_class_leaves_the_middle_c_and_says_so() -> None:
     assert result.inverse_regularisation == 1.0
     assert result.top1 == 1.0
     assert "C=1 " in result.notes[0]
+    assert linear_probe(train, train_labels, test, test_labels).inverse_regularisation == 0.1
 
 
 def test_many_classes_are_fitted_although_only_some_choose_c(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,16 @@ def test_losses_and_scores_multiply_in_float32_forwards_and_backwards(name: str,
     assert torch.get_float32_matmul_precision() == "high"
 
 
+@pytest.mark.parametrize("name", ["clip", "psd", "csm", "csm in chunks"])
+def test_second_derivatives_are_refused_rather_than_wrong(name: str) -> None:
+    a, b = (F.normalize(torch.randn(6, 8), dim=1).requires_grad_() for _ in range(2))
+    # Weighted, so that what comes back through a loss whose gradient is a constant has a graph as well.
+    weight = torch.ones((), requires_grad=True)
+    (gradient,) = torch.autograd.grad(weight * LOSSES[name](a, b), a, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_similarities_and_their_gradients_are_those_of_the_plain_product() -> None:
     a, b = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (5, 3))
     torch.testing.assert_close(similarities(a, b), a @ b.T)

@@ -1,5 +1,7 @@
 """Templates: sets, the user's own, and the article before the class."""
 
+import string
+
 import open_clip
 import pytest
 
@@ -24,6 +26,11 @@ def test_a_class_fills_the_slot_and_only_a_marked_article_bends_to_it(
     template: str, slot: str, expected: str
 ) -> None:
     assert fill(template, slot) == expected
+
+
+def test_the_article_is_an_before_the_five_vowels_and_no_other_letter() -> None:
+    with_an = [letter for letter in string.ascii_lowercase if fill("a(n) {}", letter).startswith("an ")]
+    assert with_an == ["a", "e", "i", "o", "u"]
 
 
 @pytest.mark.parametrize("name", OPEN_CLIP_SETS)
