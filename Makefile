@@ -15,8 +15,10 @@ ARGS ?=
 # Tried in this order; `make PYTHON=/path/to/python test` puts another one first.
 PYTHON ?=
 PYTHONS := $(PYTHON) python3.12 python3.13 python3.11 python3
+# What `make pythons` runs: each command once from end to end, with and without Ray.
+SMOKE := tests/commands/test_pipelines.py tests/commands/test_command_line.py tests/forking tests/losses
 
-.PHONY: help setup quickstart test check lint ui bench clean
+.PHONY: help setup quickstart test check lint pythons ui bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +39,13 @@ lint: $(READY) ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+pythons: ## style, types and a smoke test under each Python from 3.11 to 3.13 that is here, in .venvs/
+	@for version in 3.11 3.12 3.13; do \
+	    if ! "python$$version" --version >/dev/null 2>&1; then echo "python$$version: not here"; continue; fi; \
+	    echo "== python$$version"; \
+	    $(MAKE) --no-print-directory VENV=.venvs/$$version PYTHON=python$$version lint test ARGS="$(SMOKE)"; \
+	done
+
 ui: $(READY) ## show the runs in runs/ at http://127.0.0.1:5000
 	@test -e runs/mlflow.db || { echo "runs/mlflow.db: not there yet. Train first: make quickstart" >&2; exit 1; }
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server \
@@ -47,8 +56,8 @@ ui: $(READY) ## show the runs in runs/ at http://127.0.0.1:5000
 bench: $(READY) ## run every benchmark
 	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" $(ARGS); done
 
-clean: ## remove .venv, caches and build products; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+clean: ## remove .venv, .venvs, caches and build products; runs/ stays
+	rm -rf $(VENV) .venvs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python of a fitting version that can make virtual environments; Debian packages that part apart.
