@@ -9,7 +9,7 @@ from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled, sam
 from beamclip.evaluation.zeroshot import class_scores, zeroshot_metrics
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip
-from beamclip.models.teacher import Teacher
+from beamclip.models.teacher import copied_image_teacher
 from beamclip.plots.comparison import plot_predictions, plot_similarity
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry
@@ -87,7 +87,9 @@ def draw_comparison(
         return []
     names = [entry.name for entry in data.classes]
     scores = {
-        role: class_scores(Teacher(clip).encode_image(images), anchors, len(names), temperature=tau)
+        role: class_scores(
+            copied_image_teacher(clip).encode_image(images), anchors, len(names), temperature=tau
+        )
         for role, clip, tau in (("teacher", teacher, tau_teacher), ("student", student, tau_student))
     }
     # Frees the copies of both models.

@@ -24,7 +24,7 @@ from beamclip.data.transforms import load_evaluation_image
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip, normalise_pixels
 from beamclip.models.student import backbone_features
-from beamclip.models.teacher import Precision, Teacher
+from beamclip.models.teacher import Precision, copied_image_teacher
 from beamclip.prompts.texts import nfc
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Encoder:
         self.decode = Decoder(clip)
         self.preprocessing = clip.preprocessing
         self.device = torch.device(device)
-        self.teacher = Teacher(clip, spec.precision).to(self.device)
+        self.teacher = copied_image_teacher(clip, spec.precision).to(self.device)
 
     def __call__(self, table: pa.Table) -> dict[str, NDArray[Any]]:
         """Encode a batch of rows; return its arrays and the columns of `Decoder`.
@@ -135,7 +135,7 @@ class Encoder:
             found["embeddings"] = self.teacher.encode_image(pixels)
         if "features" in names:
             found["features"] = backbone_features(
-                self.teacher.clip, normalise_pixels(pixels, self.preprocessing)
+                self.teacher.network, normalise_pixels(pixels, self.preprocessing)
             )
         return {name: value[: len(images)].float().cpu().numpy() for name, value in found.items()}
 

@@ -75,19 +75,19 @@ def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> Load
     return replace(student, fitting=teacher.fitting)
 
 
-def backbone_features(model: ClipModel, images: Tensor) -> Tensor:
+def backbone_features(tower: nn.Module, images: Tensor) -> Tensor:
     """The features that a linear probe reads: those before the projection into the shared space.
 
     For open_clip's ResNets, and for towers that pool by attention, projection and pooling are one layer: the
     embedding itself is returned, as CLIP's authors did in their probes.
 
     Args:
+        tower: the image tower of a CLIP model.
         images: [B, 3, H, W], normalised.
 
     Returns:
         [B, F] in the tower's dtype; with gradients unless the caller switches them off.
     """
-    tower = model.visual
     if isinstance(tower, TimmModel):
         return _trunk_features(tower, images)
     if isinstance(tower, VisionTransformer | SpecialisedVision) and tower.proj is not None:

@@ -1,6 +1,7 @@
 """The frozen teacher: images and texts to unit embeddings."""
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -63,6 +64,12 @@ class ImageTeacher(nn.Module):
         # CoCa's tower gives the tokens too.
         embeddings = embeddings[0] if isinstance(embeddings, tuple) else embeddings
         return F.normalize(embeddings.float(), dim=-1)
+
+
+def copied_image_teacher(clip: LoadedClip, precision: Precision = "fp32") -> ImageTeacher:
+    """A frozen copy of a model's image tower; the model itself, which may train, stays as it is."""
+    tower = clip.image_tower
+    return ImageTeacher(replace(tower, network=deepcopy(tower.network)), precision)
 
 
 class Teacher(nn.Module):

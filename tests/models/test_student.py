@@ -108,7 +108,7 @@ def test_an_exported_student_of_each_family_is_the_same_in_plain_open_clip(
     with torch.no_grad():
         expected = student.model.encode_image(images)
         torch.testing.assert_close(model.eval().encode_image(images), expected, atol=1e-5, rtol=0)
-        assert backbone_features(student.model, images).shape == (2, features)
+        assert backbone_features(student.model.visual, images).shape == (2, features)
     assert expected.shape == (2, micro_clip.embed_dim)
     assert student.image_size == size
 
@@ -119,7 +119,7 @@ def test_the_head_maps_backbone_features_to_the_embedding(micro_clip: LoadedClip
     model = student.model.eval()
     images = images_for(student)
     with torch.no_grad():
-        features = backbone_features(model, images)
+        features = backbone_features(model.visual, images)
         assert torch.equal(model.visual.head(features), model.encode_image(images))
     assert ("head.mlp.fc2.weight" in model.visual.state_dict()) == (head == "mlp")
 
@@ -131,7 +131,7 @@ def test_the_classifier_is_the_head_of_networks_with_a_hidden_layer_of_their_own
     model = student.model.eval()
     images = images_for(student)
     with torch.no_grad():
-        features = backbone_features(model, images)
+        features = backbone_features(model.visual, images)
         assert torch.equal(model.visual.trunk.get_classifier()(features), model.encode_image(images))
 
 
@@ -139,7 +139,7 @@ def test_features_of_an_open_clip_transformer_are_those_before_its_projection(mi
     model = micro_clip.model
     images = images_for(micro_clip)
     with torch.no_grad():
-        features = backbone_features(model, images)
+        features = backbone_features(model.visual, images)
         torch.testing.assert_close(features @ model.visual.proj, model.encode_image(images))
     assert features.shape == (2, 64)
 
@@ -150,7 +150,7 @@ def test_features_of_a_clip_resnet_are_its_embedding(tmp_path: Path, micro_confi
     clip = new_clip(tmp_path / "rn.json", seed=0)
     images = images_for(clip)
     with torch.no_grad():
-        assert torch.equal(backbone_features(clip.model, images), clip.model.encode_image(images))
+        assert torch.equal(backbone_features(clip.model.visual, images), clip.model.encode_image(images))
 
 
 def test_gradients_reach_the_backbone_through_its_features(micro_clip: LoadedClip) -> None:
