@@ -211,9 +211,11 @@ def share(value: Any, workers: WorkersConfig) -> Any:
 
 def fetch(reference: Any) -> Any:
     """Return a copy of a value that `share` made available."""
-    import ray
-
-    return ray.get(reference) if isinstance(reference, ray.ObjectRef) else deepcopy(reference)
+    ray = sys.modules.get("ray")
+    # Without Ray, nothing can be a reference into its store.
+    if ray is not None and isinstance(reference, ray.ObjectRef):
+        return ray.get(reference)
+    return deepcopy(reference)
 
 
 def _own_ray(*, dashboard: bool) -> dict[str, Any]:

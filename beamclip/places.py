@@ -5,7 +5,6 @@ local path refuses an address, whether a flag or a YAML file gives it.
 """
 
 import contextlib
-import os
 import posixpath
 import re
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tyro.constructors import PrimitiveConstructorSpec
 
 from beamclip.errors import InputError
+from beamclip.files import write_whole
 
 # One slash is left where an address went through Path(); C:\ is a path.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/|[A-Za-z0-9+.\-]+::")
@@ -141,9 +141,7 @@ class Folder:
         if not self.is_local:  # a bucket shows an object once it is whole
             self.fs.pipe_file(self.path(name), content)
             return
-        partial = Path(self.path(f".{name}.partial"))
-        partial.write_bytes(content)
-        os.replace(partial, self.path(name))
+        write_whole(Path(self.path(name)), lambda path: path.write_bytes(content))
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""

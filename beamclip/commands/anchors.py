@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from beamclip.data.shards import (
     list_shards,
 )
 from beamclip.errors import InputError
+from beamclip.files import write_whole
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import (
@@ -297,9 +297,7 @@ def _words(
         with ray_session():
             found = caption_words(shards, names, _columns(config), most)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{uuid4().hex}.part")
-        draft.write_text(json.dumps(found))
-        draft.replace(path)
+        write_whole(path, json.dumps(found))
         note = "counted"
     words = {name: tuple(own) for name, own in json.loads(path.read_text()).items()}
     telling = sum(bool(own) for own in words.values())

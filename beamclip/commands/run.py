@@ -213,9 +213,10 @@ class Run:
         summary = Summary(
             command=self.command,
             status="interrupted",
-            wall_seconds=trained.seconds,
+            wall_seconds=time.perf_counter() - self.began,
             images=trained.images,
             images_per_second=trained.images_per_second,
+            stages={"training_seconds": trained.seconds},
             counts=Counts(skipped=trained.skipped),
             mlflow_run_id=self.tracking.run_id,
             paths={"metrics": HISTORY_FILE},
