@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beamclip.errors import InputError
+from beamclip.errors import FailedRunError, InputError
 from beamclip.forking.start import fork_server
 from beamclip.ranges import Count, Natural, NonNegative, Positive, check_ranges
 
@@ -138,6 +138,7 @@ def ray_session(
 
     Raises:
         InputError: RAY_ADDRESS is no address, or names a cluster that does not answer or cannot be joined.
+        FailedRunError: a Ray on this machine took too long to start.
     """
     if _ray_is_up():
         yield
@@ -171,9 +172,18 @@ def _ray_is_up() -> bool:
 def _start(runtime: dict[str, Any], options: dict[str, Any]) -> None:
     import ray
 
-    ray.init(
-        "local", runtime_env=runtime or None, logging_level=logging.ERROR, log_to_driver=False, **options
-    )
+    try:
+        ray.init(
+            "local", runtime_env=runtime or None, logging_level=logging.ERROR, log_to_driver=False, **options
+        )
+    except Exception as error:
+        # Ray raises no type of its own for it, and has no option for the 30 s that it waits.
+        if "timed out during startup" not in str(error):
+            raise
+        load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
+        raise FailedRunError(
+            f"Ray did not start within 30 s, as happens on a busy machine ({load}). Run the command again."
+        ) from error
 
 
 def _join(address: str, runtime: dict[str, Any]) -> None:

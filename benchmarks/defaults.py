@@ -58,6 +58,8 @@ class Data:
 def main() -> None:
     """Run what is missing, and write the report."""
     options = read_options("defaults", __doc__, seeds=5)
+    if options.seeds not in T_95:
+        sys.exit(f"--seeds {options.seeds}: give {min(T_95)} to {max(T_95)}, for the interval.")
     seeds = range(options.seeds)
     run = partial(score_trial, out=options.out)
     teachers = [trial_of(data, "pretrain", chosen(data, "pretrain"), 0) for data in IMAGES]

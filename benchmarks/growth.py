@@ -313,7 +313,7 @@ def spilled(logs: Path) -> tuple[int, int]:
     """Return the bytes and the objects that Ray has spilled to disk, by its own logs."""
     told = re.findall(r"Spilled (\d+) MiB, \d+ objects", (logs / "raylet.out").read_text())
     objects = re.findall(r"cumulative spill requests: (\d+)", (logs / "debug_state.txt").read_text())
-    return int(told[-1]) * MIB if told else 0, int(objects[-1])
+    return int(told[-1]) * MIB if told else 0, int(objects[-1]) if objects else 0
 
 
 def store_table(data_bytes: int, runs: list[StoreRun]) -> list[list[str]]:

@@ -6,8 +6,15 @@ import socket
 import pytest
 import ray
 
-from beamclip.cluster import WorkersConfig, _check_answers, check_resources, cluster_address, ray_session
-from beamclip.errors import InputError
+from beamclip.cluster import (
+    WorkersConfig,
+    _check_answers,
+    _start,
+    check_resources,
+    cluster_address,
+    ray_session,
+)
+from beamclip.errors import FailedRunError, InputError
 
 
 @pytest.fixture
@@ -55,6 +62,17 @@ def test_a_cluster_that_was_joined_does_not_grow_for_workers_that_fit_and_starve
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(InputError, match="Ray Data"):
         check_resources(starving(cpus))
+
+
+def test_a_ray_that_a_busy_machine_does_not_start_in_time_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_slow(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "init", too_slow)
+    with pytest.raises(FailedRunError, match=r"^Ray did not start within 30 s.*Run the command again\.$"):
+        _start({}, {})
 
 
 def test_workers_may_share_a_gpu() -> None:

@@ -98,12 +98,14 @@ def ingest(
         if config.caption_column == AUTO:
             before = folder.read_manifest()
             if before.get("urls_sha256") == manifest["urls_sha256"]:
-                has_captions, why = before.get("caption_column") is not None, "it was begun without them"
+                has_captions = before.get("caption_column") is not None
+                why = "as it was begun; to store captions, give another --out"
             else:
                 table = _read_list(config, urls)
-                has_captions, why = "caption" in table.column_names, f"the list has no column {CAPTION!r}"
+                has_captions = CAPTION in table.column_names
+                why = f"the list has no column {CAPTION!r}; --caption-column names another column"
             if not has_captions:
-                on_notice(f"without captions: {why}; --caption-column names another column")
+                on_notice(f"without captions: {why}")
             config = replace(config, caption_column=CAPTION if has_captions else None)
             manifest["caption_column"] = config.caption_column
         folder.claim(manifest)

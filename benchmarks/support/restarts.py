@@ -187,8 +187,8 @@ def _start(run: Run, workers: int) -> subprocess.Popen[str]:
         "--log-every", 1, "--checkpoint-every", 20, "--shuffle-buffer", 100, "--trace-samples",
         "--max-failures", 100, "--no-system-metrics",
     ]  # fmt: skip
-    log = (run.out.parent / f"{run.out.name}.log").open("a")
-    return subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, text=True, cwd=ROOT)
+    with (run.out.parent / f"{run.out.name}.log").open("a") as log:
+        return subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, text=True, cwd=ROOT)
 
 
 def last_step(run: Run) -> int:
