@@ -9,6 +9,7 @@ hash of their names. Settings are chosen by their scores on one half. The other 
 defaults. Trials with a result in --out are not run again.
 """
 
+import sys
 import zlib
 from dataclasses import dataclass
 from functools import partial
