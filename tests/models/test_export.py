@@ -175,7 +175,7 @@ def test_timm_loads_the_backbone_and_gives_its_features(
     network = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(network(images), backbone_features(built.model, images))
+        torch.testing.assert_close(network(images), backbone_features(built.model.visual, images))
     settings = timm.data.resolve_data_config(model=network)
     assert tuple(settings["input_size"]) == (3, 48, 48)
     assert tuple(settings["mean"]) == built.preprocessing.mean

@@ -149,7 +149,7 @@ def test_its_image_tower_is_a_student(name: str, teacher_name: str, tmp_path: Pa
         embeddings = student.model.encode_image(images())
         torch.testing.assert_close(loaded.encode_image(images()), embeddings)
         torch.testing.assert_close(loaded.encode_text(tokens), teacher.model.encode_text(tokens))
-        features = backbone_features(student.model, images())
+        features = backbone_features(student.model.visual, images())
         torch.testing.assert_close(features @ student.model.visual.proj, embeddings)
 
 

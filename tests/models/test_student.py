@@ -155,7 +155,7 @@ def test_features_of_a_clip_resnet_are_its_embedding(tmp_path: Path, micro_confi
 
 def test_gradients_reach_the_backbone_through_its_features(micro_clip: LoadedClip) -> None:
     student = build_student(SMALL, micro_clip, seed=0)
-    backbone_features(student.model, images_for(student)).sum().backward()
+    backbone_features(student.model.visual, images_for(student)).sum().backward()
     assert all(parameter.grad is not None for parameter in student.model.visual.trunk.parameters())
 
 
