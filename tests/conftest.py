@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that share what takes long first: the others fill what is left at the end."""
-    items.sort(key=lambda item: not _shares(item.path))
+    items.sort(key=lambda item: _shared_by(item.path), reverse=True)
     for item in items:
         if _uses_ray(item.path):
             item.add_marker(pytest.mark.ray)
@@ -37,12 +37,15 @@ class _Files(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
-        return "shared" if _shares(self.config.rootpath / file) else file
+        return _shared_by(self.config.rootpath / file) or file
 
 
 @cache
-def _shares(file: Path) -> bool:
-    return _uses_ray(file) or (file.parent.name == "commands" and "corpus" in file.read_text())
+def _shared_by(file: Path) -> str:
+    """What a file shares with others: a Ray and a trained teacher, a Ray alone, or nothing."""
+    if file.parent.name == "commands" and "corpus" in file.read_text():
+        return "teacher"
+    return "ray" if _uses_ray(file) else ""
 
 
 @cache
