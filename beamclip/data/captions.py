@@ -1,4 +1,4 @@
-"""Which text a sample is trained with, where it has several: captions, tags, translations.
+"""Choose the text that a sample is trained with if it has several: captions, tags, translations.
 
 As with augmentation, the choice is a function of (seed, epoch, sample key): see data.transforms.
 """
@@ -14,37 +14,37 @@ import numpy as np
 from beamclip.data.config import CaptionConfig
 
 CAPTION_CHARACTERS = 2048
-"""Of a text, at most: far more than text towers read. What tokenizers do first takes quadratic time."""
+"""Longest text that is kept, far more than text towers read: tokenizers take quadratic time."""
 
 MOST_TEXTS = 256
-"""Of one sample."""
+"""Most texts that are read of one sample."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-"""JSON may hold half of a pair; neither tables nor tokenizers take it."""
+"""JSON may hold half of a surrogate pair; neither Arrow nor tokenizers accept it."""
 
 
 def choose_caption(texts: Sequence[str], draw: float, config: CaptionConfig) -> str:
-    """The text of one sample for one epoch.
+    """Choose or join the texts of one sample for one epoch.
 
     Args:
         texts: of the sample, at least one.
-        draw: in [0, 1), the sample's random number; all choices follow from it.
+        draw: the sample's random number in [0, 1), which decides everything.
     """
     if len(texts) == 1:
         return texts[0]
     generator = np.random.default_rng(int(draw * 2**24))
     order = generator.permutation(len(texts))
-    # The first of the order stays whatever its number says: an image needs a text.
+    # If every text would be dropped, the first of the order stays: an image needs a text.
     staying = generator.random(len(texts)) >= config.caption_dropout
     kept = [texts[i] for place, i in enumerate(order) if staying[i] or not (place or staying.any())]
     return kept[0] if config.caption_join == "sample" else ", ".join(kept)[:CAPTION_CHARACTERS]
 
 
 def texts_of(values: Sequence[Any]) -> list[str]:
-    """Fields of a sample as texts, cut: lists are taken apart, null and blank ones left out, doubles too.
+    """Turn a sample's fields into texts: lists are flattened; nulls, blanks and duplicates are left out.
 
     Raises:
-        TypeError: a field is, or its list holds, neither text nor a number.
+        TypeError: a field, or an item of its list, is a dictionary; or an item is a list.
     """
     flat = (item for value in values for item in (value if isinstance(value, list | tuple) else [value]))
     texts = [clean_text(item) for item in islice(flat, MOST_TEXTS) if not is_missing(item)]
@@ -52,10 +52,10 @@ def texts_of(values: Sequence[Any]) -> list[str]:
 
 
 def clean_text(value: Any) -> str:
-    """One text as it is trained with: the first CAPTION_CHARACTERS, with nothing in it that is no character.
+    """Turn a value into text: stripped, cut to CAPTION_CHARACTERS, with half surrogate pairs replaced.
 
     Raises:
-        TypeError: the value is neither text nor a number.
+        TypeError: the value is a dictionary or a list.
     """
     if isinstance(value, bytes):
         value = value[: 4 * CAPTION_CHARACTERS].decode("utf-8", "replace")
@@ -65,5 +65,5 @@ def clean_text(value: Any) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a field is null; some writers of JSON say NaN."""
+    """Whether a field is null; some JSON writers write NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,7 +1,7 @@
-"""A folder of images for each class: every file in it, and what stands in the way of those that are no image.
+"""Data with a folder of images for each class: every file in it, and why some will not be read.
 
-Whether a file is an image is for the decoder to say, by its content; here only what cannot be read at all,
-or would not be meant, is told apart. All of them are counted.
+The decoder tells by the content whether a file is an image. Set aside here is only what cannot be read at
+all, or is not meant as an image, such as hidden files; all of it is counted.
 """
 
 import os
@@ -25,7 +25,7 @@ Entry = tuple[str, str | None]
 
 
 def class_folders(fs: Any, root: str) -> tuple[list[str], list[str]]:
-    """Folders in a folder, linked ones included, and the files beside them; hidden ones are left out."""
+    """Return the folders in `root`, links included, and the files beside them, without hidden ones."""
     folders, files = list[str](), list[str]()
     for entry in fs.ls(root, detail=True):
         path = entry["name"].rstrip("/")
@@ -36,17 +36,21 @@ def class_folders(fs: Any, root: str) -> tuple[list[str], list[str]]:
 
 
 def folder_entries(fs: Any, folder: str) -> list[Entry]:
-    """Everything below a class folder, nested and linked folders included, in the order of the paths."""
+    """Return everything below a class folder, nested and linked folders included, sorted by path."""
     return sorted(_local_entries(folder) if getattr(fs, "local_file", False) else _remote_entries(fs, folder))
 
 
 def read_entry(fs: Any, path: str) -> tuple[bytes | None, str | None]:
-    """The content of a file, or why it cannot be had."""
+    """Return the content of a file and None, or None and why the file is not read.
+
+    Raises:
+        OSError: the file system cannot be reached.
+    """
     try:
         if fs.size(path) > MAX_BYTES:
             return None, TOO_LARGE
         return fs.cat_file(path), None
-    # One file that is gone or forbidden; a connection that fails is an outage, and raised.
+    # This file alone is gone or forbidden; a connection that fails is an outage, and raised.
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         return None, UNREADABLE
 
@@ -57,7 +61,7 @@ def _local_entries(folder: str) -> Iterator[Entry]:
     while waiting:
         here = waiting.pop()
         place = os.path.realpath(here)
-        # A link may lead to a folder that was here before, or around the class folder: each would never end.
+        # A link to a folder that was seen before, or that holds the class folder, would never end.
         if place in seen or top.startswith(place.rstrip("/") + "/"):
             yield here, REPEATED_FOLDER
             continue

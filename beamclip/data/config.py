@@ -1,4 +1,4 @@
-"""How images and captions reach a training, as options: reading a configuration must not import torch."""
+"""Options of how images and captions reach training; parsing options must not import torch."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,9 +12,9 @@ class CaptionConfig:
     """The text that an image is paired with each time it is seen."""
 
     caption_columns: tuple[str, ...] = ()
-    """Fields of a sample's JSON with further texts beside its caption: a text each, or a list of tags."""
+    """Fields of a sample's JSON with texts besides its caption: each a text, or a list of tags."""
     caption_join: Literal["sample", "concat"] = "sample"
-    """sample: one of the sample's texts. concat: all of them, in a new order each time, with commas."""
+    """sample: one of the sample's texts. concat: all of them, in a new order each time, joined by commas."""
     caption_dropout: Share = 0.0
     """Probability of leaving out each of a sample's texts; one always stays."""
 
@@ -27,9 +27,9 @@ class StreamConfig:
     """How samples reach the training loop."""
 
     batch_size: Count | None = None
-    """Images in a global batch, over all workers; by default chosen by the number of images."""
+    """Images in a global batch, over all workers; by default chosen from the number of images."""
     shuffle_buffer: Count = 4096
-    """Encoded samples that a worker holds to draw from at random."""
+    """Encoded samples in a worker's buffer, from which it draws at random."""
     shuffle_shards: Count = 16
     """Shards that a worker reads in turn, row by row, so that neighbours in its buffer come from several."""
     decode_threads: Count = 2

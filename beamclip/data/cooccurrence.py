@@ -1,7 +1,7 @@
-"""Words that stand beside class names in the captions of shards, ranked by pointwise mutual information.
+"""Words that occur beside class names in the captions of shards, ranked by pointwise mutual information.
 
-One pass over the shards by Ray Data, a task a shard; nothing but counts leaves the tasks. Two classes of one
-name get the same words: captions do not say which of them is meant.
+Ray Data makes one pass over the shards, with a task for each; only counts leave the tasks. Two classes with
+the same name get the same words: captions do not say which of them is meant.
 """
 
 import json
@@ -21,26 +21,26 @@ from beamclip.data.shards import MISSING_CAPTION, Columns, Shard, iterate_rows
 log = logging.getLogger(__name__)
 
 LEAST_TOGETHER = 2
-"""Samples that a word and a class must share: one alone has the highest rank of all, and says nothing."""
+"""Samples that a word and a class must share: a word met once would rank highest, and says nothing."""
 MOST_COUNTED = 4_000_000
-"""Words and pairs of word and class that are counted at a time; beyond it those met once are dropped."""
+"""Most entries of a counter of words, or of pairs; beyond that, entries met once are dropped."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 @dataclass
 class WordCounts:
-    """In how many samples something was met."""
+    """Numbers of samples in which words, class names, and pairs of both occur."""
 
     samples: int = 0
     words: Counter[str] = field(default_factory=Counter)
     names: Counter[str] = field(default_factory=Counter)
-    """Names of classes, as their words with a space between them."""
+    """Class names, as their words joined by spaces."""
     together: Counter[str] = field(default_factory=Counter)
-    """A name, a line break, and a word beside it."""
+    """Pairs, as a class name, a line break, and a word beside it."""
 
     def add(self, other: "WordCounts") -> None:
-        """Add those of other samples."""
+        """Add the counts of other samples, and drop rare entries of counters that grow too large."""
         self.samples += other.samples
         self.words.update(other.words)
         self.names.update(other.names)
@@ -52,14 +52,14 @@ class WordCounts:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text (NFC) in their order, in small letters; hyphens and apostrophes within stay."""
+    """Split a text (NFC) into case-folded words, in order; hyphens and apostrophes inside words stay."""
     return [word.casefold() for word in _WORD.findall(unicodedata.normalize("NFC", text))]
 
 
 def count_samples(samples: Iterable[Sequence[str]], names: Iterable[str]) -> WordCounts:
     """Count the words, names, and words beside names in samples of one or more texts each.
 
-    A name is met where its words follow each other in one of the texts. Its own words do not count as beside
+    A name occurs where its words follow each other in one of the texts. Its own words do not count as beside
     it.
     """
     by_first: dict[str, list[list[str]]] = defaultdict(list)
@@ -86,16 +86,17 @@ def _names_in(tokens: list[str], by_first: dict[str, list[list[str]]]) -> Iterat
 
 
 def ranked_words(counts: WordCounts, names: Iterable[str], most: int) -> dict[str, tuple[str, ...]]:
-    """Name -> the words that are met beside it more often than by chance, the most telling first.
+    """Map each name to the words beside it, most telling first, at most `most` of them.
 
-    By pointwise mutual information, ln(samples x together / (name x word)), nats; of equal ones the more
-    frequent first.
+    Words are ranked by pointwise mutual information, ln(samples x together / (name x word)), nats, and then
+    by frequency. Words that are not met more often than by chance are left out.
     """
     beside: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
     for pair, together in counts.together.items():
         name, word = pair.split("\n")
         if together >= LEAST_TOGETHER:
-            by_chance = counts.names[name] * counts.words[word]
+            # A word was met wherever the pair was, though its own count may have been dropped meanwhile.
+            by_chance = counts.names[name] * max(counts.words[word], together)
             beside[name].append((math.log(counts.samples * together / by_chance), together, word))
     found = {}
     for name in names:
@@ -108,7 +109,7 @@ def ranked_words(counts: WordCounts, names: Iterable[str], most: int) -> dict[st
 def caption_words(
     shards: list[Shard], names: Sequence[str], columns: Columns, most: int
 ) -> dict[str, tuple[str, ...]]:
-    """See `ranked_words`, of the captions of all shards.
+    """Rank the words beside class names in the captions of all shards, as `ranked_words` does.
 
     Args:
         names: of the classes.
@@ -132,7 +133,7 @@ def caption_words(
         counts = count_samples(texts(), ray.get(wanted))
         return {"counts": json.dumps(vars(counts)), "lost": json.dumps(lost)}
 
-    # The executor logs every start and end at INFO to the terminal of whoever runs it.
+    # Ray Data logs every start and end at INFO to the terminal.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = [asdict(shard) for shard in shards]
     counted = ray.data.from_items(items, override_num_blocks=len(items)).map(count_shard)

@@ -1,8 +1,8 @@
-"""From encoded bytes to pixels, the same ones for ingest, training, embedding and evaluation.
+"""Decode encoded images to the same pixels for ingest, training, embedding and evaluation.
 
-Every picture passes `image_headers.judge` first. Pillow decodes it, but for two kinds: a common JPEG goes
-to libjpeg-turbo at once, which gives Pillow's pixels sooner, and what that refuses or warns of goes to
-Pillow again, which alone decides that an image is corrupt; a portable anymap needs no decoder.
+Every picture passes `image_headers.judge` first. Pillow decodes it, with two exceptions. A common JPEG goes
+straight to libjpeg-turbo, which gives Pillow's pixels sooner; if that refuses or warns, Pillow decodes it
+after all and alone decides whether it is corrupt. A portable anymap needs no decoder.
 """
 
 import io
@@ -30,14 +30,14 @@ from beamclip.data.image_limits import (
 from beamclip.heap import trim_heap
 
 REDUCTIONS = (8, 4, 2)
-"""Divisors of a JPEG's size by which it can be decoded faster; others are offered, and are slow."""
+"""Divisors of a JPEG's size at which decoding is faster; libjpeg-turbo offers others, which are slow."""
 
 LARGE_BYTES = 150_000_000
-"""Of memory for one picture, from which on it is given back at once. A process that trains tells its C
+"""Memory for one picture above which it goes back to the system at once. A process that trains tells its C
 library to keep what it frees, and each thread keeps its own."""
 
 _BAND = 256
-"""Rows that are copied from Pillow at a time: it copies twice what it hands over."""
+"""Rows that are copied from Pillow at a time: Pillow makes a second copy of what it hands over."""
 
 _WHITE = (255, 255, 255)
 _TURNS = {
@@ -49,11 +49,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF's orientation."""
+"""EXIF orientation -> the turn that makes a picture upright."""
 
 
 class _Memory:
-    """Bytes that threads share; who asks for more than are left waits."""
+    """A budget of bytes that threads share; a thread that asks for more than are left waits."""
 
     def __init__(self, total: int) -> None:
         self._left = total
@@ -61,7 +61,7 @@ class _Memory:
 
     @contextmanager
     def reserved(self, amount: int) -> Iterator[None]:
-        """`amount` may not exceed the total."""
+        """Reserve bytes inside the block; `amount` may not exceed the total."""
         with self._returned:
             self._returned.wait_for(lambda: self._left >= amount)
             self._left -= amount
@@ -78,12 +78,12 @@ _memory = _Memory(DECODING_BYTES)
 
 @contextmanager
 def judged(encoded: bytes) -> Iterator[EncodedImage]:
-    """An image within the limits, and inside the block the memory to decode it.
+    """Check an image against the limits, and reserve the memory to decode it inside the block.
 
-    However many threads decode, the process holds no more than DECODING_BYTES of pictures inside such blocks.
+    However many threads decode, the pictures in such blocks take at most DECODING_BYTES of the process.
 
     Raises:
-        ImageRefused: see `image_headers.judge`.
+        ImageRefused: as `image_headers.judge`.
     """
     image = judge(encoded)
     with _memory.reserved(image.memory):
@@ -98,14 +98,14 @@ def decode_image(encoded: bytes) -> Image.Image:
     """Decode to RGB, upright, on a white background.
 
     Raises:
-        ImageRefused: the bytes are no complete image of a known format, or one beyond the limits.
+        ImageRefused: the bytes are not a complete image of a known format, or exceed the limits.
     """
     with judged(encoded) as image:
         return picture_of(image)
 
 
 def decode_pixels(encoded: bytes) -> NDArray[np.uint8]:
-    """The pixels of decode_image, sooner.
+    """Decode to the pixels of `decode_image`, faster.
 
     Returns:
         uint8 [H, W, 3], perhaps read-only.
@@ -118,7 +118,7 @@ def decode_pixels(encoded: bytes) -> NDArray[np.uint8]:
 
 
 def picture_of(image: EncodedImage) -> Image.Image:
-    """An image that was judged, in RGB, upright, on a white background.
+    """Decode a judged image to RGB, upright, on a white background.
 
     Raises:
         ImageRefused: it cannot be decoded.
@@ -141,7 +141,7 @@ def picture_of(image: EncodedImage) -> Image.Image:
 
 
 def pixels_of(image: EncodedImage) -> NDArray[np.uint8]:
-    """The pixels of picture_of, sooner: uint8 [H, W, 3], perhaps read-only.
+    """Decode a judged image to the pixels of `picture_of`, faster: uint8 [H, W, 3], perhaps read-only.
 
     Raises:
         ImageRefused: it cannot be decoded.
@@ -161,12 +161,12 @@ def pixels_of(image: EncodedImage) -> NDArray[np.uint8]:
 
 
 def is_plain_jpeg(image: EncodedImage) -> bool:
-    """Whether the fast decoder takes it: a JPEG that is upright, and grey or of three colours."""
+    """Whether the fast decoder takes an image: an upright JPEG with one or three channels."""
     return image.channels in (1, 3) and image.orientation == 1
 
 
 def jpeg_pixels(image: EncodedImage, reduction: int = 1) -> NDArray[np.uint8] | None:
-    """The pixels of a plain JPEG without fault; None for any other image.
+    """Decode a plain JPEG without faults; None for any other image.
 
     Args:
         reduction: 1, or one of REDUCTIONS, not so large that less than a pixel would be left.
@@ -181,13 +181,13 @@ def jpeg_pixels(image: EncodedImage, reduction: int = 1) -> NDArray[np.uint8] | 
     width, height = (-(-edge // reduction) if reduction > 1 else 0 for edge in (image.width, image.height))
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(image.content, min_width=width, min_height=height)
-    except Exception:  # whatever it is, Pillow finds better words for it; a warning raises too
+    except Exception:  # Pillow has better words for whatever it is; a warning raises too
         return None
     return pixels
 
 
 def _anymap(image: EncodedImage) -> NDArray[np.uint8]:
-    """A binary PBM, PGM or PPM: [H, W] or [H, W, 3]."""
+    """Read the pixels of a binary PBM, PGM or PPM: [H, W] or [H, W, 3]."""
     data, channels, largest = pnm_samples(image)
     width, height = image.width, image.height
     row_bytes = (width + 7) // 8 if largest == 1 and image.content[:2] == b"P4" else 0
@@ -205,14 +205,14 @@ def _anymap(image: EncodedImage) -> NDArray[np.uint8]:
 
 
 def _scaled(samples: NDArray[Any], largest: float) -> NDArray[np.uint8]:
-    """Samples of 0..largest as 0..255."""
+    """Scale samples from 0..largest to 0..255."""
     scaled = samples.astype(np.float32)
     scaled *= 255.0 / largest
     return np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
 
 
 def _eight_bits(picture: Image.Image, image: EncodedImage) -> Image.Image:
-    """The picture in a mode of eight bits a sample; its transparent colour, if any, in the same units."""
+    """Bring a picture, and its transparent colour if it has one, to eight bits a sample."""
     key = picture.info.get("transparency")
     if picture.mode.startswith("I") or picture.mode == "F":
         samples = np.asarray(picture)
@@ -229,10 +229,11 @@ def _eight_bits(picture: Image.Image, image: EncodedImage) -> Image.Image:
 
 
 def _largest(samples: NDArray[Any], image: EncodedImage) -> float:
-    """The value of white.
+    """Find the sample value of white.
 
-    Integers of 32 bits and floats do not say. They are taken for 0..1 (floats), 0..255 or 0..65535, by
-    what they hold; what fits no range, or might fit two, is refused.
+    32-bit integers and floats do not say. Their range is inferred from their values: 0..1 or 0..255 for
+    floats, 0..255 or 0..65535 for integers. Values that fit no range, and floats that might fit both, are
+    refused.
 
     Raises:
         ImageRefused: the range is not known.
@@ -242,7 +243,7 @@ def _largest(samples: NDArray[Any], image: EncodedImage) -> float:
     if samples.dtype.kind == "u":
         return 2**image.depth - 1
     low, high = float(samples.min()), float(samples.max())
-    # A float picture in 0..255 whose brightest pixel is below 16 is not likelier than one beyond 1.
+    # With a maximum from 1 to 16, a dark picture in 0..255 is no likelier than one in 0..1 that overshoots.
     of_floats, of_integers = {1: (0, 1), 255: (16, 255)}, {255: (0, 255), 65535: (256, 65535)}
     for largest, (least, most) in (of_floats if samples.dtype.kind == "f" else of_integers).items():
         if low >= 0 and least <= high <= most:

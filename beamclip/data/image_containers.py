@@ -1,7 +1,7 @@
-"""Headers of TIFF (and of EXIF, which is one), AVIF and JPEG 2000: files that say where their parts lie.
+"""Headers of TIFF (and EXIF, which is TIFF), AVIF and JPEG 2000: files that say where their parts lie.
 
-Each place and size in such a file is the writer's word. What is checked here is what decoders take on
-trust: sizes that lie, values of many tags in the same bytes, tables of millions of parts.
+The places and sizes in such a file may be wrong, by mistake or on purpose. Checked here is what decoders
+trust: false sizes, values of many tags in the same bytes, tables of millions of parts.
 """
 
 import re
@@ -24,7 +24,7 @@ from beamclip.data.image_limits import (
 
 _BYTE_ORDER = {b"II*\0": "<", b"MM\0*": ">"}
 _VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-"""By TIFF's types of values."""
+"""TIFF's type of a value -> its size in bytes."""
 _ORIENTATION = 274
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 262, 339
 _OFFSETS, _TILE_WIDTH, _TILE_HEIGHT = (273, 324), 322, 323
@@ -32,13 +32,13 @@ _PIXEL_TAGS = frozenset(
     {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, *range(322, 326)}
     | {332, 338, 339, 347, *range(512, 522), *range(529, 533)}
 )
-"""Of a TIFF: what its pixels need. Left out are text, profiles, EXIF and further directories."""
+"""TIFF tags that its pixels need, which excludes text, profiles, EXIF and further directories."""
 
 _SPATIAL_EXTENTS, _TIFF = re.compile(b"ispe"), re.compile(rb"II\*\0|MM\0\*")
 
 _MAX_TILES, _MAX_LAYERS, _MIN_PRECINCT = 1024, 64, 5
-"""Of a JPEG 2000: decoders keep some kB a tile, and pass over all packets of all layers. A precinct, by the
-power of two of its side, costs as much as a hundred pixels."""
+"""Limits of a JPEG 2000: decoders keep some kB a tile, and visit all packets of all layers. A precinct, whose
+limit is the power of two of its side, costs as much as a hundred pixels."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class _Tag:
     type: int
     count: int
     raw: bytes
-    """12 bytes, as they stand in the file."""
+    """The entry's 12 bytes, as stored."""
 
     @property
     def size(self) -> int:
-        """Bytes of its values."""
+        """Size of the tag's values, bytes."""
         return self.count * _VALUE_BYTES[self.type]
 
     def first(self, data: bytes, order: str) -> int:
-        """Its first value, a whole number."""
+        """Read the tag's first value, an integer."""
         code = {1: "B", 3: "H", 4: "I"}.get(self.type)
         if code is None or self.count < 1:
             raise ImageRefused(CORRUPT_IMAGE, f"TIFF tag of type {self.type}")
@@ -66,11 +66,11 @@ class _Tag:
 
 
 def _directory(data: bytes, start: int = 0) -> dict[int, _Tag]:
-    """The first directory of a TIFF that begins at `start`.
+    """Read the first directory of a TIFF that begins at `start`.
 
     Raises:
-        ImageRefused: its values would take more room than there is, so they share bytes.
-        struct.error: it reaches beyond the data.
+        ImageRefused: the values take more room than the data have, so they share bytes.
+        struct.error: the directory reaches beyond the data.
     """
     order = _BYTE_ORDER[data[start : start + 4]]
     place = start + struct.unpack_from(order + "I", data, start + 4)[0]
@@ -86,7 +86,7 @@ def _directory(data: bytes, start: int = 0) -> dict[int, _Tag]:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """1 to 8; 0 where EXIF does not say, or is damaged: that is no reason to lose a picture."""
+    """Return EXIF's orientation, 1 to 8; 0 if it is missing or damaged, which is no reason to refuse."""
     if exif[:4] not in _BYTE_ORDER:
         return 0
     try:
@@ -98,7 +98,7 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def judge_tiff(encoded: bytes) -> EncodedImage:
-    """The first picture of a TIFF; see image_headers.judge."""
+    """Judge the first picture of a TIFF; see `image_headers.judge`."""
     order, tags = _BYTE_ORDER[encoded[:4]], _directory(encoded)
 
     def value(number: int, default: int) -> int:
@@ -116,7 +116,7 @@ def judge_tiff(encoded: bytes) -> EncodedImage:
     directory = b"".join(
         [struct.pack(order + "H", len(kept)), *(tags[number].raw for number in kept), bytes(4)]
     )
-    # At an even place, as TIFF asks for.
+    # At an even offset, as TIFF demands.
     body = encoded[8:] + bytes(len(encoded) % 2)
     content = encoded[:4] + struct.pack(order + "I", 8 + len(body)) + body + directory
     turn = value(_ORIENTATION, 1)
@@ -126,7 +126,7 @@ def judge_tiff(encoded: bytes) -> EncodedImage:
 
 
 def judge_avif(encoded: bytes) -> EncodedImage:
-    """The largest picture that an AVIF declares; see image_headers.judge."""
+    """Judge an AVIF, sized as the largest picture that it declares; see `image_headers.judge`."""
     sizes = [
         struct.unpack_from(">II", encoded, start + 8)
         for name, start, end in _boxes(encoded, 0, len(encoded))
@@ -164,7 +164,7 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def judge_jpeg2000(encoded: bytes) -> EncodedImage:
-    """A JPEG 2000 file or bare codestream; see image_headers.judge."""
+    """Judge a JPEG 2000 file or bare codestream; see `image_headers.judge`."""
     start = 0
     if not encoded.startswith(b"\xff\x4f"):
         start = next(
@@ -182,15 +182,16 @@ def judge_jpeg2000(encoded: bytes) -> EncodedImage:
             if struct.unpack_from(">H", segment, 2)[0] > _MAX_LAYERS:
                 raise ImageRefused(TOO_MANY_PARTS, f"the limit is {_MAX_LAYERS} layers")
         elif marker == 0x53:
-            # Of one component, whose number takes a byte: there are no more than four.
+            # The coding of one component, whose number takes a byte: there are no more than four.
             _check_coding(segment[1], segment[2:])
     return image
 
 
 def _check_coding(style: int, coding: bytes) -> None:
-    """
+    """Refuse precincts that are too small.
+
     Args:
-        coding: from the number of decomposition levels on.
+        coding: the segment from the number of decomposition levels on.
     """
     precincts = coding[5 : 6 + coding[0]] if style & 1 else b""
     if any(min(each & 15, each >> 4) < _MIN_PRECINCT for each in precincts):
@@ -204,7 +205,7 @@ def _codestream_segments(data: bytes, place: int) -> Iterator[tuple[int, bytes]]
         prefix, marker, size = struct.unpack_from(">BBH", data, place)
         if prefix != 0xFF:
             return
-        if marker == 0x93:  # data follow
+        if marker == 0x93:  # the tile-part's data follow
             place = tile_part_end
             continue
         if marker == 0x90:

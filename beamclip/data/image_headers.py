@@ -1,12 +1,12 @@
 """The header of an encoded picture, read before anything is decoded: format, size, orientation.
 
-`judge` is the one gate: ingest, training, embedding and evaluation decode only what it lets through, as
-it hands it on. Formats are told by their first bytes; names and media types are not asked. What is not
-among them (SVG, HEIC, PDF, EPS, ...) is refused, so that Pillow never starts another program.
+`judge` is the only gate: ingest, training, embedding and evaluation decode only what it lets through, in the
+form that it returns. It tells formats by their first bytes, not by names or media types. Other formats (SVG,
+HEIC, PDF, EPS, ...) are refused, so that Pillow never starts another program.
 
-Pictures are shown as a viewer without colour management shows them: the first of several frames, upright
-by EXIF or XMP (AVIF: by its own turn), colour profiles and gamma chunks ignored, as open_clip and
-img2dataset do.
+Pictures are decoded as a viewer without colour management shows them: the first of several frames, upright
+by EXIF or XMP (AVIF: by its own turn), without colour profiles and gamma chunks, as in open_clip and
+img2dataset.
 """
 
 import re
@@ -32,7 +32,7 @@ _SCAN = b"\xff\xda"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 _METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
-"""Application segments and comments, but for JFIF's and Adobe's, which say what the colours are."""
+"""Application segments and comments, except JFIF's and Adobe's, which say what the colours are."""
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -47,10 +47,10 @@ _PNM = {
 
 
 def judge(encoded: bytes) -> EncodedImage:
-    """Read the header of a picture, and refuse what would not be decoded.
+    """Read the header of a picture, and refuse pictures that must not be decoded.
 
     Raises:
-        ImageRefused: it is damaged, of a format that is not read, or beyond a limit.
+        ImageRefused: it is damaged, of an unsupported format, or beyond a limit.
     """
     if len(encoded) > MAX_BYTES:
         raise ImageRefused(TOO_LARGE, f"{len(encoded):,} bytes, the limit is {MAX_BYTES:,}")
@@ -119,7 +119,7 @@ def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _check_scans(encoded: bytes, first: int) -> None:
-    # Segments may hold these two bytes, and pictures within pictures their own scans: no more than a bound.
+    # An upper bound: segments may hold these two bytes, and embedded pictures have scans of their own.
     if encoded.count(_SCAN, first) <= MAX_SCANS:
         return
     scans, place = 0, first
@@ -209,7 +209,7 @@ def _pnm(encoded: bytes) -> EncodedImage:
 
 
 def pnm_samples(image: EncodedImage) -> tuple[bytes, int, int]:
-    """What stands in a portable anymap: samples, channels, and the largest value."""
+    """Return the sample bytes, the number of channels and the largest value of a judged portable anymap."""
     found = _PNM[image.content[:2]].match(image.content)
     assert found is not None, "judge() has matched it"
     largest = 1 if image.content[:2] == b"P4" else int(found[3])

@@ -1,4 +1,4 @@
-"""Rows of a parquet file by their numbers, without reading row groups that have none of them."""
+"""Read rows of a parquet file by number, skipping row groups that have none of them."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,11 +15,11 @@ ROWS_PER_BATCH = 256
 def picked_rows(
     parquet: pq.ParquetFile, names: list[str], asked: NDArray[np.int64]
 ) -> Iterator[Callable[[], dict[str, Any]]]:
-    """What gives each row with one of these numbers, as far as there are such.
+    """Yield, for each of these rows that exists, a function that returns it or raises.
 
     Args:
         names: columns to read.
-        asked: int64 [rows], ascending.
+        asked: row numbers, int64 [rows], ascending.
     """
     sizes = np.array(
         [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)], np.int64
@@ -28,13 +28,13 @@ def picked_rows(
     asked = asked[asked < sizes.sum()]
     of_group = np.searchsorted(ends, asked, "right")
     groups = np.unique(of_group)
-    # Where each group begins in the file, and where in what is read of it.
+    # Where each group begins in the file, and where among the rows that are read.
     begins = (ends - sizes)[groups]
     read_before = np.cumsum(sizes[groups]) - sizes[groups]
     places = asked + (read_before - begins)[np.searchsorted(groups, of_group)]
     read = 0
-    # One by one: of several groups at once pyarrow reads the last before it gives the first, and one that is
-    # damaged would cost the rows before it.
+    # One by one: given several groups, pyarrow reads the last before it yields the first, and a damaged one
+    # would cost the rows before it.
     for group in groups.tolist():
         for batch in parquet.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=names):
             here = places[slice(*np.searchsorted(places, [read, read + batch.num_rows]))]
@@ -43,7 +43,7 @@ def picked_rows(
 
 
 def _each(batch: pa.RecordBatch) -> list[Callable[[], dict[str, Any]]]:
-    """One for each row: what Python cannot hold, such as text that is not UTF-8, costs its own row only."""
+    """A function for each row: what Python cannot hold, say text that is not UTF-8, costs only its row."""
     try:
         return [partial(dict, row) for row in batch.to_pylist()]
     except Exception:

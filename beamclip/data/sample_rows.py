@@ -1,4 +1,4 @@
-"""What a shard's format holds of a sample, as one row for all formats."""
+"""Read samples from shards of any format, as rows of one schema."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -29,9 +29,9 @@ TOO_LARGE = "too large"
 UNREADABLE = "unreadable sample"
 
 MOST_IMAGE_BYTES = 128 << 20
-"""Of an encoded image; a photograph of 50 million pixels takes some 25 MB as a JPEG."""
+"""Largest encoded image; a photograph of 50 million pixels takes some 25 MB as a JPEG."""
 MOST_FIELDS_BYTES = 4 << 20
-"""Of a sample's fields as JSON."""
+"""Largest JSON of a sample's fields."""
 MOST_KEY_CHARACTERS = 4096
 
 ROW_SCHEMA = pa.schema(
@@ -50,16 +50,16 @@ ROW_SCHEMA = pa.schema(
         ("shard", pa.string()),
     ]
 )
-"""A row is a sample; where `problem` is set, one that cannot be used, and why; `detail` may say more of it.
+"""A row is a sample. If it cannot be used, `problem` says why, and `detail` may say more.
 
-Columns that nobody asked for are null. `fields` is JSON; `draws` and `embeddings` are of a teacher cache;
-`shard` is the name of its file.
+Columns that were not requested are null. `fields` is JSON; `draws` and `embeddings` come from a teacher
+cache; `shard` is the name of the sample's file.
 """
 
 Row = dict[str, Any]
 
 Pending = tuple[str, Callable[[], Row]]
-"""What a sample is called where its row cannot be made, and what makes it."""
+"""A sample's name, for messages if its row cannot be made, and the function that makes the row."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,19 @@ class Columns:
     """What a reader takes from a sample beside the pixels."""
 
     caption: bool = False
-    """Whether a text is needed; a sample without one is counted as skipped."""
+    """Whether a text is required; a sample without one is counted as skipped."""
     more_texts: tuple[str, ...] = ()
     """Fields of the sample's JSON (or parquet columns) with more texts; they join the caption in `texts`."""
     label: str | None = None
     """Field of the sample's JSON (or parquet column) that holds the label."""
     everything: bool = False
-    """Whether caption and all other fields come along; a sample without a caption is none the less used."""
+    """Whether to read the caption and all other fields; a sample without a caption is still used."""
     views: CachedViews | None = None
-    """What to take from a teacher cache; None takes it for plain images."""
+    """What to read from a teacher cache; None reads it as plain images."""
 
 
 def read_tar(file: ShardFile, columns: Columns, rows: Rows) -> Iterator[Pending]:
-    """The samples with these numbers; see `tar_samples` for what is raised."""
+    """Yield the samples of a tar with these numbers; raises what `tar_samples` raises."""
     limits = dict.fromkeys(IMAGE_SUFFIXES, MOST_IMAGE_BYTES)
     if columns.caption or columns.everything:
         # In UTF-8 a character takes up to four bytes.
@@ -108,7 +108,7 @@ def _tar_row(key: str, contents: Contents, columns: Columns) -> Row:
 
 
 def _json_fields(text: bytes | str | None) -> tuple[dict[str, Any], str | None]:
-    """The fields; none where it is no JSON object, and why."""
+    """Return the fields and None; if the text is not a JSON object, no fields and why."""
     if not text:
         return {}, None
     if len(text) > MOST_FIELDS_BYTES:
@@ -126,10 +126,10 @@ def _label(fields: dict[str, Any], columns: Columns) -> str | None:
 
 
 def read_parquet(file: ShardFile, columns: Columns, rows: Rows) -> Iterator[Pending]:
-    """The successful rows with these numbers, counted among such.
+    """Yield the samples of a parquet file with these numbers, which count successful downloads only.
 
     Raises:
-        StoreError: it has no images, being what img2dataset writes beside a tar.
+        StoreError: the file has no images: img2dataset writes such a file beside a tar.
         Exception: of pyarrow.
     """
     parquet = pq.ParquetFile(file)
@@ -171,12 +171,18 @@ def _parquet_row(pick: Callable[[], Row], number: int, image: str, columns: Colu
 
 
 def _first_text(value: Any) -> str | None:
-    """The caption in a field, which may be a list of them."""
+    """Return the caption in a field, which may be a list of captions."""
     return next(iter(texts_of([value])), None)
 
 
 def read_cache(file: ShardFile, columns: Columns, rows: Rows, epoch: int) -> Iterator[Pending]:
-    """The rows with these numbers, and of each the view of an epoch; raises what pyarrow does."""
+    """Yield the samples of a teacher cache with these numbers, each with its view for the epoch.
+
+    Raises:
+        KeyError: the cache lacks a column of the view.
+        TypeError: a column of the view has another type or width than a batch needs.
+        Exception: of pyarrow.
+    """
     parquet = pq.ParquetFile(file)
     views = _checked_views(parquet.schema_arrow, columns.views, epoch) if columns.views else []
     from_fields = bool(columns.label or columns.more_texts or columns.everything)
@@ -194,7 +200,7 @@ def read_cache(file: ShardFile, columns: Columns, rows: Rows, epoch: int) -> Ite
 
 
 def _checked_views(schema: pa.Schema, views: CachedViews, epoch: int) -> list[str]:
-    """The columns of an epoch's view; of another type or width they would not fit into a batch."""
+    """Return the columns of an epoch's view, whose type and width must fit into a batch."""
     names = views.names(epoch)
     for name, width in zip_longest(names, views.widths):
         kind = schema.field(name).type
@@ -226,10 +232,10 @@ def _cache_row(pick: Callable[[], Row], columns: Columns, views: list[str]) -> R
 
 
 def problem_of(row: Row, columns: Columns) -> str | None:
-    """Why a sample cannot be used; None where it can.
+    """Return why a sample cannot be used; None if it can.
 
     Raises:
-        TypeError: the image is none.
+        TypeError: the image is not bytes.
     """
     image = row["image"]
     if not image:

@@ -1,4 +1,4 @@
-"""Cropping and augmentation, every random choice a function of (seed, epoch, sample key).
+"""Cropping and augmentation; every random choice is a function of (seed, epoch, sample key).
 
 A sample draws its random numbers from a counter-based generator (SplitMix64, Steele et al. 2014,
 https://doi.org/10.1145/2660193.2660195) that is seeded by the run's seed, the epoch and the sample's
@@ -29,14 +29,14 @@ CAPTION_DRAWS = 1
 DRAWS = CROP_DRAWS + AUGMENT_DRAWS + CAPTION_DRAWS
 
 REDUCTION_MARGIN = 1.5
-"""A JPEG is decoded at a smaller scale as long as the crop keeps so many times the size that is wanted. At
-once the size, features of a teacher move three times as far (see docs/benchmarks/decode.json)."""
+"""A JPEG is decoded at a smaller scale as long as the crop keeps this many times the wanted size. At 1.0, a
+teacher's features move three times as far (see docs/benchmarks/decode.json)."""
 
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def sample_uniforms(seed: int, epoch: int, keys: list[str]) -> NDArray[np.float32]:
-    """The random numbers of the samples `keys` in one epoch.
+    """Draw the random numbers of the samples `keys` in one epoch.
 
     Returns:
         float32 [len(keys), DRAWS] in [0, 1).
@@ -56,7 +56,7 @@ def sample_uniforms(seed: int, epoch: int, keys: list[str]) -> NDArray[np.float3
 def random_crop_box(
     width: int, height: int, draws: Sequence[float], config: AugmentConfig
 ) -> tuple[int, int, int, int]:
-    """Random resized crop (Szegedy et al., arXiv 1409.4842): area, aspect ratio, then the place.
+    """Place a random resized crop (Szegedy et al., arXiv 1409.4842): area, aspect ratio, position.
 
     A crop too wide or too high for the image is as wide or as high as the image and keeps its area, not
     its ratio; torchvision would draw again.
@@ -66,8 +66,8 @@ def random_crop_box(
         draws: four numbers in [0, 1).
 
     Returns:
-        (left, upper, right, lower), pixels, within the image. The sides are rounded to whole pixels; each
-        place where they fit is as likely as the others.
+        (left, upper, right, lower), pixels, within the image. The sides are rounded to whole pixels; all
+        positions are equally likely.
     """
     area = width * height * (config.crop_scale_min + (1.0 - config.crop_scale_min) * draws[0])
     ratio = math.exp((2.0 * draws[1] - 1.0) * math.log(config.crop_ratio))
@@ -99,7 +99,7 @@ def load_training_image(
 def load_training_views(
     encoded: bytes, draws: NDArray[np.float32], size: int, config: AugmentConfig
 ) -> NDArray[np.uint8]:
-    """Several crops of one image, which is decoded once at each scale that they need.
+    """Make several crops of one image, which is decoded once at each scale that they need.
 
     Args:
         draws: float32 [K, CROP_DRAWS] or wider.
@@ -123,8 +123,10 @@ def _crop(
     config: AugmentConfig,
     decoded: dict[int, NDArray[np.uint8] | None],
 ) -> NDArray[np.uint8]:
-    """Args:
-    decoded: the image at the scales that were needed so far; None where a scale cannot be had.
+    """Cut one crop from an image.
+
+    Args:
+        decoded: the image at the scales needed so far, which this adds to; None if a scale is not available.
     """
     crop = _reduced_crop(image, place, size, config, decoded) if config.scaled_decoding else None
     if crop is not None:
@@ -144,7 +146,7 @@ def _reduced_crop(
     config: AugmentConfig,
     decoded: dict[int, NDArray[np.uint8] | None],
 ) -> NDArray[np.uint8] | None:
-    """The crop, decoded at a smaller scale; None where the image or the crop does not allow it."""
+    """Cut the crop from the image at a smaller scale; None if the image or the crop does not allow it."""
     if not is_plain_jpeg(image):
         return None
     box = random_crop_box(image.width, image.height, place, config)
@@ -161,12 +163,12 @@ def _reduced_crop(
 
 
 def reduction_for(side: int, size: int, margin: float = REDUCTION_MARGIN) -> int:
-    """The divisor, 1 or one of REDUCTIONS, that leaves a crop's shorter side `margin` times `size` pixels."""
+    """Return the largest of 1 and REDUCTIONS that leaves a crop's side at least `margin * size` pixels."""
     return next((divisor for divisor in REDUCTIONS if side >= margin * size * divisor), 1)
 
 
 def resize_crop(crop: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Bicubic, antialiased: Pillow's result to one level, in a fraction of its time.
+    """Resize (bicubic, antialiased) to Pillow's result within one level, in a fraction of its time.
 
     Args:
         crop: uint8 [H, W, 3], of any strides.
@@ -174,8 +176,8 @@ def resize_crop(crop: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Returns:
         uint8 [size, size, 3].
     """
-    # With a copy of its own torch would start as many threads for each thread that decodes as training has.
-    # The batch's axis must come first, or torch does not see that the channels are last, and is slow.
+    # numpy copies: torch would start as many threads for each decoding thread as training has. The batch axis
+    # must be added first, or torch does not see that the channels are last, and is slow.
     images = torch.from_numpy(crop.copy())[None].permute(0, 3, 1, 2)
     resized = F.interpolate(images, (size, size), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
@@ -189,12 +191,12 @@ def load_evaluation_image(
     interpolation: str = "bicubic",
     fill_color: int = 0,
 ) -> NDArray[np.uint8]:
-    """Decode and bring to size as open_clip's own evaluation transform does, to the last bit.
+    """Decode and resize as open_clip's own evaluation transform does, to the last bit.
 
     Args:
         resize_mode: open_clip's names: `shortest` (then a centre crop), `longest` (then margins), `squash`.
-        interpolation: `bilinear`, else bicubic is taken, as open_clip does for `random`.
-        fill_color: of the margins, in each channel, 0..255.
+        interpolation: `bilinear`; anything else means bicubic, as open_clip does for `random`.
+        fill_color: value of the margins in each channel, 0..255.
 
     Returns:
         uint8 [size, size, 3].
@@ -228,10 +230,10 @@ def _centred(edge: int, size: int) -> int:
 
 
 def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
-    """Batched augmentation on the device of the pixels: mirror, affine, colour, blur.
+    """Augment a batch on the device of the pixels: mirror, affine, colour, blur.
 
     What is switched off costs nothing. Nothing waits for the device, and no step depends on a tensor's
-    values, so that it can be compiled; on a CPU it is faster as it is.
+    values, so this can be compiled; on a CPU it is faster uncompiled.
 
     Args:
         pixels: uint8 [B, 3, H, W].
@@ -249,9 +251,9 @@ def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
         pixels = _mirror(pixels, mirrored)
     if not (moved or config.jitter or config.grey_prob or config.blur_prob):
         return pixels
-    # In planes, which sampling and the mixing of channels are faster on.
+    # In planes, on which sampling and mixing of channels are faster.
     images = pixels.contiguous().float()
-    # The trainer's autocast would keep no more than 8 bits of what is multiplied here.
+    # The trainer's autocast would keep only 8 bits of what is multiplied here.
     with torch.autocast(pixels.device.type, enabled=False):
         if moved:
             images = _affine(images, mirrored, centred[:, 1:5], config)
@@ -277,7 +279,7 @@ def _affine(images: Tensor, mirrored: Tensor, centred: Tensor, config: AugmentCo
     cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
     sign = 1.0 - 2.0 * mirrored.float()
     shift = 2.0 * config.translate * centred[:, None, 2:4]
-    # affine_grid multiplies matrices of three columns, and takes as long as the sampling.
+    # Not by affine_grid, whose products of narrow matrices take as long as the sampling.
     along_width = torch.stack([sign * cos, sign * sin], dim=1)[:, None] * _centres(images, 3)
     along_height = torch.stack([-sin, cos], dim=1)[:, None] * _centres(images, 2) + shift
     grid = along_width[:, None, :] + along_height[:, :, None]
@@ -293,8 +295,8 @@ def _centres(images: Tensor, axis: int) -> Tensor:
 def _colour(images: Tensor, factors: Tensor, greyed: Tensor) -> Tensor:
     """Brightness, contrast and saturation as one affine map of a pixel's channels.
 
-    The three commute, because the weights of luma sum to one: torchvision, which draws their order, differs
-    by what it clips in between.
+    The three commute, because the weights of luma sum to one: torchvision, which applies them in random
+    order, differs only because it clips in between.
 
     Args:
         factors: [B, 3] of brightness, contrast and saturation; 1 changes nothing.
@@ -304,7 +306,7 @@ def _colour(images: Tensor, factors: Tensor, greyed: Tensor) -> Tensor:
     saturation = saturation.masked_fill(greyed, 0.0)[:, None, None]
     means = images.mean(dim=(2, 3)).unbind(dim=1)
     luma = sum(weight * mean for weight, mean in zip(_LUMA, means, strict=True))
-    # Weights as scalars: a tensor made of them would be copied to the device, and awaited.
+    # Weights as scalars: making a tensor of them would copy it to the device, and wait for that.
     towards_grey = torch.stack([(1.0 - saturation) * weight for weight in _LUMA], dim=3).squeeze(2)
     mix = saturation * torch.eye(3, device=images.device) + towards_grey
     gain = (brightness * contrast)[:, None, None]
@@ -313,7 +315,7 @@ def _colour(images: Tensor, factors: Tensor, greyed: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, sigma: Tensor, chosen: Tensor, radius: int) -> Tensor:
-    """Gaussian blur of the chosen images; beyond the border the image is mirrored.
+    """Apply a Gaussian blur to the chosen images, which are mirrored beyond their borders.
 
     Args:
         sigma: [B], pixels, > 0.

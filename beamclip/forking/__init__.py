@@ -1,1 +1,1 @@
-"""Python processes that begin with libraries imported already: forked from a server that imported them."""
+"""Python processes that start with their libraries imported, as forks of a server that imported them."""

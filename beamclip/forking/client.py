@@ -1,6 +1,6 @@
-"""In the place of Python: `client.py ADDRESS SCRIPT ...` has a server run the script in a fork of its own.
+"""A stand-in for Python: `client.py ADDRESS SCRIPT ...` has a server run the script in a fork.
 
-A plain script of the standard library, since it runs before every worker: `python -I -S client.py`.
+It uses the standard library only, since it runs before every worker: `python -I -S client.py`.
 """
 
 import json
@@ -11,23 +11,23 @@ import struct
 import sys
 
 SIZE = "!I"
-"""Before the request: its bytes. The open files come with it."""
+"""Format of the request's size in bytes, which precedes it and carries the open files."""
 CODE = "!i"
-"""The answer: how the fork ended, as in subprocess.Popen.returncode."""
+"""Format of the answer: how the fork ended, as in subprocess.Popen.returncode."""
 MOST_FILES = 250
 GROUP = "BEAMCLIP_FORK_GROUP"
-"""Variable of the request that names the client's process group."""
+"""Variable in the request's environment that holds the client's process group."""
 
 
 def main() -> None:
-    """Run the script by the server, and end as it does."""
+    """Have the server run the script, and end as the script does; without a server, become Python."""
     address, arguments = sys.argv[1], sys.argv[2:]
     server = socket.socket(socket.AF_UNIX)
     try:
         server.connect(address)
         code = _run(server, arguments)
     except OSError:
-        # No server: as if it had never been there.
+        # No server: become the Python that Ray would have started.
         os.execv(sys.executable, [sys.executable, *arguments])
     if code < 0:
         if -code != signal.SIGKILL:
@@ -44,7 +44,7 @@ def _run(server: socket.socket, arguments: list[str]) -> int:
     socket.send_fds(server, [struct.pack(SIZE, len(body))], files)
     server.sendall(body)
     answer = server.recv(struct.calcsize(CODE))
-    # A server that was killed takes its forks along.
+    # No answer: the server was killed, and nobody can tell how the script ends.
     return struct.unpack(CODE, answer)[0] if answer else -signal.SIGKILL
 
 
@@ -54,7 +54,7 @@ def _open_files() -> list[int]:
         try:
             os.fstat(int(name))
         except OSError:
-            # The one that listed the others.
+            # The descriptor that listed the others.
             continue
         numbers.append(int(name))
     return numbers

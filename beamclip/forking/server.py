@@ -20,26 +20,26 @@ from beamclip.forking import client
 from beamclip.forking.start import ARENAS
 
 _M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
+"""M_ARENA_MAX of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sends: a process as it would have been."""
+    """What a client sends: the process that it stands in for."""
 
     arguments: list[str]
-    """A script and its arguments."""
+    """The script and its arguments."""
     environment: dict[str, str]
     folder: str
     files: list[int]
-    """Numbers of its open files, which come with the message."""
+    """Descriptors of the client's open files, which come with the message."""
 
 
 def serve(listener: socket.socket) -> tuple[Request, list[int]] | None:
-    """Fork for clients until the standard input ends.
+    """Fork for clients until standard input ends.
 
     Returns:
-        In a fork, what it is to be, and the files that came with that; in the server None.
+        In a fork, the request to carry out and the files that came with it; in the server, None.
     """
     children = dict[int, socket.socket]()
     wakes, wake = socket.socketpair()
@@ -70,7 +70,7 @@ def serve(listener: socket.socket) -> tuple[Request, list[int]] | None:
                     wakes.recv(4096)
                     _tell_of_ended(children, selector)
                 elif children.pop(key.data, None):
-                    # The client says nothing more: it is gone.
+                    # A client sends nothing after its request, so this is its end.
                     selector.unregister(key.fileobj)
                     key.fileobj.close()  # type: ignore[union-attr]
                     with contextlib.suppress(ProcessLookupError):
@@ -94,7 +94,7 @@ def _tell_of_ended(children: dict[int, socket.socket], selector: selectors.BaseS
 
 
 def _asked(connection: socket.socket) -> tuple[Request, list[int]] | None:
-    """None where the client was gone before it had said what it wants."""
+    """Receive a client's request; None if the client was gone before it was complete."""
     try:
         return _receive(connection)
     except (OSError, ValueError, struct.error):
@@ -104,7 +104,7 @@ def _asked(connection: socket.socket) -> tuple[Request, list[int]] | None:
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # The threads of numpy's and Arrow's libraries see to themselves.
+        # Python warns of threads; those of numpy's and Arrow's libraries survive a fork.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
@@ -127,7 +127,7 @@ def _receive(connection: socket.socket) -> tuple[Request, list[int]]:
 
 
 def become(request: Request, files: list[int]) -> None:
-    """Run the script of a request as the process that its client would have been."""
+    """Turn this fork into the process that was requested, and run its script."""
     with contextlib.suppress(OSError):
         os.setpgid(0, int(request.environment.pop(client.GROUP)))
     _take_files(request.files, files)
@@ -143,7 +143,7 @@ def become(request: Request, files: list[int]) -> None:
 
 
 def _take_files(numbers: list[int], files: list[int]) -> None:
-    """Have the open files of the client under its numbers, and none of the server's."""
+    """Give the client's open files their numbers there, and close the server's."""
     above = max([*numbers, *files], default=2) + 1
     held = [os.dup2(file, above + place) for place, file in enumerate(files)]
     os.closerange(0, above)
@@ -153,25 +153,25 @@ def _take_files(numbers: list[int], files: list[int]) -> None:
 
 
 def _set_arenas() -> None:
-    """More than the server's one, where a fork was not to have that."""
+    """Allow more than the server's one arena, unless the request limits them."""
     libc = ctypes.CDLL(None)
     if ARENAS not in os.environ and hasattr(libc, "mallopt"):
         libc.mallopt(_M_ARENA_MAX, 8 * (os.cpu_count() or 1))
 
 
 def _reseed() -> None:
-    """Python's own generator sees to itself; numpy's would be the same in all forks."""
+    """Reseed numpy's generator, which would be the same in all forks; Python reseeds its own."""
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed()
 
 
 def main() -> None:
-    """The server's process: imports, then serves. A fork of it runs a script, and ends as Python does."""
+    """Import the modules in argv, then serve on the socket in argv; a fork runs its script and ends."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     for module in sys.argv[2:]:
         importlib.import_module(module)
-    # What is here stays shared: a collection would write to every object's page.
+    # Keeps memory shared with the forks: a collection would write to every object's page.
     gc.collect()
     gc.freeze()
     asked = serve(listener)

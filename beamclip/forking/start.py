@@ -1,13 +1,13 @@
-"""The process that imports libraries once, and forks the others.
+"""A process that imports libraries once, and is forked for all others.
 
-A worker of Ray imports torch and the libraries of models before it does anything: ten seconds of a core, in
-each of them. Here one process does, beside the start of Ray:
+A Ray worker imports torch and the model libraries before it does anything, which takes ten seconds of a core.
+Here one process does it for all workers while Ray starts:
 
-1. `fork_server` starts it. It listens on a socket from its first moment, and imports the modules that it was
-   given, none of which may start a thread that the others need, or import Ray.
+1. `fork_server` starts it. It listens on a socket from the first moment, and imports the modules that it was
+   given. None of these may import Ray or start a thread that a fork needs.
 2. Ray starts a worker by the command line of `forked_python` instead of Python's. That program (`client`)
    sends its arguments, environment and open files, and waits.
-3. The server forks. The child puts on what was sent and runs the worker's script. When it ends, the client
+3. The server forks. The child takes on what was sent and runs the worker's script. When it ends, the client
    ends in the same way; when the client is killed, the server kills the child.
 
 To Ray the client is the worker: it has the process id that Ray knows, and its process group is the child's.
@@ -28,19 +28,19 @@ from beamclip.child import start_module
 from beamclip.forking import client
 
 ARENAS = "MALLOC_ARENA_MAX"
-"""Variable that glibc reads when a process starts, and so for forks with the server's own value alone."""
+"""Variable that glibc reads only when a process starts, so forks begin with the server's value."""
 _SOCKET = "socket"
 _SHORT_FOLDER = "/tmp"
 _MOST_SOCKET_BYTES = 107
-"""Of the path of a Unix socket."""
+"""Longest path of a Unix socket, bytes."""
 
 
 @contextlib.contextmanager
 def fork_server(modules: tuple[str, ...]) -> Iterator[str]:
-    """A server that has imported modules, or is about to; gives the command line of its forks.
+    """Run a server that imports `modules`; yields the command line that starts its forks.
 
-    The command line stands for Python's own, followed by a script and its arguments. It works without the
-    server too, as slowly as Python does.
+    The command line takes the place of Python's, before a script and its arguments. Without the server it
+    still works, as slowly as Python.
     """
     with tempfile.TemporaryDirectory(prefix="beamclip-fork-", dir=_folder()) as folder:
         address = f"{folder}/{_SOCKET}"
@@ -48,7 +48,7 @@ def fork_server(modules: tuple[str, ...]) -> Iterator[str]:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
             listener.listen(64)
-            # A process group of its own keeps Ctrl-C away; in the same session it may join those of workers.
+            # A process group of its own keeps Ctrl-C away; the same session lets forks join workers' groups.
             server = start_module(
                 "beamclip.forking.server",
                 str(listener.fileno()),
@@ -62,7 +62,7 @@ def fork_server(modules: tuple[str, ...]) -> Iterator[str]:
         try:
             yield shlex.join([sys.executable, "-I", "-S", str(Path(client.__file__)), address])
         finally:
-            # It may be in the midst of its imports, and no longer has forks.
+            # Killed, since it may still be importing; its forks have ended by now.
             server.kill()
             server.wait()
 

@@ -1,4 +1,4 @@
-"""The options of the losses, apart from their mathematics: reading a configuration must not import torch."""
+"""Options of the losses, apart from the losses themselves: parsing options must not import torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +23,7 @@ class CsmConfig:
     csm_weight: NonNegative = 1.0
     """Factor of this term in the total loss; 0 switches it off."""
     anchor_chunk: Count = 4096
-    """Anchors compared at a time: memory is about 4 x batch x this many floats; no result changes."""
+    """Anchors compared at a time: affects memory (about 4 x batch x this many floats), not results."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -50,22 +50,22 @@ class PsdConfig:
     """swap: the other direction's softmax, transposed. self: the same direction, sharpened. sinkhorn: the
     balanced plan of both. ema: the similarities of a moving average of the model."""
     psd_sharpness: Positive = 1.0
-    """Factor of the similarities that targets are made from; above 1 is sharper."""
+    """Factor of the similarities that targets are made from; above 1 sharpens them."""
     psd_identity: Share = 0.1
-    """Least weight of the pair itself in a target."""
+    """Smallest weight of the pair itself in a target."""
     psd_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the self-distilled share goes from its start to its end."""
+    """How the self-distilled share moves from psd_start to psd_end."""
     psd_start: Share = 0.0
-    """Share of a batch that is self-distilled after the warm-up."""
+    """Share of a batch that is self-distilled right after the warm-up."""
     psd_end: Share = 0.5
     """Share at the last step; with a constant schedule, from the warm-up on."""
     psd_warmup: Share = 0.1
-    """Share of the steps before the schedule begins, in which nothing is self-distilled."""
+    """Share of the steps before the schedule begins; nothing is self-distilled in them."""
     psd_select: Literal["random", "low_confidence"] = "low_confidence"
-    """Which rows: drawn anew each step, or those that the model is least sure of, which serves better
-    where captions are wrong."""
+    """Rows to self-distil: random ones in each step, or those the model is least sure of, which works better
+    with wrong captions."""
     psd_ema_decay: Share = 0.995
-    """What the moving average of target ema keeps of itself at each step."""
+    """Share that the moving average of target ema keeps of itself at each step."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

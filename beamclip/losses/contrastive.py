@@ -46,7 +46,7 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
 
 
 def check_pairs(image: Tensor, text: Tensor) -> None:
-    """Raises ValueError unless image and text are the same [B, D]."""
+    """Raise ValueError unless image and text have the same shape [B, D]."""
     if image.ndim != 2 or image.shape != text.shape:
         raise ValueError(
             f"image is {list(image.shape)} and text is {list(text.shape)}: both must be the same [B, D]."
@@ -54,11 +54,11 @@ def check_pairs(image: Tensor, text: Tensor) -> None:
 
 
 def gather_with_grad(x: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, [world_size * B, D]; x itself where there is one process.
+    """Gather the rows of all ranks in rank order, [world_size * B, D]; with one process, return x itself.
 
-    The gradient of a row is the sum of what every rank asks of it, delivered to the rank that owns the row.
-    A collective: all ranks call it equally often, with one shape [B, D], on a device their backend serves
-    (gloo: CPU, nccl: GPU).
+    The gradient of a row is summed over all ranks and goes to the rank that owns the row. A collective: all
+    ranks call it equally often, with the same shape [B, D], on a device that their backend serves (gloo: CPU,
+    nccl: GPU).
     """
     if _world_size() == 1:
         return x
@@ -67,7 +67,7 @@ def gather_with_grad(x: Tensor) -> Tensor:
 
 
 def gather_values(x: Tensor) -> Tensor:
-    """Values of all ranks in rank order, [world_size * B]; no gradient passes. A collective, as above."""
+    """Gather values of all ranks in rank order, [world_size * B], without gradient; also a collective."""
     if _world_size() == 1:
         return x.detach()
     gathered = x.new_empty(_world_size() * len(x))
@@ -76,7 +76,7 @@ def gather_values(x: Tensor) -> Tensor:
 
 
 def own_rows(count: int, device: torch.device) -> Tensor:
-    """int64 [count]: where this rank's rows lie in the global batch."""
+    """Return the indices of this rank's `count` rows in the global batch, int64 [count]."""
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     return rank * count + torch.arange(count, device=device)
 
@@ -88,7 +88,7 @@ def _world_size() -> int:
 class _AllGather(torch.autograd.Function):
     """All-gather of rows whose backward is the matching reduce-scatter."""
 
-    # Calls that take lists: torch 2.14 deprecates those on one tensor, earlier ones lack their successors.
+    # Collectives on lists: torch 2.14 deprecates those on one tensor, earlier versions lack the successors.
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Cross-modal similarity matching (BeamCLIP, https://arxiv.org/abs/2301.02903), streamed over the anchors.
 
-The paper's, by its abstract: the student matches the teacher's relative similarity distribution across text
+From the paper's abstract: the student matches the teacher's relative similarity distribution across text
 prompt embeddings. This project's choice: KL divergence, two temperatures and their values, unit embeddings.
 
-More anchors than one chunk holds pass by in chunks, and the [B, K] similarities are never stored: each side
-keeps a running softmax (row maximum, normaliser, weighted sum of anchors) that is rescaled whenever a larger
-logit arrives. One such sweep yields the loss and its gradient, so the backward pass is a multiplication.
+Anchors that do not fit into one chunk are read in several, and the [B, K] similarities are never stored:
+student and teacher each keep a running softmax (row maximum, normaliser, weighted sum of anchors) that is
+rescaled whenever a larger logit arrives. One such sweep yields the loss and its gradient, so the backward
+pass is a multiplication.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def csm_loss(
     with torch.autocast(student.device.type, enabled=False):
         scaled_student = student.to(dtype) / tau_student
         scaled_teacher = teacher.detach().to(dtype) / tau_teacher
-        # One chunk needs no running softmax: the plain formula has a matrix product less and is 1.3 x faster.
+        # One chunk needs no running softmax: the plain formula saves a matrix product and is 1.3 x faster.
         if chunk_size is None or len(anchors) <= chunk_size:
             return _plain_kl(scaled_student, scaled_teacher, anchors.detach().to(dtype))
         loss: Tensor = _StreamedKl.apply(scaled_student, scaled_teacher, anchors.detach(), chunk_size)
@@ -74,15 +75,16 @@ def csm_ensemble_loss(
 ) -> Tensor:
     """KL divergence between the mean of several teachers' similarity distributions and the student's.
 
-    Each teacher compares its own embeddings with its own anchors, so their widths may differ; averaged are
-    the distributions over the K anchors, p = mean_i softmax(teacher_i @ anchors_i.T / tau_teacher). The
-    gradient is that of the mean of the divergences from each teacher, by which MobileCLIP learns from an
-    ensemble (https://arxiv.org/abs/2311.17049). Memory is of the order B x K.
+    Each teacher compares its own embeddings with its own anchors, so their widths may differ. The target is
+    the mean of their distributions over the K anchors, mean_i softmax(teacher_i @ anchors_i.T / tau_teacher).
+    The gradient is that of the mean of the divergences from each teacher, from which MobileCLIP learns
+    (https://arxiv.org/abs/2311.17049). Memory is of the order B x K.
 
     Args:
         student: [B, D] unit embeddings; gradients flow here only.
-        anchors: [K, D], what the student is compared with.
-        teachers: of each, unit embeddings of the same pixels [B, D_i] and anchors [K, D_i], the same K texts.
+        anchors: [K, D] unit embeddings that the student is compared with.
+        teachers: of each, embeddings of the same pixels [B, D_i] and anchors [K, D_i] of the same texts, unit
+            length.
         tau_student, tau_teacher: softmax temperatures, > 0; smaller is sharper.
 
     Returns:
@@ -117,7 +119,7 @@ def csm_ensemble_loss(
 
 
 def _plain_kl(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
-    """Mean KL over the batch; embeddings come divided by their temperatures."""
+    """Mean KL over the batch; embeddings are already divided by their temperatures."""
     log_p_student = F.log_softmax(similarities(student, anchors), dim=1)
     log_p_teacher = F.log_softmax(similarities(teacher, anchors), dim=1)
     return F.kl_div(log_p_student, log_p_teacher, log_target=True, reduction="batchmean")
@@ -180,7 +182,7 @@ class _RunningSoftmax:
 def _sweep(
     student: Tensor, teacher: Tensor, anchors: Tensor, chunk_size: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """KL summed over the batch and its gradient [B, D]; embeddings come divided by their temperatures."""
+    """KL summed over the batch and its gradient [B, D]; embeddings are already divided by temperatures."""
     p_student = _RunningSoftmax.before_any_anchor(student, with_gradient)
     p_teacher = _RunningSoftmax.before_any_anchor(teacher, with_gradient)
     # Teacher-weighted difference of peak-relative logits. Summing these small terms keeps the loss accurate

@@ -3,16 +3,16 @@
 Captions from the web fit several images, and some fit none. A growing share of each global batch therefore
 learns from soft targets that the model itself produces, the rest from the pairs as they came.
 
-The paper's, by its abstract: soft targets by the model's own knowledge for a subset of images and captions in
-every minibatch, progressively, at no added cost. This project's choice, since no more of it was read: the
+From the paper's abstract: soft targets from the model's own knowledge for a subset of images and captions in
+every minibatch, progressively, at no added cost. This project's choice, made from the abstract alone: the
 kinds of target, the share and its schedule, which rows, and the floor of the pair's own weight.
 
 The gradient of a cross-entropy is p - q: a target made by the same network, from the same similarities, in
 the same direction and at the same temperature equals p and teaches nothing. Each kind of target differs in
 one of these (`PsdConfig.psd_target`).
 
-Every rank holds its rows of the [N, N] similarities and no more: what a target needs of the other rows is one
-number a column, which a gather of N numbers brings.
+Every rank holds only its own rows of the [N, N] similarities. Of the other rows, a target needs one number a
+column, so a gather of N numbers suffices.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PsdStep:
     share: float
     """Part of the global batch that is self-distilled, 0..1: round(share * N) of N rows."""
     row_seed: int
-    """Decides which rows are drawn at random; the same on every rank, another each step."""
+    """Decides which rows are drawn at random; the same on every rank, different in each step."""
 
 
 def psd_share(progress: float, config: PsdConfig) -> float:
@@ -66,8 +66,8 @@ def psd_loss(
     """Contrastive loss in which a share of the global batch learns from the model's own soft alignments.
 
     With N rows in the global batch, L = logit_scale * image @ text.T and U the self-distilled rows, the
-    target of row i is one-hot outside U and (1 - m) q_i + m identity_i inside, m the identity floor; q takes
-    no gradient. Captions that are equal share a target's mass evenly, outside U too. Computed in float32
+    target of row i is one-hot outside U and (1 - m) q_i + m identity_i inside, where m is the identity floor
+    and q takes no gradient. Equal captions share a target's mass evenly, outside U too. Computed in float32
     whatever autocast says, and no TF32; memory beyond clip_loss is a few [B, N].
 
     Args:
@@ -84,7 +84,8 @@ def psd_loss(
         psd/agreement (how often such a target's largest entry is the pair itself; 0 where U is empty).
 
     Raises:
-        ValueError: shapes that do not fit, a share outside 0..1, or no teacher for target ema.
+        ValueError: the shapes do not fit together, the share is outside 0..1, target ema has no teacher, or
+            another target has one.
     """
     _check(image, text, caption_ids, step, config, teacher)
     dtype = torch.promote_types(image.dtype, torch.float32)
@@ -164,7 +165,7 @@ def _balanced(rows: Tensor, columns: Tensor, rounds: int) -> Tensor:
 
 
 def _chosen_rows(image_logits: Tensor, text_logits: Tensor, step: PsdStep, config: PsdConfig) -> Tensor:
-    """bool [B]: which of this rank's rows are self-distilled; all ranks choose in the global batch alike."""
+    """bool [B]: which of this rank's rows are self-distilled; all ranks make the same global choice."""
     local, total = image_logits.shape
     count = round(step.share * total)
     if config.psd_select == "random":

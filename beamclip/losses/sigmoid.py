@@ -9,7 +9,7 @@ from beamclip.losses.similarity import similarities
 
 INITIAL_SCALE = 10.0
 INITIAL_BIAS = -10.0
-"""Where logit_scale and logit_bias start: nearly every pair of a batch is negative, and is called so."""
+"""Initial logit_scale and logit_bias: nearly every pair in a batch is negative, and is predicted so."""
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Products of embeddings in float32 proper, for whatever is divided by a temperature afterwards.
+"""Products of embeddings in full float32 precision, for results that are divided by a temperature.
 
-Under `torch.set_float32_matmul_precision("high")`, which training sets for the networks' sake, an NVIDIA GPU
+Under `torch.set_float32_matmul_precision("high")`, which training sets for the networks, an NVIDIA GPU
 rounds the factors of a float32 product to 10 bits (TF32). Cosines then err by some 1e-4: harmless inside a
 network, a few hundredths of a nat once divided by a temperature of 0.01.
 """
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute float32 products in float32 within; the setting belongs to the process, and is put back."""
+    """Compute float32 products in full precision inside the block, by a process-wide, restored setting."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -26,7 +26,7 @@ def full_float32() -> Iterator[None]:
 
 
 def similarities(rows: Tensor, columns: Tensor) -> Tensor:
-    """`rows @ columns.T` in float32 proper, and so are its gradients; first derivatives only.
+    """Compute `rows @ columns.T` and its gradients in full precision; first derivatives only.
 
     Args:
         rows: [B, D].
@@ -40,7 +40,7 @@ def similarities(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """The backward pass runs later, and on a GPU in another thread, so it asks for float32 itself."""
+    """The product; its backward pass runs later, on a GPU in another thread, and so sets precision itself."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The forms in which a model is named, apart from the code that loads one."""
+"""Parsing of model addresses, kept apart from the code that loads models and imports torch."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ OPEN_CLIP, HUB, LOCAL_DIR = "open_clip", "hf-hub", "local-dir"
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """(schema, what follows it) of a model's address; the schema of a plain path is "".
+    """Split a model's address into (schema, rest); the schema of a plain path is "".
 
-    `open_clip:` before one of open_clip's own schemas says nothing more.
+    `open_clip:` before another schema is dropped.
     """
     schema, colon, rest = address.partition(":")
     if colon and schema == OPEN_CLIP and rest.startswith((f"{HUB}:", f"{LOCAL_DIR}:")):
@@ -19,18 +19,18 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def named_file(rest: str) -> Path | None:
-    """The file of NAME/FILE, if there is one."""
+    """Return the file in NAME/FILE; None if there is no such file."""
     _, slash, file = rest.partition("/")
     try:
         path = Path(file).expanduser()
-        # A tag has no suffix, whatever lies in the present folder.
+        # A tag has no suffix: a file in the current folder that happens to have its name is not meant.
         return path if slash and path.suffix and path.is_file() else None
-    except (OSError, RuntimeError, ValueError):  # no path at all
+    except (OSError, RuntimeError, ValueError):  # not a usable path
         return None
 
 
 def absolute_address(address: str) -> str:
-    """The same model from any folder: a path that is there, also behind a schema, is written in full."""
+    """Make an existing path in an address absolute, so that it names the same model from any folder."""
     schema, rest = split_address(address)
     before = address[: len(address) - len(rest)]
     if schema != HUB and schema != OPEN_CLIP:

@@ -1,4 +1,4 @@
-"""CLIP models by address: from open_clip's hub, a local directory, a checkpoint, a run, or newly made."""
+"""CLIP models, loaded by address (open_clip's registry, hub, directory, file or run) or newly made."""
 
 import json
 from collections.abc import Callable
@@ -36,11 +36,11 @@ __all__ = [
 ]
 
 ClipModel: TypeAlias = CLIP | CustomTextCLIP
-"""The first holds its text tower flat, the second under .text; their methods are the same."""
+"""CLIP holds the text tower's modules itself, CustomTextCLIP under .text; their methods are the same."""
 
 CONFIG_FILE = "open_clip_config.json"
 WEB_CAPTIONS = Fitting(("openai7",), "open_clip's weights have read captions from the web")
-"""Of every model in open_clip's registry."""
+"""The fitting of all weights in open_clip's registry."""
 _PREFERRED_WEIGHTS = tuple(
     stem + suffix for stem in ("open_clip_model", "open_clip_pytorch_model") for suffix in SUFFIXES
 )
@@ -48,7 +48,7 @@ _PREFERRED_WEIGHTS = tuple(
 
 @dataclass(frozen=True)
 class ImageTower:
-    """The image side of a model alone: all that training from images needs of it."""
+    """The image side of a model, which is all that training from images needs."""
 
     network: nn.Module
     """Normalised pixels [B, 3, size, size] -> embeddings [B, D]."""
@@ -57,25 +57,25 @@ class ImageTower:
 
 @dataclass(frozen=True)
 class LoadedClip:
-    """An open_clip model with all that is needed to use it, to name it, and to write it out again."""
+    """An open_clip model with everything needed to use, identify and export it."""
 
     model: ClipModel
     tokenizer: Tokenizer
 
     model_cfg: dict[str, Any]
-    """open_clip's description of the two towers; it asks for no pretrained parts."""
+    """open_clip's description of the two towers, without requests for pretrained parts."""
 
     preprocess_cfg: dict[str, Any]
     """open_clip's keys: size, mode, mean, std, interpolation, resize_mode, fill_color."""
 
     fingerprint: str
-    """sha256 over weights and configs as they were when this object was made; training does not change it."""
+    """sha256 of weights and configs when this object was made; training does not change it."""
 
     address: str
     """Where it came from, as the user wrote it."""
 
     fitting: Fitting | None = None
-    """The templates that fit its text tower; None where its captions are unknown."""
+    """The templates that fit its text tower; None if its captions are unknown."""
 
     @property
     def image_size(self) -> int:
@@ -89,7 +89,7 @@ class LoadedClip:
 
     @property
     def image_tower(self) -> ImageTower:
-        """The model's own image tower, no copy."""
+        """The model's own image tower, not a copy."""
         return ImageTower(self.model.visual, self.preprocessing)
 
     @property
@@ -115,12 +115,12 @@ def load_clip(address: str) -> LoadedClip:
     Args:
         address: one of
             `open_clip:NAME/TAG`: weights of open_clip's registry, from the local cache, else downloaded;
-            `open_clip:NAME/FILE`: a weights file that belongs to open_clip's, or our, config of that name;
+            `open_clip:NAME/FILE`, or NAME/FILE: a weights file for open_clip's, or our, config NAME;
             `hf-hub:ORG/NAME`: an open_clip model on the Hugging Face hub, cached or downloaded;
             a directory with an open_clip_config.json and its weights, also as `local-dir:PATH`;
-            a weights file that lies beside such a config;
-            a run, whose model/ is taken.
-            `open_clip:` may stand before any of the first four.
+            a weights file beside such a config;
+            a run's folder, for the model in its model/.
+            `open_clip:` may also precede `hf-hub:` and `local-dir:`.
 
     Raises:
         InputError: there is no such model, its files are broken, or its weights do not fit its config.
@@ -135,7 +135,7 @@ def load_clip(address: str) -> LoadedClip:
         directory = _model_directory(path)
         return _load_local(directory, _weights_in(directory), address)
     if schema == LOCAL_DIR:
-        raise InputError(f"{address}: {rest or repr(rest)} is no directory. Give one with {CONFIG_FILE}.")
+        raise InputError(f"{address}: {rest or repr(rest)} is not a directory. Give one with {CONFIG_FILE}.")
     if kind == "file":
         return _load_local(path.parent, path, address)
     if named_file(rest) and is_config(rest.partition("/")[0]):
@@ -144,7 +144,7 @@ def load_clip(address: str) -> LoadedClip:
 
 
 def _existing(rest: str, address: str) -> tuple[Path, Literal["directory", "file", "nothing"]]:
-    """The path, and what is there."""
+    """Return the path and what kind of thing it is."""
     try:
         path = Path(rest).expanduser()
         if rest and path.is_dir():
@@ -156,15 +156,15 @@ def _existing(rest: str, address: str) -> tuple[Path, Literal["directory", "file
 
 
 class _NoImageTower(nn.Module):
-    """In the place of an image tower that nobody needs."""
+    """Placeholder for the image tower of a text-only model."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raises RuntimeError."""
+        """Raise RuntimeError."""
         raise RuntimeError("this model was loaded for texts alone.")
 
 
 def text_tower(clip: LoadedClip) -> LoadedClip:
-    """The model for texts alone: it shares its text tower with `clip`, and has no image tower."""
+    """Return a text-only model that shares its text tower with `clip` and has no image tower."""
     model = copy(clip.model)
     # The copy has the same submodules; it needs a list of its own to leave one out.
     model._modules = {**clip.model._modules, "visual": _NoImageTower()}
@@ -172,17 +172,17 @@ def text_tower(clip: LoadedClip) -> LoadedClip:
 
 
 def new_clip(config: str | Path, seed: int, **replaced: Any) -> LoadedClip:
-    """A CLIP model with random weights, on the CPU, in eval mode.
+    """Make a CLIP model with random weights, on the CPU, in eval mode.
 
     Args:
         config: one of our names (tiny-resnet18, ...), one of open_clip's, or a JSON file with embed_dim,
             vision_cfg, text_cfg and, if wanted, "preprocess" with open_clip's preprocessing keys (mean, std).
-        seed: decides the weights; the global random state is neither read nor moved. Parts that the config
+        seed: decides the weights; the global random state is neither read nor changed. Parts that the config
             marks as pretrained are random too.
-        replaced: top-level values that take the place of the config's, such as init_logit_scale.
+        replaced: top-level values that override the config's, such as init_logit_scale.
 
     Raises:
-        InputError: no such config, or it describes no model.
+        InputError: there is no such config, or it does not describe a model.
     """
     model_cfg, preprocess = find_config(config)
     model_cfg = {**model_cfg, **replaced}
@@ -193,10 +193,10 @@ def new_clip(config: str | Path, seed: int, **replaced: Any) -> LoadedClip:
 
 
 def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> ClipModel:
-    """The open_clip model of a config, with random weights, in eval mode.
+    """Build the open_clip model of a config, with random weights, in eval mode.
 
-    Built without open_clip's factory, which warns that a model is "initialized randomly" even when weights
-    follow, and which cannot take a config that is in no registry.
+    This avoids open_clip's factory, which warns that a model is "initialized randomly" even when weights
+    follow, and which accepts registered configs only.
 
     Raises:
         InputError: open_clip or timm refuse the config; `where` names it.
@@ -220,7 +220,7 @@ def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> 
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except Exception as error:
-        # What a bad config makes open_clip raise ranges from KeyError to ImportError.
+        # A bad config makes open_clip raise anything from KeyError to ImportError.
         cause = f"{type(error).__name__}: {error}"
         raise InputError(
             f"{where}: open_clip cannot build this model ({cause}). Correct its config."
@@ -235,9 +235,12 @@ def assemble(
     *,
     address: str,
 ) -> LoadedClip:
-    """A LoadedClip of its parts; preprocessing keys that are not given take open_clip's defaults.
+    """Assemble a LoadedClip; missing preprocessing keys take open_clip's defaults.
 
     The image size is the tower's own, whatever the preprocessing says, as in open_clip's factory.
+
+    Raises:
+        InputError: mean or std are not three numbers each.
     """
     preprocess_cfg = merge_preprocess_dict(asdict(PreprocessCfg()), preprocess)
     _check_colours(preprocess_cfg, address)
@@ -261,7 +264,7 @@ def _check_colours(preprocess_cfg: dict[str, Any], address: str) -> None:
 
 
 def _load_named(rest: str, address: str) -> LoadedClip:
-    """A model of a registered config, with registered weights or with those of a file."""
+    """Load a model by its config's name, with registered weights or with those of a file."""
     name, _, tag = rest.partition("/")
     pretrained = open_clip.get_pretrained_cfg(name, tag)
     file = named_file(rest)
@@ -287,7 +290,7 @@ def _load_named(rest: str, address: str) -> LoadedClip:
 
 
 def _load_file_by_name(name: str, file: Path, address: str) -> LoadedClip:
-    """The weights that open_clip's own training leaves, which say nothing of their model."""
+    """Load a file without a config, such as open_clip's training writes, into the named config's model."""
     _check_suffix(file)
     model_cfg, preprocess = find_config(name)
     model = build_open_clip(model_cfg, where=name)
@@ -313,8 +316,10 @@ def _load_local(directory: Path, weights: Path, address: str) -> LoadedClip:
 
 
 def _load_configured(config_file: Path, weights: Path, tokenizer: str, address: str) -> LoadedClip:
-    """Args:
-    tokenizer: where open_clip finds it.
+    """Load weights into the model of an open_clip_config.json.
+
+    Args:
+        tokenizer: the address at which open_clip finds the tokenizer.
     """
     config = read_json_object(config_file)
     if not isinstance(config.get("model_cfg"), dict):
@@ -364,7 +369,7 @@ def _weights_in(directory: Path) -> Path:
 
 def _no_such_tag(address: str, name: str, tag: str) -> str:
     if Path(tag).suffix in SUFFIXES:
-        return f"{address}: {tag}: no such file, and no tag of open_clip's."
+        return f"{address}: {tag}: no such file, and open_clip has no such tag."
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tags:
         return f"{address}: open_clip has no weights for {name}. Take another model, or local files."

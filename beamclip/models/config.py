@@ -1,4 +1,4 @@
-"""What a student is, apart from the code that builds one: reading a configuration must not import timm."""
+"""Options of the student, apart from the code that builds it: parsing options must not import timm."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,21 +23,21 @@ class StudentConfig:
     """Projection from the backbone's features to the teacher's embedding: one layer, or two with a GELU."""
 
     pretrained: bool = False
-    """Start from timm's pretrained weights; the student then takes their mean and std."""
+    """Start from timm's pretrained weights; the student then uses their mean and std."""
 
     student_image_size: Count | None = None
-    """Side of the student's input, pixels; by default the teacher's, or the one size the backbone takes."""
+    """Side of the student's input, pixels; by default the teacher's, or the only size the backbone takes."""
 
     init_checkpoint: LocalPath = None
     """Start the backbone from this file (self-supervised weights, say): .safetensors, or torch's format."""
 
     init_pixels: Pixels = "auto"
-    """Mean and std of the pixels that the weights of init_checkpoint are used to, which the student then
-    takes: ImageNet's, 0.5 (inception), OpenAI's, or the teacher's. auto reads them in the config beside the
-    file; without one, it takes ImageNet's, as most self-supervised training does."""
+    """Mean and std that the weights of init_checkpoint were trained with; the student uses them too:
+    ImageNet's, 0.5 (inception), OpenAI's, or the teacher's. auto reads them from the config beside the file;
+    without one, it takes ImageNet's, as most self-supervised training does."""
 
     init_mean: Colour | None = None
-    """The same in numbers: mean of red, green and blue, on the scale 0..1. Needs init_std."""
+    """Mean of red, green and blue, on the scale 0..1, instead of init_pixels. Needs init_std."""
 
     init_std: Colour | None = None
     """Standard deviation of red, green and blue, on the scale 0..1. Needs init_mean."""

@@ -1,4 +1,4 @@
-"""Write a model where others can load it with no code of ours."""
+"""Write models in the formats of open_clip and timm, for use without beamclip."""
 
 import json
 import tempfile
@@ -23,14 +23,14 @@ CARD_FILE = "README.md"
 
 
 def write_open_clip_dir(clip: LoadedClip, out: Path, card: Mapping[str, Any]) -> Path:
-    """Write an open_clip local directory: config, weights as safetensors, model card, and templates that fit.
+    """Write an open_clip local directory: config, weights as safetensors, model card, fitting templates.
 
     The directory appears whole or not at all, and replaces one that was written before.
 
     Args:
-        card: what the README says of the model: teacher, student, data, licence (texts), metrics (name to
-            number); every key is optional, others are listed as they are. Without a teacher it says that the
-            model was trained from captions.
+        card: what the README says about the model: teacher, student, data, licence (texts), metrics (name to
+            number). Every key is optional; others are listed as they are. Without a teacher, the README says
+            that the model was trained from captions.
 
     Returns:
         out.
@@ -55,7 +55,7 @@ def write_open_clip_dir(clip: LoadedClip, out: Path, card: Mapping[str, Any]) ->
 
 
 def write_card(clip: LoadedClip, directory: Path, card: Mapping[str, Any]) -> None:
-    """Replace the model card of a written model, in one step; see write_open_clip_dir."""
+    """Replace the README of an exported model, in one step; `card` is that of write_open_clip_dir."""
     write_whole(directory / CARD_FILE, _card_text(clip, card))
 
 
@@ -97,12 +97,12 @@ def write_timm_backbone(clip: LoadedClip, out: Path) -> Path:
 
 
 def _write_whole(out: Path, marker: str, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a directory beside `out`, then put it in out's place."""
-    # Replacing deletes: only what has the marker of a former export, or nothing in it, may go.
+    """Let `write` fill a directory beside `out`, then move it to `out`."""
+    # Replacing deletes: only a former export, known by its marker, or an empty directory may go.
     replaceable = not out.exists() or (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir())))
     if not replaceable:
         raise InputError(
-            f"{out}: exists and is no exported model (it has no {marker}). Name another directory."
+            f"{out}: exists and is not an exported model (it has no {marker}). Name another directory."
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:

@@ -1,4 +1,4 @@
-"""Files of models on the Hugging Face hub: from the local cache, by download, or a reason within seconds."""
+"""Model files from the Hugging Face hub, cached or downloaded; failures are reported within seconds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ WEIGHTS = (open_clip.constants.HF_SAFE_WEIGHTS_NAME, open_clip.constants.HF_WEIG
 
 
 def hub_file(repository: str, names: Sequence[str], address: str) -> Path:
-    """The first of these files that a repository ORG/NAME has.
+    """Return the path of the first of these files that repository ORG/NAME has, cached or downloaded.
 
     Args:
         address: as the user wrote it, for messages.
@@ -26,11 +26,11 @@ def hub_file(repository: str, names: Sequence[str], address: str) -> Path:
     try:
         cached = [name for name in names if isinstance(try_to_load_from_cache(repository, name), str)]
     except ValueError as error:
-        raise InputError(f"{address}: {repository!r} is no ORG/NAME of the hub.") from error
+        raise InputError(f"{address}: {repository!r} is not an ORG/NAME of the hub.") from error
     for name in cached or names:
         try:
             if not cached:
-                # One question, without the half minute of retries that a download begins with.
+                # One request, where a download would first retry for half a minute.
                 get_hf_file_metadata(hf_hub_url(repository, name))
             return Path(hf_hub_download(repository, name))
         except EntryNotFoundError:
@@ -38,11 +38,11 @@ def hub_file(repository: str, names: Sequence[str], address: str) -> Path:
         except Exception as error:
             # Errors of the network, the hub and the cache share no base class.
             raise InputError(_unreachable(address, error)) from error
-    raise InputError(f"{address}: {repository} on the hub has no {or_list(names)}, so no open_clip model.")
+    raise InputError(f"{address}: {repository} on the hub has no {or_list(names)}: not an open_clip model.")
 
 
 def registered_weights(pretrained: dict[str, Any], address: str) -> Path:
-    """The weights of an entry of open_clip's registry.
+    """Return the path of the weights of an entry in open_clip's registry, cached or downloaded.
 
     Raises:
         InputError: they are not in the local cache and cannot be downloaded.

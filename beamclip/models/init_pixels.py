@@ -1,4 +1,4 @@
-"""Mean and std of the pixels that the weights of a checkpoint are used to."""
+"""Mean and std of the pixels that a checkpoint's weights were trained with."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from beamclip.models.model_config import read_json
 from beamclip.openclip import open_clip
 
 Colours = dict[str, Any]
-"""{"mean": three numbers, "std": three numbers}; empty where the teacher's hold."""
+"""{"mean": three numbers, "std": three numbers}; empty for the teacher's."""
 
 _FAMILIES: dict[str, Colours] = {
     "imagenet": {"mean": open_clip.constants.IMAGENET_MEAN, "std": open_clip.constants.IMAGENET_STD},
@@ -21,11 +21,11 @@ _FAMILIES: dict[str, Colours] = {
     "teacher": {},
 }
 _CONFIGS = (("open_clip_config.json", "preprocess_cfg"), ("config.json", "pretrained_cfg"))
-"""Files that open_clip and timm leave beside weights, and the key under which mean and std stand."""
+"""Files that open_clip and timm leave beside weights, and the key under which they hold mean and std."""
 
 
 def init_colours(config: StudentConfig) -> Colours:
-    """What a student that starts from `init_checkpoint` takes in place of its teacher's mean and std.
+    """Return the mean and std of a student that starts from `init_checkpoint`; empty for its teacher's.
 
     Raises:
         InputError: the config beside the checkpoint cannot be read.
@@ -40,10 +40,10 @@ def init_colours(config: StudentConfig) -> Colours:
 
 
 def check_init_pixels(config: StudentConfig) -> None:
-    """Refuse options that say too little, contradict each other, or are on another scale.
+    """Check that the options of init_pixels are complete, consistent and on the scale 0..1.
 
     Raises:
-        InputError: with the option.
+        InputError: they are not; the message names the option.
     """
     mean, std = config.init_mean, config.init_std
     if config.init_checkpoint is None and (config.init_pixels != "auto" or mean or std):
@@ -56,8 +56,8 @@ def check_init_pixels(config: StudentConfig) -> None:
         raise InputError(f"init_pixels is {config.init_pixels}, and init_mean is given too. Drop one.")
     if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
         raise InputError(
-            f"init_mean {mean}, init_std {std}: pixels are on the scale 0..1 here. Divide by 255 what is "
-            "meant for 0..255; a std is above 0."
+            f"init_mean {mean}, init_std {std}: pixels are on the scale 0..1 here. Divide by 255 "
+            "values meant for 0..255; a std is above 0."
         )
 
 

@@ -1,4 +1,4 @@
-"""What describes a model: our configs, open_clip's, and JSON files."""
+"""Model configs: ours, open_clip's, and JSON files."""
 
 import json
 from copy import deepcopy
@@ -14,7 +14,7 @@ from beamclip.spelling import did_you_mean, or_list
 
 
 def own_configs() -> dict[str, Traversable]:
-    """The files of our own model configs, by name."""
+    """Return the files of our own model configs, by name."""
     folder = files("beamclip.models") / "configs"
     return {file.name.removesuffix(".json"): file for file in folder.iterdir()}
 
@@ -25,10 +25,10 @@ def is_config(name: str) -> bool:
 
 
 def find_config(config: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(model_cfg, preprocessing keys) of one of our names, one of open_clip's, or a JSON file.
+    """Return (model_cfg, preprocessing keys) for one of our names, one of open_clip's, or a JSON file.
 
     Raises:
-        InputError: there is none, or it lacks what describes a model.
+        InputError: there is no such config, or it does not describe a model.
     """
     ours = own_configs()
     if str(config) in ours:
@@ -58,7 +58,7 @@ def find_config(config: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def without_pretrained_parts(model_cfg: dict[str, Any]) -> dict[str, Any]:
-    """A copy under which open_clip fetches nothing while it builds: the weights come from elsewhere."""
+    """Return a copy with which open_clip builds the model without downloading weights for its parts."""
     model_cfg = deepcopy(model_cfg)
     for tower, name, pretrained in (
         ("vision_cfg", "timm_model_name", "timm_model_pretrained"),
@@ -70,10 +70,10 @@ def without_pretrained_parts(model_cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read a file that holds a JSON object.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such file, or it holds something else.
     """
     if not file.exists():
         raise InputError(f"{file}: no such file.")

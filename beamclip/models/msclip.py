@@ -1,10 +1,10 @@
 """MS-CLIP and MS-CLIP-S: one transformer for images and texts (https://arxiv.org/abs/2207.12661).
 
-MS-CLIP is an open_clip model of two transformers in which each pair of blocks has one attention and one
-feed-forward layer between them; embeddings, layer norms and projections stay each tower's own.
+MS-CLIP is an open_clip model whose image and text transformers share the attention and feed-forward layers
+of each pair of blocks; each tower keeps its own embeddings, layer norms and projection.
 
-MS-CLIP-S leaves the first block of each tower to itself, makes the image's a stem of convolutions, and feeds
-the features of a second, parallel stack of convolutions into the stream of image tokens.
+MS-CLIP-S does not share the first block of each tower, replaces the image tower's by a convolutional stem,
+and merges the features of a second, parallel stack of convolutions into the image tokens.
 """
 
 import math
@@ -21,10 +21,10 @@ from beamclip.errors import InputError
 from beamclip.openclip import CLIP, CustomTextCLIP, LayerNorm, QuickGELU, Transformer
 
 STEM_REDUCTION = 16
-"""The first convolution of a stack has this part of the transformer's width; each of four more doubles it."""
+"""Transformer width over the width of a stack's first convolution; each of the four others doubles it."""
 
 LATERAL_BLOCKS = (2, 4, 6, 8, 10)
-"""Blocks of a transformer of 12 before which the five stages of the parallel branch come in."""
+"""In a transformer of 12 blocks, those before which the five stages of the parallel branch are merged."""
 
 
 def build_msclip(
@@ -36,17 +36,18 @@ def build_msclip(
     custom_text: bool = True,
     **rest: Any,
 ) -> CLIP | CustomTextCLIP:
-    """The model of a config whose key "msclip" holds {specialised, lateral_blocks, shared}.
+    """Build the model of a config whose key "msclip" holds {specialised, lateral_blocks, shared}.
 
     Args:
         embed_dim, vision_cfg, text_cfg, rest: as open_clip's classes take them.
         msclip: specialised (bool, false) makes it MS-CLIP-S; lateral_blocks are the blocks before which the
-            stages of the parallel branch come in, by default those of a transformer of 12; shared (bool,
-            true) may be false where the text tower is another model's, as a student's is.
-        custom_text: whether a text tower that is not shared is a module of its own, as open_clip says it.
+            stages of the parallel branch are merged, by default those of a transformer of 12; shared (bool,
+            true) is false if the text tower is another model's, as a student's is.
+        custom_text: whether a text tower that is not shared is a module of its own (open_clip's custom_text).
 
     Raises:
-        InputError: the towers differ in width, heads or layers, or the patch cannot be reached by halving.
+        InputError: the towers differ in width, heads or layers, the stem cannot make patches of this size, or
+            a key of msclip is unknown or out of range.
     """
     shared = msclip.get("shared", True)
     _check_image_tower(vision_cfg, msclip)
@@ -65,16 +66,16 @@ def build_msclip(
         of_image = model.visual.transformer.resblocks
         of_text = list(model.text.transformer.resblocks)[-len(of_image) :]
         for image_block, text_block in zip(of_image, of_text, strict=True):
-            # The text's, since open_clip draws its weights as CLIP does and leaves the image's to torch.
+            # Share the text tower's layers: open_clip initialises them as CLIP does, the image tower's not.
             image_block.attn, image_block.mlp = text_block.attn, text_block.mlp
     return model
 
 
 def split_msclip(model_cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A model's config as open_clip reads it, and what stands beside it in the file for us to read.
+    """Split a model's config into what open_clip reads and what stands beside that in the file, for us.
 
-    MS-CLIP computes what two towers of equal weights compute, so that open_clip may load it as such. The
-    image tower of MS-CLIP-S is none of open_clip's; its key stays where open_clip trips over it.
+    MS-CLIP computes the same as two towers with equal weights, so open_clip can load it as such. It has no
+    image tower for MS-CLIP-S; there the key stays in the config, so that open_clip refuses it.
     """
     if "msclip" not in model_cfg or model_cfg["msclip"].get("specialised", False):
         return model_cfg, {}
@@ -124,7 +125,7 @@ def _check_image_tower(vision_cfg: dict[str, Any], msclip: dict[str, Any]) -> No
         or not all(0 < b < vision_cfg["layers"] for b in blocks)
     ):
         raise InputError(
-            f"msclip: lateral_blocks {blocks}. Give up to five, rising, from 1 to {vision_cfg['layers'] - 1}."
+            f"msclip: lateral_blocks {blocks}. Give up to five, ascending, 1 to {vision_cfg['layers'] - 1}."
         )
 
 
@@ -138,8 +139,8 @@ class SpecialisedVision(nn.Module):
 
         Args:
             vision_cfg: image_size, patch_size, width, head_width and layers, as open_clip reads them; the
-                stem stands for the first of the layers.
-            lateral_blocks: blocks before which the stages of the parallel branch come in.
+                stem takes the place of the first layer.
+            lateral_blocks: blocks before which the stages of the parallel branch are merged.
         """
         super().__init__()
         image_size, patch_size, width = (vision_cfg[key] for key in ("image_size", "patch_size", "width"))
@@ -184,11 +185,11 @@ class SpecialisedVision(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
     def set_grad_checkpointing(self, enable: bool = True, impl: str = "inline") -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
+        """Recompute each block's activations in the backward pass; `impl` is open_clip's and not used."""
         self.grad_checkpointing = enable
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W], normalised; sides are multiples of the patch size -> embeddings [B, embed_dim]."""
+        """Encode normalised images [B, 3, H, W], sides multiples of the patch size, to [B, embed_dim]."""
         patches = self.stem(images)
         grid = (patches.shape[2], patches.shape[3])
         first = self.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
@@ -209,7 +210,7 @@ class SpecialisedVision(nn.Module):
         return self.grad_checkpointing and self.training and torch.is_grad_enabled()
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """Of the class token and a grid; another grid than the trained one is interpolated."""
+        """Positions of the class token and a grid, interpolated unless the grid is the trained one."""
         if grid == self.grid_size:
             return self.positional_embedding
         first, rest = self.positional_embedding[:1], self.positional_embedding[1:]
@@ -252,12 +253,10 @@ class _Bottleneck(nn.Module):
 
 
 class _Adapter(nn.Module):
-    """Brings a stage of the parallel branch into the stream of tokens, which it replaces."""
+    """Merges a stage of the parallel branch into the image tokens."""
 
     def __init__(self, channels: int, width: int, reduction: int) -> None:
-        """Args:
-        reduction: sides of the stage's features over sides of the grid of tokens.
-        """
+        """Build the layers; `reduction` is the side of the stage's features over that of the token grid."""
         super().__init__()
         self.lateral = nn.Sequential(
             nn.Conv2d(channels, channels, reduction, stride=reduction, groups=channels, bias=False),
@@ -277,7 +276,7 @@ class _Adapter(nn.Module):
 
 
 def _strides(patch_size: int) -> list[int]:
-    """Of the five convolutions of a stack: halved until the patch is reached, then kept."""
+    """Strides of a stack's five convolutions: 2 until the patch size is reached, then 1."""
     halvings = int(math.log2(patch_size))
     return [2] * halvings + [1] * (5 - halvings)
 

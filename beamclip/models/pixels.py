@@ -1,4 +1,4 @@
-"""From uint8 pixels to a network's input, on the device that holds the pixels."""
+"""Turn uint8 pixels into a network's input, on the device that holds the pixels."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,7 +32,7 @@ def normalise_pixels(
     """Resize where needed (bicubic, antialiased, as CLIP was trained) and normalise.
 
     Args:
-        pixels: uint8 [B, 3, H, H], RGB. Cropping to a square is the business of whoever decodes.
+        pixels: uint8 [B, 3, H, H], RGB, already cropped to a square.
         preprocessing: size, mean and std of the network that will read the result.
         dtype: of the result; the arithmetic is float32.
         channels_last: memory format of the result; convolutions are faster with it.

@@ -1,7 +1,7 @@
 """Students: a timm backbone with a projection into the teacher's space, and the teacher's text tower.
 
-Everything that a student is fits into open_clip's own config, so that open_clip alone loads what is exported.
-That rules out a few backbones: see `build_student`.
+open_clip's own config describes a student completely, so that open_clip alone can load an exported one. That
+rules out a few backbones: see `build_student`.
 """
 
 from dataclasses import replace
@@ -23,8 +23,8 @@ from beamclip.openclip import TimmModel, VisionTransformer, timm
 from beamclip.spelling import did_you_mean, or_list
 
 # open_clip's (timm_pool, timm_proj), in order of preference. "" leaves pooling to the network: a ViT keeps
-# its class token. Networks that end in a hidden layer of their own give more features than the num_features
-# by which open_clip sizes its projection; there alone the network's own classifier is the projection.
+# its class token. Networks with a hidden layer before the classifier give more features than the num_features
+# by which open_clip sizes its projection; only for these, the network's own classifier is the projection.
 _PROJECTIONS: dict[Head, tuple[tuple[str, str], ...]] = {
     "linear": (("", "linear"), ("avg", "")),
     "mlp": (("", "mlp"),),
@@ -34,27 +34,27 @@ _ANY_SIZE_AND_HEAD = ("resnet18", "convnext_atto", "efficientnet_b0", "xcit_nano
 
 
 def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> LoadedClip:
-    """A student of the teacher, on the CPU; its text tower and logit scale are the teacher's.
+    """Build a student on the CPU, with copies of the teacher's text tower and logit scale.
 
     Only the image tower (`model.visual`) requires gradients and is in train mode. The student's mean and std
-    are the teacher's, so that both see the same input, unless its first weights are used to others: those of
-    `pretrained`, or of `init_checkpoint` (see `init_pixels`).
+    are the teacher's, so that both see the same input, unless its initial weights were trained with others:
+    those of `pretrained`, or of `init_checkpoint` (see `init_pixels`).
 
-    The student is a timm backbone, or the image tower of one of our MS-CLIP configs; that of MS-CLIP-S needs
-    beamclip to be loaded, all others open_clip alone.
+    The student is a timm backbone, or the image tower of one of our MS-CLIP configs. A student with the tower
+    of MS-CLIP-S needs beamclip to load it, all others open_clip alone.
 
-    Most of timm works. Refused are networks with a position grid of one size (ViT, DeiT, Swin, LeViT, ...) at
-    any other size, and networks that end in a hidden layer of their own (MobileNetV3 and V4, GhostNet, LCNet,
-    HGNetV2, VGG) with an mlp head: open_clip's config has no words for either.
+    Most timm networks work. Refused are networks with a position grid of one size (ViT, DeiT, Swin, LeViT,
+    ...) at any other size, and networks with a hidden layer before the classifier (MobileNetV3 and V4,
+    GhostNet, LCNet, HGNetV2, VGG) with an mlp head: open_clip's config cannot describe either.
 
     Args:
-        seed: decides the weights that are not loaded from anywhere.
+        seed: decides the weights that are not loaded.
 
     Raises:
-        InputError: no such backbone, it cannot be used this way, or its weights cannot be loaded.
+        InputError: there is no such backbone, it cannot be used this way, or its weights cannot be loaded.
     """
     _check(config, teacher)
-    # An MS-CLIP's text tower, apart from the images', is one of open_clip's.
+    # Without its image tower, an MS-CLIP's text tower is an ordinary one of open_clip's.
     model_cfg = {key: value for key, value in teacher.model_cfg.items() if key != "msclip"}
     if _is_msclip(config.student):
         model_cfg |= _msclip_tower(config, teacher)
@@ -71,15 +71,15 @@ def build_student(config: StudentConfig, teacher: LoadedClip, seed: int) -> Load
     model.visual.train()
     address = f"{config.student} <- {teacher.address}"
     student = assemble(model, teacher.tokenizer, model_cfg, preprocess, address=address)
-    # It has the teacher's text tower, and so what that has read.
+    # The text tower is the teacher's, so the same templates fit it.
     return replace(student, fitting=teacher.fitting)
 
 
 def backbone_features(tower: nn.Module, images: Tensor) -> Tensor:
-    """The features that a linear probe reads: those before the projection into the shared space.
+    """Return the features for a linear probe: those before the projection into the shared space.
 
     For open_clip's ResNets, and for towers that pool by attention, projection and pooling are one layer: the
-    embedding itself is returned, as CLIP's authors did in their probes.
+    embedding itself is returned, as CLIP's authors used it in their probes.
 
     Args:
         tower: the image tower of a CLIP model.
@@ -111,7 +111,7 @@ def _is_msclip(name: str) -> bool:
 
 
 def _msclip_tower(config: StudentConfig, teacher: LoadedClip) -> dict[str, Any]:
-    """The part of a student's config that is the image tower of an MS-CLIP config."""
+    """Return the part of a student's config that describes an MS-CLIP image tower."""
     if config.student_head != "linear" or config.pretrained or config.init_checkpoint is not None:
         raise InputError(
             f"student {config.student}: has a projection of its own and starts from random weights. Leave "
@@ -148,10 +148,10 @@ def _check(config: StudentConfig, teacher: LoadedClip) -> None:
 
 
 def _vision_cfg(config: StudentConfig, teacher: LoadedClip) -> dict[str, Any]:
-    """open_clip's description of the image tower, found by trying: timm's networks do not announce what fits.
+    """Find open_clip's description of the image tower, by trial: timm does not say what a network accepts.
 
     Raises:
-        InputError: open_clip has no way to build this one.
+        InputError: open_clip cannot build this one.
     """
     name, head = config.student, config.student_head
     size = config.student_image_size or teacher.image_size
@@ -171,16 +171,16 @@ def _vision_cfg(config: StudentConfig, teacher: LoadedClip) -> dict[str, Any]:
         )
     if head == "mlp" and _try(name, "linear", native, teacher.embed_dim)[0]:
         raise InputError(
-            f"student {name}: ends in a hidden layer of its own, which open_clip cannot follow by an mlp. "
-            f"Use student_head linear, or another student, {others}."
+            f"student {name}: has a hidden layer before its classifier, and open_clip cannot put an mlp "
+            f"behind it. Use student_head linear, or another student, {others}."
         )
     raise InputError(
-        f"student {name}: open_clip cannot use it as image tower ({cause}). Take another, {others}."
+        f"student {name}: open_clip cannot use it as an image tower ({cause}). Take another, {others}."
     )
 
 
 def _try(name: str, head: Head, size: int, embed_dim: int) -> tuple[dict[str, Any], str]:
-    """A description under which the tower encodes an image, or none and the first reason why not."""
+    """Return a description with which the tower encodes an image, or {} and the first reason for failing."""
     causes = []
     for pool, proj in _PROJECTIONS[head]:
         try:
@@ -188,7 +188,7 @@ def _try(name: str, head: Head, size: int, embed_dim: int) -> tuple[dict[str, An
                 tower = TimmModel(name, embed_dim, image_size=size, pool=pool, proj=proj).eval()
                 shape = list(tower(torch.zeros(1, 3, size, size)).shape)
         except Exception as error:
-            # What a network raises when it is used in a way it was not made for is anybody's choice.
+            # A network may raise anything when it is used in a way it was not made for.
             causes.append(f"{type(error).__name__}: {error}")
             continue
         if shape == [1, embed_dim]:
@@ -208,19 +208,19 @@ def _timm_cfg(name: str, pool: str, proj: str, size: int) -> dict[str, Any]:
 
 
 def _load_pretrained(trunk: nn.Module, name: str) -> dict[str, Any]:
-    """Fill the trunk with timm's weights; returns the mean and std that they are used to."""
+    """Fill the trunk with timm's weights; return the mean and std that they were trained with."""
     try:
         registered = timm.get_pretrained_cfg(name)
         if registered is not None and registered.hf_hub_id:
-            # timm itself would ask again for most of a minute.
+            # timm itself would retry for most of a minute.
             hub_file(registered.hf_hub_id, _TIMM_WEIGHTS, name)
         source = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
         # Hub, cache and file errors share no base class.
         raise InputError(
-            f"student {name}: timm's pretrained weights are neither in the local cache nor to be had "
-            f"({first_line(error)}). Check the network, give a local file as init_checkpoint, or leave "
-            "pretrained out."
+            f"student {name}: timm's pretrained weights are not in the local cache and cannot be "
+            f"downloaded ({first_line(error)}). Check the network, give a local file as init_checkpoint, or "
+            "leave pretrained out."
         ) from error
     unknown = trunk.load_state_dict(source.state_dict(), strict=False).unexpected_keys
     assert not unknown, f"{name} with and without open_clip differ in {unknown}"
@@ -229,16 +229,16 @@ def _load_pretrained(trunk: nn.Module, name: str) -> dict[str, Any]:
 
 
 def drop_text_tower(student: LoadedClip) -> None:
-    """Free the weights of all but the image tower, which a student needs none of while it trains.
+    """Free all weights but the image tower's: a student trains without them.
 
-    The model is of no use for texts until `attach_text_tower`.
+    The model cannot encode texts until `attach_text_tower`.
     """
     for parameter in _text_parameters(student).values():
         parameter.data = parameter.data.new_empty(0)
 
 
 def attach_text_tower(student: LoadedClip, teacher: LoadedClip) -> None:
-    """Have a student use its teacher's weights for texts, without a copy: neither may train from then on."""
+    """Let a student share its teacher's weights for texts, uncopied; neither may train from then on."""
     theirs = teacher.model.state_dict()
     for name, parameter in _text_parameters(student).items():
         parameter.data = theirs[name]
@@ -250,7 +250,7 @@ def _text_parameters(student: LoadedClip) -> dict[str, nn.Parameter]:
 
 
 def copy_text_tower(student: ClipModel, teacher: ClipModel) -> None:
-    """Copy all but the image tower from the teacher, and freeze it."""
+    """Copy all weights but the image tower's from the teacher, and freeze them."""
     theirs = {key: value for key, value in teacher.state_dict().items() if not key.startswith("visual.")}
     result = student.load_state_dict(theirs, strict=False)
     differing = result.unexpected_keys + [key for key in result.missing_keys if not key.startswith("visual.")]

@@ -1,4 +1,4 @@
-"""The frozen teacher: images and texts to unit embeddings."""
+"""The frozen teacher, which encodes images and texts to unit embeddings."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -21,11 +21,13 @@ class ImageTeacher(nn.Module):
     """
 
     def __init__(self, tower: ImageTower, precision: Precision = "fp32") -> None:
-        """Args:
-        tower: is frozen and cast as it is, without a copy.
-        precision: bf16 casts a transformer as a whole (autocast would convert its weights anew in each call,
-            and is slower than float32 on a CPU) and runs a convolutional network under autocast, which keeps
-            its normalisation in float32.
+        """Freeze a tower.
+
+        Args:
+            tower: frozen and cast in place, not copied.
+            precision: bf16 casts a transformer as a whole (autocast would convert its weights in each call,
+                and is slower than float32 on a CPU) and runs a convolutional network under autocast, which
+                keeps its normalisation in float32.
         """
         super().__init__()
         self.network = tower.network.requires_grad_(False)
@@ -50,7 +52,7 @@ class ImageTeacher(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, H] on the teacher's device -> float32 [B, D], unit length.
+        """Encode pixels, uint8 [B, 3, H, H] on the teacher's device, to float32 [B, D] of unit length.
 
         Raises:
             ValueError: pixels are not uint8, not [B, 3, H, W], or not square.
@@ -58,27 +60,29 @@ class ImageTeacher(nn.Module):
         images = normalise_pixels(
             pixels, self.preprocessing, dtype=self._input_dtype, channels_last=self._convolutional
         )
-        # Said in full: a student's autocast around this call must not change the teacher.
+        # Set explicitly: a student's autocast around this call must not change the teacher.
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._autocast):
             embeddings = self.network(images)
-        # CoCa's tower gives the tokens too.
+        # CoCa's tower returns the tokens too.
         embeddings = embeddings[0] if isinstance(embeddings, tuple) else embeddings
         return F.normalize(embeddings.float(), dim=-1)
 
 
 def copied_image_teacher(clip: LoadedClip, precision: Precision = "fp32") -> ImageTeacher:
-    """A frozen copy of a model's image tower; the model itself, which may train, stays as it is."""
+    """Make a frozen copy of a model's image tower; the model itself is not changed and may train."""
     tower = clip.image_tower
     return ImageTeacher(replace(tower, network=deepcopy(tower.network)), precision)
 
 
 class Teacher(nn.Module):
-    """A copy of a CLIP model that never trains: see ImageTeacher."""
+    """A frozen copy of a CLIP model, always in eval mode; see ImageTeacher for its image tower."""
 
     def __init__(self, clip: LoadedClip, precision: Precision = "fp32") -> None:
-        """Args:
-        precision: of the image tower. Texts are encoded in float32 either way: they are few, and every
-            anchor's error would stay for the whole training.
+        """Copy and freeze a model.
+
+        Args:
+            precision: of the image tower. Texts are always encoded in float32: they are few, and an error in
+                an anchor would last for the whole training.
         """
         super().__init__()
         self.clip: ClipModel = deepcopy(clip.model).requires_grad_(False)
@@ -93,12 +97,16 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """See ImageTeacher.encode_image."""
+        """Encode pixels as `ImageTeacher.encode_image` does."""
         return self.images.encode_image(pixels)
 
     @torch.no_grad()
     def encode_text(self, texts: list[str], batch_size: int = 256) -> Tensor:
-        """n texts -> float32 [n, D] on the teacher's device, unit length; batch_size texts at a time."""
+        """Encode n texts, `batch_size` at a time, to float32 [n, D] of unit length on the teacher's device.
+
+        Raises:
+            ValueError: there are no texts.
+        """
         if not texts:
             raise ValueError("no texts to encode")
         device = self.clip.logit_scale.device
@@ -109,5 +117,5 @@ class Teacher(nn.Module):
 
 
 def _is_convolutional(tower: nn.Module) -> bool:
-    """A transformer has one convolution, its patch embedding, or none."""
+    """Whether a tower is no transformer, which has at most one convolution: its patch embedding."""
     return sum(isinstance(module, nn.Conv2d) for module in tower.modules()) > 1

@@ -1,4 +1,4 @@
-"""Tokenizers of CLIP models, by open_clip."""
+"""Tokenizers of CLIP models, from open_clip."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +9,20 @@ from beamclip.errors import InputError
 from beamclip.openclip import open_clip
 
 Tokenizer = Callable[[list[str]], Tensor]
-"""n texts -> int64 [n, context_length]; longer texts are cut."""
+"""Maps n texts to int64 tokens [n, context_length]; longer texts are cut."""
 
 _BPE_VOCABULARY = 49408
-"""Tokens of CLIP's own byte-pair encoding."""
+"""Number of tokens in CLIP's own byte-pair encoding."""
 
 
 def new_tokenizer(model_cfg: dict[str, Any], where: str) -> Tokenizer:
-    """The tokenizer of a model whose config is a registered one, or a file's.
+    """Make the tokenizer of a new model.
 
     Args:
-        where: the config's name, by which open_clip knows its own, or its file.
+        where: name or file of the config; for a name in open_clip's registry, open_clip picks the tokenizer.
 
     Raises:
-        InputError: the config asks for a tokenizer that new models cannot have.
+        InputError: the config asks for a tokenizer that new models cannot have, or it cannot be loaded.
     """
     text_cfg = model_cfg["text_cfg"]
     if where in open_clip.list_models():
@@ -42,7 +42,7 @@ def new_tokenizer(model_cfg: dict[str, Any], where: str) -> Tokenizer:
 
 
 def open_clip_tokenizer(name: str, where: str) -> Tokenizer:
-    """The tokenizer that open_clip has for a name or address of a model.
+    """Load the tokenizer that open_clip has for a model's name or address.
 
     Raises:
         InputError: it cannot be loaded; `where` names the model.

@@ -1,4 +1,4 @@
-"""Weights: reading them from a file into a model, and naming them by a hash."""
+"""Weights: loading them from a file into a model, and hashing them."""
 
 import hashlib
 import json
@@ -25,9 +25,9 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SHOWN = 3
 
 _STATES = ("state_dict", "model", "teacher")
-"""Keys under which training programs keep weights, in the order in which they are looked for."""
+"""Keys under which training programs keep weights, in the order in which they are tried."""
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What torch.compile and FSDP put into the names of tensors."""
+"""Prefixes that torch.compile, FSDP and activation checkpointing add to the names of tensors."""
 
 
 def load_weights(model: nn.Module, file: Path, config: str) -> None:
@@ -47,12 +47,12 @@ def load_weights(model: nn.Module, file: Path, config: str) -> None:
     try:
         _fill(model, state)
     except Exception as error:
-        # open_clip raises a dozen kinds here; only the two files can say which mistake it was.
+        # open_clip raises a dozen types here; only comparing the file with the model tells what is wrong.
         raise InputError(_why_unfit(model, state, file, config, error)) from error
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a state as `open_clip.load_checkpoint` loads that of a file."""
+    """Load a state dict as `open_clip.load_checkpoint` loads one from a file."""
     state = convert_state_dict(model, dict(state))
     if not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
@@ -90,13 +90,13 @@ def load_backbone(trunk: nn.Module, file: Path, name: str) -> None:
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or torch file, by name; nothing but tensors is unpickled.
+    """Read the tensors of a .safetensors or torch file, by name, without running code from the file.
 
-    Of a training checkpoint, those under "state_dict", "model" or "teacher"; what torch.compile, FSDP and DDP
-    put into names is left out.
+    From a training checkpoint, it takes those under "state_dict", "model" or "teacher". Prefixes that
+    torch.compile, FSDP and DDP add to names are removed.
 
     Raises:
-        InputError: the file is missing, is no such file, or holds other Python objects.
+        InputError: the file is missing, cannot be read, holds no tensors, or holds other Python objects.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file.")
@@ -113,7 +113,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 def _read(file: Path) -> Any:
     if file.suffix == ".safetensors":
         return load_file(file)
-    # A bag of values, which DINO and its kin keep their options in.
+    # argparse's Namespace is harmless, and DINO and similar programs keep their options in one.
     with torch.serialization.safe_globals([Namespace]):
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -133,7 +133,7 @@ def _why_unreadable(file: Path, error: Exception) -> str:
 
 
 def _tensors(content: Any, file: Path) -> dict[str, Tensor]:
-    """The weights in what a file holds, which training programs nest."""
+    """Find the weights in a file's content, where training programs may nest them."""
     if isinstance(content, Mapping):
         for key in _STATES:
             if isinstance(content.get(key), Mapping):
@@ -157,7 +157,7 @@ def _unwrapped(key: str) -> str:
 
 
 def weights_sha256(model: nn.Module, *configs: Mapping[str, Any]) -> str:
-    """Hex digest over configs and weights; the same however and wherever the weights are stored."""
+    """Return a hex digest of configs and weights, independent of device, memory layout and file format."""
     digest = hashlib.sha256()
     for config in configs:
         digest.update(json.dumps(config, sort_keys=True).encode())
@@ -186,7 +186,7 @@ def _prefixes(state: StateDict, name: str) -> list[str]:
 
 
 def _best(hits: Mapping[str, int], what: str, file: Path) -> str:
-    """The prefix with most hits; empty if there is none."""
+    """The prefix with the most hits; empty if there is none."""
     best = [prefix for prefix in hits if hits[prefix] == max(hits.values())]
     if len(best) > 1:
         raise InputError(
@@ -218,13 +218,13 @@ def _why_unfit(model: nn.Module, state: StateDict, file: Path, config: str, erro
 
 
 def _mismatch(state: StateDict, expected: StateDict) -> str:
-    """What keeps the state from fitting, in words; empty if it fits."""
+    """Describe why the state does not fit; empty if it does."""
     shapes = [
         f"{name} is {list(state[name].shape)} in the file, {list(value.shape)} in the model"
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
-    # Checkpoints older than the counter lack it, and it decides nothing at a fixed momentum.
+    # Old checkpoints lack this counter, which has no effect at a fixed momentum.
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     unknown = [name for name in state if name not in expected]
     parts = []

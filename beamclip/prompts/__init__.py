@@ -1,1 +1,1 @@
-"""From a class list to text anchors: templates and contexts make prompts of it, a text tower embeds them."""
+"""From a class list to text anchors: templates and contexts give prompts, which a text tower embeds."""

@@ -25,7 +25,7 @@ from beamclip.prompts.contexts import ContextSource, class_contexts
 from beamclip.prompts.templates import fill, resolve_templates
 
 TextEncoder = Callable[[list[str]], Tensor]
-"""n texts -> [n, D] embeddings of any length, floating type and device."""
+"""Maps n texts to embeddings [n, D] of any norm, floating type and device."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ def class_prompts(
     config: PromptConfig,
     external_sources: Mapping[str, ContextSource] | None = None,
 ) -> list[list[str]]:
-    """Prompts of each class, in the order of the classes: templates x contexts, or templates x bare name.
+    """Make the prompts of each class, in order: templates x contexts, or templates x bare name.
 
     Args:
-        outside: the sources of contexts that need more than the class list, by name.
+        external_sources: the context sources that need more than the class list, by name.
 
     Raises:
-        InputError: a template cannot be used, or contexts are asked for and there are none.
+        InputError: a template cannot be used, or contexts are requested and there are none.
     """
     templates = resolve_templates(config.templates)
     contexts = class_contexts(classes, config.context_source, config.num_contexts, external_sources)
@@ -62,9 +62,9 @@ def _slots(entry: ClassEntry, contexts: Sequence[str]) -> list[str]:
 
 
 def count_alike(prompts: Sequence[Sequence[str]]) -> tuple[int, int]:
-    """How many different sets of prompts the classes have, and how many classes share theirs with another.
+    """Count the distinct sets of prompts, and the classes that share theirs with another class.
 
-    Tokenizers fold letters to small ones and runs of spaces to one: what differs by these alone is alike.
+    Prompts that differ only in case or in runs of spaces count as equal: tokenizers remove both.
     """
     counts = Counter(
         frozenset(" ".join(prompt.lower().split()) for prompt in of_class) for of_class in prompts
@@ -103,7 +103,7 @@ def encode_anchors(
     units = _cached_units(list(row), encode_text, cache_dir, encoder_fingerprint, batch_size)
     embeddings = units[[row[prompt] for prompt in flat]]
     class_index = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(p) for p in prompts]))
-    # Of one prompt each the means are the prompts, to the last bit.
+    # With one prompt a class, the means are the prompts, to the last bit.
     if reduce == "separate" or len(flat) == len(prompts):
         return Anchors(embeddings, class_index)
     sums = embeddings.new_zeros(len(prompts), embeddings.shape[1]).index_add_(0, class_index, embeddings)
@@ -118,7 +118,7 @@ def caption_anchors(
     encoder_fingerprint: str,
     batch_size: int = 256,
 ) -> Anchors:
-    """One anchor a caption, in order: they need no classes. Arguments and errors: `encode_anchors`."""
+    """Make one anchor a caption, in order, without classes; arguments and errors as in `encode_anchors`."""
     return encode_anchors(
         [[caption] for caption in captions],
         encode_text,
@@ -132,7 +132,7 @@ def caption_anchors(
 def truncated_prompts(
     prompts: Sequence[Sequence[str]], tokenizer: Callable[..., Tensor], context_length: int
 ) -> list[tuple[int, str]]:
-    """Prompts that the tokenizer would cut without a word, each with the index of its class.
+    """Find the prompts that the tokenizer would silently cut, each with the index of its class.
 
     Args:
         prompts: one list a class.
@@ -145,8 +145,8 @@ def truncated_prompts(
     cut: set[str] = set()
     for start in range(0, len(long), 1024):
         texts = long[start : start + 1024]
-        # A whole prompt begins with the same tokens when there is more room; one that was cut ends too early.
-        # Unlike a look at the last token this needs no knowledge of the vocabulary.
+        # Given more room, an uncut prompt begins with the same tokens; a cut one differs where it was cut.
+        # Unlike a check of the last token, this needs no knowledge of the vocabulary.
         given = tokenizer(texts, context_length=context_length)
         roomy = tokenizer(texts, context_length=2 * context_length)[:, :context_length]
         differs = (given != roomy).any(dim=1)
@@ -155,7 +155,7 @@ def truncated_prompts(
 
 
 def _may_be_cut(prompt: str, context_length: int) -> bool:
-    # An ASCII character is one token at most, no tokenizer adds as many as 8 of its own. This spares nearly
+    # An ASCII character is one token at most, and no tokenizer adds as many as 8. This saves nearly
     # all the work: tokenizing 100,000 prompts takes ten seconds and more.
     return not prompt.isascii() or len(prompt) + 8 > context_length
 
@@ -165,7 +165,7 @@ def _cached_units(
 ) -> Tensor:
     if cache_dir is None:
         return _encode_units(prompts, encode_text, batch_size)
-    # JSON keeps the borders between prompts: ["ab", "c"] and ["a", "bc"] are different keys.
+    # JSON keeps prompts apart: ["ab", "c"] and ["a", "bc"] are different keys.
     key = hashlib.sha256(json.dumps([fingerprint, prompts]).encode()).hexdigest()
     path = cache_dir / f"{key}.safetensors"
     units = _read_units(path, len(prompts))
@@ -193,7 +193,7 @@ def _encode_units(prompts: list[str], encode_text: TextEncoder, batch_size: int)
 
 
 def _read_units(path: Path, count: int) -> Tensor | None:
-    """What is kept at `path`; None if there is nothing, or nothing usable."""
+    """Read the embeddings cached at `path`; None if there are none, or none usable."""
     try:
         units = load_file(path)["units"]
     except (OSError, SafetensorError, KeyError):

@@ -1,8 +1,8 @@
 """Class lists: text files with one name a line, or YAML and JSON lists of mappings.
 
 A class is keyed by its id, never by its name, because names repeat: ImageNet has a crane that flies and one
-that lifts. Every text is brought to Unicode's composed form (NFC), and so are the labels that ids are
-compared with.
+that lifts. Every text is brought to Unicode's composed form (NFC), as are the labels that are compared with
+ids.
 """
 
 import reprlib
@@ -24,9 +24,9 @@ class ClassEntry:
     id: str
     """Unique in its list."""
     name: str
-    """What a prompt calls it; may repeat."""
+    """Its name in prompts; may repeat."""
     contexts: tuple[str, ...] = ()
-    """Texts that tell it from others of its name, most helpful first."""
+    """Texts that tell it from other classes of the same name, most helpful first."""
     parents: tuple[str, ...] = ()
     """Its ancestors in a label tree, nearest first."""
     synset: str | None = None
@@ -71,7 +71,7 @@ def _from_lines(text: str, path: Path) -> dict[int, ClassEntry]:
             continue
         if name.startswith("#"):
             raise InputError(
-                f"{path}: line {number}: {name[:40]!r} is a comment, if a space follows the #. "
+                f"{path}: line {number}: {name[:40]!r} is a comment only with a space after the #. "
                 f"A class of this name needs a YAML list: - name: {name[:40]!r}"
             )
         name = _checked(name, f"{path}: line {number}")
@@ -123,7 +123,7 @@ def _id(value: Any, where: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """A few words of it: YAML's aliases let a few lines stand for more than fits into memory."""
+    """Abbreviate a value: with YAML's aliases, a few lines can stand for more than fits into memory."""
     return reprlib.repr(value)
 
 

@@ -1,4 +1,4 @@
-"""How class names become text anchors, as options: reading a configuration must not import torch."""
+"""Options of how class names become text anchors; parsing options must not import torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,20 +15,20 @@ class PromptConfig:
     """How class names become text anchors."""
 
     templates: tuple[str, ...] = (AUTO,)
-    """auto: those that fit the teacher's captions. Or sets (name, photo, ensemble, symbol, openai7, openai80)
-    and texts with {} for the class, which stay as they are; "a(n) {}" bends to the class: an owl."""
+    """auto: templates that fit the teacher's captions. Or sets (name, photo, ensemble, symbol, openai7,
+    openai80) and texts with {} for the class, used as they are; "a(n) {}" becomes "a" or "an": an owl."""
     context_source: str = "none"
-    """Where contexts come from: the class list's `contexts` (file) or `parents` (hierarchy), the lexicon
-    (wordnet) by its `synset`, words beside the name in the shards' captions (captions), or several of these,
-    as hierarchy+captions, in turn."""
+    """Where contexts come from: the class list's `contexts` (file) or `parents` (hierarchy), WordNet by its
+    `synset` (wordnet), words beside the name in the shards' captions (captions), or several of these in turn
+    (hierarchy+captions)."""
     num_contexts: Natural = 0
-    """Contexts a class, first ones first, one prompt each; 0 leaves the bare name."""
+    """Contexts taken of each class, in order, each for prompts of its own; 0 uses the bare name."""
     context_data: PathOrAddress = None
-    """Shards whose captions context_source captions reads; by default the ones of --data."""
+    """Shards with the captions for context_source captions; by default those of --data."""
     context_columns: tuple[str, ...] = ()
-    """Fields of a sample's JSON with further texts that context_source captions reads, such as tags."""
+    """Fields of a sample's JSON with further texts for context_source captions, such as tags."""
     wordnet: LocalPath = None
-    """Princeton's dict folder of WordNet, for context_source wordnet; by default what nltk has installed."""
+    """The dict folder of Princeton's WordNet, for context_source wordnet; by default the one nltk has."""
     anchor_reduce: AnchorReduce = "mean"
     """mean: one anchor a class, the unit mean of its prompts. separate: one anchor a prompt."""
 

@@ -2,8 +2,8 @@
 
 BeamCLIP (https://arxiv.org/abs/2301.02903) calls it context-based prompt augmentation; where contexts come
 from and how they are written is this project's choice. A source is a function that turns one class into
-texts, most helpful first. Two read the class list; the others need something of
-their own, a lexicon or counted captions, and are made by whoever has it (prompts.wordnet, data.cooccurrence).
+texts, most helpful first. Two sources read the class list. The others need a lexicon (prompts.wordnet) or
+counted captions (data.cooccurrence), so the caller passes them in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from beamclip.prompts.classes import ClassEntry
 from beamclip.spelling import did_you_mean
 
 ContextSource = Callable[[ClassEntry], tuple[str, ...]]
-"""One class -> its contexts, most helpful first; none where the source knows none."""
+"""Maps a class to its contexts, most helpful first; empty if the source knows none."""
 
 NONE = "none"
 WORDNET = "wordnet"
@@ -25,24 +25,24 @@ _LACKING = {
     WORDNET: "carry a `synset`. Add it to the class list (YAML or JSON)",
     CAPTIONS: "occur in the captions by their names. Give captions that name them (--context-columns)",
 }
-"""Name of each source -> what its classes do, and what helps where none does."""
+"""Name of a source -> end of the message "0 classes ..." if it has no contexts at all, with advice."""
 
 
 def file_contexts(entry: ClassEntry) -> tuple[str, ...]:
-    """The class list's own."""
+    """Return the contexts that the class list gives."""
     return entry.contexts
 
 
 def hierarchy_contexts(entry: ClassEntry) -> tuple[str, ...]:
-    """What the class is a type of, nearest first."""
+    """Return "a type of ..." for each parent of the class, nearest first."""
     return tuple(f"a type of {parent}" for parent in entry.parents)
 
 
 def source_names(context_source: str) -> tuple[str, ...]:
-    """The sources that `hierarchy+captions` names; none for `none`.
+    """Split an option such as `hierarchy+captions` into names of sources; empty for `none`.
 
     Raises:
-        InputError: one is unknown, stands twice, or `none` stands with another.
+        InputError: a name is unknown or repeated, or `none` is combined with another.
     """
     names = tuple(name.strip() for name in context_source.split("+"))
     for name in names:
@@ -52,7 +52,7 @@ def source_names(context_source: str) -> tuple[str, ...]:
             raise InputError(f"context_source {context_source!r}: there is no source {name!r}. {hint}")
     if len(set(names)) < len(names) or (NONE in names and len(names) > 1):
         raise InputError(
-            f"context_source {context_source!r}: each source once, joined by +, or {NONE} alone."
+            f"context_source {context_source!r}: give each source once, joined by +, or {NONE} alone."
         )
     return () if names == (NONE,) else names
 
@@ -63,18 +63,19 @@ def class_contexts(
     count: int,
     external_sources: Mapping[str, ContextSource] | None = None,
 ) -> list[tuple[str, ...]]:
-    """The first contexts of each class, in the order of the classes.
+    """Return the first contexts of each class, in the order of the classes.
 
-    Several sources give theirs in turn: the first of each, the second of each, and so on, none twice.
+    Several sources take turns: the first context of each, the second of each, and so on, without repetitions.
 
     Args:
         context_source: names of sources, joined by +.
         count: contexts a class, at most.
-        outside: the sources that need more than the class list, by name.
+        external_sources: the sources that need more than the class list, by name.
 
     Raises:
-        InputError: see `source_names`; or contexts are asked for and one of the sources knows none at all.
-        ValueError: a source is missing from `outside`.
+        InputError: as `source_names`; or `count` is negative; or contexts are requested, and there is no
+            source, or one that has none for any class.
+        ValueError: a source is missing from `external_sources`.
     """
     names = source_names(context_source)
     if count < 0:

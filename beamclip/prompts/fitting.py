@@ -1,8 +1,8 @@
-"""Which templates fit a text tower: those that look like the captions it was trained on.
+"""Find the templates that fit a text tower: those that look like the captions it was trained on.
 
-A tower that has read bare names alone has never seen "a photo of a crane.", and says little of use about it.
-A model therefore carries a note of its captions (FITTING_FILE, beside its config), which whoever learns from
-it, or scores it, goes by.
+A tower trained on bare names has never read "a photo of a crane.", and its embedding of it is of little use.
+A model therefore carries a note about its captions (FITTING_FILE, beside its config), from which distillation
+and scoring take their templates.
 """
 
 import json
@@ -21,18 +21,18 @@ from beamclip.prompts.texts import nfc
 
 FITTING_FILE = "beamclip.json"
 UNKNOWN_TEMPLATES = ("photo",)
-"""Taken where nobody knows what a text tower has read: most have read captions of photographs."""
+"""Used if the captions of a text tower are unknown: most are trained on captions of photographs."""
 
 EXAMPLES = 5
 MOST_TEMPLATES = 8
 MOST_WORDS = 64
-"""Of a caption, in which a name is looked for."""
+"""Words of a caption that are searched for a name."""
 LEAST_SHARE = 0.03
-"""Of the captions that a frame must hold, and two at least, to become a template."""
+"""Share of the captions, and at least two of them, that must have a frame for it to become a template."""
 FRAMED_SHARE = 0.5
-"""Of the captions that all templates must hold together; with less, captions are called free text."""
+"""Share of the captions that all templates together must cover; otherwise captions count as free text."""
 NAME_WORDS = 4
-"""Free captions of so many words or fewer (median) are taken for names."""
+"""Free captions of at most this many words (median) are taken for names."""
 
 _WORDS = re.compile(r"\S+")
 _ARTICLE = re.compile(r"\b([Aa])n? \{\}")
@@ -42,21 +42,21 @@ _PHOTO = re.compile(r"an? photo of\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class CaptionFacts:
-    """What the captions of a pre-training looked like."""
+    """Facts about the captions that a model was trained on."""
 
     looked_at: int
-    """Captions that the other figures are of."""
+    """Number of captions behind the other figures."""
     examples: tuple[str, ...]
     median_words: float
     photo_share: float
-    """Share that begins with "a photo of", 0..1."""
+    """Share of captions that begin with "a photo of", 0..1."""
     name_share: float | None
-    """Share that is the name of a class and nothing else, 0..1; None without a class list."""
+    """Share of captions that are just the name of a class, 0..1; None without a class list."""
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """The templates that fit a model's text tower, and how that is known."""
+    """The templates that fit a model's text tower, and why."""
 
     templates: tuple[str, ...]
     """Names of sets, or templates."""
@@ -65,15 +65,15 @@ class Fitting:
 
 
 def fitting_of(captions: Sequence[str], names: Iterable[str] = ()) -> Fitting:
-    """The templates that a text tower knows which is trained on captions such as these.
+    """Find the templates that fit a text tower trained on captions such as these.
 
-    With the names of classes: what most captions say around a name, or before it; each such frame is a
-    template. Without: what most captions begin with or, where they share no beginning, the bare name if they
-    are short.
+    With class names, the frames that most captions put around a name, or before it, become templates. Without
+    names or such frames, the beginning that most captions share becomes the template. If there is none, it is
+    the bare name for short captions, and UNKNOWN_TEMPLATES for long ones.
 
     Args:
         captions: at least one.
-        names: of the classes, where there is a class list.
+        names: of the classes, if there is a class list.
     """
     texts = [" ".join(nfc(caption).split()) for caption in captions]
     known = {_folded(name) for name in names}
@@ -91,16 +91,16 @@ def fitting_of(captions: Sequence[str], names: Iterable[str] = ()) -> Fitting:
 
 
 def write_fitting(fitting: Fitting, directory: Path) -> None:
-    """Leave the note in a model's directory."""
+    """Write a model's note, FITTING_FILE, to its directory."""
     text = json.dumps(asdict(fitting), indent=2, ensure_ascii=False)
     (directory / FITTING_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_fitting(directory: Path) -> Fitting | None:
-    """The note in a model's directory; None where there is none.
+    """Read the note in a model's directory; None if there is none.
 
     Raises:
-        InputError: there is one that cannot be used.
+        InputError: the note cannot be used.
     """
     file = directory / FITTING_FILE
     if not file.is_file():
@@ -117,13 +117,13 @@ def read_fitting(directory: Path) -> Fitting | None:
 
 
 def _frame(text: str, names: set[str]) -> str | None:
-    """The caption with {} in the place of the longest name in it; None where it holds none."""
+    """Replace the longest name in a caption by {}; None if it holds no name."""
     words = list(_WORDS.finditer(text))[:MOST_WORDS]
     longest = max(len(name.split()) for name in names)
     for length in range(min(longest, len(words)), 0, -1):
         for first in range(len(words) - length + 1):
             start, end = words[first].start(), words[first + length - 1].end()
-            # A name may end where a full stop or comma follows, and have one of its own.
+            # A full stop or comma at the end may follow the name, or be part of it.
             for stop in (end, end - 1):
                 if _folded(text[start:stop]) in names and (stop == end or text[stop] in ".,;:!?"):
                     framed = f"{text[:start]}{SLOT}{text[stop:]}"
@@ -151,7 +151,7 @@ def _by_frames(frames: Counter[str | None], total: int) -> tuple[tuple[str, ...]
 
 
 def _cut_behind(frames: Counter[str | None]) -> Counter[str | None]:
-    """The frames without what follows the name, which may be a context and another one each time."""
+    """Cut off what follows the name in each frame: it may be a context that differs each time."""
     cut = Counter[str | None]()
     for frame, number in frames.items():
         cut[frame and frame.partition(SLOT)[0] + SLOT] += number
@@ -159,7 +159,7 @@ def _cut_behind(frames: Counter[str | None]) -> Counter[str | None]:
 
 
 def _by_beginning(texts: Sequence[str]) -> tuple[tuple[str, ...], str] | None:
-    """A template of what most captions have before the part in which they differ."""
+    """Make a template of the beginning that most captions share."""
     for length in range(6, 0, -1):
         begins = Counter(
             _BEFORE_A_NAME.sub(r"\1(n)", " ".join(words[:length]))
@@ -182,7 +182,7 @@ def _by_length(facts: CaptionFacts) -> tuple[tuple[str, ...], str]:
 
 
 def _named(templates: tuple[str, ...]) -> tuple[str, ...]:
-    """The name of a set, where they are one."""
+    """Replace templates that form a set by its name."""
     sets = {frozenset(texts): name for name, texts in TEMPLATE_SETS.items()}
     name = sets.get(frozenset(templates))
     return templates if name is None else (name,)

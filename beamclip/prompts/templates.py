@@ -9,10 +9,10 @@ from beamclip.prompts.texts import check_text
 from beamclip.spelling import did_you_mean
 
 AUTO = "auto"
-"""In the place of templates: those that fit the teacher, see prompts.fitting."""
+"""Stands for the templates that fit the teacher; see prompts.fitting."""
 SLOT = "{}"
 BENDING = "a(n) {}"
-"""An article that follows the class: "a crane", "an owl"."""
+"""An article that adapts to the class: "a crane", "an owl"."""
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "name": ("{}",),
@@ -32,10 +32,10 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
         "a small colourful icon of a(n) {}.",
     ),
 }
-"""Set name -> templates; in each, `{}` stands once, for the class."""
+"""Set name -> templates; each holds `{}` once, for the class."""
 
 OPEN_CLIP_SETS = {"openai7": "SIMPLE_IMAGENET_TEMPLATES", "openai80": "OPENAI_IMAGENET_TEMPLATES"}
-"""Set name -> the constant of open_clip that it is, letter by letter: 7 and 80 templates for photographs."""
+"""Set name -> open_clip's constant, used verbatim: 7 and 80 templates for photographs."""
 
 SET_NAMES = (*TEMPLATE_SETS, *OPEN_CLIP_SETS)
 
@@ -46,9 +46,9 @@ def resolve_templates(names: Sequence[str]) -> tuple[str, ...]:
     """Expand names of sets and literal templates into templates, without repetitions, in the order given.
 
     Raises:
-        InputError: nothing is given, one is neither the name of a set nor a text with `{}` exactly once, a
+        InputError: nothing is given, a name is neither that of a set nor a text with `{}` exactly once, a
             text is too long, or `auto` stands beside others.
-        ValueError: `auto`, which nobody has replaced by what fits the teacher.
+        ValueError: `auto` has not been replaced by the templates that fit the teacher.
     """
     check_templates(names)
     if AUTO in names:
@@ -60,10 +60,10 @@ def resolve_templates(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_templates(names: Sequence[str]) -> None:
-    """Refuse what `resolve_templates` refuses, without a wait for open_clip; `auto` alone is fine.
+    """Refuse what `resolve_templates` refuses, without importing open_clip; `auto` alone is accepted.
 
     Raises:
-        InputError: see there.
+        InputError: as `resolve_templates`.
     """
     if not names:
         raise InputError("templates: none given. Give the name of a set or a text with {} in it.")
@@ -75,7 +75,7 @@ def check_templates(names: Sequence[str]) -> None:
 
 
 def fill(template: str, slot: str) -> str:
-    """Put `slot` where the template says `{}`; "a(n)" before it becomes "an" before a vowel, else "a"."""
+    """Put `slot` in place of the template's `{}`; "a(n)" before it becomes "an" before a vowel, else "a"."""
     before, after = template.split(SLOT)
     vowel = slot[:1].lower() in tuple("aeiou")
     return _ARTICLE.sub(r"\1n " if vowel else r"\1 ", before) + slot + after
@@ -87,7 +87,7 @@ def _of_set(name: str) -> tuple[str, ...]:
 
 @cache
 def _open_clip_set(name: str) -> tuple[str, ...]:
-    # Here: open_clip takes seconds to import, and reading a configuration must not wait for it.
+    # Imported here: open_clip takes seconds to import, and parsing options must not wait for it.
     from beamclip.openclip import open_clip
 
     return tuple(template(SLOT) for template in getattr(open_clip, OPEN_CLIP_SETS[name]))

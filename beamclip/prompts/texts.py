@@ -1,21 +1,21 @@
-"""What every text that a user gives for a prompt must be: one form of each letter, and of a sane length."""
+"""Normalise and check the texts that users give for prompts."""
 
 import unicodedata
 
 from beamclip.errors import InputError
 
 MOST_CHARACTERS = 1000
-"""Of a name, context or template. A text tower reads some 77 tokens of all of them together, and a tokenizer
-may take time that grows with the square of a text's length."""
+"""Longest name, context or template. A text tower reads some 77 tokens of all of them together, and a
+tokenizer's time may grow with the square of a text's length."""
 
 
 def nfc(text: str) -> str:
-    """The text with composed letters: macOS writes folder names decomposed, editors write lists composed."""
+    """Compose a text's letters: macOS writes folder names decomposed, editors write lists composed."""
     return unicodedata.normalize("NFC", text)
 
 
 def check_text(text: str, where: str) -> None:
-    """Raises InputError for a text that is too long for a prompt, or that cannot be written as UTF-8."""
+    """Raise InputError if a text is too long for a prompt, or cannot be encoded as UTF-8."""
     if len(text) > MOST_CHARACTERS:
         raise InputError(
             f"{where}: {len(text):,} characters, beginning with {text[:40]!r}. "

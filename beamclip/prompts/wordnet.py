@@ -1,4 +1,4 @@
-"""Contexts of classes that carry a WordNet synset: what it is a type of, its gloss, its other names."""
+"""Contexts of classes with a WordNet synset: its hypernyms, its gloss and its other names."""
 
 import re
 import warnings
@@ -11,7 +11,7 @@ from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.contexts import ContextSource
 
 HYPERNYMS = 3
-"""Taken of those above a synset; from there on they are as general as "organism"."""
+"""Hypernyms taken above a synset; further ones are as general as "organism"."""
 
 _ADVICE = (
     "Give --wordnet the dict folder of WordNet 3.0 from Princeton, or install the lexicon: "
@@ -22,16 +22,16 @@ _ID = re.compile(r"([nvars])(\d{8})")
 
 @cache
 def wordnet_contexts(folder: Path | None) -> ContextSource:
-    """The source `wordnet`: of each synset its nearest hypernym, gloss, other lemmas, further hypernyms.
+    """Make the source `wordnet`: a synset's nearest hypernym, gloss, other lemmas, further hypernyms.
 
-    Opening a lexicon takes seconds: a process does it once for each folder.
+    Opening a lexicon takes seconds, so a process does it once for each folder.
 
     Args:
-        folder: Princeton's dict folder, of the version that the class list's synsets are of (ImageNet's ids
-            are WordNet 3.0's); None takes the lexicon that nltk has installed.
+        folder: Princeton's dict folder, in the version of the class list's synsets (3.0 for ImageNet's ids);
+            None takes the lexicon that nltk has installed.
 
     Raises:
-        InputError: nltk or the lexicon is missing; from the source: a class has a synset that it lacks.
+        InputError: nltk or the lexicon is missing. The source itself raises it for an unknown synset.
     """
     reader = _open_lexicon(folder)
 
@@ -65,17 +65,17 @@ def _open_lexicon(folder: Path | None) -> Any:
         return nltk.corpus.wordnet
     if not (folder / "data.noun").is_file():
         raise InputError(f"--wordnet {folder}: no WordNet there (data.noun is missing). {_ADVICE}.")
-    # nltk reads nothing outside the folders of this list.
+    # nltk refuses to read outside the folders of this list.
     nltk.data.path.append(str(folder.resolve()))
 
     class Lexicon(WordNetCorpusReader):
-        """English alone: the map to other languages' lexicons needs the one that nltk installs."""
+        """An English lexicon: the map to other languages needs the lexicon that nltk installs."""
 
         def map_wn(self, version: str = "wordnet") -> None:
             return None
 
     with warnings.catch_warnings():
-        # Of the other languages.
+        # nltk warns that other languages are missing.
         warnings.simplefilter("ignore")
         try:
             return Lexicon(str(folder.resolve()), None)

@@ -1,7 +1,7 @@
 """MLflow tracking that never stops or slows a run.
 
-One `Tracking` lives in the driver process; workers send their records there, so a restarted worker goes
-on in the same MLflow run and a SQLite store has one writer. A background thread does all the sending.
+One `Tracking` lives in the driver process; workers send their records there, so a restarted worker
+continues the same MLflow run and a SQLite store has one writer. A background thread does all the sending.
 What cannot be sent is kept in `mlflow_unsent.jsonl` in the run directory; it is sent as soon as the store
 answers again, or later by `python -m beamclip.tracking replay RUN_DIR`. Every record carries the time it
 was made, and MLflow's SQL stores keep one copy of equal records, so sending one twice does no harm.

@@ -1,4 +1,4 @@
-"""The way from a run to its store, open or closed."""
+"""The connection from a run to its MLflow store, which may fail and come back."""
 
 import logging
 import math
@@ -13,11 +13,11 @@ from beamclip.tracking.unsent import UnsentFile, batched, send_events
 log = logging.getLogger("beamclip.tracking")
 
 RETRY_AFTER_S = 60.0
-"""Seconds between two tries to reach a store that did not answer; each try may take a few."""
+"""Seconds between two tries to reach a store that did not answer; a try may take a few seconds."""
 
 
 class Link:
-    """The way to the store, and what happens to events while it is closed. Its methods raise nothing."""
+    """The connection to the store; while it is down, events go to a file. Its methods raise nothing."""
 
     def __init__(self, uri: str, unsent: UnsentFile, run: RunRecord) -> None:
         self.run = run
@@ -29,7 +29,7 @@ class Link:
         self._warned: set[str] = set()
 
     def open(self) -> Store | None:
-        """The store, if it can be sent to; tries to reach it, at most once in `RETRY_AFTER_S`."""
+        """Return the store, or None while it is down; tries to reach it at most once in `RETRY_AFTER_S`."""
         if self._store is None and time.monotonic() >= self._retry_at:
             try:
                 store = Store(self._uri)

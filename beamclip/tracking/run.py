@@ -1,4 +1,4 @@
-"""The run as the driver sees it: records go into a queue, a thread takes them to the store."""
+"""The run as the driver sees it: records go into a queue, and a thread sends them to the store."""
 
 import os
 import posixpath
@@ -18,18 +18,18 @@ from beamclip.tracking.store import Event, RunRecord, first_line, tracking_uri
 from beamclip.tracking.unsent import UnsentFile
 
 CLOSE_WITHIN_S = 60.0
-"""Seconds that `Tracking.close` goes on sending; what is left then is kept in the run directory."""
+"""Seconds that `Tracking.close` goes on sending; the rest is kept in the run directory."""
 MAX_PARAM_LENGTH = 6000
-"""Characters of a param's value that MLflow stores."""
+"""Longest value of a param that MLflow stores, characters."""
 DEFAULT_EXPERIMENT = "beamclip"
 MAX_KEY_LENGTH = 250
-"""Characters of a name that MLflow stores."""
+"""Longest name that MLflow stores, characters."""
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracking:
-    """One MLflow run. Only `run_id` and `close` wait for the store, and not for long."""
+    """One MLflow run. Only `run_id` and `close` wait for the store, for a limited time."""
 
     def __init__(
         self,
@@ -37,9 +37,11 @@ class Tracking:
         on_run: Callable[[str], None] | None,
         system_metrics: "Callable[[], _SystemMetrics | None] | None",
     ) -> None:
-        """Args:
-        on_run: see `start`.
-        system_metrics: makes them, when the store was tried for the first time.
+        """Start the sending thread; runs are begun by `start`.
+
+        Args:
+            on_run: see `start`.
+            system_metrics: makes the monitor, called after the first try to reach the store.
         """
         self._link = link
         self._on_run = on_run
@@ -62,18 +64,18 @@ class Tracking:
         uri: str | None = None,
         on_run: Callable[[str], None] | None = None,
     ) -> "Tracking":
-        """Begin a run, or go on in one; the store is reached while the caller goes on.
+        """Begin or resume a run; the store is contacted in the background.
 
         Args:
             config: what the run is called.
             run_dir: the run's folder, made when missing; what cannot be sent is kept there.
-            params: settings by their names; a value is logged as text of at most 6,000 characters. One that
-                differs from what the run already has becomes a tag `resumed.NAME`.
+            params: settings by name; a value is logged as text of at most 6,000 characters. A value that
+                differs from the one the run already has becomes a tag `resumed.NAME`.
             tags: MLflow tags of a new run.
-            run_id: the run to go on in, whatever its status is. MLFLOW_RUN_ID comes before it, and is taken
-                out of the environment, as by MLflow itself: it names one run.
+            run_id: the run to resume, whatever its status. Unless config.experiment is given, MLFLOW_RUN_ID
+                takes precedence; it is removed from the environment, as by MLflow itself: it names one run.
             uri: of the store, by default `tracking_uri(run_dir)`.
-            on_run: called once, in another thread, with the run's id, as soon as the store has given it.
+            on_run: called once, in another thread, with the run's id, as soon as it is known.
         """
         uri = uri or tracking_uri(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -91,16 +93,16 @@ class Tracking:
 
     @property
     def run_id(self) -> str | None:
-        """Id of the MLflow run; None until the store was reached. Waits until that was tried once."""
+        """Id of the MLflow run, or None if the store was not reached so far; waits for the first try."""
         self._tried.wait()
         return self._link.run.id
 
     def log(self, records: Sequence[Mapping[str, float]]) -> None:
-        """Log figures; each record has its "step". In names, characters MLflow does not take become "_"."""
+        """Log metrics; each record has a "step". Characters that MLflow refuses in names become "_"."""
         self._events.put(_metrics_event(records))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file, or what a folder holds, to the run's artifacts, there under `folder`."""
+        """Copy a file, or the content of a folder, to `folder` in the run's artifacts."""
         self._events.put({"kind": "artifact", "path": str(path.resolve()), "folder": folder})
 
     def close(self, status: EndStatus = "FINISHED") -> None:
@@ -146,7 +148,7 @@ class Tracking:
             self._link.warn("run", f"the run {run_id} is not noted in its folder: {first_line(error)}")
 
     def _take(self) -> tuple[list[Event], bool]:
-        """Whatever waits, and whether more may come; returns at the latest when system metrics are due."""
+        """Take the waiting events, and whether more may come; waits until system metrics are due at most."""
         events: list[Event] = []
         try:
             event = self._events.get(timeout=self._system.due_in() if self._system else None)
@@ -169,9 +171,9 @@ class Tracking:
 
 
 class _SystemMetrics:
-    """MLflow's system monitor, asked by our thread.
+    """MLflow's system monitor, sampled by our thread.
 
-    Its own thread would ask the server for the run every 10 seconds, and end when that fails once.
+    Its own thread would ask the server for the run every 10 seconds, and end at the first failure.
     """
 
     def __init__(self, run_id: str | None, uri: str, *, resumed: bool) -> None:
@@ -193,7 +195,7 @@ class _SystemMetrics:
         return self._record
 
     def record_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Receives what the monitor would give to a logger of its own."""
+        """Receive what the monitor would give to a logger of its own."""
         self._record = {**metrics, "step": step}
 
 
@@ -206,7 +208,7 @@ def _system_metrics(link: Link, uri: str, *, resumed: bool) -> _SystemMetrics | 
 
 
 def _experiment(config: TrackingConfig) -> tuple[str, str | None]:
-    """Name of the experiment to find or make, and the id of one that is there, which comes first."""
+    """Name of the experiment to find or create, and id of an existing one, which takes precedence."""
     name = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     return name or DEFAULT_EXPERIMENT, None if name else os.environ.get("MLFLOW_EXPERIMENT_ID") or None
 
@@ -223,7 +225,7 @@ def _metrics_event(records: Iterable[Mapping[str, float]]) -> Event:
 
 
 def _valid_name(name: str) -> str:
-    """`name` with what MLflow refuses replaced: other characters, and paths that are not plain."""
+    """Replace what MLflow refuses in a name: some characters, and paths that are not normalised."""
     plain = posixpath.normpath(re.sub(r"[^\w./ :-]", "_", name)[:MAX_KEY_LENGTH]).lstrip("/")
     return plain.replace("..", "_") if plain not in ("", ".") else "_"
 

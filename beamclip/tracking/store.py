@@ -1,4 +1,4 @@
-"""What is asked of MLflow, and nothing about when. MLflow is imported with the first store."""
+"""Requests to MLflow, which is imported with the first store; other modules decide when to send them."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Event = dict[str, Any]
-"""One thing to tell the store, in JSON types: its "kind", and what that kind needs.
+"""One message to the store, in JSON types: its "kind", and what that kind needs.
 
 metrics: "metrics", at most `MAX_METRICS` rows of (key, value, step, ms since 1970).
 params: "params", a mapping of texts. artifact: "path", "folder". end: "status", "time_ms".
@@ -33,7 +33,7 @@ MAX_PARAMS = 100
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a store must know to make a run, or to find it by its id."""
+    """What a store needs to create a run, or to find it by its id."""
 
     id: str | None
     experiment: str
@@ -41,11 +41,11 @@ class RunRecord:
     tags: dict[str, str]
     start_ms: int
     experiment_id: str | None = None
-    """Of an experiment that is there; comes before the name."""
+    """Id of an existing experiment; takes precedence over its name."""
 
 
 class Refused(Exception):
-    """The store answered, and will never take what it was given."""
+    """The store answered, and will never accept what it was given."""
 
 
 def tracking_uri(run_dir: Path) -> str:
@@ -57,8 +57,8 @@ def _sqlite_uri(file: Path) -> str:
     path = file.as_posix()
     if "?" not in path and "%" not in path:
         return f"{_SQLITE}{path}"
-    # SQLAlchemy unquotes the path from 2.1 on; before that, only SQLite's own form takes a question mark. Of
-    # an address that names the driver, MLflow does not make the folder, which is there, in its quoted form.
+    # SQLAlchemy unquotes the path from 2.1 on; before that, only SQLite's own form takes a question mark.
+    # With the driver in the address, MLflow does not create a folder of the quoted name.
     from sqlalchemy import make_url
 
     forms = (f"{_SQLITE}{path}", f"{_DRIVER}{quote(path)}", f"{_DRIVER}file:{quote(path)}?uri=true")
@@ -73,7 +73,7 @@ class Store:
         self._client = _connect(uri)
 
     def open_run(self, run: RunRecord) -> str:
-        """Set `run` going, a new one when it has no id yet, and return its id."""
+        """Mark `run` as running, creating it if it has no id yet, and return its id."""
         if run.id is not None:
             with _sorted_errors(f"run {run.id}"):
                 self._client.update_run(run.id, status="RUNNING")
@@ -84,6 +84,12 @@ class Store:
         return str(made.info.run_id)
 
     def send(self, run_id: str, event: Event) -> None:
+        """Send one event to a run.
+
+        Raises:
+            Refused: the store will never accept the event, or the file of an artifact is gone.
+            Exception: of MLflow, while the store cannot be reached.
+        """
         with _sorted_errors(f"{event['kind']} of run {run_id}"):
             if event["kind"] == "metrics":
                 self._send_metrics(run_id, event["metrics"])
@@ -95,7 +101,7 @@ class Store:
                 self._client.set_terminated(run_id, event["status"], event["time_ms"])
 
     def _experiment_of_parent(self, run: RunRecord) -> str | None:
-        """MLflow shows a run below its parent only in the parent's experiment."""
+        """Return the parent's experiment: only there does MLflow show a run below its parent."""
         if PARENT_TAG not in run.tags:
             return None
         try:
@@ -153,7 +159,7 @@ class Store:
 
 
 def _connect(uri: str) -> "MlflowClient":
-    # Set before the import. With MLflow's own values each call to a server that is away blocks for minutes.
+    # Set before the import. With MLflow's own values, each call to a server that is down blocks for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -178,13 +184,13 @@ def _sqlite_file(uri: str) -> Path | None:
 
 
 def _artifacts(uri: str) -> str | None:
-    # For a SQLite file MLflow would take the folder one happens to be in; a server has its own place.
+    # For a SQLite file MLflow would use the current folder; a server has its own place.
     database = _sqlite_file(uri)
     return (database.parent / "mlartifacts").as_uri() if database else None
 
 
 def _first_use(uri: str) -> AbstractContextManager[object]:
-    """A lock while tables are made: of several processes that first use a SQLite file, all but one fail."""
+    """Lock a SQLite file while its tables are made: without, all but one of several first users fail."""
     database = _sqlite_file(uri)
     if database is None:
         return nullcontext()
@@ -209,6 +215,6 @@ def first_line(error: BaseException) -> str:
 
 
 def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """`items` in pieces of at most `size`."""
+    """Yield `items` in pieces of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -1,4 +1,4 @@
-"""The file of what could not be sent, and its way to the store later."""
+"""The file of events that could not be sent, and how they are sent later."""
 
 import json
 import math
@@ -22,9 +22,9 @@ Warn = Callable[[str], None]
 
 
 def batched(events: Iterable[Event]) -> deque[Event]:
-    """The same events, neighbouring metrics joined to requests of the size that MLflow takes.
+    """Join neighbouring metrics to requests of the size that MLflow takes, and put artifacts last.
 
-    Artifacts come last: they have a storage of their own, whose failure must not hold back the rest.
+    Artifacts have a storage of their own, whose failure must not hold back the rest.
     """
     joined: deque[Event] = deque()
     in_order = sorted(events, key=lambda event: event["kind"] == "artifact")
@@ -40,11 +40,11 @@ def batched(events: Iterable[Event]) -> deque[Event]:
 def send_events(
     store: Store, run_id: str, pending: deque[Event], warn: Warn, *, until: float = math.inf
 ) -> None:
-    """Send from the left and remove what arrived; after an exception `pending` holds what did not.
+    """Send `pending` from the left and remove what arrived; after an exception it holds the rest.
 
     Args:
-        warn: is told what the store refused; that is dropped.
-        until: time on the monotonic clock, seconds, after which nothing more is begun.
+        warn: called with what the store refused, which is dropped.
+        until: time on the monotonic clock, seconds, after which no further event is sent.
     """
     while pending and time.monotonic() < until:
         try:
@@ -55,7 +55,7 @@ def send_events(
 
 
 class UnsentFile:
-    """JSON lines: the run, then an event a line. The file exists only while it holds events."""
+    """JSON lines: the run, then one event a line. The file exists only while it holds events."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / UNSENT_FILE
@@ -63,11 +63,20 @@ class UnsentFile:
         self._lock = FileLock(run_dir / f".{UNSENT_FILE}.lock")
 
     def append(self, run: RunRecord, events: Iterable[Event]) -> None:
+        """Add events to the file; a new file begins with the run."""
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(_lines(events) if file.tell() else _lines([asdict(run), *events]))
 
     def send(self, store: Store, warn: Warn, *, until: float = math.inf) -> RunRecord:
-        """Send the content and return the run, now with an id; the file keeps what did not arrive."""
+        """Send the content and return the run, now with an id; the file keeps what did not arrive.
+
+        Args:
+            warn, until: as in `send_events`.
+
+        Raises:
+            InputError: the file does not begin with a run.
+            Exception: as `Store.open_run` and `Store.send`.
+        """
         with self._lock:
             run, events = self._read()
             run_id = store.open_run(run)
@@ -106,16 +115,16 @@ class UnsentFile:
 
 
 def replay(run_dir: Path, warn: Warn) -> str:
-    """Send what the run in `run_dir` could not, and return the MLflow run's id.
+    """Send what the run in `run_dir` could not send, and return the MLflow run's id.
 
-    The id also goes to the run's summary. May be repeated after any failure.
+    The id is also written to the run's summary. May be repeated after any failure.
 
     Args:
-        warn: is told what the store refused for good.
+        warn: called with what the store refused for good.
 
     Raises:
-        InputError: nothing waits there, or the run is not in this store.
-        Exception: whatever MLflow raises while the store is away.
+        InputError: nothing waits to be sent, the file is damaged, or the run is not in this store.
+        Exception: whatever MLflow raises while the store is down.
     """
     unsent = UnsentFile(run_dir)
     if not unsent.path.exists():

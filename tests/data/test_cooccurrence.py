@@ -84,6 +84,11 @@ def test_where_too_much_is_counted_what_was_met_once_is_dropped(monkeypatch: pyt
     assert set(total.together.values()) == {2, 3}
 
 
+def test_a_word_whose_own_count_was_dropped_ranks_by_that_of_its_pairs() -> None:
+    counts = WordCounts(samples=8, names=Counter(crane=4), together=Counter({"crane\nmarsh": 3}))
+    assert ranked_words(counts, ["crane"], most=1) == {"crane": ("marsh",)}
+
+
 def test_captions_and_tags_of_all_shards_count(
     ray_cluster: None, write_tar: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -160,7 +160,7 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path, teacher: Loade
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
     for out in (tmp_path / "thesis", tmp_path / "thesis" / "chapter1.tex"):
-        with pytest.raises(InputError, match=r"exists and is no exported model .* Name another directory"):
+        with pytest.raises(InputError, match=r"is not an exported model .* Name another directory"):
             write_open_clip_dir(teacher, out, {})
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
 

@@ -353,7 +353,7 @@ def test_a_checkpoint_with_two_backbones_is_refused(tmp_path: Path, micro_clip: 
         ),
         (
             StudentConfig(student="test_mambaout", student_head="mlp"),
-            ["student test_mambaout", "hidden layer of its own", "student_head linear", "such as resnet18"],
+            ["student test_mambaout", "hidden layer before", "student_head linear", "such as resnet18"],
         ),
         (
             StudentConfig(pretrained=True, init_checkpoint=Path("ssl.pt")),

@@ -71,7 +71,7 @@ def test_comments_of_a_text_list_are_no_classes(tmp_path: Path) -> None:
 
 def test_a_name_that_begins_with_a_hash_is_sent_to_yaml(tmp_path: Path) -> None:
     found = message(written(tmp_path, "classes.txt", "# tags\n#hashtag\n"))
-    assert "line 2: '#hashtag' is a comment, if a space follows the #" in found
+    assert "line 2: '#hashtag' is a comment only with a space after the #" in found
     assert "YAML list: - name: '#hashtag'" in found
     (entry,) = load_classes(written(tmp_path, "classes.yaml", "- name: '#hashtag'"))
     assert entry.name == "#hashtag"
