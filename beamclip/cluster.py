@@ -147,15 +147,19 @@ def ray_session(
     at_sigterm = signal.getsignal(signal.SIGTERM)
     runtime: dict[str, Any] = {"env_vars": dict(environment)} if environment else {}
     address = cluster_address()
-    if address:
-        _check_answers(address)
-        _join(address, runtime)
-    else:
-        if python:
-            runtime["py_executable"] = python
-            # Prestarted workers would run without `python`, and never be used.
-            os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        _start(runtime, _own_ray(dashboard=dashboard))
+    try:
+        if address:
+            _check_answers(address)
+            _join(address, runtime)
+        else:
+            if python:
+                runtime["py_executable"] = python
+                # Prestarted workers would run without `python`, and never be used.
+                os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+            _start(runtime, _own_ray(dashboard=dashboard))
+    except SystemExit as error:
+        # While it starts, Ray answers SIGTERM by a handler of its own.
+        raise KeyboardInterrupt from error
     if threading.current_thread() is threading.main_thread():
         # Ray has installed a handler of its own, which prints its stack and exits at once.
         signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)

@@ -2,6 +2,8 @@
 
 import logging
 import socket
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -73,6 +75,27 @@ def test_a_ray_that_a_busy_machine_does_not_start_in_time_is_told_in_one_line(
     monkeypatch.setattr(ray, "init", too_slow)
     with pytest.raises(FailedRunError, match=r"^Ray did not start within 30 s.*Run the command again\.$"):
         _start({}, {})
+
+
+def test_sigterm_while_ray_starts_ends_a_command_as_ctrl_c_does() -> None:
+    program = (
+        "import os, signal, sys, threading\n"
+        "from beamclip.cluster import ray_session\n"
+        "from beamclip.commands.command_line import run_command\n"
+        "from beamclip.tracking.config import TrackingConfig\n"
+        "def body(_):\n"
+        "    import ray._private.node as node\n"
+        "    started = node.Node.start_gcs_server\n"
+        "    def start_gcs_server(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return started(self)\n"
+        "    node.Node.start_gcs_server = start_gcs_server\n"
+        "    with ray_session():\n"
+        "        print('up')\n"
+        "sys.exit(run_command(TrackingConfig, body, '', argv=[]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1:]) == (130, "", ["interrupted"])
 
 
 def test_workers_may_share_a_gpu() -> None:
