@@ -1,6 +1,5 @@
 """Build a teacher cache from shards."""
 
-import logging
 import posixpath
 import threading
 import time
@@ -32,7 +31,7 @@ from beamclip.data.cache import (
     write_manifest,
 )
 from beamclip.data.lost_samples import FirstLost
-from beamclip.data.rows import own_errors
+from beamclip.data.rows import own_errors, prepared_dataset
 from beamclip.data.shards import STATS_SUFFIX, Shard, fingerprint, list_shards
 from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
@@ -240,14 +239,11 @@ def _job(config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest) -> E
 def _build(config: EmbedConfig, inputs: EmbedInputs, job: EmbeddingJob, reference: Any) -> float:
     """Embed the missing shards; return the seconds from the start of the first one to the last batch."""
     workers = config.workers
-    # Ray Data's executor logs every start and end at INFO to the terminal.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     names = ", ".join(clip.address for clip in inputs.teachers)
     views = f"{plural(config.augmentations, 'view')} each, {job.manifest.image_size} px"
     print_stage("embedding", f"{names}: {views}", job.manifest.teachers[0].precision)
     items = [{"shard": asdict(shard), "name": _name(shard)} for shard in inputs.todo]
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
-    dataset.context.enable_progress_bars = False
+    dataset = prepared_dataset(ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS)))
     embedded = dataset.map_batches(
         ShardEmbedder,
         # The list keeps Ray Data from replacing the reference by its value in every task.

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from beamclip.data.lost_samples import FirstLost, LostSample, lost_sample
-from beamclip.data.rows import own_errors
+from beamclip.data.rows import own_errors, prepared_dataset
 from beamclip.data.shards import MISSING_CAPTION, Columns, Shard, iterate_rows
 
 log = logging.getLogger(__name__)
@@ -133,11 +133,8 @@ def caption_words(
         counts = count_samples(texts(), ray.get(wanted))
         return {"counts": json.dumps(vars(counts)), "lost": json.dumps(lost)}
 
-    # Ray Data logs every start and end at INFO to the terminal.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = [asdict(shard) for shard in shards]
-    counted = ray.data.from_items(items, override_num_blocks=len(items)).map(count_shard)
-    counted.context.enable_progress_bars = False
+    counted = prepared_dataset(ray.data.from_items(items, override_num_blocks=len(items))).map(count_shard)
     total, first_lost = WordCounts(), FirstLost()
     with own_errors():
         for row in counted.iter_rows():

@@ -227,11 +227,21 @@ def read_dataset(tasks: list[list[Bundle]], columns: Columns) -> Any:
     """A ray.data.Dataset of the rows of read tasks, in the order given."""
     import ray.data
 
-    # The executor logs every start and end at INFO to the terminal of whoever runs it.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.read_datasource(_datasource(tasks, columns), override_num_blocks=len(tasks))
     dataset.context.execution_options.preserve_order = True
+    return prepared_dataset(dataset)
+
+
+def prepared_dataset(dataset: Any) -> Any:
+    """Set what all executions of this project share in the context of a ray.data.Dataset; return it.
+
+    Ray Data ends an execution in which no block has moved for 300 s. A slow student takes longer for the rows
+    of a block, and a teacher on CPUs for a shard of 10,000 images. So there is no such limit here.
+    """
+    # The executor logs every start and end at INFO to the terminal.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset.context.enable_progress_bars = False
+    dataset.context.execution_no_progress_timeout_s = -1
     return dataset
 
 

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray.data
 
 from beamclip.data import rows as data_rows
 from beamclip.data.rows import (
@@ -13,6 +15,7 @@ from beamclip.data.rows import (
     Bundle,
     Segment,
     executions,
+    prepared_dataset,
     read_bundle,
     read_dataset,
     read_rows,
@@ -97,3 +100,18 @@ def test_read_tasks_need_no_torch() -> None:
     """Their processes would take seconds longer to start."""
     check = "import sys, beamclip.data.rows; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_an_execution_may_stand_still_longer_than_ray_data_allows(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a student that takes minutes for the rows of a block."""
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 0.5)
+
+    def slow(row: dict[str, int]) -> dict[str, int]:
+        time.sleep(2)
+        return row
+
+    with pytest.raises(ray.data.exceptions.ExecutionTimeoutError):
+        ray.data.range(1).map(slow).take_all()
+    assert prepared_dataset(ray.data.range(1)).map(slow).take_all() == [{"id": 0}]
