@@ -1,4 +1,4 @@
-"""A bucket as fsspec shows one: names and no folders, as in S3; several processes may use it at once."""
+"""An fsspec bucket for tests: names without folders, as in S3; several processes may use it at once."""
 
 import io
 import os
@@ -12,25 +12,27 @@ import fsspec
 from fsspec.spec import AbstractFileSystem
 
 STORE = "BEAMCLIP_TEST_BUCKET"
+"""Environment variable with the folder that holds the objects."""
 REFUSED = "BEAMCLIP_TEST_BUCKET_REFUSES"
-"""Environment variable with the end of names that cannot be written."""
+"""Environment variable with the suffix of names that cannot be written."""
 
 
 class _Upload(io.BytesIO):
-    """An object that exists once it is whole."""
+    """An object that exists only once its upload is complete."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
 
     def close(self) -> None:
+        """Make the object exist."""
         if not self.closed:
             self._path.write_bytes(self.getvalue())
         super().close()
 
 
 class BucketFileSystem(AbstractFileSystem):
-    """Objects are files of one folder, named by their quoted names. Making folders does nothing."""
+    """Keeps objects as files of one folder, under their quoted names. Making folders does nothing."""
 
     protocol = "bucket"
     cachable = False
@@ -39,6 +41,7 @@ class BucketFileSystem(AbstractFileSystem):
         return Path(os.environ[STORE], quote(self._strip_protocol(path), safe=""))
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        """List the objects and prefixes directly below a path; raises FileNotFoundError if there are none."""
         path = self._strip_protocol(path).rstrip("/")
         found: dict[str, dict[str, Any]] = {}
         for file in Path(os.environ[STORE]).iterdir():
@@ -61,6 +64,7 @@ class BucketFileSystem(AbstractFileSystem):
         return _Upload(self._file(path))
 
     def rm_file(self, path: str) -> None:
+        """Remove an object; a missing one is no error, as in S3."""
         self._file(path).unlink(missing_ok=True)
 
     def _rm(self, path: str) -> None:
@@ -68,7 +72,7 @@ class BucketFileSystem(AbstractFileSystem):
 
 
 def register_bucket(store: Path, monkeypatch: Any) -> None:
-    """Make bucket:// known to this process, and to those it starts, by an entry point as packages have."""
+    """Register bucket:// in this process, and through an entry point in the processes that it starts."""
     store.mkdir()
     plugin = store.parent / "bucket_plugin"
     information = plugin / "bucket_plugin-1.0.dist-info"

@@ -1,4 +1,4 @@
-"""What tests share: one Ray, one fork server, and the order in which two processes take their files."""
+"""Fixtures for all tests: one Ray and one fork server; and how test files are spread over two processes."""
 
 import os
 import shlex
@@ -13,14 +13,14 @@ from xdist.scheduler import LoadScopeScheduling
 
 from beamclip.cluster import forked_python, ray_session
 
-# Before torch is imported, here and in what the tests start: threads that spin for each other, as they do by
-# default, hold up the other process of tests.
+# Before torch is imported, here and in child processes: by default, OpenMP threads spin while they wait,
+# which slows down the other process of tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that share what takes long first: the others fill what is left at the end."""
+    """Run files that share slow fixtures first, so that the others fill the gaps at the end."""
     items.sort(key=lambda item: _shared_by(item.path), reverse=True)
     for item in items:
         if _uses_ray(item.path):
@@ -28,12 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Files that share what takes long go to one process of tests, which makes it once."""
+    """Send files that share slow fixtures to one process of tests, which makes them once."""
     return _Files(config, log)
 
 
 class _Files(LoadScopeScheduling):  # type: ignore[misc]
-    """Whole files, as by --dist loadfile; those that share something count as one."""
+    """Schedules whole files, as --dist loadfile does; files that share fixtures count as one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
@@ -42,7 +42,7 @@ class _Files(LoadScopeScheduling):  # type: ignore[misc]
 
 @cache
 def _shared_by(file: Path) -> str:
-    """What a file shares with others: a Ray and a trained teacher, a Ray alone, or nothing."""
+    """Return what a file shares with others: a Ray and a trained teacher, a Ray alone, or nothing."""
     if file.parent.name == "commands" and "corpus" in file.read_text():
         return "teacher"
     return "ray" if _uses_ray(file) else ""
@@ -56,19 +56,19 @@ def _uses_ray(file: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def fork_command() -> Iterator[str | None]:
-    """See forked_python."""
+    """Command line of a Python with the model libraries imported, or None; see forked_python."""
     with forked_python() as command:
         yield command
 
 
 @pytest.fixture(scope="session")
 def python(fork_command: str | None) -> list[str]:
-    """A Python for programs that need torch, which comes with it; a script follows."""
+    """Command, to be followed by a script, of a Python that has imported torch already if possible."""
     return shlex.split(fork_command) if fork_command else [sys.executable]
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(fork_command: str | None) -> Iterator[None]:
-    """A local Ray, started once in each process of tests; commands that run in this process join it."""
+    """A local Ray, started once in each process of tests; commands run in that process join it."""
     with ray_session(python=fork_command):
         yield

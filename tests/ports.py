@@ -1,4 +1,4 @@
-"""An address on this machine that nobody else comes by."""
+"""Ports of this machine that no other program takes by chance."""
 
 import random
 import socket
@@ -7,10 +7,10 @@ _drawn = random.SystemRandom()
 
 
 def free_port() -> int:
-    """A port that nobody listens on, below those that Linux hands out by itself.
+    """Return a port on which nobody listens, below those that Linux assigns by itself.
 
-    One of those may be taken by the time it is wanted: by a connection of Ray's, say, or, as long as nobody
-    listens, by a client's own attempt to connect, which then meets itself.
+    A port that Linux assigned may be taken again by the time it is used: by a connection of Ray, say, or,
+    while nobody listens, by a client that tries to connect to it and so connects to itself.
     """
     while True:
         port = _drawn.randrange(20_000, 30_000)

@@ -1,4 +1,4 @@
-"""What is done with the news of a sweep's trials: written down, told to MLflow, shown."""
+"""Record what happens to the trials of a sweep, in files and in MLflow, and show it on the terminal."""
 
 import contextlib
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class SweepMonitor:
-    """Hears what becomes of the trials: writes it down, tells MLflow, shows it. See tuning.Listener."""
+    """The tuning.Listener that records the trials in files and in MLflow, and shows their progress."""
 
     def __init__(
         self,
@@ -38,6 +38,14 @@ class SweepMonitor:
         trials: dict[int, Trial],
         wanted: int,
     ) -> None:
+        """Start with the trials known so far.
+
+        Args:
+            out: folder of the sweep.
+            parent: the sweep's own MLflow run.
+            trials: by number; changed in place.
+            wanted: number of trials left to run.
+        """
         self.out = out
         self.config = config
         self.shared = shared
@@ -51,7 +59,11 @@ class SweepMonitor:
 
     @contextlib.contextmanager
     def watching(self, interrupted: threading.Event) -> Iterator[None]:
-        """Trials that are under way when this is left are marked as interrupted in MLflow."""
+        """On exit, mark trials that still run as KILLED in MLflow, and remove checkpoints no longer needed.
+
+        Args:
+            interrupted: set once the user pressed Ctrl-C.
+        """
         self.interrupted = interrupted
         try:
             yield
@@ -62,7 +74,7 @@ class SweepMonitor:
             self._clear()
 
     def started(self, number: int, settings: Settings) -> None:
-        """Open the trial's folder and its MLflow run, unless it only begins again."""
+        """Open the trial's folder and its MLflow run, unless it restarts within this sweep."""
         known = self.trials.get(number, Trial(number, settings))
         self._note(replace(known, status="running", problem=None))
         if number not in self.recorders:
@@ -70,7 +82,7 @@ class SweepMonitor:
         self._show()
 
     def reported(self, number: int, report: Report) -> None:
-        """Keep the records of training, then the score, or the problem."""
+        """Keep the records of training, then the score, or the reason for failure."""
         trial = self.trials[number]
         for event in report["events"]:
             match event:
@@ -94,21 +106,21 @@ class SweepMonitor:
             )
         )
         if score.step > trial.step:
-            # Else it was heard of before its process was lost; MLflow forgets nothing.
+            # Otherwise it was reported before the process was lost, and MLflow would keep both.
             metrics = {"zeroshot_top1": score.zeroshot_top1, "zeroshot_top5": score.zeroshot_top5}
             self.recorders[number].tracking.log([{"step": score.step, **metrics}])
         self._show()
 
     def lost(self, number: int, cause: str) -> None:
-        """Say from where the trial will go on."""
+        """Print from where the trial will resume."""
         trial = self.trials[number]
-        where = f"goes on at step {trial.step}" if trial.step else "begins again"
+        where = f"resumes at step {trial.step}" if trial.step else "starts again"
         self.line.close()
         print_stage(f"trial {trial.name}", f"{cause}; it {where}")
         self._show()
 
     def ended(self, number: int, problem: str | None) -> None:
-        """Say how the trial ended; one that Ctrl-C cut off stays as it is, for --resume."""
+        """Record and print how the trial ended; one cut off by Ctrl-C stays as it is, for --resume."""
         trial = self.trials[number]
         if self.interrupted.is_set() and trial.step < max(1, trial.steps):
             return
@@ -137,7 +149,7 @@ class SweepMonitor:
         write_trial(self.out, trial)
 
     def _recorder(self, number: int, settings: Settings) -> Recorder:
-        """A folder, and an MLflow run below that of the sweep."""
+        """Make the trial's folder, and its MLflow run below that of the sweep."""
         folder = trial_dir(self.out, number)
         config = applied(self.shared.base, settings)
         write_config(config, folder / CONFIG_FILE)
@@ -155,9 +167,9 @@ class SweepMonitor:
         return Recorder(folder, tracking)
 
     def _clear(self) -> None:
-        """Remove the checkpoints of trials that have no more use for them.
+        """Remove the checkpoints of trials that no longer need them.
 
-        One that was stopped may still be writing its last: what is left now is found at the next trial's end.
+        A stopped trial may still be writing its last one, which is removed when the next trial ends.
         """
         for number in [*self.to_clear]:
             fs, path = fsspec.core.url_to_fs(trial_checkpoints(self.shared.checkpoints, number))
@@ -167,10 +179,10 @@ class SweepMonitor:
                 else:
                     self.to_clear.discard(number)
             except FileNotFoundError:
-                # What writes there removes as well.
+                # The writer of these checkpoints removes old ones at the same time.
                 continue
             except OSError as error:
-                log.warning("%s: checkpoints of a trial at its end stay: %s", path, error)
+                log.warning("%s: the checkpoints of an ended trial were not removed: %s", path, error)
 
     def _show(self) -> None:
         best = best_of([*self.trials.values()])

@@ -23,23 +23,24 @@ from beamclip.sweep.trial import Trial, ranked
 MOST_MAPS = 6
 SCORE = "zero-shot top-1"
 COLOURS = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.92, 256)))
-"""Without the last yellow, which is hard to see as a line."""
+"""Viridis without its yellow end, which is hard to see as a line."""
 
 Colour = tuple[float, float, float, float]
 Place = Callable[[Any], float]
-"""A value of an option -> its height on the option's axis, 0 to 1."""
+"""Maps a value of an option to its height on the option's axis, 0 to 1."""
 
 
 def plot_heat_maps(trials: Sequence[Trial], space: Space, out: Path) -> Path | None:
     """Draw the best score for each pair of values of two options, one map for each pair of options.
 
-    What two maps share they share in colour, too. A score in italics is of trials that were stopped early.
+    All maps have one colour scale. A score in italics is that of a trial that did not finish.
 
     Args:
-        space: its first options come first; ranges are left out, as are options of one value.
+        space: at most MOST_MAPS pairs of its options are drawn, the first ones first; options with a range
+            or a single value are left out.
 
     Returns:
-        `out`; None where fewer than two options have values to pair, or nothing was scored.
+        `out`; None if fewer than two options have values to pair, or no trial was scored.
     """
     names = [name for name, choice in space.items() if isinstance(choice, Values) and len(choice.values) > 1]
     pairs = list(combinations(names, 2))[:MOST_MAPS]
@@ -68,10 +69,10 @@ def plot_heat_maps(trials: Sequence[Trial], space: Space, out: Path) -> Path | N
 
 
 def plot_parallel(trials: Sequence[Trial], space: Space, out: Path) -> Path | None:
-    """Draw each trial as a line through its values and its score; dotted: stopped early.
+    """Draw each trial as a line through its values and its score; dotted if it did not finish.
 
     Returns:
-        `out`; None where nothing was scored.
+        `out`; None if no trial was scored.
     """
     scored = [trial for trial in trials if trial.score is not None]
     if not scored:
@@ -106,10 +107,13 @@ def plot_parallel(trials: Sequence[Trial], space: Space, out: Path) -> Path | No
 
 
 def plot_learning(trials: Sequence[Trial], label: Callable[[Trial], str], out: Path) -> Path | None:
-    """Draw the scores of each trial over its steps, coloured by rank; the best ones are named.
+    """Draw the scores of each trial over its steps, coloured by rank; dotted if it did not finish.
+
+    Args:
+        label: returns a trial's entry in the legend, which lists the best five.
 
     Returns:
-        `out`; None where nothing was scored.
+        `out`; None if no trial was scored.
     """
     scored = ranked(trial for trial in trials if trial.scores)
     if not scored:
@@ -136,15 +140,13 @@ def plot_learning(trials: Sequence[Trial], label: Callable[[Trial], str], out: P
         axes.set_ylim(bottom=0)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, loc="outside lower center")
-        figure.suptitle(
-            f"{len(scored)} trials on held-out images (dotted: not at its end)", fontweight="bold"
-        )
+        figure.suptitle(f"{len(scored)} trials on held-out images (dotted: not finished)", fontweight="bold")
         return save_figure(figure, out)
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """Scores as colours and as heights."""
+    """Maps scores to colours and to heights."""
 
     low: float
     high: float
@@ -167,7 +169,7 @@ class _Scale:
 
 
 def _values(choice: Values | Range) -> list[Any]:
-    """The values in the order of an axis: numbers ascending, others as they were given."""
+    """Return the values in the order of an axis: numbers ascending, others as they were given."""
     assert isinstance(choice, Values)
     values = list(choice.values)
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
@@ -181,7 +183,7 @@ def _draw_map(
     values: tuple[list[Any], list[Any]],
     scale: _Scale,
 ) -> None:
-    """Rows and columns by names and values."""
+    """Draw one map; `names` and `values` are those of the rows, then those of the columns."""
     cells: npt.NDArray[np.float64] = np.full((len(values[0]), len(values[1])), np.nan)
     axes.set_xticks(range(len(values[1])), [drawable_text(shown(value), 16) for value in values[1]])
     axes.set_yticks(range(len(values[0])), [drawable_text(shown(value), 16) for value in values[0]])

@@ -1,4 +1,4 @@
-"""What all trials of a sweep share: loaded and checked, then made once."""
+"""Load, check and make, once, what all trials of a sweep share."""
 
 import hashlib
 import itertools
@@ -46,16 +46,20 @@ CACHE = "cache"
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the flags of a sweep name, loaded and checked."""
+    """The inputs of a sweep, loaded and checked."""
 
     inputs: DistillInputs
     space: Space
     students: dict[str, LoadedClip]
-    """By `student_key`."""
+    """`student_key` -> the untrained student."""
 
 
 def load_sweep(config: SweepConfig) -> Loaded:
-    """Load everything that can be wrong before anything is started."""
+    """Load and check all inputs, for every setting of the space, before Ray is started.
+
+    Raises:
+        InputError: an option or an input cannot be used.
+    """
     _check_given(config)
     check_options(config)
     space = parse_space(config.search.vary, config)
@@ -67,7 +71,7 @@ def load_sweep(config: SweepConfig) -> Loaded:
             check_options(applied(config, {name: value}))
     inputs = load_inputs(config)
     space = with_own_values(space, inputs.teachers[0])
-    # The cache brings what they see.
+    # The cache contains their embeddings.
     inputs.image_towers.clear()
     for settings in _partial(space, config, ("stream", "optim")):
         check_batches(sized(applied(config, settings), inputs.shards), inputs.shards)
@@ -101,7 +105,7 @@ def _check_given(config: SweepConfig) -> None:
 
 
 def with_own_values(space: Space, teacher: LoadedClip) -> Space:
-    """The space with what `auto` stands for, once."""
+    """Return the space with the teacher's own templates in place of `auto`, and no choice twice."""
     choice = space.get("templates")
     if not isinstance(choice, Values):
         return space
@@ -118,7 +122,7 @@ def _extent(choice: Any) -> str:
 def _partial(
     space: Space, config: DistillConfig, sections: tuple[str, ...], options: tuple[str, ...] = ()
 ) -> Iterator[Settings]:
-    """Every combination of the values of those options that belong to these sections."""
+    """Yield every combination of the values of `options` and of the options in `sections`."""
     own = {item.name for section in sections for item in fields(getattr(config, section))} | set(options)
     values = {
         name: choice.values for name, choice in space.items() if name in own and isinstance(choice, Values)
@@ -130,16 +134,16 @@ def _partial(
 def prepare_sweep(
     config: SweepConfig, loaded: Loaded, out: Path, concurrent: int
 ) -> tuple[TrialInputs, dict[str, str]]:
-    """All that is made once for all trials; what was loaded is let go.
+    """Make what all trials share, and release the models in `loaded`.
 
     Args:
         out: folder of the sweep.
-        concurrent: trials at a time.
+        concurrent: number of trials at a time.
 
     Returns:
-        Beside it, for each `prompts_key` a name that is the same for the same anchors.
+        The inputs of all trials; and `prompts_key` -> a digest that is equal for equal anchors.
     """
-    # Before the cache, which may take hours: here it shows whether the labels are those of the classes.
+    # Before the cache, which may take hours: this shows whether the labels match the classes.
     students = _students(config, loaded)
     data = _cache(config, loaded, out)
     base = _base(config, data, out, concurrent)
@@ -171,7 +175,7 @@ def prepare_sweep(
 
 
 def _cache(config: SweepConfig, loaded: Loaded, out: Path) -> str:
-    """The teacher cache: the data themselves, or one that is built of them, or was by an earlier start."""
+    """Return the address of the teacher cache: the data, or one built from it now or by an earlier start."""
     if loaded.inputs.manifest is not None:
         return str(config.data)
     address = str((out / CACHE).resolve())
@@ -198,7 +202,7 @@ def _cache(config: SweepConfig, loaded: Loaded, out: Path) -> str:
 
 
 def _base(config: SweepConfig, data: str, out: Path, concurrent: int) -> DistillConfig:
-    """The distillation that trials change; best.yaml is one of them."""
+    """Return the distillation whose options the trials vary; best.yaml is a variant of it too."""
     values = {item.name: getattr(config, item.name) for item in fields(DistillConfig)}
     threads = config.workers.threads_per_worker
     if threads is None and not config.workers.use_gpu:
@@ -215,7 +219,7 @@ def _base(config: SweepConfig, data: str, out: Path, concurrent: int) -> Distill
 
 
 def _students(config: SweepConfig, loaded: Loaded) -> dict[str, tuple[Any, Any]]:
-    """The students and, once for each way to prepare them, the held-out images."""
+    """Return references to each student and its held-out images, decoded once for each preprocessing."""
     held_out: dict[str, Any] = {}
     students = {}
     scoring = config.scoring

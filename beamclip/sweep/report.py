@@ -1,4 +1,4 @@
-"""What a sweep leaves: trials.csv, best.yaml, the pictures, the rows of the final table."""
+"""The report of a sweep: trials.csv, best.yaml, the pictures, the rows of the final table."""
 
 import csv
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ SHOWN = 10
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The trial of the highest score among those that came to their end; before there is one, among all."""
+    """Return the best of the finished trials, else the best of those with a score; None if there is none."""
     scored = [trial for trial in ranked(trials) if trial.score is not None]
     return scored[0] if scored else None
 
 
 def write_report(sweep_dir: Path, trials: Sequence[Trial], space: Space, base: DistillConfig) -> list[Path]:
-    """Write all files of the report that there is something to write in; gives what was written.
+    """Write the report, without pictures that would be empty; return the paths of what was written.
 
     Args:
         base: the distillation whose options were varied.
@@ -40,14 +40,14 @@ def write_report(sweep_dir: Path, trials: Sequence[Trial], space: Space, base: D
     written = [table, *(path for path in drawn if path is not None)]
     best = best_of(trials)
     if best is not None:
-        # Its folder is for the user to choose.
+        # The user chooses the folder of the run.
         write_config(replace(applied(base, best.settings), out=None), sweep_dir / BEST_FILE)
         written.append(sweep_dir / BEST_FILE)
     return written
 
 
 def table_rows(trials: Sequence[Trial], space: Space) -> list[list[str]]:
-    """The best trials, under a head."""
+    """Return a table of the best trials, its first row the header."""
     rows = [["trial", *space, "top-1", "top-5", "step", "seconds", ""]]
     for trial in ranked(trials)[:SHOWN]:
         last = trial.scores[-1] if trial.scores else None

@@ -1,4 +1,4 @@
-"""What the process of a trial does: train a student, score it on held-out images, report."""
+"""The process of a trial: train a student, score it on held-out images, report."""
 
 import json
 import time
@@ -29,46 +29,46 @@ NO_SCORE = -1.0
 """Reported for a trial that failed: Tune wants a number."""
 
 Report = dict[str, Any]
-"""What a trial tells the sweep: the "events" of training since the last report. With them "step", "steps"
-(of the whole training), "scored" (how often it was), "seconds", "zeroshot_top1" and "zeroshot_top5"
-(fractions), or the "problem" by which it failed."""
+"""Message of a trial to the sweep: the "events" of training since the last report. With them either "step",
+"steps" (of the whole training), "scored" (evaluations so far), "seconds", "zeroshot_top1" and
+"zeroshot_top5" (fractions), or the "problem", why the trial failed."""
 
 
 @dataclass(frozen=True)
 class TrialInputs:
-    """What all trials of a sweep have in common; large parts are references into the object store."""
+    """Inputs that all trials of a sweep share; large ones are references into the object store."""
 
     base: DistillConfig
-    """With the teacher cache as its data."""
+    """The distillation whose options the trials vary, with the teacher cache as its data."""
     images: TrainingData
     students: dict[str, tuple[Any, Any]]
-    """By `student_key`: the untrained ImageTower, and the HeldOut images as it takes them."""
+    """`student_key` -> the untrained ImageTower, and the HeldOut images preprocessed for it."""
     anchors: dict[str, tuple[Any, Any]]
-    """By `prompts_key`: the list of Anchors to train on, and the Anchors of the classes."""
+    """`prompts_key` -> the list of Anchors to train on, and the Anchors of the classes to score with."""
     num_classes: int
     checkpoints: str
-    """Address below which each trial has its own."""
+    """Address below which each trial has its own folder."""
     scores: int
-    """Times that a trial is scored."""
+    """Evaluations per trial."""
     temperature: float
-    """Of the scores, where a class has several anchors."""
+    """Temperature of the scoring, where a class has several anchors."""
 
 
 def student_key(student: StudentConfig, seed: int) -> str:
-    """Names an untrained student."""
+    """Return a text that identifies an untrained student."""
     return json.dumps([asdict(student), seed], default=str)
 
 
 def prompts_key(prompts: PromptConfig) -> str:
-    """Names a set of anchors."""
+    """Return a text that identifies the options of a set of anchors."""
     return json.dumps(asdict(prompts), default=str)
 
 
 def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
-    """The body of a trial, or of what is left of it: a trial whose process was lost goes on.
+    """Run a trial, or the rest of one whose process was lost; failures of the training are reported.
 
     Args:
-        trial: its "number", its "settings" and the "step" of the last score that the sweep has heard of.
+        trial: its "number", its "settings" and the "step" of the last score that the sweep received.
     """
     config = applied(shared.base, trial["settings"])
     job = distillation_job(
@@ -79,19 +79,19 @@ def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
         anchors=shared.anchors[prompts_key(config.prompts)][0],
         storage=Storage(
             checkpoints=trial_checkpoints(shared.checkpoints, trial["number"]),
-            # The one that is being scored must stay, however far training is ahead.
+            # The checkpoint being scored must stay, however far ahead training is.
             keep_checkpoints=shared.scores,
         ),
     )
     every = -(-job.total_steps // shared.scores)
     job = replace(job, cadence=replace(job.cadence, checkpoint_every=every))
     reporter = _Reporter(_Scorer(config, shared), job, every, trial["step"])
-    # What was trained ahead of the last report, records and all, went with the process that was lost.
+    # Records after the last report were lost with the process, so those steps are trained again.
     discard_after(job.storage.checkpoints, after=reporter.step)
 
     def on_event(event: Event) -> None:
         match event:
-            # The last one waits until training has ended.
+            # The last one is scored after training has ended.
             case Saved(step) if step < job.total_steps:
                 reporter.report(read_checkpoint(job.storage.checkpoints, step))
             case Started() | Recorded():
@@ -107,20 +107,20 @@ def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
 
 
 def _workers_of(config: DistillConfig) -> AbstractContextManager[WaitingWorkers | None]:
-    """None where there is to be one: this process is it."""
+    """Yield the workers of the trial; None for a single one, which is this process."""
     return nullcontext() if config.workers.num_workers == 1 else waiting_workers(config.workers)
 
 
 def trial_checkpoints(address: str, number: int) -> str:
-    """The address of a trial's checkpoints, below that of all."""
+    """Return the address of a trial's checkpoints, below that of the sweep's."""
     return f"{address.rstrip('/')}/{number:03d}"
 
 
 class _Scorer:
-    """Zero-shot accuracy of a student, from the weights in a checkpoint."""
+    """Computes the zero-shot accuracy of a student from the weights in a checkpoint."""
 
     def __init__(self, config: DistillConfig, shared: TrialInputs) -> None:
-        # Imported while the first rows are read; with open_clip it takes seconds.
+        # Imported here: together with open_clip it takes seconds.
         from beamclip.models.teacher import ImageTeacher
 
         student, held_out = shared.students[student_key(config.student, config.seed)]
@@ -133,7 +133,7 @@ class _Scorer:
         self.batch_size = config.scoring.scoring_batch
 
     def score(self, state: State) -> dict[str, float]:
-        """See zeroshot_metrics."""
+        """Return the metrics of a checkpoint's weights; see zeroshot_metrics."""
         from beamclip.evaluation.zeroshot import zeroshot_metrics
 
         restore_student(self.tower.network, trained_weights(state))
@@ -148,10 +148,10 @@ class _Scorer:
 
 
 class _Reporter:
-    """Sends a trial's scores to the sweep, each once, with the events of training before it."""
+    """Sends each score of a trial to the sweep once, with the events of training before it."""
 
     def __init__(self, scorer: _Scorer, job: TrainingJob, every: int, step: int) -> None:
-        """step: of the last score that was sent."""
+        """Start after `step`, that of the last score sent; `every` steps lie between two scores."""
         self.scorer = scorer
         self.steps = job.total_steps
         self.every = every
@@ -160,7 +160,7 @@ class _Reporter:
         self.step = step
 
     def report(self, state: State) -> None:
-        """Score, and wait until the sweep has taken note; it may end this trial there and then."""
+        """Score a state unless its step was reported; wait for the sweep, which may end the trial here."""
         step = state["step"]
         if step <= self.step:
             return

@@ -18,15 +18,15 @@ from beamclip.errors import InputError
 from beamclip.spelling import did_you_mean
 
 SECTIONS = ("student", "prompts", "csm", "feature", "stream", "optim")
-"""Of a distillation's configuration: what can be varied, and the seed. The rest decides what a cache holds,
-or where things run."""
+"""Sections of a distillation's configuration that can be varied, as can the seed. The rest decides what a
+cache holds, or where things run."""
 
 DEFAULT_SPACE = ("tau_teacher=0.01,0.02,0.04,0.07", "tau_student=0.03,0.05,0.07,0.1")
 DEFAULT_CONTEXTS = ("num_contexts=0,1,2,4", "anchor_reduce=mean,separate")
-"""Added where a source of contexts is given."""
+"""Added if a source of contexts is given."""
 
 Settings = dict[str, Any]
-"""Option -> value, of one trial."""
+"""Settings of one trial: option -> value."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ Space = dict[str, Values | Range]
 
 
 def parse_space(vary: Sequence[str], base: DistillConfig) -> Space:
-    """The space that texts such as `tau_teacher=0.01,0.02` describe; without any, the default one.
+    """Parse texts such as `tau_teacher=0.01,0.02` to a space; without any, return the default one.
 
     Args:
         base: the configuration in which the options are changed.
 
     Raises:
-        InputError: an option is unknown, cannot be varied or stands twice, or a value does not fit it.
+        InputError: an option is unknown, cannot be varied or is given twice, or a value does not fit it.
     """
     space: Space = {}
     for text in vary or _default_space(base):
@@ -63,7 +63,7 @@ def parse_space(vary: Sequence[str], base: DistillConfig) -> Space:
         if not equals or not written.strip():
             raise InputError(f"--vary {text}: write OPTION=VALUE,VALUE or OPTION=LOW..HIGH.")
         if name in space:
-            raise InputError(f"--vary {text}: {name} stands there twice. Write all its values in one place.")
+            raise InputError(f"--vary {text}: {name} is given twice. Write all its values in one place.")
         space[name] = _read_choice(name, written)
     return space
 
@@ -78,7 +78,7 @@ def _read_choice(name: str, written: str) -> Values | Range:
     if not dots:
         values = tuple(_read_value(name, value) for value in written.split(","))
         if len(set(values)) < len(values):
-            raise InputError(f"--vary {name}={written}: a value stands there twice.")
+            raise InputError(f"--vary {name}={written}: a value is given twice. Leave one out.")
         return Values(values)
     ends = [_read_value(name, end) for end in (low, high)]
     if not all(isinstance(end, float) for end in ends) or not 0 < ends[0] < ends[1]:
@@ -90,9 +90,9 @@ def _read_choice(name: str, written: str) -> Values | Range:
 
 
 def _read_value(name: str, written: str) -> Any:
-    """A value of the option's own type."""
+    """Parse a value of the option's own type."""
     value = None if written.strip() in ("", "~", "null") else written.strip()
-    # The option may be a list, of which one is varied at a time.
+    # The option may be a list: each value of it is then a list of one element.
     try:
         return _read_as(name, value)
     except InputError:
@@ -109,10 +109,10 @@ def _read_as(name: str, value: Any) -> Any:
 
 
 def _section_of(name: str) -> str | None:
-    """The section that an option belongs to; None for one that stands by itself.
+    """Return the section that an option belongs to; None for an option outside all sections.
 
     Raises:
-        InputError: it cannot be varied, or there is no such option.
+        InputError: the option does not exist or cannot be varied.
     """
     places: dict[str, str | None] = {"seed": None}
     for section in SECTIONS:
@@ -125,10 +125,10 @@ def _section_of(name: str) -> str | None:
 
 
 def applied(base: DistillConfig, settings: Settings) -> DistillConfig:
-    """The base with a trial's settings.
+    """Return the base with a trial's settings.
 
     Raises:
-        InputError: one of them is refused by its section.
+        InputError: an option cannot be varied, or its section refuses the value.
     """
     config = base
     for name, value in settings.items():
@@ -139,18 +139,18 @@ def applied(base: DistillConfig, settings: Settings) -> DistillConfig:
 
 
 def read_settings(content: dict[str, Any]) -> Settings:
-    """Settings from their form in JSON."""
+    """Parse settings from their form in JSON."""
     return {name: _read_as(name, value) for name, value in content.items()}
 
 
 def combinations(space: Space) -> int | None:
-    """How many there are; None where an option has a range."""
+    """Return the number of combinations; None if an option has a range."""
     sizes = [len(choice.values) if isinstance(choice, Values) else 0 for choice in space.values()]
     return math.prod(sizes) or None
 
 
 def grid(space: Space) -> list[Settings]:
-    """Every combination of the values, the last option varying fastest.
+    """Return every combination of the values, the last option varying fastest.
 
     Raises:
         InputError: an option has a range.
@@ -158,7 +158,7 @@ def grid(space: Space) -> list[Settings]:
     for name, choice in space.items():
         if isinstance(choice, Range):
             raise InputError(
-                f"--grid: {name} has a range ({choice.low:g}..{choice.high:g}), of which there is no end of "
+                f"--grid: {name} has a range ({choice.low:g}..{choice.high:g}), and a grid needs "
                 "values. List some, or leave --grid out."
             )
     values = [choice.values for choice in space.values() if isinstance(choice, Values)]
@@ -166,7 +166,7 @@ def grid(space: Space) -> list[Settings]:
 
 
 def drawn(space: Space, count: int, seed: int) -> list[Settings]:
-    """Combinations at random, each once; all of them where there are no more than asked for."""
+    """Draw `count` combinations at random; without ranges none twice, and all if there are no more."""
     generator = np.random.default_rng(seed)
     total = combinations(space)
     if total is not None:
@@ -178,17 +178,17 @@ def drawn(space: Space, count: int, seed: int) -> list[Settings]:
 def _draw(choice: Values | Range, generator: np.random.Generator) -> Any:
     if isinstance(choice, Values):
         return choice.values[int(generator.integers(len(choice.values)))]
-    # Four digits: they are read by people, and are the same in a table and in a file.
+    # Four digits, for people to read, and the same in a table and in a file.
     return float(f"{math.exp(generator.uniform(math.log(choice.low), math.log(choice.high))):.4g}")
 
 
 def in_words(settings: Settings) -> str:
-    """`tau_teacher 0.02, num_contexts 2`."""
+    """Return settings as text, such as `tau_teacher 0.02, num_contexts 2`."""
     return ", ".join(f"{name} {shown(value)}" for name, value in settings.items())
 
 
 def shown(value: Any) -> str:
-    """A value as a person writes it."""
+    """Return a value as a person writes it."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

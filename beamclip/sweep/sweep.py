@@ -1,4 +1,4 @@
-"""Try settings of a distillation: one teacher cache, one set of anchors for each setting of the prompts."""
+"""Try settings of a distillation, over one teacher cache and one set of anchors for each prompt setting."""
 
 import json
 import time
@@ -33,12 +33,12 @@ from beamclip.training.worker import TrainingError
 
 
 def sweep(config: SweepConfig) -> Summary:
-    """Run a sweep, or what is left of it, and leave its report.
+    """Run a sweep, or the rest of a resumed one, and write its report.
 
     Raises:
-        InputError: something that was given cannot be used.
-        TrainingError: no trial came to a score.
-        KeyboardInterrupt: somebody pressed Ctrl-C; there is a report of what was done.
+        InputError: an option or an input cannot be used.
+        TrainingError: no trial was scored.
+        KeyboardInterrupt: the user pressed Ctrl-C; the report covers what was done until then.
     """
     began = time.perf_counter()
     out = new_run_dir(config.out, "sweep")
@@ -70,11 +70,11 @@ def sweep(config: SweepConfig) -> Summary:
         )
         _show(out, loaded.space, summary)
         if summary.status == "interrupted":
-            raise KeyboardInterrupt(f"what was done is in {out}/{TRIALS_FILE}; go on with --resume {out}")
+            raise KeyboardInterrupt(f"results so far: {out}/{TRIALS_FILE}; continue with --resume {out}")
         if summary.status == "failed":
             problems = [trial.problem for trial in read_trials(out).values() if trial.problem]
             raise TrainingError(
-                f"no trial came to a score. First: {problems[0] if problems else 'none was run'}"
+                f"no trial was scored. First problem: {problems[0] if problems else 'none was run'}"
             )
     return summary
 
@@ -85,7 +85,7 @@ def _open_sweep_dir(config: SweepConfig, space: Space, out: Path) -> None:
     check_writable(checkpoint_address(config.checkpoint.checkpoints, out))
     if config.resume is None and read_trials(out):
         raise InputError(
-            f"--out {out}: holds a sweep. Go on with it by --resume {out}, or give another --out."
+            f"--out {out}: holds a sweep already. Continue it with --resume {out}, or give another --out."
         )
     for trial in read_trials(out).values():
         if set(trial.settings) != set(space):
@@ -97,7 +97,7 @@ def _open_sweep_dir(config: SweepConfig, space: Space, out: Path) -> None:
 
 
 def _wanted(config: SweepConfig, space: Space) -> int:
-    """Trials that are asked for, as far as the space has them."""
+    """Return the number of trials asked for, at most as many as the space has."""
     total = combinations(space)
     if config.search.grid and total is not None:
         return total
@@ -106,14 +106,15 @@ def _wanted(config: SweepConfig, space: Space) -> int:
 
 
 def trials_at_once(config: SweepConfig, wanted: int, cluster: Mapping[str, float]) -> int:
-    """How many trials run at a time.
+    """Return how many trials run at a time.
 
     Args:
-        wanted: trials in all.
-        cluster: its "CPU" and "GPU".
+        wanted: number of trials in all.
+        cluster: its number of "CPU" and "GPU".
 
     Raises:
-        InputError: they would leave no CPU to read data with, or there are fewer GPUs.
+        InputError: --max-concurrent trials, or one, would leave no CPU to read data with or need more GPUs
+            than there are, in a Ray that this command started.
     """
     workers = config.workers
     outer = resources(workers)["CPU"] if workers.num_workers > 1 else 0.0
@@ -126,15 +127,15 @@ def trials_at_once(config: SweepConfig, wanted: int, cluster: Mapping[str, float
     if most < (asked or 1) and cluster_address() is None:
         gpus = f" and {share:g} of {cluster.get('GPU', 0):g} GPUs" if workers.use_gpu else ""
         raise InputError(
-            f"--max-concurrent {asked or 1}: {plural(asked or 1, 'trial')}, each with {cpus:g} of "
-            f"{cluster.get('CPU', 0):g} CPUs{gpus}, of which Ray Data needs 1 CPU to read. "
+            f"--max-concurrent {asked or 1}: {plural(asked or 1, 'trial')} at a time, each with {cpus:g} of "
+            f"{cluster.get('CPU', 0):g} CPUs{gpus}, will not fit: Ray Data needs 1 CPU to read. "
             + (
                 f"Give {most} or less."
                 if most
                 else "Lower --cpus-per-worker, --num-workers or --gpus-per-worker."
             )
         )
-    # On CPUs, a trial computes in one thread at least.
+    # On CPUs, each worker of a trial computes in at least one thread.
     full = most if workers.use_gpu else min(most, int(cluster.get("CPU", 1.0)) // workers.num_workers)
     return asked or max(1, min(full, wanted))
 
@@ -142,11 +143,12 @@ def trials_at_once(config: SweepConfig, wanted: int, cluster: Mapping[str, float
 def _planned(
     config: SweepConfig, space: Space, base: DistillConfig, meanings: dict[str, str], out: Path
 ) -> dict[int, Trial]:
-    """The trials that are known before the first one runs, written down: those of an earlier start, and as
-    many more as are asked for now. Optuna's own are not.
+    """Return the trials known before the first one runs, and write their files.
+
+    They are those of an earlier start, and as many more as are asked for; Optuna chooses its own later.
 
     Args:
-        meanings: `prompts_key` -> what is equal for equal anchors.
+        meanings: `prompts_key` -> a digest that is equal for equal anchors.
     """
     known = read_trials(out)
     if config.search.optuna:
@@ -175,7 +177,10 @@ def _planned(
 
 
 def _meaning(settings: Settings, base: DistillConfig, meanings: dict[str, str]) -> str:
-    """Equal for settings that train alike: of one prompt a class, say, the mean is the prompt itself."""
+    """Return a text that is equal for settings that train identically.
+
+    With one prompt for each class, say, the mean of the prompts is the prompt itself.
+    """
     prompts = applied(base, settings).prompts
     others = {name: value for name, value in settings.items() if not hasattr(prompts, name)}
     return json.dumps([meanings[prompts_key(prompts)], others], default=str)
@@ -213,7 +218,7 @@ def _leave_report(
     began: float,
     interrupted: bool,
 ) -> Summary:
-    """Write what there is to say about the trials, here and in MLflow."""
+    """Write the report of the trials and the summary, to the folder and to MLflow."""
     trials = [*read_trials(out).values()]
     for path in write_report(out, trials, space, shared.base):
         tracking.artifact(path, PLOTS if path.parent.name == PLOTS else None)

@@ -1,4 +1,4 @@
-"""A trial as it is written down: its settings, its scores so far, how it ended."""
+"""Trials and their files: settings, scores so far, and how each one ended."""
 
 import json
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ from beamclip.sweep.space import Settings, read_settings
 TRIAL_FILE = "trial.json"
 TRIALS = "trials"
 METRIC = "zeroshot_top1"
-"""What trials are compared by."""
+"""The metric by which trials are compared."""
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
-"""stopped: by ASHA. One that is waiting or running while no sweep is going on was interrupted."""
+"""stopped: by ASHA. A trial that is waiting or running while no sweep runs was interrupted."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A student on the held-out images."""
+    """Zero-shot accuracies of a student on the held-out images, 0..1, after a step."""
 
     step: int
     zeroshot_top1: float
@@ -36,47 +36,47 @@ class Trial:
     settings: Settings
     status: Status = "waiting"
     steps: int = 0
-    """Of the whole training."""
+    """Steps of the whole training; 0 before the first score."""
     scores: tuple[Score, ...] = ()
     """Oldest first."""
     seconds: float = 0.0
-    """From its start, or last restart, to its last score."""
+    """Time from its start, or last restart, to its last score."""
     problem: str | None = None
     """Why it failed."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the trial's folder."""
         return f"{self.number:03d}"
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether nothing is left to do; --resume tries failed trials again."""
         return self.status in ("finished", "stopped")
 
     @property
     def score(self) -> float | None:
-        """The last top-1."""
+        """The last top-1 accuracy, 0..1; None before the first score."""
         return self.scores[-1].zeroshot_top1 if self.scores else None
 
     @property
     def step(self) -> int:
-        """Of the last score."""
+        """Step of the last score; 0 before the first."""
         return self.scores[-1].step if self.scores else 0
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """Best first: those that came to their end by score, then the others by what they reached."""
+    """Return the trials, best first: finished ones by score, then the others by their last score."""
     return sorted(trials, key=lambda each: (each.status != "finished", -(each.score or 0.0), each.number))
 
 
 def trial_dir(sweep_dir: Path, number: int) -> Path:
-    """The folder of a trial."""
+    """Return the folder of a trial."""
     return sweep_dir / TRIALS / f"{number:03d}"
 
 
 def write_trial(sweep_dir: Path, trial: Trial) -> None:
-    """Write a trial down; a reader meets the old file or the new one."""
+    """Write a trial's file; a reader sees the old file or the new one."""
     folder = trial_dir(sweep_dir, trial.number)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(trial), indent=1, default=str) + "\n"
@@ -84,7 +84,7 @@ def write_trial(sweep_dir: Path, trial: Trial) -> None:
 
 
 def read_trials(sweep_dir: Path) -> dict[int, Trial]:
-    """All trials of a sweep, by number, in order."""
+    """Return all trials of a sweep by number, in order."""
     paths = sorted(sweep_dir.glob(f"{TRIALS}/*/{TRIAL_FILE}"))
     return {trial.number: trial for trial in (_parse(read_json(path)) for path in paths)}
 

@@ -1,4 +1,4 @@
-"""Ray Tune under a sweep: who is tried next, who is stopped early, who is told of it."""
+"""Run the trials of a sweep with Ray Tune: which is next, which is stopped early, who is told of it."""
 
 import contextlib
 import logging
@@ -27,22 +27,22 @@ from beamclip.training.process import CPU_WORKER_ENVIRONMENT
 from beamclip.training.worker import in_one_line
 
 REDUCTION = 2
-"""One in so many goes on at a step of ASHA's ladder, which are so many times apart."""
+"""Factor between ASHA's rungs: one trial in two passes a rung, and the next is at twice the scores."""
 ASKED_AGAIN = 50
-"""Times that Optuna is asked for settings that are new."""
+"""Number of times that Optuna is asked for new settings."""
 _ADVICE = ". Most often memory ran out; lower --max-concurrent or --batch-size"
 CPUS_BESIDE_WORKERS = 0.1
-"""Of a trial of several workers, for the process that watches them."""
+"""CPUs of the process that watches the workers, in a trial with several."""
 
 _ENVIRONMENT = {
-    # Silence; by 1, verbose=0 says a good deal.
+    # With 1, Tune prints a good deal even at verbose=0.
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Ctrl-C is ours to hear.
+    # We handle Ctrl-C.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Before a process runs the next trial, the training of the one that was stopped has to end. If that takes
     # longer than this, Tune silently drops the next trial and never frees its slot: wait as long as it takes.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "1000000",
-    # Every loss is handled here: a restart by Tune itself would not know of the scores since the first start.
+    # Lost processes are handled here: after a restart by Tune, a trial would not know of its earlier scores.
     "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000",
@@ -52,47 +52,51 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class _Begun:
-    """What a trial's process is given."""
+    """Input of a trial's process; see run_trial."""
 
     number: int
     settings: Settings
     step: int
-    """Of the last score that was heard of."""
+    """Step of the last score received."""
 
 
 class Listener(Protocol):
-    """Is told what becomes of the trials, in the thread that called `run_trials`."""
+    """Receives what happens to the trials, in the thread that called `run_trials`."""
 
     def started(self, number: int, settings: Settings) -> None:
-        """A trial begins, or begins again after its process was lost."""
+        """A trial starts, or restarts after its process was lost."""
 
     def reported(self, number: int, report: Report) -> None:
-        """A trial was scored."""
+        """A trial was scored, or its training failed."""
 
     def lost(self, number: int, cause: str) -> None:
-        """A trial lost its process, or met the error that `cause` tells; it will begin again."""
+        """A trial lost its process or raised an error, as `cause` says; it will restart."""
 
     def ended(self, number: int, problem: str | None) -> None:
-        """A trial is at its end, was stopped early, or was lost, for a reason."""
+        """A trial finished, was stopped early, or failed; `problem` says why it cannot restart, if so."""
 
 
 class OptunaSampler:
-    """Optuna's sampler, which knows the scores of all trials before."""
+    """Chooses settings with Optuna, from the scores of all earlier trials."""
 
     def __init__(self, space: Space, seed: int, known: Iterable[Trial]) -> None:
-        """Raises InputError where Optuna is not installed."""
+        """Start a study from the known trials.
+
+        Raises:
+            InputError: Optuna is not installed.
+        """
         try:
             import optuna
         except ImportError as error:
             raise InputError(
-                "--optuna: it is not installed. In the checkout: pip install '.[optuna]'"
+                "--optuna: Optuna is not installed. In the checkout: pip install '.[optuna]'"
             ) from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna
         self._space = space
         self._distributions = {name: self._distribution(choice) for name, choice in space.items()}
         known = list(known)
-        # Another seed at each start: the first one's draws were used.
+        # Another seed at each start: the draws of the earlier seed were used.
         sampler = optuna.samplers.TPESampler(seed=seed + len(known), constant_liar=True)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._asked: dict[int, Any] = {}
@@ -108,7 +112,7 @@ class OptunaSampler:
                 )
 
     def ask(self, number: int) -> Settings:
-        """Settings for a trial; as far as there are any, some that were not tried before."""
+        """Return settings for a trial, new ones if ASKED_AGAIN tries yield any."""
         for left in reversed(range(ASKED_AGAIN)):
             asked = self._study.ask(self._distributions)
             settings = {
@@ -123,7 +127,7 @@ class OptunaSampler:
         return settings
 
     def tell(self, number: int, score: float | None) -> None:
-        """What came of a trial; None where it has no score."""
+        """Tell Optuna the score of a trial; None if it has none."""
         if number in self._asked:
             failed = self._optuna.trial.TrialState.FAIL if score is None else None
             self._study.tell(self._asked.pop(number), score, state=failed)
@@ -131,7 +135,7 @@ class OptunaSampler:
     def _distribution(self, choice: Values | Range) -> Any:
         if isinstance(choice, Range):
             return self._optuna.distributions.FloatDistribution(choice.low, choice.high, log=True)
-        # By their places: Optuna takes no lists for values, and of numbers the order tells it something.
+        # By index: Optuna takes no lists as values, and indices keep the order of numbers.
         places = len(choice.values)
         ordered = all(isinstance(value, int | float) for value in choice.values)
         if ordered and list(choice.values) == sorted(choice.values):
@@ -146,7 +150,7 @@ class OptunaSampler:
 
 
 class TrialQueue(Searcher):
-    """Trials in the order in which they are to run: first those on a list, then those of an advisor.
+    """Trials in the order in which they run: first those on a list, then those that an advisor chooses.
 
     A trial that lost its process returns to the head of the list. Tune's own restarts are not used: when a
     process dies idle between two trials, Tune handles the loss twice and fails the trial that was to use it.
@@ -159,9 +163,11 @@ class TrialQueue(Searcher):
         numbers: Iterable[int],
         max_failures: int = 0,
     ) -> None:
-        """Args:
-        numbers: of the trials that the advisor is asked for.
-        max_failures: how often a trial may lose its process and start again; no limit below 0.
+        """Queue the listed trials.
+
+        Args:
+            numbers: those of the trials that the advisor chooses.
+            max_failures: how often a trial may lose its process and restart; no limit if below 0.
         """
         super().__init__(metric=METRIC, mode="max")
         self._listed = deque(_Begun(trial.number, trial.settings, trial.step) for trial in listed)
@@ -175,14 +181,14 @@ class TrialQueue(Searcher):
         return len(self._listed) + len(self._numbers)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial; the names are those of Tune's interface."""
+        """Return the input of the next trial; None to be asked again later, FINISHED at the end."""
         if self._listed:
             begun = self._listed.popleft()
         elif self._advisor is not None and self._numbers:
             number = self._numbers.popleft()
             begun = _Begun(number, self._advisor.ask(number), 0)
         else:
-            # One of those that run may come back.
+            # A running trial may come back.
             return None if self._running else Searcher.FINISHED
         self._running[trial_id] = begun
         return asdict(begun)
@@ -194,18 +200,18 @@ class TrialQueue(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Pass the score on. `comes_back` decides what becomes of a trial that ended in an error."""
+        """Tell the advisor the score. `comes_back` decides about a trial that ended in an error."""
         if not error:
             score = None if result is None else result.get(METRIC)
             self._end(trial_id, None if score == NO_SCORE else score)
 
     def comes_back(self, trial_id: str, *, had_started: bool, counts: bool) -> bool:
-        """Whether a trial that ended in an error starts again; otherwise it has failed.
+        """Return whether a trial that ended in an error restarts; if so, put it at the head of the list.
 
         Args:
-            had_started: False if its process died before the trial began. Once, that is not its loss: the
+            had_started: False if its process died before the trial began. The first such loss is free: the
                 process may have died idle. A trial whose processes keep dying at the start fails.
-            counts: whether the loss is one of those that max_failures limits.
+            counts: whether max_failures limits this kind of loss.
         """
         begun = self._running[trial_id]
         self._losses[begun.number, had_started] += counts
@@ -222,18 +228,18 @@ class TrialQueue(Searcher):
             self._advisor.tell(begun.number, score)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles what it was given, to be restored by itself, which never happens here."""
+        """Return nothing: Tune pickles its searcher only to restore it, which never happens here."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the trials are written down elsewhere."""
+        """Do nothing: the trials have files of their own."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Do nothing; see `save`."""
 
 
 class ListenerCallback(ray.tune.Callback):
-    """Tune's callbacks, passed on."""
+    """Passes Tune's callbacks on to a Listener."""
 
     def __init__(self, listener: Listener, suggestions: TrialQueue) -> None:
         self.listener = listener
@@ -244,18 +250,22 @@ class ListenerCallback(ray.tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Pass on that a trial starts or restarts."""
         self.started.add(trial.trial_id)
         self.listener.started(trial.config["number"], trial.config["settings"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        """Pass on the report of a trial."""
         self.listener.reported(trial.config["number"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Pass on that a trial finished or was stopped early."""
         self.listener.ended(trial.config["number"], None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Have the queue decide whether a trial restarts after an error, and pass that on."""
         error, number = _error_of(trial), trial.config["number"]
         had_started = trial.trial_id in self.started
         counts = not getattr(error, "preempted", False)
@@ -283,14 +293,17 @@ class _StopWhen(ray.tune.Stopper):
 
 
 def tune_environment(workers: WorkersConfig) -> dict[str, str]:
-    """What is to be in the environment of the trials' processes; Tune's part is set in this one, too."""
+    """Return the environment of the trials' processes; Tune's variables are set in this process too."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     return _ENVIRONMENT if workers.use_gpu else {**_ENVIRONMENT, **CPU_WORKER_ENVIRONMENT}
 
 
 def resources(workers: WorkersConfig) -> dict[str, float]:
-    """What Tune sets aside for a trial: all of it for one worker, which runs in the trial's process."""
+    """Return what Tune reserves for the process of a trial.
+
+    A single worker runs in that process; several reserve their own resources.
+    """
     return workers.resources if workers.num_workers == 1 else {"CPU": CPUS_BESIDE_WORKERS}
 
 
@@ -303,13 +316,13 @@ def run_trials(
     listener: Listener,
     interrupted: threading.Event,
 ) -> None:
-    """Run all trials, so many at a time, until the last one ended or the event is set.
+    """Run all trials, `concurrent` at a time, until the last one has ended or `interrupted` is set.
 
-    A trial that loses its process starts again, as often as the suggestions allow; one that fails otherwise
-    says so in a report. Neither ends the others.
+    A trial that loses its process or raises an error restarts, as often as `suggestions` allows. A trial
+    whose training fails says so in a report. Neither ends the others.
 
     Args:
-        body: what a trial's process does; see run_trial, and TrialQueue for what it is given.
+        body: runs a trial in its process; see run_trial. `suggestions` makes its argument.
     """
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -322,10 +335,10 @@ def run_trials(
                 mode="max",
                 search_alg=suggestions,
                 scheduler=ladder if search.asha and search.scores > 1 else FIFOScheduler(),
-                # As many as are suggested, those that come back among them.
+                # As many as the queue suggests, restarted ones included.
                 num_samples=-1,
                 max_concurrent_trials=concurrent,
-                # Its imports take longer than many a trial.
+                # The imports of a new process take longer than many a trial.
                 reuse_actors=True,
                 trial_dirname_creator=_name,
                 trial_name_creator=_name,
@@ -343,8 +356,8 @@ def run_trials(
 
 
 def _error_of(trial: Any) -> BaseException | None:
-    """By which a trial ended, where it can be read."""
-    # Tune's own get_error looks where the file is copied to later.
+    """Return the error by which a trial ended; None if it cannot be read."""
+    # Not by Tune's get_error, which looks where the file is copied to later.
     with contextlib.suppress(Exception):
         error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
         return error.as_instanceof_cause() if isinstance(error, RayTaskError) else error

@@ -8,15 +8,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class WeightAverage:
-    """Exponential moving average of the parameters and of the batch norms' statistics of a module.
+    """Exponential moving average of a module's parameters and batch norm statistics.
 
     An averaged network needs statistics of its own, so those are averaged with the weights. Every other
-    buffer is the latest one: a causal mask holds -inf and a counter whole numbers, which have no average.
+    buffer is copied: a causal mask holds -inf and a counter whole numbers, which have no average.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        """Args:
-        decay: what the average keeps of itself at each update, 0..1.
+        """Start the average at the module's present state.
+
+        Args:
+            decay: share of the average that each update keeps, 0..1.
         """
         self.decay = decay
         self.tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
@@ -25,7 +27,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module, *, first: bool) -> None:
-        """Take the module's present weights in; the first time, take them over as they are."""
+        """Move the average towards the module's present weights; with `first`, set it to them."""
         latest = module.state_dict()
         for name in latest.keys() - self._averaged:
             self.tensors[name].copy_(latest[name])
@@ -35,7 +37,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from the `tensors` of an earlier process, or begin anew with a module's state."""
+        """Set the average to `tensors`: those of an earlier process, or the state dict of a module."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 

@@ -1,4 +1,4 @@
-"""What builds a method on a worker, from models and anchors that travel through the object store.
+"""Callables that build a method on a worker, from models and anchors in the object store.
 
 The libraries of the models are imported when a builder is called, not with this module: a worker starts to
 stream its data first, and their import takes as long as the first rows do.
@@ -20,7 +20,7 @@ class DistillationBuilder:
     """Builds training.method.Distillation."""
 
     teachers: tuple[Any, ...]
-    """References to ImageTowers (cluster.share); none where the batches bring the embeddings."""
+    """References to ImageTowers (cluster.share); empty if the batches contain the embeddings."""
     student: Any
     """Reference to an ImageTower."""
     anchors: Any
@@ -33,7 +33,7 @@ class DistillationBuilder:
     """Whether torch compiles the teachers."""
 
     def __call__(self, device: torch.device) -> nn.Module:
-        """The method, its teachers on `device` already."""
+        """Build the method; its teachers are on `device` already, the rest is on the CPU."""
         from beamclip.models.teacher import ImageTeacher
         from beamclip.training.method import Distillation
         from beamclip.training.optim import teacher_precision
@@ -58,14 +58,14 @@ class PretrainingBuilder:
     """Builds training.method.ImageTextPretraining."""
 
     clip: Any
-    """Reference to a LoadedClip, freshly made."""
+    """Reference to the LoadedClip to train."""
     augmentation: AugmentConfig
     objective: Objective
     psd: PsdConfig
     seed: int
 
     def __call__(self, device: torch.device) -> nn.Module:
-        """The method, on the CPU."""
+        """Build the method, on the CPU."""
         from beamclip.training.method import ImageTextPretraining
 
         return ImageTextPretraining(

@@ -1,7 +1,7 @@
-"""The line between workers and the command that started them.
+"""The channel between workers and the command that started them.
 
-Workers send events through it, and rank 0 of a training asks it whether somebody pressed Ctrl-C. It lives on
-the command's side: a restarted worker finds it as it was, and MLflow is reached from one place only.
+Workers send events through it, and rank 0 asks it whether the user pressed Ctrl-C. It lives on the command's
+side: a restarted worker finds it as it was, and MLflow is reached from one place only.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ class Channel:
         """Add an event.
 
         Args:
-            wait: whether the event is there when this returns. Here it always is; see RemoteChannel.
+            wait: ignored, since the event is there at once; see RemoteChannel.
         """
         self._events.append(event)
 
     def take(self) -> list[Event]:
-        """All events since the last call, in order."""
+        """Return all events since the last call, in order."""
         count = len(self._events)
         taken, self._events[:count] = self._events[:count], []
         return taken
@@ -35,12 +35,12 @@ class Channel:
         self._stop = True
 
     def stop_requested(self) -> bool:
-        """Whether request_stop was called."""
+        """Return whether request_stop was called."""
         return self._stop
 
 
 class RemoteChannel:
-    """The same in an actor of Ray, which hands over a job too; copies in other processes are the same one."""
+    """A Channel in a Ray actor, which also hands over a job; pickled copies reach the same actor."""
 
     def __init__(self) -> None:
         import ray
@@ -55,7 +55,7 @@ class RemoteChannel:
         """Send an event.
 
         Args:
-            wait: until it has arrived: what is still on its way when its sender ends is lost.
+            wait: return only when it has arrived; an event still on its way when its sender ends is lost.
         """
         import ray
 
@@ -64,7 +64,7 @@ class RemoteChannel:
             ray.get(sent)
 
     def take(self) -> list[Event]:
-        """All events since the last call, in order."""
+        """Return all events since the last call, in order."""
         import ray
 
         events: list[Event] = ray.get(self._actor.take.remote())
@@ -75,20 +75,20 @@ class RemoteChannel:
         self._actor.request_stop.remote()
 
     def stop_requested(self) -> bool:
-        """Whether request_stop was called."""
+        """Return whether request_stop was called."""
         import ray
 
         return bool(ray.get(self._actor.stop_requested.remote()))
 
     def give(self, job: Any) -> None:
-        """Hand over a job, as a reference into Ray's object store."""
+        """Hand the workers a job, given as a reference into Ray's object store."""
         import ray
 
         # In a list, so that Ray does not resolve it on the way.
         ray.get(self._actor.give.remote([job]))
 
     def job(self) -> Any | None:
-        """The reference that was handed over, if one was."""
+        """Return the reference that `give` was called with; None before that."""
         import ray
 
         found = ray.get(self._actor.job.remote())
@@ -96,7 +96,7 @@ class RemoteChannel:
 
 
 class _ActorChannel(Channel):
-    """What the actor of a RemoteChannel runs."""
+    """The actor behind a RemoteChannel."""
 
     def __init__(self) -> None:
         super().__init__()

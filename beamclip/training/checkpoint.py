@@ -1,6 +1,6 @@
 """The state of a run as one checkpoint: written whole or not at all, and read without unpickling objects.
 
-`training.checkpoint_store` says which checkpoints there are.
+`training.checkpoint_store` finds and removes checkpoints.
 """
 
 import contextlib
@@ -41,24 +41,24 @@ _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, for a reason that a restart would only meet again; one line."""
+    """A checkpoint cannot be written or used, for a reason that a restart would not cure; one line."""
 
 
 def write_checkpoint(
     address: str, state: State, *, loss: float | None, world_size: int, data: str
 ) -> Manifest:
-    """Write the checkpoint of step `state["step"]`, in place of what is there for that step already.
+    """Write the checkpoint of step `state["step"]`, replacing an older one of it; return its manifest.
 
     Args:
         address: folder of all checkpoints.
         state: see State.
-        loss: of the last record; one that is not finite is left out.
-        world_size, data: number of workers, and fingerprint of the data, of the run.
+        loss: of the last record; stored as None if it is not finite.
+        world_size, data: the run's number of workers, and the fingerprint of its data.
 
     Raises:
-        CheckpointError: no space, or no permission to write; what was begun is removed as far as possible.
-        OSError: another failure, such as an outage, for which a store's package may have errors of its own;
-            what was begun stays, without a manifest.
+        CheckpointError: no space, or no permission to write; the partial checkpoint is removed if possible.
+        OSError: another failure, such as an outage, for which a store's package may raise errors of its own;
+            the partial checkpoint stays, without a manifest.
     """
     fs, root = open_store(address)
     folder = posixpath.join(root, folder_name(state["step"]))
@@ -79,11 +79,11 @@ def write_checkpoint(
 
 
 def read_checkpoint(address: str, step: int) -> State:
-    """The state of one checkpoint, on the CPU. Nothing but tensors and plain values is ever unpickled.
+    """Return the state of one checkpoint, on the CPU. Only tensors and plain values are ever unpickled.
 
     Raises:
-        DamagedCheckpointError: it is not what was written.
-        pickle.UnpicklingError: it is, and holds something else than tensors and plain values.
+        DamagedCheckpointError: the checkpoint is not as it was written.
+        pickle.UnpicklingError: it is whole, but holds something other than tensors and plain values.
     """
     fs, root = open_store(address)
     folder = posixpath.join(root, folder_name(step))
@@ -94,15 +94,15 @@ def read_checkpoint(address: str, step: int) -> State:
 
 
 def read_newest_checkpoint(address: str) -> tuple[State | None, tuple[str, ...]]:
-    """The state of the newest checkpoint that is as it was written, read and hashed once.
+    """Return the state of the newest whole checkpoint, hashed once.
 
     Returns:
-        The state, on the CPU, or None where no checkpoint is whole; and one line for each newer checkpoint
-        that was passed over, and why.
+        The state, on the CPU, or None if no checkpoint is whole; and one line for each newer checkpoint that
+        was passed over, with the reason.
 
     Raises:
         OSError: the store cannot be reached or read, which says nothing about the checkpoints in it.
-        pickle.UnpicklingError: a whole checkpoint holds something else than tensors and plain values.
+        pickle.UnpicklingError: a whole checkpoint holds something other than tensors and plain values.
     """
     states: list[State] = []
 
@@ -120,9 +120,9 @@ def _load(fs: Any, folder: str, manifest: Manifest) -> State:
 
 
 def _checked_state(fs: Any, path: str, record: FileRecord) -> str | io.BytesIO:
-    """What torch loads a state from: of a store its content, which is read once; here the file."""
+    """Check the state file and return what torch loads it from: a local path, or a store's content."""
     if isinstance(fs, LocalFileSystem):
-        # Beside the tensors, its content would take as much memory again.
+        # The content in memory would take as much again as the tensors.
         check_file(fs, path, record)
         return path
     content = _read_file(fs, path)
@@ -131,10 +131,10 @@ def _checked_state(fs: Any, path: str, record: FileRecord) -> str | io.BytesIO:
 
 
 class _HashedWriter:
-    """Writes through to a stream and takes the hash on the way.
+    """Writes through to a stream and hashes what passes.
 
-    It raises nothing while it is written to: what comes back through torch's writer is an error about
-    positions in the archive. The first failure is kept instead, and nothing is written after it.
+    `write` never raises: torch's writer would turn the error into one about positions in the archive. The
+    first error is kept in `error`, and nothing is written after it.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -144,6 +144,7 @@ class _HashedWriter:
         self._hash = hashlib.sha256()
 
     def write(self, data: memoryview) -> int:
+        """Write and hash `data`; return its length in bytes, whether or not it could be written."""
         if self.error is None:
             try:
                 self._stream.write(data)
@@ -154,9 +155,10 @@ class _HashedWriter:
         return len(data)
 
     def flush(self) -> None:
-        """torch asks for it; the stream is flushed by who opened it."""
+        """Do nothing: torch calls this, but whoever opened the stream flushes it."""
 
     def record(self) -> FileRecord:
+        """Return size and hash of what was written."""
         return FileRecord(self._bytes, self._hash.hexdigest())
 
 

@@ -1,9 +1,9 @@
-"""Checkpoints below any fsspec address: which there are, which are whole, which may go.
+"""Checkpoints below any fsspec address: which exist, which are whole, which to remove.
 
 Each is a folder `step=00000400/` with the state and a manifest. The manifest is written last and removed
 first, so a folder without one is a checkpoint that was not finished. It also holds the size and the hash
-of the state, so that damage is found before training goes on from it. The state itself is
-`training.checkpoint`'s; here nothing needs torch.
+of the state, so that damage is found before training resumes from it. `training.checkpoint`
+reads and writes the state; this module does not need torch.
 """
 
 import contextlib
@@ -41,17 +41,17 @@ _MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
     "data": (str,),
     "files": (dict,),
 }
-# What a broken disk or folder answers; on any other store the same may be an outage.
+# Errors of a broken local disk or folder; from any other store the same may be an outage.
 _BROKEN = {errno.EIO, errno.EISDIR, errno.ENOTDIR}
 
 
 class DamagedCheckpointError(OSError):
-    """A checkpoint that is not what was written, or was not finished."""
+    """A checkpoint is not as it was written, or was not finished."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of a checkpoint as it was written."""
+    """Size and hash of one file of a checkpoint, as it was written."""
 
     bytes: int
     sha256: str
@@ -59,11 +59,11 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is, and of which run and data."""
+    """Describes a checkpoint: its step and loss, the run's workers and data, and its files."""
 
     step: int
     loss: float | None
-    """Of the last record before it; None where that was not finite, or there was none."""
+    """Loss of the last record before it; None if that was not finite, or there was none."""
     world_size: int
     data: str
     """Fingerprint of the data."""
@@ -72,12 +72,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Found:
-    """The checkpoint to go on from."""
+    """The checkpoint to resume from."""
 
     manifest: Manifest | None
-    """Of the newest whole checkpoint; None where there is none."""
+    """Manifest of the newest whole checkpoint; None if there is none."""
     damaged: tuple[str, ...]
-    """One line for each newer one that was passed over, and why."""
+    """One line for each newer checkpoint that was passed over, with the reason."""
 
 
 def check_writable(address: str) -> None:
@@ -93,7 +93,7 @@ def check_writable(address: str) -> None:
         with fs.open(probe, "wb") as file:
             file.write(b"probe")
         fs.rm_file(probe)
-    except Exception as error:  # each store has errors of its own; to the user all are one
+    except Exception as error:  # stores raise errors of their own; one message for all
         with contextlib.suppress(Exception):
             fs.rm_file(probe)
         raise InputError(
@@ -103,7 +103,9 @@ def check_writable(address: str) -> None:
 
 
 def claim(address: str) -> str:
-    """Take the folder for one command; gives the token by which its workers know that they see the same one.
+    """Claim the folder for one command, and return the token left there.
+
+    Workers that cannot read the token see another folder, or another command has claimed it since.
 
     Raises:
         InputError: as `check_writable`.
@@ -116,7 +118,7 @@ def claim(address: str) -> str:
 
 
 def holds_claim(address: str, token: str) -> bool:
-    """Whether the folder at this address, as seen from here, holds the token that `claim` gave."""
+    """Return whether the folder at this address, as seen from here, holds the token of a `claim`."""
     fs, root = open_store(address)
     try:
         return bool(fs.cat_file(posixpath.join(root, _CLAIM)) == token.encode())
@@ -125,13 +127,13 @@ def holds_claim(address: str, token: str) -> bool:
 
 
 def has_checkpoints(address: str) -> bool:
-    """Whether a finished checkpoint lies there, damaged or not."""
+    """Return whether the folder has a finished checkpoint, damaged or not."""
     fs, root = open_store(address)
     return any(fs.exists(posixpath.join(folder, MANIFEST_FILE)) for _, folder in checkpoint_folders(fs, root))
 
 
 def discard_after(address: str, *, after: int) -> None:
-    """Make unfinished ones of all checkpoints of later steps; what they hold stays until it is replaced."""
+    """Remove the manifests of all checkpoints after a step: they count as unfinished until replaced."""
     fs, root = open_store(address)
     for step, folder in checkpoint_folders(fs, root):
         if step > after:
@@ -140,21 +142,21 @@ def discard_after(address: str, *, after: int) -> None:
 
 
 def find_checkpoint(address: str, check: Callable[[Any, str, Manifest], None] | None = None) -> Found:
-    """Find the newest checkpoint that is as it was written, passing over damaged ones.
+    """Find the newest whole checkpoint, passing over damaged ones.
 
-    Hashes are there to find damage. They are no seal: who rewrites a file can rewrite its manifest as well,
-    which is why nothing but tensors and plain values is ever read from a checkpoint.
+    Hashes find damage, not forgery: whoever can rewrite a file can rewrite its manifest as well. Therefore
+    only tensors and plain values are ever read from a checkpoint.
 
     Args:
         check: called with the store, a checkpoint's folder and its manifest; a DamagedCheckpointError rules
             the checkpoint out. By default all sizes and hashes are compared: `check_files`.
 
     Returns:
-        No manifest and no lines for a folder that is missing or empty.
+        What was found; neither manifest nor lines if the folder is missing or empty.
 
     Raises:
         OSError: the store cannot be reached or read, which says nothing about the checkpoints in it; its
-            package may have errors of its own for that.
+            package may raise errors of its own instead.
     """
     fs, root = open_store(address)
     damaged: list[str] = []
@@ -172,7 +174,7 @@ def find_checkpoint(address: str, check: Callable[[Any, str, Manifest], None] | 
 
 
 def no_whole_checkpoint(address: str, damaged: Sequence[str]) -> str:
-    """What to tell whoever resumes a run of which no checkpoint is whole."""
+    """Return the message for a run that cannot be resumed, since no checkpoint is whole."""
     damage = f" {'; '.join(damaged)}." if damaged else ""
     return (
         f"no whole checkpoint in {address}.{damage} "
@@ -183,15 +185,15 @@ def no_whole_checkpoint(address: str, damaged: Sequence[str]) -> str:
 def prune(address: str, keep: int, *, written: int | None = None) -> list[int]:
     """Remove old checkpoints, and unfinished ones before the newest finished one; nothing else is touched.
 
-    What goes wrong on the way is logged, and left for the next time.
+    Failures are logged, and the rest is left for the next call.
 
     Args:
-        keep: number of the newest finished checkpoints that stay, and the one of the lowest loss besides.
-        written: step of the checkpoint just written; by default the newest there is. Later steps are left
-            alone: training went back behind them since they are damaged, and they must not count for whole.
+        keep: number of newest finished checkpoints to keep; the one of the lowest loss is kept as well.
+        written: step of the checkpoint just written; by default the newest. Later ones are ignored: training
+            went back behind them because they are damaged, so they must not count as whole.
 
     Returns:
-        The steps that were removed, newest first.
+        The removed steps, newest first.
     """
     fs, root = open_store(address)
     removed = []
@@ -204,13 +206,13 @@ def prune(address: str, keep: int, *, written: int | None = None) -> list[int]:
         for step in _superfluous(_losses(fs, folders), keep):
             remove_checkpoint(fs, folders[step])
             removed.append(step)
-    except Exception as error:  # each store has errors of its own, and none of them is worth a run
+    except Exception as error:  # stores raise errors of their own; none is worth a run
         log.warning("%s: old checkpoints stay for now: %s", address, cause_of(error))
     return removed
 
 
 def write_manifest(fs: Any, folder: str, manifest: Manifest) -> None:
-    """Write a checkpoint's manifest, whole or not at all; from then on the checkpoint is a finished one."""
+    """Write a checkpoint's manifest, whole or not at all; it makes the checkpoint a finished one."""
     text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=1, allow_nan=False).encode()
     path = posixpath.join(folder, MANIFEST_FILE)
     if not isinstance(fs, LocalFileSystem):
@@ -225,13 +227,13 @@ def write_manifest(fs: Any, folder: str, manifest: Manifest) -> None:
 
 
 def sync(file: Any) -> None:
-    """Bring what was written to an open file to the disk."""
+    """Flush what was written to an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def _sync_folder(folder: str) -> None:
-    """Names need it as contents do: older checkpoints are removed once this one is there for good."""
+    """Flush a folder's names to the disk: older checkpoints are removed once this one is safe."""
     # Not every filesystem can do this for a folder.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -245,7 +247,7 @@ def read_manifest(fs: Any, folder: str, step: int) -> Manifest:
     """Read the manifest of a checkpoint.
 
     Raises:
-        DamagedCheckpointError: there is none, or it is not the manifest of this step.
+        DamagedCheckpointError: it is missing, invalid, or of another step.
     """
     try:
         return _parse_manifest(fs.cat_file(posixpath.join(folder, MANIFEST_FILE)), step)
@@ -256,7 +258,7 @@ def read_manifest(fs: Any, folder: str, step: int) -> Manifest:
 
 
 def _parse_manifest(text: bytes, step: int) -> Manifest:
-    """Raises ValueError with what is wrong."""
+    """Parse a manifest; raises ValueError with what is wrong."""
     fields = json.loads(text)
     if not isinstance(fields, dict):
         raise ValueError("it holds no JSON object")
@@ -344,7 +346,7 @@ def _is_damage(fs: Any, error: OSError) -> bool:
 
 
 def _losses(fs: Any, folders: dict[int, str]) -> dict[int, float | None]:
-    """The loss of each step, infinite where the manifest tells none; None for a step without a manifest."""
+    """Return each step's loss: infinite if the manifest has none, None without a valid manifest."""
     losses: dict[int, float | None] = {}
     for step, folder in folders.items():
         try:
@@ -356,7 +358,7 @@ def _losses(fs: Any, folders: dict[int, str]) -> dict[int, float | None]:
 
 
 def _superfluous(losses: dict[int, float | None], keep: int) -> list[int]:
-    """Steps to remove, newest first."""
+    """Return the steps to remove, newest first."""
     finished = {step: loss for step, loss in losses.items() if loss is not None}
     if not finished:
         return []
@@ -366,7 +368,7 @@ def _superfluous(losses: dict[int, float | None], keep: int) -> list[int]:
 
 
 def remove_checkpoint(fs: Any, folder: str) -> None:
-    """The manifest first: what a removal leaves that is cut off was not finished, rather than false."""
+    """Remove a checkpoint, its manifest first: a removal cut off midway leaves an unfinished one."""
     with contextlib.suppress(FileNotFoundError):
         fs.rm_file(posixpath.join(folder, MANIFEST_FILE))
     with contextlib.suppress(FileNotFoundError):
@@ -374,28 +376,29 @@ def remove_checkpoint(fs: Any, folder: str) -> None:
 
 
 def open_store(address: str) -> tuple[Any, str]:
-    """Open the store of an address; gives the fsspec filesystem and the path of the folder in it.
+    """Return the fsspec filesystem of an address, and the path of the folder in it.
 
     Raises:
         InputError: the store is unknown, its package is missing, or it does not answer.
     """
     try:
         fs, root = fsspec.core.url_to_fs(str(address))
-    except Exception as error:  # an unknown protocol, a missing package, no answer: to the user all are one
+    except Exception as error:  # unknown protocol, missing package, no answer: one message for all
         raise InputError(
             f"{address}: cannot be opened: {cause_of(error)}. Give another folder with --checkpoints."
         ) from error
-    # Others write there as well, and a listing may be remembered.
+    # Other processes write there too, and fsspec may have cached a listing.
     fs.invalidate_cache()
     return fs, root
 
 
 def folder_name(step: int) -> str:
+    """Return the name of a checkpoint's folder."""
     return f"step={step:08d}"
 
 
 def checkpoint_folders(fs: Any, root: str) -> list[tuple[int, str]]:
-    """Steps and folders of all checkpoints, newest first."""
+    """Return steps and folders of all checkpoints, finished or not, newest first."""
     try:
         entries = fs.ls(root, detail=True)
     except FileNotFoundError:
@@ -410,6 +413,6 @@ def checkpoint_folders(fs: Any, root: str) -> list[tuple[int, str]]:
 
 
 def cause_of(error: BaseException) -> str:
-    """What an error says, in one line without a full stop."""
+    """Return an error's text, in one line without a full stop."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(said).splitlines()[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Checkpoints beside the training: a copy of the state is taken at once, and written by another thread."""
+"""Write checkpoints beside the training: the state is copied at once, and a thread writes the copy."""
 
 import copy
 import logging
@@ -19,9 +19,9 @@ _PLAIN = (bool, int, float, str, bytes, NoneType)
 
 
 class CheckpointWriter:
-    """Writes checkpoints beside the training, one at a time.
+    """Writes checkpoints in a thread beside the training, one at a time.
 
-    The error of a write that failed is raised by each later call until the writer is closed.
+    If a write fails, every later call raises its error until the writer is closed.
     """
 
     def __init__(
@@ -33,11 +33,13 @@ class CheckpointWriter:
         data: str,
         on_written: Callable[[Manifest, float], None],
     ) -> None:
-        """Args:
-        address, keep: see `prune`, which follows each write.
-        world_size, data: see `write_checkpoint`.
-        on_written: called from the writing thread after each write, with the seconds it took; what it
-            raises counts as a failure of the write.
+        """Start the writing thread.
+
+        Args:
+            address, keep: see `prune`, which follows each write.
+            world_size, data: see `write_checkpoint`.
+            on_written: called from the writing thread after each write, with the manifest and the seconds
+                it took; if it raises, the write counts as failed.
         """
         self._address = address
         self._keep = keep
@@ -51,14 +53,15 @@ class CheckpointWriter:
         """Wait for the write in progress, copy the state, and begin to write it.
 
         Raises:
-            Exception: of an earlier write.
+            TypeError: the state cannot be copied; see `snapshot`.
+            Exception: the error of an earlier write.
         """
         if self._writing is not None:
             self._writing.result()
         self._writing = self._thread.submit(self._write, snapshot(state), loss)
 
     def check(self) -> None:
-        """Raise the error of a write that ended; one in progress is not waited for."""
+        """Raise the error of a write that has ended; does not wait for one in progress."""
         if self._writing is not None and self._writing.done():
             self._writing.result()
 
@@ -93,10 +96,10 @@ class CheckpointWriter:
 
 
 def snapshot(state: State) -> State:
-    """A copy in CPU memory, which training does not change; tensors that shared memory no longer do.
+    """Return a copy of the state in CPU memory; tensors that shared memory no longer do.
 
     Raises:
-        TypeError: a value is neither a tensor nor plain, and could be written but not read again.
+        TypeError: a value is neither a tensor nor plain: it could be written, but not read again.
     """
     copied: State = _copied(state, "state")
     return copied
@@ -106,7 +109,7 @@ def _copied(value: Any, where: str) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        # Of its own type: a module's state_dict carries the versions of its layers as an attribute.
+        # Keep the type: a module's state_dict carries the versions of its layers as an attribute.
         rebuilt = copy.copy(value)
         for key, item in value.items():
             rebuilt[key] = _copied(item, f"{where}[{key!r}]")

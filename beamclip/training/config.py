@@ -1,4 +1,4 @@
-"""How a training runs, as options: reading a configuration must not import torch."""
+"""Options of training. This module must not import torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,30 +12,31 @@ class OptimConfig:
     """Optimisation of a run."""
 
     epochs: Positive | None = None
-    """Passes over the data; by default chosen by the number of images. Ignored where `steps` is given."""
+    """Passes over the data; by default chosen from the number of images. Ignored if `steps` is given."""
     steps: Count | None = None
-    """Optimiser steps; by default what `epochs` come to."""
+    """Optimiser steps; by default those that `epochs` take."""
     lr: Positive | None = None
-    """Peak learning rate of AdamW (arXiv 1711.05101), for the global batch as it stands; by default 0.002,
-    in pre-training 0.001."""
+    """Peak learning rate of AdamW (arXiv 1711.05101), not scaled by the batch size; by default 0.002, in
+    pre-training 0.001."""
     weight_decay: NonNegative = 0.05
     """Decoupled weight decay; none on biases, norms, embeddings and scalars."""
     shared_weight_decay: NonNegative = 0.2
-    """The same for the tensors that MS-CLIP's two towers share, which meet the loss from both sides."""
+    """Weight decay of the tensors that MS-CLIP's two towers share, which get gradients from both."""
     warmup: Share = 0.1
-    """Share of the steps over which the learning rate rises from 0 before its cosine fall to 0."""
+    """Share of the steps over which the learning rate rises from 0, before a cosine decay to 0."""
     clip_norm: NonNegative = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
     accumulation: Count = 1
-    """Passes that make up one step, over equal parts of a batch, for less memory. A loss that compares the
-    pairs of a batch still compares them all, at the price of one more forward pass."""
+    """Micro-batches per optimiser step: equal parts of a batch, for less memory. A contrastive loss still
+    compares all pairs of the batch, at the cost of a second forward pass."""
     grad_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, slower."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, slower."""
     compile: bool = False
-    """Compile the networks by torch.compile, a teacher's too: a minute or two at the start of each worker,
-    faster steps afterwards; mostly worth it on a GPU."""
+    """Compile the networks, a teacher's too, with torch.compile: a minute or two at the start of each worker,
+    then faster steps; mostly worth it on a GPU."""
     ema_decay: Share = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then exported; 0 is off."""
+    """Decay per step of an exponential moving average of the weights, which is exported in their place; 0 is
+    off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the device computes it natively."""
 
@@ -45,7 +46,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class CadenceConfig:
-    """How often a run speaks and saves."""
+    """How often a run logs and saves."""
 
     log_every: Count = 10
     """Steps between two records of metrics."""
@@ -61,13 +62,13 @@ class CadenceConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Where a run is saved, and what of it stays."""
+    """Where checkpoints are saved, and how many are kept."""
 
     keep_checkpoints: Count = 2
-    """The newest checkpoints to keep; the one of the lowest loss is kept besides."""
+    """Number of newest checkpoints to keep; the one of the lowest loss is kept as well."""
     checkpoints: PathOrAddress = None
     """Folder or any fsspec address of the checkpoints; by default checkpoints/ in the run's folder. Workers
-    on several nodes need one that all of them reach."""
+    on several nodes need one that all nodes reach."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -1,7 +1,7 @@
-"""What builds a teacher cache: actors that turn shards of images into shards of images with embeddings.
+"""Actors that build a teacher cache: they turn shards of images into shards of images with embeddings.
 
-An actor handles one shard at a time from its first row to its last, so that embeddings are beside the images
-that they were computed from by construction, and a shard that is lost with its node is done anew as a whole.
+An actor handles one shard at a time from its first row to its last. Embeddings are therefore always beside
+the images that they were computed from, and a shard that is lost with its node is redone as a whole.
 """
 
 import contextlib
@@ -48,31 +48,35 @@ _Decoded = tuple[list[Row], NDArray[np.float32], list[Views | None]]
 
 @dataclass(frozen=True)
 class EmbeddingJob:
-    """Everything an actor needs, of plain data and references."""
+    """Everything an actor needs, as plain data and references."""
 
     teachers: tuple[Any, ...]
     """References to ImageTowers."""
     text_towers: tuple[Any, ...]
-    """References to LoadedClips without image towers; none where captions are not embedded."""
+    """References to LoadedClips without image towers; empty if captions are not embedded."""
     manifest: CacheManifest
     out: str
     """Address of the cache."""
     batch_size: int
-    """Views that are encoded at a time."""
+    """Views encoded at a time."""
     decode_threads: int
     threads: int
-    """Of torch."""
+    """CPU threads of torch."""
     device: str
     compile: bool
     channel: Any
-    """A RemoteChannel, which hears of every batch."""
+    """A RemoteChannel, which receives an Embedded event for every batch."""
 
 
 class ShardEmbedder:
-    """Source shards in, shards of the cache out; built once in each process that embeds."""
+    """Turns source shards into shards of the cache; built once in each embedding process."""
 
     def __init__(self, references: list[Any]) -> None:
-        """references: to one EmbeddingJob, in a list, so that Ray does not unpack it."""
+        """Load the models of a job.
+
+        Args:
+            references: one reference, to an EmbeddingJob, in a list, so that Ray does not resolve it.
+        """
         job: EmbeddingJob = ray.get(references[0])
         prepare_process(job.threads, job.manifest.seed)
         self.job = job
@@ -90,13 +94,20 @@ class ShardEmbedder:
         self.first_lost = FirstLost()
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Embed the shards of a batch; gives their names back when they are done."""
+        """Embed the shards of a batch and write them to the cache.
+
+        Args:
+            batch: "shard", the fields of a Shard as a dictionary, and "name", that of its file in the cache.
+
+        Returns:
+            The names.
+        """
         for shard, name in zip(batch["shard"].tolist(), batch["name"].tolist(), strict=True):
             write_cache_shard(self.job.out, name, self.tables(Shard(**shard)), self.manifest)
         return {"name": batch["name"]}
 
     def tables(self, shard: Shard) -> Iterator[pa.Table]:
-        """The rows of a shard, in order, with what the cache adds to them."""
+        """Yield the rows of a shard, in order, with the columns that the cache adds."""
         self.job.channel.put(Embedded(0, time.time()))
         for rows, draws, views in self._decoded(shard):
             lost = [row["problem"] for row in rows]
@@ -109,14 +120,14 @@ class ShardEmbedder:
             self.job.channel.put(Embedded(len(rows), time.time()))
 
     def _decoded(self, shard: Shard) -> Iterator[_Decoded]:
-        """Rows, their random numbers [rows, K, DRAWS] and their crops, one batch ahead of the teacher."""
+        """Yield rows, their random numbers [rows, K, DRAWS] and their crops, a batch ahead of the teacher."""
         rows = iterate_rows(shard, Columns(everything=True), range(shard.samples))
         views = range(self.manifest.augmentations)
         size = max(1, self.job.batch_size // len(views))
         ahead: deque[tuple[list[Row], NDArray[np.float32], list[Future[Views | None]]]] = deque()
         while taken := list(islice(rows, size)):
             keys = [row["key"] for row in taken]
-            # Those of the first epochs of a training without a cache.
+            # The numbers that training without a cache uses in its first epochs.
             draws = np.stack([sample_uniforms(self.manifest.seed, view, keys) for view in views], axis=1)
             futures = [self.pool.submit(self._load, row, own) for row, own in zip(taken, draws, strict=True)]
             ahead.append((taken, draws, futures))
@@ -130,13 +141,13 @@ class ShardEmbedder:
             return None
         try:
             return load_training_views(row["image"], draws, self.manifest.image_size, self.augmentation)
-        except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
+        except Exception as error:  # any error of a decoder, even lack of memory, is this sample's problem
             row.update(problem=refusal_reason(error), detail=in_words(error))
             return None
 
     @torch.no_grad()
     def _embed(self, views: list[Views], draws: NDArray[np.float32]) -> list[NDArray[np.float16]]:
-        """Of each teacher, float16 [rows, K, D]."""
+        """Return each teacher's embeddings of the augmented views, float16 [rows, K, D]."""
         if not views:
             return [
                 np.zeros((0, self.manifest.augmentations, teacher.embed_dim), np.float16)
@@ -150,7 +161,7 @@ class ShardEmbedder:
         return [_half(teacher.encode_image(augmented)).reshape(shape) for teacher in self.teachers]
 
     def _embed_captions(self, rows: list[Row]) -> list[list[bytes | None]]:
-        """Of each teacher, float16 [D] for each row; None without a caption."""
+        """Return each teacher's caption embeddings: a row's float16 [D] as bytes, None without a caption."""
         captions = [row.get("caption") for row in rows]
         distinct = list(dict.fromkeys(caption for caption in captions if caption))
         if not distinct:
@@ -195,7 +206,7 @@ def _half(embeddings: Tensor) -> NDArray[np.float16]:
 
 
 def _spread(values: NDArray[Any], places: list[int], rows: int) -> list[bytes | None]:
-    """The bytes of each value at its row, None elsewhere."""
+    """Return a column with the bytes of each value at its row, and None elsewhere."""
     column: list[bytes | None] = [None] * rows
     for place, value in zip(places, values, strict=True):
         column[place] = value.tobytes()
@@ -203,14 +214,14 @@ def _spread(values: NDArray[Any], places: list[int], rows: int) -> list[bytes | 
 
 
 def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
-    """Replay views of a cache as training does, run the teachers on them, and compare.
+    """Replay views of a cache as training does, embed them with the teachers, and compare.
 
     Args:
         references: see ShardEmbedder.
-        samples: rows to take, at even distances, each in one of its views; fewer where some have none.
+        samples: number of rows to take, evenly spaced, one view of each; unusable rows are left out.
 
     Returns:
-        float32 [rows, teachers], cosines of cached and computed embeddings.
+        float32 [rows, teachers], cosine similarities of cached and computed embeddings.
     """
     embedder = ShardEmbedder(references)
     job, manifest = embedder.job, embedder.manifest
@@ -237,7 +248,7 @@ def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
                     for teacher, cached in zip(embedder.teachers, batch.embeddings, strict=True)
                 ]
             )
-    # The last batch is filled up with rows of the first one.
+    # The last batch is filled with rows of the first one.
     return np.concatenate(cosines, axis=1).T[: len(rows)]
 
 

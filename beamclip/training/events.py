@@ -1,6 +1,6 @@
-"""What workers tell the command that started them, in the order in which it happened.
+"""Events that workers send to the command that started them, in order.
 
-Free of torch: a process that only passes events on imports this module.
+This module does not import torch: processes that only pass events on import it.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from beamclip.data.lost_samples import LostSample
 
 @dataclass(frozen=True)
 class Started:
-    """Workers begin to train, or begin again."""
+    """Workers start or restart training."""
 
     step: int
-    """Of the checkpoint that they go on from; 0: from the beginning."""
+    """Step of the checkpoint that they resume from; 0: from the beginning."""
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A checkpoint was passed over."""
+    """A damaged checkpoint was passed over."""
 
     text: str
     """Which one, and what is wrong with it."""
@@ -26,11 +26,11 @@ class Damaged:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint is whole."""
+    """A checkpoint was written completely."""
 
     step: int
     seconds: float
-    """That writing it took, beside training."""
+    """Time that writing it took, beside training."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class Lost:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a run records of a step."""
+    """A run made a record of its metrics."""
 
     values: dict[str, float]
-    """By name: "step", "loss" and the method's own, means over the ranks since the last ones; "pid" is rank
-    0's process."""
+    """Name -> value: "step", "loss" and the method's own metrics, as means over the ranks and the steps since
+    the last record; "pid" is the process of rank 0."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A process that embeds began a shard, or has done some more of it."""
+    """An embedding process began a shard, or finished a batch of it."""
 
     images: int
-    """Since its last word."""
+    """Images done since its last event."""
     time: float
     """Seconds since 1970."""
 

@@ -1,4 +1,4 @@
-"""Starts the workers of a job, carries their events to a listener, and hands back the final state."""
+"""Start the workers of a job, pass their events to a listener, and return the final state."""
 
 import signal
 import threading
@@ -30,12 +30,12 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class TrainingEnd:
-    """What a run left."""
+    """The outcome of a training."""
 
     state: State
-    """As checkpoint.read_checkpoint gives it."""
+    """State of the last whole checkpoint, as returned by checkpoint.read_checkpoint."""
     interrupted: bool
-    """Whether somebody asked it to stop."""
+    """Whether Ctrl-C or SIGTERM asked it to stop."""
 
 
 def fit(
@@ -44,17 +44,19 @@ def fit(
     on_event: Callable[[Event], None],
     waiting: WaitingWorkers | None,
 ) -> TrainingEnd:
-    """Train, or go on training where the job's checkpoints end.
+    """Train, or resume training from the newest of the job's checkpoints.
 
     Args:
-        job: without a channel, which this function sees to.
+        job: without a channel and a claim, which this function sets.
         on_event: called in this thread for every event, in order.
-        waiting: those who train; None: a thread of this process, which has its resources already; a loss of
-            the process is for whoever started it.
+        waiting: the workers that train. None: train in a thread of this process, which holds the resources
+            already; if the process is lost, whoever started it must handle that.
 
     Raises:
         InputError: the address of the checkpoints cannot be written to.
-        TrainingError: the workers were lost more often than allowed, or met an error that would come again.
+        TrainingError: the workers were lost more often than allowed, met an error that a restart would
+            repeat, or left no whole checkpoint.
+        KeyboardInterrupt: the user pressed Ctrl-C twice.
     """
     storage = replace(job.storage, claim=claim(job.storage.checkpoints))
     job = replace(job, storage=storage)
@@ -62,7 +64,7 @@ def fit(
         if waiting is None:
             here = Channel()
             job = replace(job, channel=here, read=read_rows_here if workers.without_ray else job.read)
-            # Not in the main thread, which hears of Ctrl-C.
+            # Not in the main thread, which receives Ctrl-C.
             ended = in_background("beamclip-fit", partial(_train_here, job, use_gpu=workers.use_gpu))
             channel: Channel | RemoteChannel = here
         else:
@@ -71,13 +73,13 @@ def fit(
         try:
             complete = _watch(ended, channel, interrupted, on_event, job.total_steps)
         except BaseException:
-            # Who left cannot wait for the workers; where this Ray stays up, they end by themselves.
+            # Nobody waits for the workers from here on; if this Ray stays up, they end by themselves.
             channel.request_stop()
             if waiting is None:
-                # It would compete with what this process does next.
+                # The training thread would compete with what this process does next.
                 wait([ended])
             raise
-        # What Ray Train does when its work is done takes a second, and whether it fails no longer matters.
+        # Ray Train's own clean-up takes a second, and its failure would no longer matter.
         if waiting is None or not complete:
             ended.result()
     if complete:
@@ -102,7 +104,7 @@ def _watch(
     on_event: Callable[[Event], None],
     total_steps: int,
 ) -> bool:
-    """Whether the checkpoint of the last step is written; else the workers have ended."""
+    """Pass events on until the last step's checkpoint is written (True) or the workers have ended (False)."""
     asked = False
     while True:
         ended = future.done()
@@ -120,7 +122,10 @@ def _watch(
 
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """Inside, the first Ctrl-C or SIGTERM sets the event; a second one raises KeyboardInterrupt."""
+    """Yield an event that the first Ctrl-C or SIGTERM sets; a second one raises KeyboardInterrupt.
+
+    Outside the main thread, signals are not handled and the event is never set.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -1,7 +1,7 @@
 """The one training loop: steps, precision, clipping, accumulation and cadence.
 
-It knows no loss, no Ray and no MLflow: a method turns batches into (loss, metrics), and what leaves
-the loop leaves it through the callbacks of `Hooks`.
+It knows no loss, no Ray and no MLflow: a method turns batches into (loss, metrics), and all output goes
+through the callbacks of `Hooks`.
 """
 
 import contextlib
@@ -31,28 +31,33 @@ class NonFiniteLossError(RuntimeError):
 
 
 Request = Literal["nothing", "save", "stop"]
+"""What the loop is to do after a step; "stop" saves as well."""
 
 
 class Hooks(Protocol):
-    """What the loop calls, on every rank at the same steps."""
+    """Callbacks of the loop, called on every rank at the same steps."""
 
     def seen(self, step: int, batches: list[Batch]) -> None:
-        """After each step, with what it was made of; steps count from 1."""
+        """Called after each step with its micro-batches; steps count from 1."""
 
     def log(self, record: dict[str, float]) -> None:
-        """Every `log_every` steps, with means over the ranks."""
+        """Called every `log_every` steps and before each save, with means over the ranks."""
 
     def save(self, state: State, position: Position, record: dict[str, float]) -> None:
-        """With the whole state, whose tensors training goes on to change, where this rank's stream stands,
-        and the last record."""
+        """Save a checkpoint. `state` holds live tensors: copy before returning.
+
+        Args:
+            position: of this rank in the data.
+            record: the last one that was logged.
+        """
 
     def asked(self, step: int) -> Request:
-        """After each step but the last: whether to save now, or to save and end; every rank gets the same."""
+        """Called after each step but the last; returns the same request on every rank."""
 
 
 @runtime_checkable
 class HasBeginStep(Protocol):
-    """A method in which something depends on the step."""
+    """A method that needs to know the step."""
 
     def begin_step(self, step: int, total_steps: int) -> None:
         """Called once a step, before its micro-batches; `step` counts from 0."""
@@ -60,31 +65,32 @@ class HasBeginStep(Protocol):
 
 @dataclass(frozen=True)
 class EmbeddedBatch:
-    """What a loss needs of a batch, one row each or one value for all."""
+    """Inputs of a loss that compares samples: one row for each sample, or one value for all."""
 
     learned: tuple[Tensor, ...]
     """Gradients flow through these."""
     given: tuple[Tensor, ...] = ()
-    """And not through these."""
+    """Gradients do not flow through these."""
 
 
 @runtime_checkable
 class GradCached(Protocol):
     """A method whose loss compares the samples of a batch with each other.
 
-    Called with a batch alone it returns (loss, metrics). Called with a batch and gradients of its `learned`
-    it returns their sum of products, whose gradient is the batch's part of the loss's.
+    Called with a batch alone, it returns (loss, metrics). Called with a batch and the gradients of its
+    `learned` tensors, it returns the sum of the products of both instead of the loss: its gradient is the
+    batch's part of the gradient of the loss.
     """
 
     def embed(self, batch: Batch) -> EmbeddedBatch:
-        """The samples on their own."""
+        """Embed the samples, each on its own."""
 
     def compare(self, parts: list[EmbeddedBatch]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of all parts of a batch together."""
+        """Return loss and metrics of all parts of a batch together."""
 
 
 class Training:
-    """The state of a run between two steps, and what turns a batch into the next state."""
+    """A method, its optimiser and its moving average, and the step that changes them."""
 
     def __init__(
         self,
@@ -96,9 +102,11 @@ class Training:
         seed: int,
         rank: int = 0,
     ) -> None:
-        """Args:
-        method: on the device already, wrapped in DDP where there are several ranks.
-        seed, rank: decide, with the step, what dropout leaves out.
+        """Build the optimiser and the moving average of a method.
+
+        Args:
+            method: on the device already, wrapped in DDP if there are several ranks.
+            seed, rank: decide, with the step, what dropout drops.
         """
         self.method = method
         self.config = config
@@ -122,7 +130,7 @@ class Training:
         return module
 
     def state(self) -> State:
-        """Weights, average, optimiser and step: tensors, numbers and strings only."""
+        """Return weights, average, optimiser state and step: live tensors and plain values only."""
         return {
             "method": self.bare.state_dict(),
             "ema": self.ema.tensors if self.ema else None,
@@ -131,7 +139,7 @@ class Training:
         }
 
     def load(self, state: State) -> None:
-        """Continue from `state()`."""
+        """Continue from what `state()` returned."""
         self.bare.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
@@ -139,11 +147,11 @@ class Training:
         self.step = state["step"]
 
     def advance(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
-        """One optimiser step over micro-batches of equal size.
+        """Take one optimiser step over micro-batches of equal size.
 
         Returns:
-            The norm of the gradient before clipping, and the metrics: of a GradCached method those of the
-            whole batch, of another their means over the micro-batches. The host is not synchronised.
+            The norm of the gradient before clipping, and the metrics: those of the whole batch for a
+            GradCached method, else means over the micro-batches. The host does not wait for the device.
         """
         lr = learning_rate(self.step, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
@@ -175,10 +183,10 @@ class Training:
         return sums
 
     def _accumulate_coupled(self, method: GradCached, batches: list[Batch]) -> dict[str, Tensor]:
-        """Gradients of the loss over all micro-batches together, at the memory of one (arXiv 2101.06983).
+        """Compute gradients of the loss over all micro-batches, in the memory of one (arXiv 2101.06983).
 
         Embed each without a graph; take the gradient of the loss with respect to the embeddings; embed each
-        once more, and go on from there.
+        again, now with a graph, and propagate that gradient through it.
         """
         parts = []
         with torch.no_grad(), _statistics_kept(self.bare):
@@ -201,17 +209,17 @@ class Training:
         return {"loss": loss.detach(), **metrics}
 
     def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """DDP's exchange of gradients takes place in the last backward pass of a step."""
+        """Have DDP exchange gradients only in the last backward pass of a step."""
         if isinstance(self.method, DistributedDataParallel) and not last:
             return self.method.no_sync()
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _forward(self, index: int) -> Iterator[None]:
-        """Precision and random numbers of a forward pass.
+        """Set precision and random numbers of a forward pass.
 
-        Each step and micro-batch has its own numbers: after a restart, or in a second pass, dropout drops
-        what it dropped before.
+        Each step and micro-batch has its own seed: after a restart, or in a second pass, dropout drops the
+        same as before.
         """
         torch.manual_seed(int(np.random.SeedSequence((*self.seed, self.step, index)).generate_state(1)[0]))
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
@@ -219,13 +227,13 @@ class Training:
 
 
 def trained_weights(state: State) -> dict[str, Tensor]:
-    """The method's weights that a run ends with: the average where one was kept, else the last ones."""
+    """Return the weights that a run results in: the average if one was kept, else the last ones."""
     return dict(state["method"] if state["ema"] is None else state["ema"])
 
 
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms use the batch's statistics without adding them to the running ones."""
+    """Have batch norms use the batch's statistics without updating the running ones."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
@@ -237,7 +245,7 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def batch_to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device; unchanged on a CPU."""
+    """Return the batch with its tensors on a device; unchanged on a CPU."""
     if device.type == "cpu":
         return batch
     pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.draws))
@@ -246,10 +254,10 @@ def batch_to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def on_gpu(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on a GPU, copied on a stream of their own.
+    """Yield the batches on a GPU, copied on a CUDA stream of their own.
 
     The host queues a step and asks for the next batch while the GPU computes, so that a copy from pinned
-    memory takes place beside the step before it.
+    memory overlaps with the step before it.
     """
     side = torch.cuda.Stream(device)
     for batch in batches:
@@ -258,7 +266,7 @@ def on_gpu(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         main = torch.cuda.current_stream(device)
         main.wait_stream(side)
         for tensor in (moved.pixels, moved.draws, *moved.embeddings):
-            # Its memory must not go to the next copy before the step is through with it.
+            # The next copy must not reuse its memory before the step has finished with it.
             tensor.record_stream(main)
         yield moved
 
@@ -266,13 +274,13 @@ def on_gpu(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 def run_loop(
     training: Training, batches: Iterator[Batch], cadence: CadenceConfig, hooks: Hooks
 ) -> dict[str, float]:
-    """Train until the last step, or until somebody asks to stop; saves at the end in either case.
+    """Train until the last step, or until asked to stop; saves at the end in either case.
 
     Returns:
         The last record.
 
     Raises:
-        NonFiniteLossError: with the step; no checkpoint is taken after it.
+        NonFiniteLossError: the loss or its gradient is not finite; nothing is saved after that.
     """
     record: dict[str, float] = {}
     window = Window(training.device)
@@ -300,7 +308,7 @@ def run_loop(
 
 
 def check_finite(record: dict[str, float]) -> None:
-    """Raises NonFiniteLossError where the loss or the gradient's norm is no finite number."""
+    """Raise NonFiniteLossError if the loss or the norm of its gradient is not finite."""
     bad = [name for name in ("loss", "grad_norm") if not math.isfinite(record[name])]
     if bad:
         values = ", ".join(f"{name} {record[name]}" for name in bad)
@@ -311,34 +319,37 @@ def check_finite(record: dict[str, float]) -> None:
 
 
 class Window:
-    """Sums since the last record, kept on the device until a record is made."""
+    """Sums of the metrics since the last record, kept on the device until the next one is made."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.restart()
 
     def restart(self) -> None:
-        """Forget everything; what happened between two windows is not counted as training."""
+        """Reset sums and clock; time between two windows does not count as training."""
         self.sums: dict[str, Tensor] = {}
         self.steps, self.images, self.waited = 0, 0, 0.0
         self.began = time.perf_counter()
 
     def timed(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; the time it took counts as waiting for data."""
+        """Return the next batch; the time it took counts as waiting for data."""
         asked = time.perf_counter()
         batch = next(batches)
         self.waited += time.perf_counter() - asked
         return batch
 
     def add(self, metrics: dict[str, Tensor], images: int) -> None:
-        """Add the metrics of one step over so many images of this rank."""
+        """Add the metrics of one step, and the number of its images on this rank."""
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
         self.steps += 1
         self.images += images
 
     def close(self, training: Training) -> dict[str, float]:
-        """The record of the window: means over steps and ranks, rates over all ranks."""
+        """Return the record of the window, and restart it.
+
+        The record has means over steps and ranks, and rates over all ranks. Every rank must call this.
+        """
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         means = torch.stack([*self.sums.values()]) / self.steps
         if world_size > 1:

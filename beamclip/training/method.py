@@ -1,7 +1,7 @@
 """The methods: modules that turn a batch into (loss, metrics).
 
-A method registers what it trains, and the moving average of it that it may learn from, so that its state
-dict, which every checkpoint holds, has no other teacher in it.
+A method registers only the networks that it trains, and their moving average if it learns from one. Its
+state dict, which every checkpoint holds, therefore contains no other teacher.
 """
 
 import math
@@ -31,11 +31,11 @@ MAX_LOGIT_SCALE = 100.0
 
 
 class Distillation(nn.Module):
-    """Transfer from a teacher's image tower, by similarities to text anchors (BeamCLIP, arXiv 2301.02903).
+    """Distillation of an image tower through similarities to text anchors (BeamCLIP, arXiv 2301.02903).
 
-    Images are all it needs: the anchors stand for the text side. Temperatures, heads, further terms and
-    several teachers are this project's choice. Of several teachers, the distributions over
-    the anchors are averaged; the student lives in the first one's space.
+    It needs only images: the anchors stand for the text side. Temperatures, heads, further terms and several
+    teachers are this project's choice. The distributions of several teachers over their anchors are averaged;
+    the student's embeddings lie in the first teacher's space.
     """
 
     def __init__(
@@ -48,10 +48,12 @@ class Distillation(nn.Module):
         feature: FeatureConfig,
         augmentation: AugmentConfig,
     ) -> None:
-        """Args:
-        teachers: the frozen image towers, uint8 [B, 3, H, W] -> unit float32 [B, D]; no submodules, but
-            functions. Without any, the batches bring the embeddings.
-        anchors: of each teacher, or of each whose embeddings a batch brings, of the same texts.
+        """Register the student and the anchors.
+
+        Args:
+            teachers: frozen image towers as functions, not as submodules: uint8 [B, 3, H, W] -> float32
+                [B, D] of unit length. If empty, the batches contain the embeddings.
+            anchors: one for each teacher, here or in the batches; all of the same texts.
         """
         super().__init__()
         self.visual = student.network
@@ -61,14 +63,14 @@ class Distillation(nn.Module):
             self.register_buffer(name, of_teacher.embeddings, persistent=False)
         self.num_teachers = len(anchors)
         self.student = student.preprocessing
-        # A deep copy, such as the moving average of the weights, takes a bound method's object along.
+        # Functions, because a deep copy of the method would copy the object of a bound method too.
         self.teachers = [lambda pixels, embed=embed: embed(pixels) for embed in teachers]
         self.csm = csm
         self.feature = feature
         self.augmentation = augmentation
 
     def set_grad_checkpointing(self) -> None:
-        """Keep no activations within the student's blocks or stages, where its network knows how."""
+        """Recompute activations within the student's blocks or stages, if its network can, to save memory."""
         self.visual.set_grad_checkpointing()  # type: ignore[operator]
 
     def compile_networks(self) -> None:
@@ -76,7 +78,7 @@ class Distillation(nn.Module):
         self.visual.compile()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The weighted loss of one batch and its terms, each a scalar tensor."""
+        """Return the weighted loss of one batch; and its terms and the teacher's cosine, detached."""
         pixels = augment(batch.pixels, batch.draws, self.augmentation)
         embedded = self._embedded(pixels, batch)
         images = normalise_pixels(pixels, self.student, channels_last=True)
@@ -93,7 +95,7 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def _embedded(self, pixels: Tensor, batch: Batch) -> list[Tensor]:
-        """Unit float32 [B, D] of each teacher."""
+        """Return the embeddings by each teacher, float32 [B, D] of unit length."""
         if self.teachers:
             return [embed(pixels) for embed in self.teachers]
         # Rounding to half precision leaves the length off by 1e-4.
@@ -109,7 +111,7 @@ class Distillation(nn.Module):
 
 
 def initial_logits(objective: Objective) -> dict[str, float]:
-    """Values of a new model's config by which its logits start where the objective needs them."""
+    """Return the settings for the config of a new model that start its logits as the objective needs."""
     if objective == "siglip":
         return {"init_logit_scale": math.log(INITIAL_SCALE), "init_logit_bias": INITIAL_BIAS}
     return {}
@@ -127,10 +129,12 @@ class ImageTextPretraining(nn.Module):
         psd: PsdConfig | None = None,
         seed: int = 0,
     ) -> None:
-        """Args:
-        clip: for objective siglip, of a config with an init_logit_bias.
-        psd: for objective psd; None takes the defaults.
-        seed: decides, with the step, which rows are self-distilled.
+        """Register the towers, and their moving average if psd learns from one.
+
+        Args:
+            clip: for objective siglip, its config needs an init_logit_bias.
+            psd: options of objective psd; None takes the defaults.
+            seed: decides, with the step, which rows are self-distilled.
         """
         super().__init__()
         self.clip = clip.model
@@ -144,12 +148,12 @@ class ImageTextPretraining(nn.Module):
         self.average: AveragedModel | None = None
         if objective == "psd" and self.psd.psd_target == "ema":
             average_fn = get_ema_multi_avg_fn(self.psd.psd_ema_decay)
-            # Buffers are copied: among them is the text's causal mask, and -inf has no average.
+            # Buffers are copied, not averaged: the text tower's causal mask holds -inf.
             self.average = AveragedModel(self.clip, multi_avg_fn=average_fn, use_buffers=False)
             self.average.requires_grad_(False)
 
     def set_grad_checkpointing(self) -> None:
-        """Keep no activations within the towers' blocks or stages, where their networks know how."""
+        """Recompute activations within the towers' blocks or stages, if they can, to save memory."""
         self.clip.set_grad_checkpointing()
 
     def compile_networks(self) -> None:
@@ -159,16 +163,17 @@ class ImageTextPretraining(nn.Module):
         (self.clip.text if hasattr(self.clip, "text") else self.clip.transformer).compile()
 
     def begin_step(self, step: int, total_steps: int) -> None:
-        """Bring what depends on the step up to date: the self-distilled share, and the moving average."""
+        """Update what depends on the step: the self-distilled share and rows, and the moving average."""
         row_seed = int(np.random.SeedSequence((self.seed, step)).generate_state(1)[0])
         self.psd_step = PsdStep(psd_share(step / total_steps, self.psd), row_seed)
         if self.average is not None:
             self.average.update_parameters(self.clip)
 
     def forward(self, batch: Batch, gradients: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Metrics]:
-        """The loss over the global batch, as seen from this rank's rows, its scale and its parts.
+        """Return the loss over the global batch, as seen from this rank's rows, and its metrics.
 
-        With gradients of image and text embeddings, scale and bias: the sum of products with these instead.
+        With `gradients` of image and text embeddings, scale and bias, return the sum of the products of both
+        and no metrics; see GradCached.
         """
         if gradients is None:
             return self.compare([self.embed(batch)])
@@ -176,7 +181,7 @@ class ImageTextPretraining(nn.Module):
         return torch.stack([(a * b).sum() for a, b in zip(learned, gradients, strict=True)]).sum(), {}
 
     def embed(self, batch: Batch) -> EmbeddedBatch:
-        """Embeddings, scale and bias; ids of the captions, and the embeddings by the moving average."""
+        """Return embeddings, scale and bias; for psd also caption ids and the moving average's embeddings."""
         pixels, tokens = self._inputs(batch)
         given: tuple[Tensor, ...] = (_caption_ids(tokens),) if self.objective == "psd" else ()
         if self.average is not None:
@@ -186,7 +191,7 @@ class ImageTextPretraining(nn.Module):
         return EmbeddedBatch(self._learned(pixels, tokens), given)
 
     def compare(self, parts: list[EmbeddedBatch]) -> tuple[Tensor, Metrics]:
-        """The loss of this rank's batch, in one part or several, against the global batch."""
+        """Return loss and metrics of this rank's batch, in one or more parts, against the global batch."""
         # Each part carries the same scale and bias.
         image, text = (torch.cat(rows) for rows in zip(*(part.learned[:2] for part in parts), strict=True))
         scale, *bias = parts[0].learned[2:]
@@ -212,7 +217,7 @@ class ImageTextPretraining(nn.Module):
         return loss, {f"loss/{self.objective}": loss.detach(), "logit_scale": scale.detach(), **metrics}
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Augmented, normalised pixels [B, 3, H, W], and tokens [B, context_length]."""
+        """Return augmented, normalised pixels [B, 3, H, W], and tokens [B, context_length]."""
         pixels = normalise_pixels(augment(batch.pixels, batch.draws, self.augmentation), self.preprocessing)
         return pixels, self.tokenizer(batch.captions).to(pixels.device)
 
@@ -229,7 +234,7 @@ def _encode(clip: nn.Module, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Te
 
 
 def _caption_ids(tokens: Tensor) -> Tensor:
-    """int64 [B], equal for equal captions on every rank: a sum that wraps around, of odd random multiples."""
+    """Return int64 [B], equal for equal captions on every rank: sums of tokens times odd random numbers."""
     generator = torch.Generator().manual_seed(0)
     factors = 2 * torch.randint(2**62, (tokens.shape[1],), generator=generator) + 1
     return (tokens.long() * factors.to(tokens.device)).sum(dim=1)

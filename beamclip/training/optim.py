@@ -1,4 +1,4 @@
-"""AdamW for a method: its options, its schedule, its groups of parameters, the arithmetic of its steps."""
+"""AdamW for a method: number of steps, learning rate, groups of parameters, and precision."""
 
 import math
 from typing import Any, Literal
@@ -10,10 +10,12 @@ from beamclip.training.config import OptimConfig
 
 
 def total_steps(config: OptimConfig, samples: int, batch_size: int) -> int:
-    """Optimiser steps of a run over so many samples; the last epoch is completed.
+    """Return the number of optimiser steps of a run; the last epoch is completed.
 
     Args:
         config: with epochs or steps; see training.recipe.
+        samples: in the data.
+        batch_size: of a step, over all workers.
     """
     if config.steps is not None:
         return config.steps
@@ -22,7 +24,7 @@ def total_steps(config: OptimConfig, samples: int, batch_size: int) -> int:
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """Linear warm-up, then a half cosine to 0; `step` counts from 0.
+    """Return the learning rate of a step, counted from 0: linear warm-up, then a half cosine to 0.
 
     Args:
         config: with a learning rate; see training.recipe.
@@ -36,9 +38,9 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
 
 
 def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW, fused where torch has it for the device; matrices decay, vectors and embeddings do not.
+    """Build fused AdamW; weight decay applies to matrices, not to vectors and embeddings.
 
-    A tensor that several modules share is one parameter, in a group of its own kind.
+    A matrix that several modules share is one parameter, in a group with `shared_weight_decay`.
     """
     shared = shared_parameters(method)
     embeddings = {id(m.weight) for m in method.modules() if isinstance(m, nn.Embedding)}
@@ -61,7 +63,7 @@ def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW
 
 
 def shared_parameters(module: nn.Module) -> set[int]:
-    """Identities of the parameters that two or more submodules hold."""
+    """Return the ids (of Python) of the parameters that two or more submodules hold."""
     seen: set[int] = set()
     shared: set[int] = set()
     for _, parameter in module.named_parameters(remove_duplicate=False):
@@ -70,12 +72,12 @@ def shared_parameters(module: nn.Module) -> set[int]:
 
 
 def teacher_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What a frozen model computes in on a device; auto is bf16 where it is native."""
+    """Return the precision of a frozen model on a device; auto is bf16 where that is native."""
     return "fp32" if autocast_dtype(precision, device) is None else "bf16"
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast, or None for plain float32."""
+    """Return the dtype of autocast, or None for plain float32; auto as in `teacher_precision`."""
     if precision == "auto":
         if device.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)

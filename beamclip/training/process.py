@@ -1,35 +1,36 @@
-"""What the processes of a training ask of torch and of the C library."""
+"""Settings of torch and of the C library in the processes of a training."""
 
 import ctypes
 
 import torch
 
 CPU_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-"""To be there when a process starts that will train on the CPU.
+"""Environment with which a process must start if it will train on the CPU.
 
-By default glibc gives a thread blocks of its own of at most 64 MiB, and Ray trains in a thread: what is
-larger is taken from the kernel and handed back in every step, whatever `prepare_process` says.
+By default glibc gives each thread heaps of its own, of at most 64 MiB, and Ray trains in a thread: larger
+blocks are taken from the kernel and returned in every step, whatever `prepare_process` sets.
 """
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""Constants of glibc's malloc.h."""
 
 
 def prepare_process(threads: int, seed: int) -> None:
-    """Seed torch, give it so many threads, and set what makes its arithmetic fast.
+    """Seed torch, set its number of CPU threads, and make its arithmetic fast.
 
-    Call it before torch has done anything.
+    Call it before torch has computed anything in this process.
     """
     torch.manual_seed(seed)
-    # For the networks; what is divided by a temperature asks for float32 itself (losses.similarity).
+    # For the networks; similarities, which a temperature divides, ask for float32 (losses.similarity).
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(threads)
-    # Moments of weights that seldom get a gradient, such as rare tokens', fade into denormal numbers, with
-    # which a CPU is many times slower. Set before there are threads, which take it over from this one.
+    # Moments of weights that seldom get a gradient, such as those of rare tokens, decay to denormal numbers,
+    # on which a CPU is many times slower. Set before torch starts its threads, which inherit it.
     torch.set_flush_denormal(True)
     if not torch.cuda.is_available():
-        # Named after CUDA, it also decides for the CPU, whose backward pass of flash attention takes several
-        # times that of plain products for the short sequences of small models, and no less for long ones.
+        # Despite its name it also applies to the CPU. There, the backward pass of flash attention takes
+        # several times as long as plain products for the short sequences of small models, and is no faster
+        # for long ones.
         torch.backends.cuda.enable_flash_sdp(False)
     _keep_freed_memory()
 
@@ -37,8 +38,8 @@ def prepare_process(threads: int, seed: int) -> None:
 def _keep_freed_memory() -> None:
     """Let glibc reuse large blocks instead of handing them back to the kernel.
 
-    Every step of a training on the CPU frees and takes the same hundreds of MiB; the page faults of taking
-    them anew cost more than a tenth of its time. A no-op where the C library is another one.
+    Every training step on the CPU frees and takes the same hundreds of MiB, and the page faults of fresh
+    blocks cost more than a tenth of its time. Does nothing with another C library.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

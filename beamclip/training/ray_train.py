@@ -1,4 +1,4 @@
-"""Ray Train under a job: the workers as Ray Train starts them, and what their failures mean."""
+"""Run the workers of a job with Ray Train, and explain their failures."""
 
 import logging
 import tempfile
@@ -26,14 +26,16 @@ from beamclip.training.worker import (
 from beamclip.training.worker_group import WorkerGroup
 
 SECONDS_BETWEEN_LOOKS = 0.1
-"""Of a worker that has no job yet."""
+"""Seconds between two looks for a job by a worker that has none yet."""
 
 
 def run_workers(channel: RemoteChannel, workers: WorkersConfig) -> None:
-    """Run workers to the end of the job that they find in a channel; they are restarted where one is lost.
+    """Run workers until they finish the job they find in `channel`; if one is lost, all are restarted.
+
+    They end without a job if the channel asks them to stop before it has one.
 
     Raises:
-        TrainingError: they were lost more often than allowed, or met an error that would come again.
+        TrainingError: they were lost more often than allowed, or met an error that a restart would repeat.
     """
     with tempfile.TemporaryDirectory(prefix="beamclip-ray-", ignore_cleanup_errors=True) as scratch:
         try:
@@ -79,18 +81,18 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def warm_up() -> None:
-    """Do what takes seconds once in a process, and needs no job to be known."""
-    # The libraries of models.
+    """Do the part of a worker's start that takes seconds and does not depend on the job."""
+    # These import the model libraries.
     import beamclip.models.teacher
     import beamclip.training.method  # noqa: F401
 
-    # What Ray Data keeps beside its first reader: two actors, and a process that reads.
+    # The first read starts what Ray Data keeps running: two actors, and a process that reads.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.range(1).take(1)
 
 
 def ray_train_group() -> WorkerGroup:
-    """The workers of the Ray Train run that this process is one of."""
+    """Return the group of Ray Train workers that this process belongs to."""
     context = ray.train.get_context()
     return WorkerGroup(
         rank=context.get_world_rank(),
@@ -109,9 +111,9 @@ def _data_parallel(method: nn.Module) -> nn.Module:
 
 
 class FailFast(ray.train.UserCallback):
-    """Ends a run whose workers need not be restarted.
+    """Ends a run whose workers would only fail again.
 
-    Ray Train restarts its workers whatever it was that they raised; only an error in a callback ends a run.
+    Ray Train restarts its workers whatever they raised; only an error in a callback ends a run.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -122,9 +124,9 @@ class FailFast(ray.train.UserCallback):
 
 
 def _cause(error: BaseException) -> str:
-    """What was wrong, in one line; Ray's own message is a page of nested tracebacks."""
+    """Return what was wrong, in one line; Ray's own message is a page of nested tracebacks."""
     failures = sorted(getattr(error, "worker_failures", {}).items())
-    # The peers of a lost worker fail as well, by errors of the connection to it.
+    # The peers of a lost worker fail as well, with errors of their connections to it.
     for rank, failure in failures:
         if isinstance(getattr(failure, "health_check_failure", failure), ray.exceptions.RayActorError):
             return (

@@ -1,9 +1,9 @@
-"""Batch size, epochs and learning rate of a run that was given none, from the number of its images.
+"""Choose batch size, epochs and learning rate, where they are not given, from the number of images.
 
-A student or a small CLIP model is not done after a number of epochs but after a number of steps: ten epochs
-of a few thousand images are over before it has learned. So a run makes at least so many epochs, and at least
-so many steps; where there are more images than these steps take, batches grow before steps do, since a large
-batch is what keeps a GPU busy. The figures behind the numbers are in docs/studies/defaults.md.
+A student or a small CLIP model needs a number of steps rather than of epochs: ten epochs of a few thousand
+images are over before it has learned. So each kind of training has a least number of epochs and a least
+number of steps. With more images than these steps take, the batch grows before the number of steps does,
+since large batches keep a GPU busy. docs/studies/defaults.md has the measurements behind the numbers.
 """
 
 import math
@@ -15,7 +15,7 @@ from beamclip.training.config import OptimConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a kind of training is sized where nobody says."""
+    """Defaults of one kind of training."""
 
     epochs: int
     """Least passes over the data."""
@@ -33,17 +33,17 @@ DISTILLATION = Recipe(epochs=10, steps=1200, batch_size=64, largest_batch=256, l
 PRETRAINING = Recipe(epochs=20, steps=600, batch_size=128, largest_batch=256, lr=1e-3)
 
 LEAST_IN_A_PASS = 16
-"""Images of one worker's forward pass: batch norms estimate their statistics from them."""
+"""Least images in one worker's forward pass: batch norms estimate their statistics from them."""
 
 
 def complete(
     recipe: Recipe, images: int, stream: StreamConfig, optim: OptimConfig, *, num_workers: int = 1
 ) -> tuple[StreamConfig, OptimConfig]:
-    """The options with what was left open chosen; what was given stays.
+    """Return the options with missing values chosen; given values stay.
 
     Args:
         images: in all shards, > 0.
-        num_workers: a batch that is chosen is a multiple of the workers' forward passes.
+        num_workers: a chosen batch size is a multiple of `num_workers` times the accumulation.
     """
     parts = num_workers * optim.accumulation
     batch = stream.batch_size or _batch_size(recipe, images, parts)

@@ -1,7 +1,7 @@
-"""Which samples each optimiser step saw, on every rank: one file for each start of each worker.
+"""Record which samples each optimiser step saw, on every rank: one file for each start of each worker.
 
-What a run did after its last whole checkpoint is undone by a restart. The reader leaves it out: of every step
-it gives the samples that made the weights which survived.
+A restart undoes the steps after the last whole checkpoint. The reader leaves those out: for every step it
+returns the samples that led to the weights which survived.
 """
 
 import json
@@ -26,13 +26,15 @@ class Seen:
 
 
 class Trace:
-    """Writes the samples of one worker, from one start to the next."""
+    """Writes the samples that one worker sees, from one start to the next."""
 
     def __init__(self, folder: Path, *, started: int, first_step: int, rank: int, world_size: int) -> None:
-        """Args:
-        folder: of the whole run's trace; made when missing.
-        started: the time, by which starts are told apart and put in order; the same on all ranks.
-        first_step: steps that the weights have behind them at this start.
+        """Open a new file.
+
+        Args:
+            folder: of the whole run's trace; made when missing.
+            started: time in nanoseconds, which identifies and orders starts; the same on all ranks.
+            first_step: number of steps that the weights have behind them at this start.
         """
         path = folder / f"{started:020d}" / f"rank={rank:05d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,12 +53,12 @@ class Trace:
         self._file.flush()
 
     def close(self) -> None:
-        """Nothing can be recorded any more."""
+        """Close the file; nothing can be recorded after that."""
         self._file.close()
 
 
 def read_trace(folder: Path) -> dict[int, list[Seen]]:
-    """The samples of each step, by rank, that led to the weights which the run ended with."""
+    """Return, for each step, the samples that led to the final weights of the run, ordered by rank."""
     steps: dict[int, list[Seen]] = {}
     for start in sorted(path for path in folder.iterdir() if path.is_dir()):
         for file in sorted(start.iterdir()):

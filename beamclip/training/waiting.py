@@ -1,8 +1,9 @@
-"""Workers that start beside their command, and wait for the job that it makes of its options.
+"""Workers that start beside their command, and wait for its job.
 
 Started one after the other, a command and its workers would each import the same libraries while the other
-one waits. So a process that imports them for all workers starts with the command, Ray when the command begins
-to load its models, and the workers when all options are known to be right. Free of torch and Ray until then.
+waits. So they overlap: a process that imports the libraries for all workers starts with the command, Ray
+when the command begins to load its models, and the workers once all options are checked. Until then, this
+module imports neither torch nor Ray.
 """
 
 import contextlib
@@ -23,7 +24,11 @@ class WaitingWorkers:
     """The workers of one training; see `waiting_workers`."""
 
     def __init__(self, config: WorkersConfig, python: str | None) -> None:
-        """python: see forked_python."""
+        """Start nothing yet.
+
+        Args:
+            python: command line of the Python for workers; see forked_python.
+        """
         self._config = config
         self._python = python
         self._ray: Future[None] | None = None
@@ -33,12 +38,12 @@ class WaitingWorkers:
         self._left = threading.Event()
 
     def start_ray(self) -> None:
-        """Have Ray start while the caller goes on."""
+        """Start Ray in the background."""
         if self._ray is None:
             self._ray = in_background("beamclip-ray", self._hold_ray)
 
     def wait_for_ray(self) -> None:
-        """Return when Ray is up.
+        """Start Ray unless it was started, and wait until it is up.
 
         Raises:
             InputError: RAY_ADDRESS names no cluster that can be joined, or the cluster is too small.
@@ -48,16 +53,16 @@ class WaitingWorkers:
 
     @property
     def channel(self) -> RemoteChannel:
-        """The line to the workers, once Ray is up."""
+        """Channel to the workers; waits until Ray is up, after `start_ray`."""
         return self._channel.result()
 
     def begin(self) -> None:
-        """Start the workers; with GPUs not yet, since until there is a job, texts are encoded on those."""
+        """Start the workers unless they need GPUs, on which the command encodes texts before it has a job."""
         if not self._config.use_gpu:
             self._start_workers()
 
     def give(self, job: "TrainingJob") -> None:
-        """Have the workers train a job."""
+        """Start the workers unless they were started, and have them train a job."""
         import ray
 
         self.wait_for_ray()
@@ -67,12 +72,12 @@ class WaitingWorkers:
 
     @property
     def ended(self) -> "Future[None]":
-        """When no worker runs any more; with the TrainingError by which they failed, if they did."""
+        """Future that is done when no worker runs any more; holds their TrainingError if they failed."""
         assert self._workers is not None, "they were not started"
         return self._workers
 
     def leave(self) -> None:
-        """Send home workers that have no job, without waiting for them, and end a Ray that was started."""
+        """Stop workers that have no job, without waiting for them, and stop Ray if this started it."""
         self._left.set()
         if self._ray is None:
             return
@@ -82,12 +87,12 @@ class WaitingWorkers:
         wait([self._ray])
 
     def _hold_ray(self) -> None:
-        # In one thread from beginning to end: the processes of Ray end with the thread that started them.
+        # One thread from beginning to end: the processes of Ray end with the thread that started them.
         try:
             with ray_session(python=self._python):
                 check_resources(self._config)
                 self._channel.set_result(RemoteChannel())
-                # It takes seconds.
+                # This import takes seconds.
                 import beamclip.training.ray_train  # noqa: F401
 
                 self._left.wait()
@@ -106,9 +111,9 @@ class WaitingWorkers:
 
 @contextlib.contextmanager
 def waiting_workers(config: WorkersConfig) -> Iterator[WaitingWorkers | None]:
-    """Workers that are yet to be started; None where the command's own process is to train.
+    """Yield workers that are yet to be started; None if the command's own process is to train.
 
-    They are started in three steps, by `start_ray`, `begin` and `give`; each includes those before it.
+    `start_ray`, `begin` and `give` start them, in this order; `give` makes up for calls that were left out.
     """
     if config.without_ray:
         yield None

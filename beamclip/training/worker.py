@@ -52,15 +52,16 @@ _REPEATABLE = (
     TypeError,
     ValueError,
 )
-"""What new workers would run into again. A lost peer, node or store shows as one of the other errors."""
+"""Errors that restarted workers would meet again. A lost peer, node or store shows as some other error."""
 
 
 SECONDS_BETWEEN_QUESTIONS = 1.0
-"""Between two looks whether a run is to end, a step at least: a node is taken away in a minute or two."""
+"""Seconds between two questions whether the run is to end: a node is taken away a minute or two after
+the notice. A question takes place after a step, so at most once a step."""
 
 
 class TrainingError(RuntimeError):
-    """A run that could not be finished; the message is for the user."""
+    """A run could not be finished; the message is for the user."""
 
 
 class NonRetryableError(RuntimeError):
@@ -69,24 +70,24 @@ class NonRetryableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Storage:
-    """Where workers leave what outlives them."""
+    """Where workers store what outlives them."""
 
     checkpoints: str
     """Address of the checkpoints."""
     keep_checkpoints: int = 2
-    """The newest ones that stay, beside the one of the lowest loss."""
+    """Number of newest checkpoints to keep, besides the one of the lowest loss."""
     resumes: bool = False
-    """Training goes on from a checkpoint: if all of them are damaged, it ends instead of starting anew."""
+    """Whether the run is resumed: if all its checkpoints are damaged, it ends instead of starting anew."""
     trace: str | None = None
-    """Folder of the trace of samples, if there is to be one."""
+    """Folder of the trace of samples; None for no trace."""
     claim: str = ""
     """Token that the command leaves beside the checkpoints; a worker that cannot read it sees another file
-    system. The launch sets it."""
+    system. `launch.fit` sets it."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything a worker needs, of plain data and references that any node can resolve."""
+    """Everything a worker needs, as plain data and references that any node can resolve."""
 
     build_method: Callable[[torch.device], nn.Module]
     shards: list[Shard]
@@ -94,11 +95,11 @@ class TrainingJob:
     image_size: int
     """Height and width of the pixels that reach the method."""
     batch_size: int
-    """Images of a step, over all workers."""
+    """Images in one step, over all workers."""
     total_steps: int
     seed: int
     threads: int | None
-    """Of torch, in each worker; None: the node's processors, split among its workers."""
+    """CPU threads of torch in each worker; None: the node's processors, split among its workers."""
     stream: StreamConfig
     augmentation: AugmentConfig
     optim: OptimConfig
@@ -107,12 +108,12 @@ class TrainingJob:
     channel: Any = None
     """A Channel or RemoteChannel."""
     read: RowReader = read_rows
-    """How rows reach a worker: through Ray Data, or read_rows_here."""
+    """How rows reach a worker: `read_rows`, through Ray Data, or `read_rows_here`."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)
 
 
 def train_in_process(job: TrainingJob, *, use_gpu: bool) -> None:
-    """Train in this process, which is the only worker.
+    """Train in this process, as the only worker.
 
     Raises:
         NonRetryableError: the run cannot be finished, however often this is called again.
@@ -134,7 +135,7 @@ def train_in_group(job: TrainingJob, group: WorkerGroup) -> None:
 
 
 def in_one_line(error: BaseException) -> str:
-    """The error's text, after its type where it is not one of ours."""
+    """Return an error's text in one line, after its type unless the error is one of ours."""
     # Ray's wrapper around an error in a task prints the task's traceback, and keeps the error itself.
     inner = getattr(error, "cause", None)
     cause = inner if isinstance(inner, BaseException) else error
@@ -162,25 +163,25 @@ def _train(job: TrainingJob, group: WorkerGroup) -> None:
 
 @dataclass(frozen=True)
 class _Start:
-    """What all ranks of a start agree on."""
+    """What all ranks agree on when they start."""
 
     number: int
-    """The time in nanoseconds, by which starts are told apart and put in order."""
+    """Time in nanoseconds, which identifies and orders starts."""
     step: int
-    """Of the checkpoint to go on from; 0: from the beginning."""
+    """Step of the checkpoint to resume from; 0: from the beginning."""
 
 
 def _start(job: TrainingJob, group: WorkerGroup) -> tuple[_Start, State | None]:
-    """Where to start and from which state: rank 0 reads the newest whole checkpoint, the others the same.
+    """Return where to start, and the state: rank 0 chooses the newest whole checkpoint.
 
-    Each rank reads its checkpoint once, and hashes what it reads.
+    Each rank loads that checkpoint, and hashes it once.
     """
     if not holds_claim(job.storage.checkpoints, job.storage.claim):
         node = socket.gethostname()
         raise CheckpointError(
-            f"worker {group.rank} on {node} does not see what the command left at "
-            f"{job.storage.checkpoints}. Give --checkpoints an address that all nodes reach, as "
-            "s3://bucket/run; or another command goes on with this run."
+            f"worker {group.rank} on {node} does not find the file that the command left at "
+            f"{job.storage.checkpoints}. Give --checkpoints an address that all nodes reach, such as "
+            "s3://bucket/run. If they do reach it, another command has taken over this run."
         )
     start, state = None, None
     if group.rank == 0:
@@ -188,12 +189,12 @@ def _start(job: TrainingJob, group: WorkerGroup) -> tuple[_Start, State | None]:
         if state is None and damaged and job.storage.resumes:
             raise CheckpointError(no_whole_checkpoint(job.storage.checkpoints, damaged))
         start = _Start(time.time_ns(), state["step"] if state else 0)
-        # They would count for whole ones when old ones are removed.
+        # Otherwise damaged ones would count as whole when old ones are removed.
         discard_after(job.storage.checkpoints, after=start.step)
         for damage in damaged:
             job.channel.put(Damaged(f"{damage}; passed over"))
         job.channel.put(Started(start.step))
-    # Plain numbers: what passes on an object of ours would import this module, and torch with it.
+    # Plain numbers: the process that passes on an object of ours would import this module, and torch.
     number, step = group.broadcast_from_rank_zero(start and (start.number, start.step))
     if step and group.rank != 0:
         state = read_checkpoint(job.storage.checkpoints, step)
@@ -240,7 +241,7 @@ def _batches(job: TrainingJob, position: DataPosition, group: WorkerGroup) -> An
 
 
 def _told(batches: Generator[Batch, None, None], channel: Any) -> Generator[Batch, None, None]:
-    """The batches; the command hears of the first samples that were lost on the way to them."""
+    """Yield the batches, and report the first samples that were lost on the way to them."""
     with contextlib.closing(batches):
         for batch in batches:
             if batch.lost:
@@ -250,7 +251,7 @@ def _told(batches: Generator[Batch, None, None], channel: Any) -> Generator[Batc
 
 def _writer(job: TrainingJob, world_size: int) -> CheckpointWriter:
     def written(manifest: Manifest, seconds: float) -> None:
-        # What is still on its way when the last step's worker ends would be lost.
+        # An event that is still on its way when the worker ends would be lost.
         job.channel.put(Saved(manifest.step, seconds), wait=True)
 
     return CheckpointWriter(
@@ -277,7 +278,7 @@ def _trace(job: TrainingJob, start: _Start, group: WorkerGroup, stack: contextli
 
 
 class _Hooks:
-    """See loop.Hooks."""
+    """Callbacks of the loop on a worker; see loop.Hooks."""
 
     def __init__(
         self,
@@ -288,7 +289,7 @@ class _Hooks:
         writer: CheckpointWriter | None,
         trace: Trace | None,
     ) -> None:
-        """first_step: that the run stood at; writer: on rank 0 alone."""
+        """Start at step `first_step`; only rank 0 has a `writer`."""
         self.job = job
         self.start = start
         self.group = group
@@ -312,10 +313,10 @@ class _Hooks:
         if self.writer is None:
             return
         if not holds_claim(self.job.storage.checkpoints, self.job.storage.claim):
-            # Workers may outlive a command that was killed, and meet those of the one that goes on.
+            # Workers may outlive a killed command, and meet those of the command that resumes its run.
             raise CheckpointError(
-                f"{self.job.storage.checkpoints}: another command goes on with this run. "
-                "This one ends, and leaves the checkpoints to it."
+                f"{self.job.storage.checkpoints}: another command has taken over this run. "
+                "This one ends and leaves the checkpoints to it."
             )
         first = min(rank.epoch for rank in ranks)
         leftovers = {epoch: rows for epoch, rows in self.start.leftovers.items() if epoch >= first}
@@ -323,7 +324,7 @@ class _Hooks:
         self.writer.submit({**state, "position": plain}, record["loss"])
 
     def asked(self, step: int) -> Request:
-        """Stop because of Ctrl-C, or save because a node will soon be taken away."""
+        """Return "stop" after Ctrl-C, or "save", once, if a node will soon be taken away."""
         if step < self.ask_step:
             return "nothing"
         # Rank 0 answers for all, and says when to ask again: their clocks would not agree.
@@ -339,13 +340,13 @@ class _Hooks:
         return "nothing"
 
     def _answer(self, step: int) -> tuple[bool, int]:
-        """Whether somebody asked the run to end, and steps until the next question."""
+        """Return whether the run is to end, and the number of steps until the next question."""
         stop = self.job.channel.stop_requested()
         return stop, self.questions.steps_until_next(step, time.monotonic())
 
 
 class Questions:
-    """How many steps apart a run is asked whether it is to end: about as many as a second has."""
+    """Spaces the questions whether a run is to end: as many steps apart as take about a second."""
 
     def __init__(self, first_step: int) -> None:
         self._step = first_step
@@ -353,9 +354,13 @@ class Questions:
         self._steps = 1
 
     def steps_until_next(self, step: int, now: float) -> int:
-        """Called at each question, with the time in seconds.
+        """Return the number of steps until the next question; called at each question.
 
-        The first steps are slow, and any may be: the distance at most doubles from one question to the next.
+        The first steps are slow, and any step may be: the number at most doubles between two questions.
+
+        Args:
+            step: the present one, greater at each call.
+            now: time of a monotonic clock, seconds.
         """
         if self._asked_at is not None:
             seconds = max(1e-6, (now - self._asked_at) / (step - self._step))

@@ -1,4 +1,4 @@
-"""The workers that train together, as one of them sees them: of Ray Train (`ray_train`), or one process."""
+"""The workers that train together, as one of them sees them: those of Ray Train, or a single process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from torch import nn
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """Who this worker is, and what it does together with the others."""
+    """A worker's place in its group, and what it does together with the others."""
 
     rank: int
     world_size: int
     local_world_size: int
-    """Workers on this one's node."""
+    """Number of workers on this worker's node."""
     device: torch.device
     broadcast_from_rank_zero: Callable[[Any], Any]
-    """Something small of rank 0 for all; called by every worker, as often."""
+    """Returns rank 0's argument, a small object, on every rank; every rank must call it equally often."""
     prepared: Callable[[nn.Module], nn.Module]
-    """A method wrapped so that its gradients are those of all workers."""
+    """Wraps a method so that its gradients are averaged over all workers."""
     preempted: Callable[[], bool]
-    """Whether a node will soon be taken away; called by every worker, as often."""
+    """Returns whether a node will soon be taken away; every rank must call it equally often."""
 
 
 def single_process(*, use_gpu: bool) -> WorkerGroup:
-    """This process by itself."""
+    """Return a group of which this process is the only worker."""
     return WorkerGroup(
         rank=0,
         world_size=1,

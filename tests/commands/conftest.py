@@ -1,4 +1,4 @@
-"""A small corpus that went through the real ingest, and a teacher trained on it, shared by the session."""
+"""A small corpus that went through the real ingest, and a teacher trained on it, made once a session."""
 
 import json
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ class Corpus:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory, monkeypatch_session) -> Path:
-    """A folder for runs, whose MLflow store is its own."""
+    """A folder for runs, with an MLflow store of its own."""
     return tmp_path_factory.mktemp("workspace")
 
 
 @pytest.fixture(scope="session")
 def monkeypatch_session():
-    """The environment without a tracking server of whoever runs the tests."""
+    """A MonkeyPatch for the session; hides the tracking server of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield patch
@@ -50,7 +50,7 @@ def monkeypatch_session():
 
 @pytest.fixture(scope="session")
 def corpus(workspace) -> Corpus:
-    """Drawn, served on loopback and ingested."""
+    """Both splits, drawn, served on loopback and ingested."""
     config = GlyphConfig(images=IMAGES, test_images=TEST_IMAGES, image_size=32)
     paths = write_corpus(config, workspace / "corpus")
     with serve_folder(paths.root) as address:
@@ -73,7 +73,7 @@ def corpus(workspace) -> Corpus:
 
 @pytest.fixture(scope="session")
 def model_file(workspace) -> Path:
-    """A model small enough to train in a test."""
+    """Config file of a model small enough to train in a test."""
     path = workspace / "model.json"
     path.write_text(json.dumps(MODEL))
     return path

@@ -41,7 +41,7 @@ def make_samples() -> Callable[..., list[Sample]]:
 
 @pytest.fixture(scope="session")
 def write_tar() -> Callable[..., Path]:
-    """write_tar(folder, shard, samples, claimed=None): a finished tar shard; gives the path of the tar."""
+    """write_tar(folder, shard, samples, claimed=None): write a finished tar shard; return its path."""
 
     def write(folder: Path, shard: int, samples: Sequence[Sample], claimed: int | None = None) -> Path:
         path = folder / f"{shard:05d}.tar"
@@ -62,7 +62,7 @@ def write_tar() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def write_parquet() -> Callable[..., Path]:
-    """write_parquet(folder, shard, samples, failed=()): a finished parquet shard with rows of failed URLs."""
+    """write_parquet(folder, shard, samples, failed=()): write a parquet shard, some of its URLs failed."""
 
     def write(folder: Path, shard: int, samples: Sequence[Sample], failed: Sequence[int] = ()) -> Path:
         rows = [
@@ -84,13 +84,14 @@ def write_parquet() -> Callable[..., Path]:
 
 
 def write_stats(folder: Path, shard: int, successes: int) -> None:
+    """Write the statistics file that marks a shard as finished."""
     content = {"count": successes, "successes": successes, "failed_to_download": 0, "status_dict": {}}
     (folder / f"{shard:05d}_stats.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
 def folder(tmp_path: Path, make_samples: Callable[..., list[Sample]], write_tar: Callable[..., Path]) -> Path:
-    """Three shards of 9, 4 and 10 samples."""
+    """A folder with three shards of 9, 4 and 10 samples."""
     for shard, count in enumerate((9, 4, 10)):
         write_tar(tmp_path, shard, make_samples(shard, count))
     return tmp_path

@@ -2,8 +2,8 @@
 
     python two_tower_worker.py RANK WORLD_SIZE FOLDER
 
-Workers meet over a file in FOLDER and take one step from the same weights for each loss. Rank 0 leaves the
-gradients in FOLDER/LOSS.gradients.pt, each rank its value in FOLDER/LOSS.RANK.pt.
+Workers meet over a file in FOLDER and take one step from the same weights for each loss. Rank 0 writes the
+gradients to FOLDER/LOSS.gradients.pt, each rank its loss to FOLDER/LOSS.RANK.pt.
 """
 
 import sys
@@ -26,6 +26,8 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class TwoTowers(nn.Module):
+    """A small image tower, a small text tower and a learned scale."""
+
     def __init__(self) -> None:
         super().__init__()
         self.image = nn.Sequential(nn.Linear(5, 16), nn.GELU(), nn.Linear(16, 4))
@@ -33,12 +35,14 @@ class TwoTowers(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(1.5))
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return unit-length embeddings [B, 4] of pixels [B, 5] and tokens [B, 3], and the scale."""
         image, text = F.normalize(self.image(pixels), dim=1), F.normalize(self.text(tokens), dim=1)
         return image, text, self.log_scale.exp()
 
 
 def psd(config: PsdConfig, image: Tensor, text: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
-    # Rows 1 and 6, on different workers, have one caption.
+    """Return the progressive self-distillation loss with half of the batch self-distilled."""
+    # Rows 1 and 6, on different workers, have the same caption.
     ids = torch.where(rows == 6, 1, rows)
     return psd_loss(image, text, scale, caption_ids=ids, step=PsdStep(0.5, row_seed=0), config=config)[0]
 
@@ -50,20 +54,23 @@ LOSSES: dict[str, Loss] = {
     "psd-self": partial(psd, PsdConfig(psd_target="self", psd_sharpness=2.0, psd_select="random")),
     "psd-sinkhorn": partial(psd, PsdConfig(psd_target="sinkhorn", psd_select="low_confidence")),
 }
-"""Of image and text embeddings, the scale, and the rows' places in the global batch."""
+"""Each takes image and text embeddings, the scale, and the rows' places in the global batch."""
 
 
 def seeded_towers() -> TwoTowers:
+    """Return towers of the same weights in every call."""
     torch.manual_seed(0)
     return TwoTowers()
 
 
 def global_batch() -> tuple[Tensor, Tensor]:
+    """Return pixels [BATCH, 5] and tokens [BATCH, 3], the same in every call."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(BATCH, 5, generator=generator), torch.randn(BATCH, 3, generator=generator)
 
 
 def main(rank: int, world_size: int, folder: Path) -> None:
+    """Take one step for each loss, and save losses and gradients."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     pixels, tokens, rows = (x.chunk(world_size)[rank] for x in (*global_batch(), torch.arange(BATCH)))
@@ -75,7 +82,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
         if rank == 0:
             gradients = {key: p.grad for key, p in towers.module.named_parameters()}
             torch.save(gradients, folder / f"{name}.gradients.pt")
-    # Who leaves while the other still talks to it is ended by the library now and then.
+    # The library sometimes aborts a worker that leaves while another still communicates with it.
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""A CLIP small enough to be made in each test."""
+"""A CLIP small enough to be built in each test."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,13 @@ MICRO: dict[str, Any] = {
 
 @pytest.fixture
 def micro_config() -> dict[str, Any]:
+    """A copy of the micro config that a test may change."""
     return json.loads(json.dumps(MICRO))
 
 
 @pytest.fixture(scope="session")
 def micro_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The micro config as a JSON file."""
     file = tmp_path_factory.mktemp("configs") / "micro.json"
     file.write_text(json.dumps(MICRO))
     return file
@@ -29,4 +31,5 @@ def micro_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def micro_clip(micro_file: Path) -> LoadedClip:
+    """A new CLIP of the micro config, with seeded random weights."""
     return new_clip(micro_file, seed=0)

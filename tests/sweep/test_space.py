@@ -61,7 +61,7 @@ def test_values_have_the_type_of_their_option():
         ("tau_teacher=cold,0.1", "'cold' does not fit"),
         ("num_contexts=1.5", "'1.5' does not fit"),
         ("anchor_reduce=mean,median", "does not fit"),
-        ("tau_teacher=0.1,0.10", "a value stands there twice"),
+        ("tau_teacher=0.1,0.10", "a value is given twice"),
         ("lr=1e-2..1e-4", "0 < low < high"),
         ("num_contexts=1..4", "takes any number"),
     ],
@@ -72,7 +72,7 @@ def test_what_cannot_be_varied_is_refused_by_name(text, expected):
 
 
 def test_an_option_is_varied_in_one_place():
-    with pytest.raises(InputError, match="stands there twice"):
+    with pytest.raises(InputError, match="is given twice"):
         parse_space(["tau_teacher=0.1", "tau_teacher=0.2"], BASE)
 
 

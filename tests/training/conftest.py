@@ -1,4 +1,4 @@
-"""Tiny shards and a tiny CLIP: small enough that a training step takes milliseconds."""
+"""Tiny shards and a tiny CLIP, small enough that a training step takes milliseconds."""
 
 import io
 import json
@@ -22,7 +22,7 @@ COLOURS = ("red", "green", "blue")
 
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model config: a ViT, so that no batch statistics tie the images of a batch together."""
+    """File of a model config: a ViT, whose images do not depend on each other through batch statistics."""
     file = tmp_path_factory.mktemp("configs") / "tiny.json"
     file.write_text(json.dumps(TINY))
     return file
@@ -39,6 +39,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
 
 
 def write_shard(path: Path, index: int, samples: int, generator: np.random.Generator) -> None:
+    """Write a finished tar shard of images in random colours, each with its colour in the caption."""
     with tarfile.open(path, "w") as tar:
         for number in range(samples):
             key = f"{index:05d}{number:04d}"
@@ -49,6 +50,7 @@ def write_shard(path: Path, index: int, samples: int, generator: np.random.Gener
 
 
 def noisy_png(channel: int, generator: np.random.Generator) -> bytes:
+    """Return a noisy square PNG, 16 to 31 pixels wide, in which one channel is strong."""
     side = int(generator.integers(16, 32))
     pixels = generator.integers(0, 128, (side, side, 3), dtype=np.uint8)
     pixels[:, :, channel] += 127
@@ -58,6 +60,7 @@ def noisy_png(channel: int, generator: np.random.Generator) -> bytes:
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file of this content to a tar."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))

@@ -2,7 +2,8 @@
 
     python data_parallel_worker.py RANK WORLD_SIZE CONFIG FOLDER
 
-Workers meet over a file in FOLDER. Rank 0 leaves there the gradients that its optimiser sees.
+Workers meet over a file in FOLDER. Rank 0 writes the gradients that its optimiser sees to
+FOLDER/gradients.pt.
 """
 
 import sys
@@ -33,7 +34,7 @@ EXACT = OptimConfig(lr=1e-3, clip_norm=0.0, precision="fp32")
 
 
 def distillation(config: str) -> Distillation:
-    """A ViT that learns from another one of its kind."""
+    """Return a ViT that learns from another one of the same config."""
     embeddings = torch.randn(ANCHORS, 16, generator=torch.Generator().manual_seed(2))
     return Distillation(
         new_clip(config, seed=1).image_tower,
@@ -46,18 +47,18 @@ def distillation(config: str) -> Distillation:
 
 
 def pretraining(config: str) -> ImageTextPretraining:
-    """Two towers of random weights."""
+    """Return two towers of random weights under the CLIP loss."""
     return ImageTextPretraining(new_clip(config, seed=1), augmentation=MILD)
 
 
 def sigmoid_pretraining(config: str) -> ImageTextPretraining:
-    """The same under SigLIP's loss."""
+    """Return two towers of random weights under the SigLIP loss."""
     clip = new_clip(config, seed=1, init_logit_scale=2.3, init_logit_bias=-10.0)
     return ImageTextPretraining(clip, augmentation=MILD, objective="siglip")
 
 
 def self_distillation(target: str, config: str) -> ImageTextPretraining:
-    """The same, half of each batch under soft targets from the first step on."""
+    """Return two towers of random weights with soft targets in each batch from the first step on."""
     psd = PsdConfig(psd_target=target, psd_warmup=0.0, psd_schedule="constant", psd_sharpness=2.0)
     return ImageTextPretraining(new_clip(config, seed=1), augmentation=MILD, objective="psd", psd=psd)
 
@@ -71,7 +72,7 @@ METHODS = {
 
 
 def batch_of(start: int, stop: int) -> Batch:
-    """Samples [start, stop) of one fixed batch."""
+    """Return samples [start, stop) of one fixed batch."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (SAMPLES, 3, 32, 32), generator=generator, dtype=torch.uint8)
     draws = torch.rand(SAMPLES, AUGMENT_DRAWS, generator=generator)
@@ -81,7 +82,7 @@ def batch_of(start: int, stop: int) -> Batch:
 
 
 def gradients_of_step(method: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
-    """The gradients with which the optimiser goes into one step over micro-batches."""
+    """Return the gradients, by parameter name, that the optimiser sees in one step over micro-batches."""
     training = Training(method, EXACT, total_steps=10, device=torch.device("cpu"), seed=0)
     seen: dict[str, Tensor] = {}
 
@@ -95,6 +96,7 @@ def gradients_of_step(method: nn.Module, batches: list[Batch]) -> dict[str, Tens
 
 
 def main(rank: int, world_size: int, config: str, folder: Path) -> None:
+    """Take one step with each method, with and without accumulation; rank 0 saves the gradients."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     share = SAMPLES // world_size

@@ -409,7 +409,7 @@ def test_a_run_that_another_command_goes_on_with_ends_and_writes_nothing(
             taken_over.touch()
 
     _, problem = ray.get(single_process.remote(run.job, take_over))
-    assert "another command goes on with this run" in problem
+    assert "another command has taken over this run" in problem
     assert run.starts == 1
     assert run.checkpoints == set()
 
