@@ -25,14 +25,14 @@ class _Upload(io.BytesIO):
         self._path = path
 
     def close(self) -> None:
-        """Make the object exist."""
+        """Store the content as an object."""
         if not self.closed:
             self._path.write_bytes(self.getvalue())
         super().close()
 
 
 class BucketFileSystem(AbstractFileSystem):
-    """Keeps objects as files of one folder, under their quoted names. Making folders does nothing."""
+    """Keeps objects as files in one folder, under their quoted names. Making folders does nothing."""
 
     protocol = "bucket"
     cachable = False
@@ -41,7 +41,7 @@ class BucketFileSystem(AbstractFileSystem):
         return Path(os.environ[STORE], quote(self._strip_protocol(path), safe=""))
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """List the objects and prefixes directly below a path; raises FileNotFoundError if there are none."""
+        """List the objects and prefixes directly below a path; raise FileNotFoundError if there are none."""
         path = self._strip_protocol(path).rstrip("/")
         found: dict[str, dict[str, Any]] = {}
         for file in Path(os.environ[STORE]).iterdir():
@@ -64,7 +64,7 @@ class BucketFileSystem(AbstractFileSystem):
         return _Upload(self._file(path))
 
     def rm_file(self, path: str) -> None:
-        """Remove an object; a missing one is no error, as in S3."""
+        """Remove an object; as in S3, a missing one is not an error."""
         self._file(path).unlink(missing_ok=True)
 
     def _rm(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: one Ray and one fork server; and how test files are spread over two processes."""
+"""Fixtures for all tests, one Ray and one fork server; and the spreading of test files over two processes."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 from beamclip.cluster import forked_python, ray_session
 
 # Before torch is imported, here and in child processes: by default, OpenMP threads spin while they wait,
-# which slows down the other process of tests.
+# which slows down the other test process.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Send files that share slow fixtures to one process of tests, which makes them once."""
+    """Send files that share slow fixtures to one test process, which makes them once."""
     return _Files(config, log)
 
 
@@ -42,7 +42,7 @@ class _Files(LoadScopeScheduling):  # type: ignore[misc]
 
 @cache
 def _shared_by(file: Path) -> str:
-    """Return what a file shares with others: a Ray and a trained teacher, a Ray alone, or nothing."""
+    """Return what a test file shares with others: a Ray and a trained teacher, a Ray alone, or nothing."""
     if file.parent.name == "commands" and "corpus" in file.read_text():
         return "teacher"
     return "ray" if _uses_ray(file) else ""
@@ -56,19 +56,19 @@ def _uses_ray(file: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def fork_command() -> Iterator[str | None]:
-    """Command line of a Python with the model libraries imported, or None; see forked_python."""
+    """Command line of a Python that has imported the model libraries, or None; see forked_python."""
     with forked_python() as command:
         yield command
 
 
 @pytest.fixture(scope="session")
 def python(fork_command: str | None) -> list[str]:
-    """Command, to be followed by a script, of a Python that has imported torch already if possible."""
+    """Command of a Python to run scripts with; it has imported torch already if possible."""
     return shlex.split(fork_command) if fork_command else [sys.executable]
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(fork_command: str | None) -> Iterator[None]:
-    """A local Ray, started once in each process of tests; commands run in that process join it."""
+    """A local Ray, started once in each test process; commands run in that process join it."""
     with ray_session(python=fork_command):
         yield

@@ -1,4 +1,4 @@
-"""Ports of this machine that no other program takes by chance."""
+"""Local ports that no other program is likely to take."""
 
 import random
 import socket
@@ -9,8 +9,8 @@ _drawn = random.SystemRandom()
 def free_port() -> int:
     """Return a port on which nobody listens, below those that Linux assigns by itself.
 
-    A port that Linux assigned may be taken again by the time it is used: by a connection of Ray, say, or,
-    while nobody listens, by a client that tries to connect to it and so connects to itself.
+    A port that Linux assigned may be taken again before it is used: by a connection of Ray, for instance, or,
+    while nobody listens, by a client that tries to connect to it and thereby connects to itself.
     """
     while True:
         port = _drawn.randrange(20_000, 30_000)

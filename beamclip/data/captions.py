@@ -17,7 +17,7 @@ CAPTION_CHARACTERS = 2048
 """Longest text that is kept, far more than text towers read: tokenizers take quadratic time."""
 
 MOST_TEXTS = 256
-"""Most texts that are read of one sample."""
+"""Largest number of texts that are read from one sample."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 """JSON may hold half of a surrogate pair; neither Arrow nor tokenizers accept it."""

@@ -1,7 +1,7 @@
 """Data with a folder of images for each class: every file in it, and why some will not be read.
 
-The decoder tells by the content whether a file is an image. Set aside here is only what cannot be read at
-all, or is not meant as an image, such as hidden files; all of it is counted.
+The decoder tells by the content whether a file is an image. This module sets aside only files that cannot be
+read at all, or are not meant as images, such as hidden ones. Each gets a reason, by which it is counted.
 """
 
 import os

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 LEAST_TOGETHER = 2
 """Samples that a word and a class must share: a word met once would rank highest, and says nothing."""
 MOST_COUNTED = 4_000_000
-"""Most entries of a counter of words, or of pairs; beyond that, entries met once are dropped."""
+"""Largest size of a counter of words or pairs; beyond that, entries met once are dropped."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
@@ -59,8 +59,8 @@ def words_of(text: str) -> list[str]:
 def count_samples(samples: Iterable[Sequence[str]], names: Iterable[str]) -> WordCounts:
     """Count the words, names, and words beside names in samples of one or more texts each.
 
-    A name occurs where its words follow each other in one of the texts. Its own words do not count as beside
-    it.
+    A name occurs where its words follow each other in one of the texts. A name's own words are not counted
+    beside it.
     """
     by_first: dict[str, list[list[str]]] = defaultdict(list)
     for phrase in map(words_of, {" ".join(words_of(name)) for name in names}):

@@ -166,7 +166,7 @@ def is_plain_jpeg(image: EncodedImage) -> bool:
 
 
 def jpeg_pixels(image: EncodedImage, reduction: int = 1) -> NDArray[np.uint8] | None:
-    """Decode a plain JPEG without faults; None for any other image.
+    """Decode a plain JPEG that has no faults; return None for any other image.
 
     Args:
         reduction: 1, or one of REDUCTIONS, not so large that less than a pixel would be left.
@@ -176,12 +176,12 @@ def jpeg_pixels(image: EncodedImage, reduction: int = 1) -> NDArray[np.uint8] | 
     """
     if not is_plain_jpeg(image):
         return None
-    # The decoder takes the smallest scale that keeps these; zeros ask for none. In the smallest images a
-    # scale may keep the size, and the pixels would still differ.
+    # The decoder takes the smallest scale at which the sides are no shorter than these; 0 means no scaling.
+    # The full size would not mean that: in the smallest images a scale may keep it, but not the pixels.
     width, height = (-(-edge // reduction) if reduction > 1 else 0 for edge in (image.width, image.height))
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(image.content, min_width=width, min_height=height)
-    except Exception:  # Pillow has better words for whatever it is; a warning raises too
+    except Exception:  # warnings raise too; if Pillow fails as well, its message is better
         return None
     return pixels
 

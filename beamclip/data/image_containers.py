@@ -1,7 +1,7 @@
 """Headers of TIFF (and EXIF, which is TIFF), AVIF and JPEG 2000: files that say where their parts lie.
 
-The places and sizes in such a file may be wrong, by mistake or on purpose. Checked here is what decoders
-trust: false sizes, values of many tags in the same bytes, tables of millions of parts.
+The places and sizes in such a file may be wrong, by mistake or on purpose. This module refuses what
+decoders would trust: false sizes, values of many tags in the same bytes, tables of millions of parts.
 """
 
 import re

@@ -64,7 +64,7 @@ Pending = tuple[str, Callable[[], Row]]
 
 @dataclass(frozen=True)
 class Columns:
-    """What a reader takes from a sample beside the pixels."""
+    """What a reader takes from a sample besides the pixels."""
 
     caption: bool = False
     """Whether a text is required; a sample without one is counted as skipped."""
@@ -79,7 +79,11 @@ class Columns:
 
 
 def read_tar(file: ShardFile, columns: Columns, rows: Rows) -> Iterator[Pending]:
-    """Yield the samples of a tar with these numbers; raises what `tar_samples` raises."""
+    """Yield the samples of a tar with these row numbers.
+
+    Raises:
+        Exception: whatever `tar_samples` raises.
+    """
     limits = dict.fromkeys(IMAGE_SUFFIXES, MOST_IMAGE_BYTES)
     if columns.caption or columns.everything:
         # In UTF-8 a character takes up to four bytes.
@@ -117,7 +121,7 @@ def _json_fields(text: bytes | str | None) -> tuple[dict[str, Any], str | None]:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         return {}, f"its JSON: {in_words(error)}"
-    return (fields, None) if isinstance(fields, dict) else ({}, "its JSON is no object")
+    return (fields, None) if isinstance(fields, dict) else ({}, "its JSON is not an object")
 
 
 def _label(fields: dict[str, Any], columns: Columns) -> str | None:
@@ -126,7 +130,7 @@ def _label(fields: dict[str, Any], columns: Columns) -> str | None:
 
 
 def read_parquet(file: ShardFile, columns: Columns, rows: Rows) -> Iterator[Pending]:
-    """Yield the samples of a parquet file with these numbers, which count successful downloads only.
+    """Yield the samples of a parquet file with these row numbers, which count successful downloads only.
 
     Raises:
         StoreError: the file has no images: img2dataset writes such a file beside a tar.
@@ -176,7 +180,7 @@ def _first_text(value: Any) -> str | None:
 
 
 def read_cache(file: ShardFile, columns: Columns, rows: Rows, epoch: int) -> Iterator[Pending]:
-    """Yield the samples of a teacher cache with these numbers, each with its view for the epoch.
+    """Yield the samples of a teacher cache with these row numbers, each with its view for the epoch.
 
     Raises:
         KeyError: the cache lacks a column of the view.

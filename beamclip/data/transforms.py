@@ -176,8 +176,8 @@ def resize_crop(crop: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Returns:
         uint8 [size, size, 3].
     """
-    # numpy copies: torch would start as many threads for each decoding thread as training has. The batch axis
-    # must be added first, or torch does not see that the channels are last, and is slow.
+    # Copied by numpy: torch would start as many threads for each decoding thread as training has. The batch
+    # axis must be added first, or torch does not see that the channels are last, and is slow.
     images = torch.from_numpy(crop.copy())[None].permute(0, 3, 1, 2)
     resized = F.interpolate(images, (size, size), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
@@ -232,8 +232,8 @@ def _centred(edge: int, size: int) -> int:
 def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     """Augment a batch on the device of the pixels: mirror, affine, colour, blur.
 
-    What is switched off costs nothing. Nothing waits for the device, and no step depends on a tensor's
-    values, so this can be compiled; on a CPU it is faster uncompiled.
+    Augmentations that are switched off cost nothing. Nothing waits for the device, and no step depends on a
+    tensor's values, so this can be compiled; on a CPU it is faster uncompiled.
 
     Args:
         pixels: uint8 [B, 3, H, W].
@@ -251,7 +251,7 @@ def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
         pixels = _mirror(pixels, mirrored)
     if not (moved or config.jitter or config.grey_prob or config.blur_prob):
         return pixels
-    # In planes, on which sampling and mixing of channels are faster.
+    # One plane a channel: sampling and mixing of channels are faster on those.
     images = pixels.contiguous().float()
     # The trainer's autocast would keep only 8 bits of what is multiplied here.
     with torch.autocast(pixels.device.type, enabled=False):

@@ -13,7 +13,7 @@ import sys
 CONTEXT = "--serialized-runtime-env-context="
 LANGUAGE = "--language=PYTHON"
 HANDLED = {"env_vars", "py_executable"}
-"""Entries of a runtime environment that may hold something."""
+"""Entries of a runtime environment that this program handles; with any other, Ray's program runs."""
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def worker_command(arguments: list[str]) -> list[str] | None:
 
 
 def _rays_command(arguments: list[str]) -> list[str]:
-    # Beside the worker's script, whose path is the first that Ray gives.
+    # Ray's program lies beside the worker's script, the first .py among the arguments.
     script = next(word for word in arguments if word.endswith(".py"))
     return [sys.executable, os.path.join(os.path.dirname(script), "setup_worker.py"), *arguments]
 

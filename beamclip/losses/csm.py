@@ -83,8 +83,8 @@ def csm_ensemble_loss(
     Args:
         student: [B, D] unit embeddings; gradients flow here only.
         anchors: [K, D] unit embeddings that the student is compared with.
-        teachers: of each, embeddings of the same pixels [B, D_i] and anchors [K, D_i] of the same texts, unit
-            length.
+        teachers: for each teacher, its embeddings [B, D_i] of the same pixels and its anchors [K, D_i] of the
+            same texts, unit length.
         tau_student, tau_teacher: softmax temperatures, > 0; smaller is sharper.
 
     Returns:
@@ -165,7 +165,7 @@ class _RunningSoftmax:
         return cls(peak, torch.zeros_like(peak), torch.zeros_like(like) if with_gradient else None)
 
     def shift(self, logits: Tensor) -> Tensor:
-        """Make `logits` [B, C] relative to the peak in place; returns old minus new peak, [B, 1], <= 0."""
+        """Make `logits` [B, C] relative to the peak in place; return old minus new peak, [B, 1], <= 0."""
         peak = torch.maximum(self.peak, logits.amax(dim=1, keepdim=True))
         drop = self.peak - peak
         self.peak = peak

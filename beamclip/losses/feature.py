@@ -12,7 +12,7 @@ from beamclip.losses.config import FeatureKind
 
 
 def feature_loss(student: Tensor, teacher: Tensor, kind: FeatureKind) -> Tensor:
-    """Distance of student and teacher embeddings, both brought to unit length in float32.
+    """Distance between student and teacher embeddings, both normalised to unit length in float32.
 
     Args:
         student: [B, D] embeddings of the images by the student; gradients flow here only.

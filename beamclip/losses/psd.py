@@ -42,7 +42,7 @@ class PsdStep:
 
 
 def psd_share(progress: float, config: PsdConfig) -> float:
-    """The self-distilled share of the batch when `progress` (0..1) of all steps are done."""
+    """Return the self-distilled share of the batch, 0..1, after `progress` (0..1) of all steps."""
     if progress < config.psd_warmup:
         return 0.0
     if config.psd_schedule == "constant":

@@ -16,7 +16,10 @@ from torch.autograd.function import once_differentiable
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute float32 products in full precision inside the block, by a process-wide, restored setting."""
+    """Compute float32 products in full precision inside the block.
+
+    The setting is process-wide, and restored afterwards.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -40,7 +43,7 @@ def similarities(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """The product; its backward pass runs later, on a GPU in another thread, and so sets precision itself."""
+    """The product; backward runs later, on a GPU in another thread, and so sets the precision itself."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ ClipModel: TypeAlias = CLIP | CustomTextCLIP
 """CLIP holds the text tower's modules itself, CustomTextCLIP under .text; their methods are the same."""
 
 CONFIG_FILE = "open_clip_config.json"
-WEB_CAPTIONS = Fitting(("openai7",), "open_clip's weights have read captions from the web")
+WEB_CAPTIONS = Fitting(("openai7",), "open_clip's weights were trained on captions from the web")
 """The fitting of all weights in open_clip's registry."""
 _PREFERRED_WEIGHTS = tuple(
     stem + suffix for stem in ("open_clip_model", "open_clip_pytorch_model") for suffix in SUFFIXES
@@ -166,7 +166,7 @@ class _NoImageTower(nn.Module):
 def text_tower(clip: LoadedClip) -> LoadedClip:
     """Return a text-only model that shares its text tower with `clip` and has no image tower."""
     model = copy(clip.model)
-    # The copy has the same submodules; it needs a list of its own to leave one out.
+    # The copy shares the dictionary of submodules: replace it, or `clip` would lose its image tower too.
     model._modules = {**clip.model._modules, "visual": _NoImageTower()}
     return replace(clip, model=model)
 
@@ -240,7 +240,7 @@ def assemble(
     The image size is the tower's own, whatever the preprocessing says, as in open_clip's factory.
 
     Raises:
-        InputError: mean or std are not three numbers each.
+        InputError: mean or std are not three numbers each, or a std is not above 0.
     """
     preprocess_cfg = merge_preprocess_dict(asdict(PreprocessCfg()), preprocess)
     _check_colours(preprocess_cfg, address)

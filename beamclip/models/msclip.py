@@ -66,7 +66,7 @@ def build_msclip(
         of_image = model.visual.transformer.resblocks
         of_text = list(model.text.transformer.resblocks)[-len(of_image) :]
         for image_block, text_block in zip(of_image, of_text, strict=True):
-            # Share the text tower's layers: open_clip initialises them as CLIP does, the image tower's not.
+            # Share the text tower's layers: open_clip initialises only these as CLIP does.
             image_block.attn, image_block.mlp = text_block.attn, text_block.mlp
     return model
 
@@ -117,7 +117,7 @@ def _check_image_tower(vision_cfg: dict[str, Any], msclip: dict[str, Any]) -> No
             "give a patch_size of 2, 4, 8, 16 or 32 that divides the image_size."
         )
     if vision_cfg["width"] % STEM_REDUCTION:
-        raise InputError(f"msclip: width {vision_cfg['width']} is no multiple of {STEM_REDUCTION}.")
+        raise InputError(f"msclip: width {vision_cfg['width']}. Give a multiple of {STEM_REDUCTION}.")
     blocks = list(msclip.get("lateral_blocks", LATERAL_BLOCKS))
     if (
         blocks != sorted(set(blocks))

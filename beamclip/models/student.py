@@ -1,7 +1,7 @@
 """Students: a timm backbone with a projection into the teacher's space, and the teacher's text tower.
 
-open_clip's own config describes a student completely, so that open_clip alone can load an exported one. That
-rules out a few backbones: see `build_student`.
+open_clip's own config describes a student completely, so that open_clip alone can load an exported one
+(unless its image tower is MS-CLIP-S's). That rules out a few backbones: see `build_student`.
 """
 
 from dataclasses import replace

@@ -117,5 +117,5 @@ class Teacher(nn.Module):
 
 
 def _is_convolutional(tower: nn.Module) -> bool:
-    """Whether a tower is no transformer, which has at most one convolution: its patch embedding."""
+    """Whether a tower has convolutions besides the patch embedding, a transformer's only one."""
     return sum(isinstance(module, nn.Conv2d) for module in tower.modules()) > 1

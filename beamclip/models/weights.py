@@ -27,7 +27,7 @@ _SHOWN = 3
 _STATES = ("state_dict", "model", "teacher")
 """Keys under which training programs keep weights, in the order in which they are tried."""
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Prefixes that torch.compile, FSDP and activation checkpointing add to the names of tensors."""
+"""Parts that torch.compile, FSDP and activation checkpointing add to the names of tensors."""
 
 
 def load_weights(model: nn.Module, file: Path, config: str) -> None:
@@ -92,8 +92,8 @@ def load_backbone(trunk: nn.Module, file: Path, name: str) -> None:
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors or torch file, by name, without running code from the file.
 
-    From a training checkpoint, it takes those under "state_dict", "model" or "teacher". Prefixes that
-    torch.compile, FSDP and DDP add to names are removed.
+    From a training checkpoint, it takes those under "state_dict", "model" or "teacher". What torch.compile,
+    FSDP and DDP add to names is removed.
 
     Raises:
         InputError: the file is missing, cannot be read, holds no tensors, or holds other Python objects.

@@ -22,7 +22,7 @@ class PromptConfig:
     `synset` (wordnet), words beside the name in the shards' captions (captions), or several of these in turn
     (hierarchy+captions)."""
     num_contexts: Natural = 0
-    """Contexts taken of each class, in order, each for prompts of its own; 0 uses the bare name."""
+    """Contexts of a class to use, in order, each in prompts of its own; 0 uses the bare name."""
     context_data: PathOrAddress = None
     """Shards with the captions for context_source captions; by default those of --data."""
     context_columns: tuple[str, ...] = ()

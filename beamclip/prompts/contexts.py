@@ -74,7 +74,7 @@ def class_contexts(
 
     Raises:
         InputError: as `source_names`; or `count` is negative; or contexts are requested, and there is no
-            source, or one that has none for any class.
+            source, or a source has none for any class.
         ValueError: a source is missing from `external_sources`.
     """
     names = source_names(context_source)

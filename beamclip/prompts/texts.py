@@ -19,7 +19,7 @@ def check_text(text: str, where: str) -> None:
     if len(text) > MOST_CHARACTERS:
         raise InputError(
             f"{where}: {len(text):,} characters, beginning with {text[:40]!r}. "
-            f"Give {MOST_CHARACTERS:,} or fewer: a prompt is read up to some 77 tokens."
+            f"Give {MOST_CHARACTERS:,} or fewer: a text tower reads only some 77 tokens of a prompt."
         )
     try:
         text.encode()

@@ -1,1 +1,1 @@
-"""A sweep: what it tries, how a trial runs, what is reported."""
+"""Sweeps: which settings are tried, how a trial runs, and what is reported."""

@@ -59,7 +59,7 @@ class SweepMonitor:
 
     @contextlib.contextmanager
     def watching(self, interrupted: threading.Event) -> Iterator[None]:
-        """On exit, mark trials that still run as KILLED in MLflow, and remove checkpoints no longer needed.
+        """Watch trials; on exit, mark those still running KILLED in MLflow and remove unneeded checkpoints.
 
         Args:
             interrupted: set once the user pressed Ctrl-C.
@@ -74,7 +74,7 @@ class SweepMonitor:
             self._clear()
 
     def started(self, number: int, settings: Settings) -> None:
-        """Open the trial's folder and its MLflow run, unless it restarts within this sweep."""
+        """Open the trial's folder and its MLflow run, unless the trial restarts within this sweep."""
         known = self.trials.get(number, Trial(number, settings))
         self._note(replace(known, status="running", problem=None))
         if number not in self.recorders:
@@ -82,7 +82,7 @@ class SweepMonitor:
         self._show()
 
     def reported(self, number: int, report: Report) -> None:
-        """Keep the records of training, then the score, or the reason for failure."""
+        """Keep the records of training, and the score or the reason for failure."""
         trial = self.trials[number]
         for event in report["events"]:
             match event:
@@ -106,13 +106,13 @@ class SweepMonitor:
             )
         )
         if score.step > trial.step:
-            # Otherwise it was reported before the process was lost, and MLflow would keep both.
+            # Otherwise the score was logged before the process was lost, and MLflow would keep it twice.
             metrics = {"zeroshot_top1": score.zeroshot_top1, "zeroshot_top5": score.zeroshot_top5}
             self.recorders[number].tracking.log([{"step": score.step, **metrics}])
         self._show()
 
     def lost(self, number: int, cause: str) -> None:
-        """Print from where the trial will resume."""
+        """Print what happened to the trial, and where it will resume."""
         trial = self.trials[number]
         where = f"resumes at step {trial.step}" if trial.step else "starts again"
         self.line.close()
@@ -149,7 +149,7 @@ class SweepMonitor:
         write_trial(self.out, trial)
 
     def _recorder(self, number: int, settings: Settings) -> Recorder:
-        """Make the trial's folder, and its MLflow run below that of the sweep."""
+        """Make the trial's folder, and its MLflow run as a child of the sweep's."""
         folder = trial_dir(self.out, number)
         config = applied(self.shared.base, settings)
         write_config(config, folder / CONFIG_FILE)

@@ -33,11 +33,11 @@ Place = Callable[[Any], float]
 def plot_heat_maps(trials: Sequence[Trial], space: Space, out: Path) -> Path | None:
     """Draw the best score for each pair of values of two options, one map for each pair of options.
 
-    All maps have one colour scale. A score in italics is that of a trial that did not finish.
+    All maps share one colour scale. The score of a trial that did not finish is in italics.
 
     Args:
-        space: at most MOST_MAPS pairs of its options are drawn, the first ones first; options with a range
-            or a single value are left out.
+        space: the first MOST_MAPS pairs of its options are drawn; options with a range or a single value
+            are left out.
 
     Returns:
         `out`; None if fewer than two options have values to pair, or no trial was scored.
@@ -83,7 +83,7 @@ def plot_parallel(trials: Sequence[Trial], space: Space, out: Path) -> Path | No
         axes = figure.subplots()
         scale = _Scale.of(scored)
         places = {name: _place(space[name]) for name in names}
-        # Best ones last, on top.
+        # The best trials last, so that they are on top.
         for trial in reversed(ranked(scored)):
             heights = [places[name](trial.settings[name]) for name in names]
             heights.append(scale.height(trial.score))
@@ -110,7 +110,7 @@ def plot_learning(trials: Sequence[Trial], label: Callable[[Trial], str], out: P
     """Draw the scores of each trial over its steps, coloured by rank; dotted if it did not finish.
 
     Args:
-        label: returns a trial's entry in the legend, which lists the best five.
+        label: returns the text for a trial in the legend, which lists the best five.
 
     Returns:
         `out`; None if no trial was scored.

@@ -1,4 +1,4 @@
-"""Load, check and make, once, what all trials of a sweep share."""
+"""Load, check and prepare, once, what all trials of a sweep share."""
 
 import hashlib
 import itertools
@@ -71,7 +71,7 @@ def load_sweep(config: SweepConfig) -> Loaded:
             check_options(applied(config, {name: value}))
     inputs = load_inputs(config)
     space = with_own_values(space, inputs.teachers[0])
-    # The cache contains their embeddings.
+    # Trials read the teachers' embeddings from the cache.
     inputs.image_towers.clear()
     for settings in _partial(space, config, ("stream", "optim")):
         check_batches(sized(applied(config, settings), inputs.shards), inputs.shards)
@@ -105,7 +105,7 @@ def _check_given(config: SweepConfig) -> None:
 
 
 def with_own_values(space: Space, teacher: LoadedClip) -> Space:
-    """Return the space with the teacher's own templates in place of `auto`, and no choice twice."""
+    """Return the space with the teacher's own templates in place of `auto`, each value once."""
     choice = space.get("templates")
     if not isinstance(choice, Values):
         return space
@@ -134,16 +134,19 @@ def _partial(
 def prepare_sweep(
     config: SweepConfig, loaded: Loaded, out: Path, concurrent: int
 ) -> tuple[TrialInputs, dict[str, str]]:
-    """Make what all trials share, and release the models in `loaded`.
+    """Prepare what all trials share, and release the models in `loaded`.
 
     Args:
         out: folder of the sweep.
         concurrent: number of trials at a time.
 
     Returns:
-        The inputs of all trials; and `prompts_key` -> a digest that is equal for equal anchors.
+        The inputs that all trials share; and `prompts_key` -> a digest that is equal for equal anchors.
+
+    Raises:
+        InputError: an input cannot be used.
     """
-    # Before the cache, which may take hours: this shows whether the labels match the classes.
+    # Before building the cache, which may take hours: this checks that the labels match the classes.
     students = _students(config, loaded)
     data = _cache(config, loaded, out)
     base = _base(config, data, out, concurrent)
@@ -202,7 +205,7 @@ def _cache(config: SweepConfig, loaded: Loaded, out: Path) -> str:
 
 
 def _base(config: SweepConfig, data: str, out: Path, concurrent: int) -> DistillConfig:
-    """Return the distillation whose options the trials vary; best.yaml is a variant of it too."""
+    """Return the distillation whose options the trials vary, and from which best.yaml is made."""
     values = {item.name: getattr(config, item.name) for item in fields(DistillConfig)}
     threads = config.workers.threads_per_worker
     if threads is None and not config.workers.use_gpu:

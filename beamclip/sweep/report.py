@@ -1,4 +1,4 @@
-"""The report of a sweep: trials.csv, best.yaml, the pictures, the rows of the final table."""
+"""The report of a sweep: trials.csv, best.yaml, the pictures, and the rows of the final table."""
 
 import csv
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ SHOWN = 10
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """Return the best of the finished trials, else the best of those with a score; None if there is none."""
+    """Return the best finished trial, else the best one with a score; None if no trial has one."""
     scored = [trial for trial in ranked(trials) if trial.score is not None]
     return scored[0] if scored else None
 
@@ -47,7 +47,7 @@ def write_report(sweep_dir: Path, trials: Sequence[Trial], space: Space, base: D
 
 
 def table_rows(trials: Sequence[Trial], space: Space) -> list[list[str]]:
-    """Return a table of the best trials, its first row the header."""
+    """Return the rows of a table of the best trials, the header first."""
     rows = [["trial", *space, "top-1", "top-5", "step", "seconds", ""]]
     for trial in ranked(trials)[:SHOWN]:
         last = trial.scores[-1] if trial.scores else None

@@ -1,4 +1,4 @@
-"""The process of a trial: train a student, score it on held-out images, report."""
+"""Run a trial in its process: train a student, score it on held-out images, and report."""
 
 import json
 import time
@@ -26,12 +26,13 @@ from beamclip.training.waiting import WaitingWorkers, waiting_workers
 from beamclip.training.worker import Storage, TrainingError, TrainingJob
 
 NO_SCORE = -1.0
-"""Reported for a trial that failed: Tune wants a number."""
+"""Score reported for a trial that failed: Tune needs a number."""
 
 Report = dict[str, Any]
-"""Message of a trial to the sweep: the "events" of training since the last report. With them either "step",
-"steps" (of the whole training), "scored" (evaluations so far), "seconds", "zeroshot_top1" and
-"zeroshot_top5" (fractions), or the "problem", why the trial failed."""
+"""Message of a trial to the sweep: the "events" of training since the last report, and either a score or a
+"problem", the reason why the trial failed. A score consists of "step", "steps" (of the whole training),
+"scored" (evaluations so far), "seconds" (since the trial's start or last restart), "zeroshot_top1" and
+"zeroshot_top5" (0..1)."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,20 @@ class TrialInputs:
 
 
 def student_key(student: StudentConfig, seed: int) -> str:
-    """Return a text that identifies an untrained student."""
+    """Return a string that identifies an untrained student."""
     return json.dumps([asdict(student), seed], default=str)
 
 
 def prompts_key(prompts: PromptConfig) -> str:
-    """Return a text that identifies the options of a set of anchors."""
+    """Return a string that identifies the options of a set of anchors."""
     return json.dumps(asdict(prompts), default=str)
 
 
 def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
-    """Run a trial, or the rest of one whose process was lost; failures of the training are reported.
+    """Run a trial, or the rest of one whose process was lost; report a failed training as a problem.
 
     Args:
-        trial: its "number", its "settings" and the "step" of the last score that the sweep received.
+        trial: its "number", its "settings", and the "step" of the last score that the sweep received, or 0.
     """
     config = applied(shared.base, trial["settings"])
     job = distillation_job(
@@ -91,7 +92,7 @@ def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
 
     def on_event(event: Event) -> None:
         match event:
-            # The last one is scored after training has ended.
+            # The last checkpoint is scored after training has ended.
             case Saved(step) if step < job.total_steps:
                 reporter.report(read_checkpoint(job.storage.checkpoints, step))
             case Started() | Recorded():
@@ -107,12 +108,12 @@ def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
 
 
 def _workers_of(config: DistillConfig) -> AbstractContextManager[WaitingWorkers | None]:
-    """Yield the workers of the trial; None for a single one, which is this process."""
+    """Yield the workers of the trial; None if this process is the only one."""
     return nullcontext() if config.workers.num_workers == 1 else waiting_workers(config.workers)
 
 
 def trial_checkpoints(address: str, number: int) -> str:
-    """Return the address of a trial's checkpoints, below that of the sweep's."""
+    """Return the address of a trial's checkpoints, below the sweep's address."""
     return f"{address.rstrip('/')}/{number:03d}"
 
 
@@ -120,7 +121,7 @@ class _Scorer:
     """Computes the zero-shot accuracy of a student from the weights in a checkpoint."""
 
     def __init__(self, config: DistillConfig, shared: TrialInputs) -> None:
-        # Imported here: together with open_clip it takes seconds.
+        # Imported here: with open_clip, the import takes seconds.
         from beamclip.models.teacher import ImageTeacher
 
         student, held_out = shared.students[student_key(config.student, config.seed)]
@@ -133,7 +134,7 @@ class _Scorer:
         self.batch_size = config.scoring.scoring_batch
 
     def score(self, state: State) -> dict[str, float]:
-        """Return the metrics of a checkpoint's weights; see zeroshot_metrics."""
+        """Return the zero-shot metrics of a checkpoint's weights; see zeroshot_metrics."""
         from beamclip.evaluation.zeroshot import zeroshot_metrics
 
         restore_student(self.tower.network, trained_weights(state))
@@ -151,7 +152,7 @@ class _Reporter:
     """Sends each score of a trial to the sweep once, with the events of training before it."""
 
     def __init__(self, scorer: _Scorer, job: TrainingJob, every: int, step: int) -> None:
-        """Start after `step`, that of the last score sent; `every` steps lie between two scores."""
+        """Start after `step`, the step of the last score sent; `every` steps lie between two scores."""
         self.scorer = scorer
         self.steps = job.total_steps
         self.every = every
@@ -160,7 +161,7 @@ class _Reporter:
         self.step = step
 
     def report(self, state: State) -> None:
-        """Score a state unless its step was reported; wait for the sweep, which may end the trial here."""
+        """Score a state unless its step was reported; wait until the sweep continues or ends the trial."""
         step = state["step"]
         if step <= self.step:
             return
@@ -175,7 +176,7 @@ class _Reporter:
                 "seconds": seconds,
                 "events": events,
                 **scores,
-                # With its last score, a trial is finished, whatever becomes of its process.
+                # A trial with its last score is finished, whatever happens to its process.
                 "done": step == self.steps,
             }
         )

@@ -1,6 +1,6 @@
-"""The settings that a sweep tries: options of a distillation by their names, each with values or a range.
+"""The settings that a sweep tries: options of a distillation by name, each with values or a range.
 
-Written as on the command line: `tau_teacher=0.01,0.02,0.04` for values, `lr=1e-4..1e-2` for a range.
+They are written as on the command line: `tau_teacher=0.01,0.02,0.04` for values, `lr=1e-4..1e-2` for a range.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from beamclip.errors import InputError
 from beamclip.spelling import did_you_mean
 
 SECTIONS = ("student", "prompts", "csm", "feature", "stream", "optim")
-"""Sections of a distillation's configuration that can be varied, as can the seed. The rest decides what a
-cache holds, or where things run."""
+"""Sections of a distillation's configuration whose options can be varied, as can the seed. The other options
+decide what the cache holds, or where things run."""
 
 DEFAULT_SPACE = ("tau_teacher=0.01,0.02,0.04,0.07", "tau_student=0.03,0.05,0.07,0.1")
 DEFAULT_CONTEXTS = ("num_contexts=0,1,2,4", "anchor_reduce=mean,separate")
-"""Added if a source of contexts is given."""
+"""Added to DEFAULT_SPACE if a context source is given."""
 
 Settings = dict[str, Any]
 """Settings of one trial: option -> value."""
@@ -48,10 +48,10 @@ Space = dict[str, Values | Range]
 
 
 def parse_space(vary: Sequence[str], base: DistillConfig) -> Space:
-    """Parse texts such as `tau_teacher=0.01,0.02` to a space; without any, return the default one.
+    """Parse texts such as `tau_teacher=0.01,0.02` into a space; without any, return the default one.
 
     Args:
-        base: the configuration in which the options are changed.
+        base: the distillation whose options are varied.
 
     Raises:
         InputError: an option is unknown, cannot be varied or is given twice, or a value does not fit it.
@@ -84,7 +84,7 @@ def _read_choice(name: str, written: str) -> Values | Range:
     if not all(isinstance(end, float) for end in ends) or not 0 < ends[0] < ends[1]:
         raise InputError(
             f"--vary {name}={written}: a range needs an option that takes any number, and 0 < low < high. "
-            "List the values, with commas."
+            "Otherwise list values, separated by commas."
         )
     return Range(*ends)
 
@@ -92,7 +92,7 @@ def _read_choice(name: str, written: str) -> Values | Range:
 def _read_value(name: str, written: str) -> Any:
     """Parse a value of the option's own type."""
     value = None if written.strip() in ("", "~", "null") else written.strip()
-    # The option may be a list: each value of it is then a list of one element.
+    # The option may take a list: each value is then a list of one element.
     try:
         return _read_as(name, value)
     except InputError:
@@ -125,7 +125,7 @@ def _section_of(name: str) -> str | None:
 
 
 def applied(base: DistillConfig, settings: Settings) -> DistillConfig:
-    """Return the base with a trial's settings.
+    """Return `base` with a trial's settings.
 
     Raises:
         InputError: an option cannot be varied, or its section refuses the value.
@@ -139,7 +139,7 @@ def applied(base: DistillConfig, settings: Settings) -> DistillConfig:
 
 
 def read_settings(content: dict[str, Any]) -> Settings:
-    """Parse settings from their form in JSON."""
+    """Parse settings that were read from JSON."""
     return {name: _read_as(name, value) for name, value in content.items()}
 
 
@@ -166,7 +166,7 @@ def grid(space: Space) -> list[Settings]:
 
 
 def drawn(space: Space, count: int, seed: int) -> list[Settings]:
-    """Draw `count` combinations at random; without ranges none twice, and all if there are no more."""
+    """Draw `count` combinations at random; without ranges, distinct ones, or all if there are fewer."""
     generator = np.random.default_rng(seed)
     total = combinations(space)
     if total is not None:
@@ -178,7 +178,7 @@ def drawn(space: Space, count: int, seed: int) -> list[Settings]:
 def _draw(choice: Values | Range, generator: np.random.Generator) -> Any:
     if isinstance(choice, Values):
         return choice.values[int(generator.integers(len(choice.values)))]
-    # Four digits, for people to read, and the same in a table and in a file.
+    # Four digits: readable, and the same in tables and files.
     return float(f"{math.exp(generator.uniform(math.log(choice.low), math.log(choice.high))):.4g}")
 
 
@@ -188,7 +188,7 @@ def in_words(settings: Settings) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a person writes it."""
+    """Return a value as a person would write it: a tuple as its items separated by spaces."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

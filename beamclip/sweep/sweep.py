@@ -1,4 +1,4 @@
-"""Try settings of a distillation, over one teacher cache and one set of anchors for each prompt setting."""
+"""Try settings of a distillation: trials share a teacher cache, and anchors for each prompt setting."""
 
 import json
 import time
@@ -38,7 +38,7 @@ def sweep(config: SweepConfig) -> Summary:
     Raises:
         InputError: an option or an input cannot be used.
         TrainingError: no trial was scored.
-        KeyboardInterrupt: the user pressed Ctrl-C; the report covers what was done until then.
+        KeyboardInterrupt: Ctrl-C or SIGTERM stopped the sweep; the report covers what was done until then.
     """
     began = time.perf_counter()
     out = new_run_dir(config.out, "sweep")
@@ -85,19 +85,19 @@ def _open_sweep_dir(config: SweepConfig, space: Space, out: Path) -> None:
     check_writable(checkpoint_address(config.checkpoint.checkpoints, out))
     if config.resume is None and read_trials(out):
         raise InputError(
-            f"--out {out}: holds a sweep already. Continue it with --resume {out}, or give another --out."
+            f"--out {out}: already holds a sweep. Continue it with --resume {out}, or give another --out."
         )
     for trial in read_trials(out).values():
         if set(trial.settings) != set(space):
             raise InputError(
-                f"--resume {out}: its trials vary {', '.join(trial.settings)}, and --vary says "
+                f"--resume {out}: its trials vary {', '.join(trial.settings)}, but --vary names "
                 f"{', '.join(space)}. Leave --vary out, or start a new sweep."
             )
     write_config(config, out / CONFIG_FILE)
 
 
 def _wanted(config: SweepConfig, space: Space) -> int:
-    """Return the number of trials asked for, at most as many as the space has."""
+    """Return the number of trials asked for, at most the number of combinations."""
     total = combinations(space)
     if config.search.grid and total is not None:
         return total
@@ -110,11 +110,11 @@ def trials_at_once(config: SweepConfig, wanted: int, cluster: Mapping[str, float
 
     Args:
         wanted: number of trials in all.
-        cluster: its number of "CPU" and "GPU".
+        cluster: its resources, the numbers of "CPU" and "GPU".
 
     Raises:
-        InputError: --max-concurrent trials, or one, would leave no CPU to read data with or need more GPUs
-            than there are, in a Ray that this command started.
+        InputError: in a Ray that this command started, --max-concurrent trials (by default one) would leave
+            no CPU to read data with, or need more GPUs than there are.
     """
     workers = config.workers
     outer = resources(workers)["CPU"] if workers.num_workers > 1 else 0.0
@@ -135,7 +135,7 @@ def trials_at_once(config: SweepConfig, wanted: int, cluster: Mapping[str, float
                 else "Lower --cpus-per-worker, --num-workers or --gpus-per-worker."
             )
         )
-    # On CPUs, each worker of a trial computes in at least one thread.
+    # On CPUs, each worker of a trial uses at least one thread.
     full = most if workers.use_gpu else min(most, int(cluster.get("CPU", 1.0)) // workers.num_workers)
     return asked or max(1, min(full, wanted))
 
@@ -145,7 +145,7 @@ def _planned(
 ) -> dict[int, Trial]:
     """Return the trials known before the first one runs, and write their files.
 
-    They are those of an earlier start, and as many more as are asked for; Optuna chooses its own later.
+    These are the trials of an earlier start, and as many more as are asked for; Optuna chooses its own later.
 
     Args:
         meanings: `prompts_key` -> a digest that is equal for equal anchors.
@@ -154,7 +154,7 @@ def _planned(
     if config.search.optuna:
         return known
     wanted = _wanted(config, space)
-    # More than are wanted: some are left out below.
+    # More than wanted: some are left out below.
     listed = grid(space) if config.search.grid else drawn(space, 10 * wanted, config.seed)
     distinct: dict[str, Settings] = {}
     equal = 0
@@ -177,9 +177,9 @@ def _planned(
 
 
 def _meaning(settings: Settings, base: DistillConfig, meanings: dict[str, str]) -> str:
-    """Return a text that is equal for settings that train identically.
+    """Return a string that is equal for settings that train identically.
 
-    With one prompt for each class, say, the mean of the prompts is the prompt itself.
+    With one prompt for each class, for instance, the mean of the prompts is the prompt itself.
     """
     prompts = applied(base, settings).prompts
     others = {name: value for name, value in settings.items() if not hasattr(prompts, name)}
@@ -218,7 +218,7 @@ def _leave_report(
     began: float,
     interrupted: bool,
 ) -> Summary:
-    """Write the report of the trials and the summary, to the folder and to MLflow."""
+    """Write the report and the summary to the folder and to MLflow; return the summary."""
     trials = [*read_trials(out).values()]
     for path in write_report(out, trials, space, shared.base):
         tracking.artifact(path, PLOTS if path.parent.name == PLOTS else None)

@@ -1,4 +1,4 @@
-"""Trials and their files: settings, scores so far, and how each one ended."""
+"""Trials and their files: settings, scores so far, and status."""
 
 import json
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ METRIC = "zeroshot_top1"
 """The metric by which trials are compared."""
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
-"""stopped: by ASHA. A trial that is waiting or running while no sweep runs was interrupted."""
+"""A stopped trial was stopped by ASHA. While no sweep runs, a waiting or running trial was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Trial:
     scores: tuple[Score, ...] = ()
     """Oldest first."""
     seconds: float = 0.0
-    """Time from its start, or last restart, to its last score."""
+    """Time from the trial's start, or last restart, to its last score."""
     problem: str | None = None
-    """Why it failed."""
+    """Reason for the failure."""
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ def trial_dir(sweep_dir: Path, number: int) -> Path:
 
 
 def write_trial(sweep_dir: Path, trial: Trial) -> None:
-    """Write a trial's file; a reader sees the old file or the new one."""
+    """Write a trial's file; a reader sees the old file or the new one, never a part."""
     folder = trial_dir(sweep_dir, trial.number)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(trial), indent=1, default=str) + "\n"

@@ -1,4 +1,4 @@
-"""Run the trials of a sweep with Ray Tune: which is next, which is stopped early, who is told of it."""
+"""Run the trials of a sweep with Ray Tune: choose the next one, stop bad ones early, tell a listener."""
 
 import contextlib
 import logging
@@ -27,12 +27,12 @@ from beamclip.training.process import CPU_WORKER_ENVIRONMENT
 from beamclip.training.worker import in_one_line
 
 REDUCTION = 2
-"""Factor between ASHA's rungs: one trial in two passes a rung, and the next is at twice the scores."""
+"""Factor between ASHA's rungs: half of the trials pass a rung; the next is at twice the number of scores."""
 ASKED_AGAIN = 50
-"""Number of times that Optuna is asked for new settings."""
+"""Number of times that Optuna is asked for settings not tried yet; the last answer is taken in any case."""
 _ADVICE = ". Most often memory ran out; lower --max-concurrent or --batch-size"
 CPUS_BESIDE_WORKERS = 0.1
-"""CPUs of the process that watches the workers, in a trial with several."""
+"""CPUs reserved for the process that watches the workers of a trial with several."""
 
 _ENVIRONMENT = {
     # With 1, Tune prints a good deal even at verbose=0.
@@ -42,7 +42,7 @@ _ENVIRONMENT = {
     # Before a process runs the next trial, the training of the one that was stopped has to end. If that takes
     # longer than this, Tune silently drops the next trial and never frees its slot: wait as long as it takes.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "1000000",
-    # Lost processes are handled here: after a restart by Tune, a trial would not know of its earlier scores.
+    # TrialQueue restarts lost trials: after a restart by Tune, a trial would not know of its earlier scores.
     "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000",
@@ -52,7 +52,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class _Begun:
-    """Input of a trial's process; see run_trial."""
+    """A trial as its process receives it; see run_trial."""
 
     number: int
     settings: Settings
@@ -70,10 +70,10 @@ class Listener(Protocol):
         """A trial was scored, or its training failed."""
 
     def lost(self, number: int, cause: str) -> None:
-        """A trial lost its process or raised an error, as `cause` says; it will restart."""
+        """A trial lost its process or raised an error, and will restart; `cause` says which."""
 
     def ended(self, number: int, problem: str | None) -> None:
-        """A trial finished, was stopped early, or failed; `problem` says why it cannot restart, if so."""
+        """A trial finished, was stopped early, or failed; `problem` is set if it may not restart again."""
 
 
 class OptunaSampler:
@@ -96,7 +96,7 @@ class OptunaSampler:
         self._space = space
         self._distributions = {name: self._distribution(choice) for name, choice in space.items()}
         known = list(known)
-        # Another seed at each start: the draws of the earlier seed were used.
+        # Another seed at each start: with the same seed, Optuna would repeat earlier draws.
         sampler = optuna.samplers.TPESampler(seed=seed + len(known), constant_liar=True)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._asked: dict[int, Any] = {}
@@ -112,7 +112,7 @@ class OptunaSampler:
                 )
 
     def ask(self, number: int) -> Settings:
-        """Return settings for a trial, new ones if ASKED_AGAIN tries yield any."""
+        """Return settings for a trial; not tried before, if ASKED_AGAIN attempts yield any."""
         for left in reversed(range(ASKED_AGAIN)):
             asked = self._study.ask(self._distributions)
             settings = {
@@ -135,7 +135,7 @@ class OptunaSampler:
     def _distribution(self, choice: Values | Range) -> Any:
         if isinstance(choice, Range):
             return self._optuna.distributions.FloatDistribution(choice.low, choice.high, log=True)
-        # By index: Optuna takes no lists as values, and indices keep the order of numbers.
+        # By index: Optuna takes no lists as values, and indices preserve the order of numbers.
         places = len(choice.values)
         ordered = all(isinstance(value, int | float) for value in choice.values)
         if ordered and list(choice.values) == sorted(choice.values):
@@ -150,7 +150,7 @@ class OptunaSampler:
 
 
 class TrialQueue(Searcher):
-    """Trials in the order in which they run: first those on a list, then those that an advisor chooses.
+    """Trials in the order in which they run: first the listed ones, then those that an advisor chooses.
 
     A trial that lost its process returns to the head of the list. Tune's own restarts are not used: when a
     process dies idle between two trials, Tune handles the loss twice and fails the trial that was to use it.
@@ -166,7 +166,7 @@ class TrialQueue(Searcher):
         """Queue the listed trials.
 
         Args:
-            numbers: those of the trials that the advisor chooses.
+            numbers: to be given to the trials that the advisor chooses.
             max_failures: how often a trial may lose its process and restart; no limit if below 0.
         """
         super().__init__(metric=METRIC, mode="max")
@@ -181,14 +181,14 @@ class TrialQueue(Searcher):
         return len(self._listed) + len(self._numbers)
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the input of the next trial; None to be asked again later, FINISHED at the end."""
+        """Return the next trial as a dictionary; None to be asked again later, FINISHED at the end."""
         if self._listed:
             begun = self._listed.popleft()
         elif self._advisor is not None and self._numbers:
             number = self._numbers.popleft()
             begun = _Begun(number, self._advisor.ask(number), 0)
         else:
-            # A running trial may come back.
+            # A running trial may lose its process and return to the list.
             return None if self._running else Searcher.FINISHED
         self._running[trial_id] = begun
         return asdict(begun)
@@ -209,8 +209,8 @@ class TrialQueue(Searcher):
         """Return whether a trial that ended in an error restarts; if so, put it at the head of the list.
 
         Args:
-            had_started: False if its process died before the trial began. The first such loss is free: the
-                process may have died idle. A trial whose processes keep dying at the start fails.
+            had_started: False if its process died before the trial began. The first such loss does not count:
+                the process may have died idle. A trial whose processes keep dying at the start fails.
             counts: whether max_failures limits this kind of loss.
         """
         begun = self._running[trial_id]
@@ -228,11 +228,11 @@ class TrialQueue(Searcher):
             self._advisor.tell(begun.number, score)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its searcher only to restore it, which never happens here."""
+        """Return an empty state: Tune pickles its searcher only to restore it, which never happens here."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the trials have files of their own."""
+        """Do nothing: trials are recorded in files of their own."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing; see `save`."""
@@ -293,7 +293,7 @@ class _StopWhen(ray.tune.Stopper):
 
 
 def tune_environment(workers: WorkersConfig) -> dict[str, str]:
-    """Return the environment of the trials' processes; Tune's variables are set in this process too."""
+    """Return the environment for the trials' processes, and set Tune's variables in this process too."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     return _ENVIRONMENT if workers.use_gpu else {**_ENVIRONMENT, **CPU_WORKER_ENVIRONMENT}
@@ -319,10 +319,10 @@ def run_trials(
     """Run all trials, `concurrent` at a time, until the last one has ended or `interrupted` is set.
 
     A trial that loses its process or raises an error restarts, as often as `suggestions` allows. A trial
-    whose training fails says so in a report. Neither ends the others.
+    whose training fails reports that and does not restart. Neither ends the other trials.
 
     Args:
-        body: runs a trial in its process; see run_trial. `suggestions` makes its argument.
+        body: runs a trial in its process; see run_trial. Its argument is what `suggestions` suggests.
     """
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -335,16 +335,16 @@ def run_trials(
                 mode="max",
                 search_alg=suggestions,
                 scheduler=ladder if search.asha and search.scores > 1 else FIFOScheduler(),
-                # As many as the queue suggests, restarted ones included.
+                # As many trials as the queue suggests, restarted ones included.
                 num_samples=-1,
                 max_concurrent_trials=concurrent,
-                # The imports of a new process take longer than many a trial.
+                # The imports of a new process take longer than many trials do.
                 reuse_actors=True,
                 trial_dirname_creator=_name,
                 trial_name_creator=_name,
             ),
             run_config=ray.tune.RunConfig(
-                # Tune keeps nothing that a later start reads.
+                # Nothing that Tune keeps here is read by a later start.
                 name="sweep",
                 storage_path=scratch,
                 verbose=0,
@@ -357,7 +357,7 @@ def run_trials(
 
 def _error_of(trial: Any) -> BaseException | None:
     """Return the error by which a trial ended; None if it cannot be read."""
-    # Not by Tune's get_error, which looks where the file is copied to later.
+    # Tune's get_error would look where the file is copied only later.
     with contextlib.suppress(Exception):
         error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
         return error.as_instanceof_cause() if isinstance(error, RayTaskError) else error

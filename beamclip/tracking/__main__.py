@@ -10,7 +10,7 @@ from beamclip.tracking.unsent import replay
 
 
 def main() -> int:
-    """Run the command; returns the exit code: 0, 1 if not all was sent, 2 for invalid input."""
+    """Run the command and return the exit code: 0, 1 if not all was sent, 2 for invalid input."""
     parser = argparse.ArgumentParser(prog="python -m beamclip.tracking", description=__doc__)
     parser.add_argument("command", choices=["replay"])
     parser.add_argument("run_dir", type=Path, help="the --out folder of the run")

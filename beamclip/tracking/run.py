@@ -67,8 +67,8 @@ class Tracking:
         """Begin or resume a run; the store is contacted in the background.
 
         Args:
-            config: what the run is called.
-            run_dir: the run's folder, made when missing; what cannot be sent is kept there.
+            config: names of the run and its experiment, and whether system metrics are logged.
+            run_dir: the run's folder, created if missing; what cannot be sent is kept there.
             params: settings by name; a value is logged as text of at most 6,000 characters. A value that
                 differs from the one the run already has becomes a tag `resumed.NAME`.
             tags: MLflow tags of a new run.

@@ -49,7 +49,7 @@ class Refused(Exception):
 
 
 def tracking_uri(run_dir: Path) -> str:
-    """Where the run in `run_dir` is tracked: MLFLOW_TRACKING_URI, else a SQLite file beside the run."""
+    """Return the address of a run's store: MLFLOW_TRACKING_URI, else a SQLite file beside `run_dir`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(run_dir.resolve().parent / "mlflow.db")
 
 
@@ -66,7 +66,7 @@ def _sqlite_uri(file: Path) -> str:
 
 
 class Store:
-    """An MLflow store. Every method raises `Refused` for "never" and any other exception for "not now"."""
+    """An MLflow store. `Refused` from a method means "never"; any other exception counts as "not now"."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -88,7 +88,7 @@ class Store:
 
         Raises:
             Refused: the store will never accept the event, or the file of an artifact is gone.
-            Exception: of MLflow, while the store cannot be reached.
+            Exception: whatever MLflow raises while the store cannot be reached.
         """
         with _sorted_errors(f"{event['kind']} of run {run_id}"):
             if event["kind"] == "metrics":
@@ -209,7 +209,7 @@ def _sorted_errors(what: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut at 300 characters: MLflow quotes whole responses."""
+    """Return the first line of an error's text, cut to 300 characters: MLflow quotes whole responses."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 

@@ -22,7 +22,7 @@ Warn = Callable[[str], None]
 
 
 def batched(events: Iterable[Event]) -> deque[Event]:
-    """Join neighbouring metrics to requests of the size that MLflow takes, and put artifacts last.
+    """Join neighbouring metrics into requests as large as MLflow accepts, and put artifacts last.
 
     Artifacts have a storage of their own, whose failure must not hold back the rest.
     """
@@ -55,7 +55,7 @@ def send_events(
 
 
 class UnsentFile:
-    """JSON lines: the run, then one event a line. The file exists only while it holds events."""
+    """A file of JSON lines: the run, then one event a line. It exists only while it holds events."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / UNSENT_FILE

@@ -15,7 +15,7 @@ class WeightAverage:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        """Start the average at the module's present state.
+        """Start the average at the module's current state.
 
         Args:
             decay: share of the average that each update keeps, 0..1.
@@ -27,7 +27,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module, *, first: bool) -> None:
-        """Move the average towards the module's present weights; with `first`, set it to them."""
+        """Move the average towards the module's current weights, or set it to them if `first`."""
         latest = module.state_dict()
         for name in latest.keys() - self._averaged:
             self.tensors[name].copy_(latest[name])
@@ -37,7 +37,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Set the average to `tensors`: those of an earlier process, or the state dict of a module."""
+        """Set the average to `tensors`: an earlier average, or a module's state dict."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 

@@ -1,7 +1,7 @@
 """Callables that build a method on a worker, from models and anchors in the object store.
 
-The libraries of the models are imported when a builder is called, not with this module: a worker starts to
-stream its data first, and their import takes as long as the first rows do.
+The model libraries are imported when a builder is called, not with this module: a worker starts to stream
+its data first, and the import takes about as long as the first rows need to arrive.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class DistillationBuilder:
     """Builds training.method.Distillation."""
 
     teachers: tuple[Any, ...]
-    """References to ImageTowers (cluster.share); empty if the batches contain the embeddings."""
+    """References to ImageTowers (cluster.share); empty if the batches carry the embeddings."""
     student: Any
     """Reference to an ImageTower."""
     anchors: Any
@@ -33,7 +33,7 @@ class DistillationBuilder:
     """Whether torch compiles the teachers."""
 
     def __call__(self, device: torch.device) -> nn.Module:
-        """Build the method; its teachers are on `device` already, the rest is on the CPU."""
+        """Build the method, with its teachers on `device` and everything else on the CPU."""
         from beamclip.models.teacher import ImageTeacher
         from beamclip.training.method import Distillation
         from beamclip.training.optim import teacher_precision

@@ -1,7 +1,7 @@
 """The channel between workers and the command that started them.
 
-Workers send events through it, and rank 0 asks it whether the user pressed Ctrl-C. It lives on the command's
-side: a restarted worker finds it as it was, and MLflow is reached from one place only.
+Workers send events through it, and rank 0 asks it whether the user pressed Ctrl-C. It lives beside the
+command, so that it survives the restart of a worker, and only the command talks to MLflow.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ class Channel:
         """Add an event.
 
         Args:
-            wait: ignored, since the event is there at once; see RemoteChannel.
+            wait: ignored, since the event arrives at once; see RemoteChannel.
         """
         self._events.append(event)
 
@@ -46,7 +46,7 @@ class RemoteChannel:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # On the command's own node: another one may be lost, and the run with it.
+        # On the command's own node: losing any other node must not end the run.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(num_cpus=0, max_restarts=0)(_ActorChannel)
         self._actor = actor.options(scheduling_strategy=here).remote()

@@ -1,4 +1,4 @@
-"""The state of a run as one checkpoint: written whole or not at all, and read without unpickling objects.
+"""Write and read a run's state as a checkpoint: written whole or not at all, read without unpickling objects.
 
 `training.checkpoint_store` finds and removes checkpoints.
 """
@@ -41,24 +41,24 @@ _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or used, for a reason that a restart would not cure; one line."""
+    """A checkpoint cannot be written or used, and a restart would not help; the message is one line."""
 
 
 def write_checkpoint(
     address: str, state: State, *, loss: float | None, world_size: int, data: str
 ) -> Manifest:
-    """Write the checkpoint of step `state["step"]`, replacing an older one of it; return its manifest.
+    """Write the checkpoint of step `state["step"]`, replacing any other of that step; return its manifest.
 
     Args:
         address: folder of all checkpoints.
         state: see State.
-        loss: of the last record; stored as None if it is not finite.
+        loss: loss of the last record; stored as None if it is not finite.
         world_size, data: the run's number of workers, and the fingerprint of its data.
 
     Raises:
         CheckpointError: no space, or no permission to write; the partial checkpoint is removed if possible.
-        OSError: another failure, such as an outage, for which a store's package may raise errors of its own;
-            the partial checkpoint stays, without a manifest.
+        OSError: another failure, such as an outage; the partial checkpoint stays, without a manifest. A
+            store's package may raise errors of its own instead.
     """
     fs, root = open_store(address)
     folder = posixpath.join(root, folder_name(state["step"]))
@@ -82,7 +82,7 @@ def read_checkpoint(address: str, step: int) -> State:
     """Return the state of one checkpoint, on the CPU. Only tensors and plain values are ever unpickled.
 
     Raises:
-        DamagedCheckpointError: the checkpoint is not as it was written.
+        DamagedCheckpointError: the checkpoint is unfinished, or not as it was written.
         pickle.UnpicklingError: it is whole, but holds something other than tensors and plain values.
     """
     fs, root = open_store(address)
@@ -122,7 +122,7 @@ def _load(fs: Any, folder: str, manifest: Manifest) -> State:
 def _checked_state(fs: Any, path: str, record: FileRecord) -> str | io.BytesIO:
     """Check the state file and return what torch loads it from: a local path, or a store's content."""
     if isinstance(fs, LocalFileSystem):
-        # The content in memory would take as much again as the tensors.
+        # Reading the file into memory would take as much memory again as the tensors.
         check_file(fs, path, record)
         return path
     content = _read_file(fs, path)
@@ -131,7 +131,7 @@ def _checked_state(fs: Any, path: str, record: FileRecord) -> str | io.BytesIO:
 
 
 class _HashedWriter:
-    """Writes through to a stream and hashes what passes.
+    """Writes to a stream and hashes what it writes.
 
     `write` never raises: torch's writer would turn the error into one about positions in the archive. The
     first error is kept in `error`, and nothing is written after it.
@@ -158,7 +158,7 @@ class _HashedWriter:
         """Do nothing: torch calls this, but whoever opened the stream flushes it."""
 
     def record(self) -> FileRecord:
-        """Return size and hash of what was written."""
+        """Return the size and hash of what was written."""
         return FileRecord(self._bytes, self._hash.hexdigest())
 
 

@@ -1,9 +1,9 @@
 """Checkpoints below any fsspec address: which exist, which are whole, which to remove.
 
-Each is a folder `step=00000400/` with the state and a manifest. The manifest is written last and removed
-first, so a folder without one is a checkpoint that was not finished. It also holds the size and the hash
-of the state, so that damage is found before training resumes from it. `training.checkpoint`
-reads and writes the state; this module does not need torch.
+Each checkpoint is a folder such as `step=00000400/` with the state and a manifest. The manifest is written
+last and removed first, so a folder without one is an unfinished checkpoint. It also holds the size and the
+hash of the state, so that damage is found before training resumes from it. `training.checkpoint` reads and
+writes the state; this module does not need torch.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ _MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
     "data": (str,),
     "files": (dict,),
 }
-# Errors of a broken local disk or folder; from any other store the same may be an outage.
+# Errors that mean damage on a local disk; from any other store they may be an outage.
 _BROKEN = {errno.EIO, errno.EISDIR, errno.ENOTDIR}
 
 
@@ -63,7 +63,7 @@ class Manifest:
 
     step: int
     loss: float | None
-    """Loss of the last record before it; None if that was not finite, or there was none."""
+    """Loss of the last record before the checkpoint; None if it was not finite or there was none."""
     world_size: int
     data: str
     """Fingerprint of the data."""
@@ -81,7 +81,7 @@ class Found:
 
 
 def check_writable(address: str) -> None:
-    """Make the folder, and write and remove a small file in it.
+    """Check that a folder can be written to: make it, then write and remove a small file in it.
 
     Raises:
         InputError: the store is unknown, its package is missing, or nothing can be written there.
@@ -93,7 +93,7 @@ def check_writable(address: str) -> None:
         with fs.open(probe, "wb") as file:
             file.write(b"probe")
         fs.rm_file(probe)
-    except Exception as error:  # stores raise errors of their own; one message for all
+    except Exception as error:  # each store raises errors of its own; one message serves all
         with contextlib.suppress(Exception):
             fs.rm_file(probe)
         raise InputError(
@@ -105,10 +105,10 @@ def check_writable(address: str) -> None:
 def claim(address: str) -> str:
     """Claim the folder for one command, and return the token left there.
 
-    Workers that cannot read the token see another folder, or another command has claimed it since.
+    A worker that does not find the token sees another folder, or another command has claimed this one.
 
     Raises:
-        InputError: as `check_writable`.
+        InputError: see `check_writable`.
     """
     check_writable(address)
     fs, root = open_store(address)
@@ -152,7 +152,7 @@ def find_checkpoint(address: str, check: Callable[[Any, str, Manifest], None] | 
             the checkpoint out. By default all sizes and hashes are compared: `check_files`.
 
     Returns:
-        What was found; neither manifest nor lines if the folder is missing or empty.
+        The checkpoint, and those passed over as damaged; neither if the folder is missing or empty.
 
     Raises:
         OSError: the store cannot be reached or read, which says nothing about the checkpoints in it; its
@@ -174,7 +174,7 @@ def find_checkpoint(address: str, check: Callable[[Any, str, Manifest], None] | 
 
 
 def no_whole_checkpoint(address: str, damaged: Sequence[str]) -> str:
-    """Return the message for a run that cannot be resumed, since no checkpoint is whole."""
+    """Return the message for a run that cannot be resumed because no checkpoint is whole."""
     damage = f" {'; '.join(damaged)}." if damaged else ""
     return (
         f"no whole checkpoint in {address}.{damage} "
@@ -188,9 +188,9 @@ def prune(address: str, keep: int, *, written: int | None = None) -> list[int]:
     Failures are logged, and the rest is left for the next call.
 
     Args:
-        keep: number of newest finished checkpoints to keep; the one of the lowest loss is kept as well.
+        keep: number of newest finished checkpoints to keep; the one with the lowest loss is kept as well.
         written: step of the checkpoint just written; by default the newest. Later ones are ignored: training
-            went back behind them because they are damaged, so they must not count as whole.
+            restarted before them because they are damaged, so they must not count as whole.
 
     Returns:
         The removed steps, newest first.
@@ -206,13 +206,13 @@ def prune(address: str, keep: int, *, written: int | None = None) -> list[int]:
         for step in _superfluous(_losses(fs, folders), keep):
             remove_checkpoint(fs, folders[step])
             removed.append(step)
-    except Exception as error:  # stores raise errors of their own; none is worth a run
-        log.warning("%s: old checkpoints stay for now: %s", address, cause_of(error))
+    except Exception as error:  # each store raises errors of its own; none may end the run
+        log.warning("%s: old checkpoints are not removed yet: %s", address, cause_of(error))
     return removed
 
 
 def write_manifest(fs: Any, folder: str, manifest: Manifest) -> None:
-    """Write a checkpoint's manifest, whole or not at all; it makes the checkpoint a finished one."""
+    """Write a checkpoint's manifest, whole or not at all; this finishes the checkpoint."""
     text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=1, allow_nan=False).encode()
     path = posixpath.join(folder, MANIFEST_FILE)
     if not isinstance(fs, LocalFileSystem):
@@ -227,14 +227,14 @@ def write_manifest(fs: Any, folder: str, manifest: Manifest) -> None:
 
 
 def sync(file: Any) -> None:
-    """Flush what was written to an open file to the disk."""
+    """Flush an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def _sync_folder(folder: str) -> None:
-    """Flush a folder's names to the disk: older checkpoints are removed once this one is safe."""
-    # Not every filesystem can do this for a folder.
+    """Flush a folder's entries to the disk, so that older checkpoints may be removed."""
+    # Not every file system can sync a folder.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -247,7 +247,7 @@ def read_manifest(fs: Any, folder: str, step: int) -> Manifest:
     """Read the manifest of a checkpoint.
 
     Raises:
-        DamagedCheckpointError: it is missing, invalid, or of another step.
+        DamagedCheckpointError: the manifest is missing, invalid, or for another step.
     """
     try:
         return _parse_manifest(fs.cat_file(posixpath.join(folder, MANIFEST_FILE)), step)
@@ -258,17 +258,17 @@ def read_manifest(fs: Any, folder: str, step: int) -> Manifest:
 
 
 def _parse_manifest(text: bytes, step: int) -> Manifest:
-    """Parse a manifest; raises ValueError with what is wrong."""
+    """Parse a manifest; raise a ValueError that says what is wrong with it."""
     fields = json.loads(text)
     if not isinstance(fields, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it is not a JSON object")
     if fields.get("format") != _FORMAT:
         raise ValueError(f"its format is {fields.get('format')!r}, only {_FORMAT} is known")
     for name, types in _MANIFEST_TYPES.items():
         if type(fields.get(name)) not in types:
             raise ValueError(f"its {name} is {fields.get(name)!r}")
     if fields["step"] != step:
-        raise ValueError(f"it is of step {fields['step']}")
+        raise ValueError(f"it is for step {fields['step']}")
     if STATE_FILE not in fields["files"]:
         raise ValueError(f"it does not name {STATE_FILE}")
     files = {name: _parse_record(name, record) for name, record in fields["files"].items()}
@@ -333,7 +333,7 @@ def check_file(fs: Any, path: str, record: FileRecord) -> None:
 
 
 def compare(name: str, expected: FileRecord, found: FileRecord) -> None:
-    """Raise DamagedCheckpointError, with the difference, if a file is not as it was written."""
+    """Raise DamagedCheckpointError, saying how the file differs, if it is not as it was written."""
     if found.bytes != expected.bytes:
         raise DamagedCheckpointError(f"{name} holds {found.bytes:,} of {expected.bytes:,} bytes")
     if found.sha256 != expected.sha256:
@@ -346,7 +346,7 @@ def _is_damage(fs: Any, error: OSError) -> bool:
 
 
 def _losses(fs: Any, folders: dict[int, str]) -> dict[int, float | None]:
-    """Return each step's loss: infinite if the manifest has none, None without a valid manifest."""
+    """Return each step's loss: infinite if the manifest has none, None if there is no valid manifest."""
     losses: dict[int, float | None] = {}
     for step, folder in folders.items():
         try:
@@ -368,7 +368,7 @@ def _superfluous(losses: dict[int, float | None], keep: int) -> list[int]:
 
 
 def remove_checkpoint(fs: Any, folder: str) -> None:
-    """Remove a checkpoint, its manifest first: a removal cut off midway leaves an unfinished one."""
+    """Remove a checkpoint, its manifest first, so that an interrupted removal leaves an unfinished one."""
     with contextlib.suppress(FileNotFoundError):
         fs.rm_file(posixpath.join(folder, MANIFEST_FILE))
     with contextlib.suppress(FileNotFoundError):
@@ -383,7 +383,7 @@ def open_store(address: str) -> tuple[Any, str]:
     """
     try:
         fs, root = fsspec.core.url_to_fs(str(address))
-    except Exception as error:  # unknown protocol, missing package, no answer: one message for all
+    except Exception as error:  # unknown protocol, missing package, no answer: one message serves all
         raise InputError(
             f"{address}: cannot be opened: {cause_of(error)}. Give another folder with --checkpoints."
         ) from error
@@ -398,7 +398,7 @@ def folder_name(step: int) -> str:
 
 
 def checkpoint_folders(fs: Any, root: str) -> list[tuple[int, str]]:
-    """Return steps and folders of all checkpoints, finished or not, newest first."""
+    """Return the step and folder of every checkpoint, finished or not, newest first."""
     try:
         entries = fs.ls(root, detail=True)
     except FileNotFoundError:
@@ -413,6 +413,6 @@ def checkpoint_folders(fs: Any, root: str) -> list[tuple[int, str]]:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return an error's text, in one line without a full stop."""
+    """Return the first line of an error's text, without its full stop."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(said).splitlines()[0].rstrip(".")

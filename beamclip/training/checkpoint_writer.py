@@ -1,4 +1,4 @@
-"""Write checkpoints beside the training: the state is copied at once, and a thread writes the copy."""
+"""Write checkpoints while training goes on: the state is copied at once, and a thread writes the copy."""
 
 import copy
 import logging
@@ -19,7 +19,7 @@ _PLAIN = (bool, int, float, str, bytes, NoneType)
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread beside the training, one at a time.
+    """Writes checkpoints in a background thread, one at a time.
 
     If a write fails, every later call raises its error until the writer is closed.
     """
@@ -96,10 +96,10 @@ class CheckpointWriter:
 
 
 def snapshot(state: State) -> State:
-    """Return a copy of the state in CPU memory; tensors that shared memory no longer do.
+    """Return a copy of the state in CPU memory, in which no tensors share memory.
 
     Raises:
-        TypeError: a value is neither a tensor nor plain: it could be written, but not read again.
+        TypeError: a value is neither a tensor nor plain: it could be written, but not read back.
     """
     copied: State = _copied(state, "state")
     return copied
@@ -118,5 +118,7 @@ def _copied(value: Any, where: str) -> Any:
         items = [_copied(item, f"{where}[{index}]") for index, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
     if type(value) not in _PLAIN:
-        raise TypeError(f"{where} is a {type(value).__qualname__}: a checkpoint holds plain values only.")
+        raise TypeError(
+            f"{where} is a {type(value).__qualname__}: a checkpoint holds only tensors and plain values."
+        )
     return value

@@ -14,10 +14,10 @@ class OptimConfig:
     epochs: Positive | None = None
     """Passes over the data; by default chosen from the number of images. Ignored if `steps` is given."""
     steps: Count | None = None
-    """Optimiser steps; by default those that `epochs` take."""
+    """Optimiser steps; by default as many as `epochs` takes."""
     lr: Positive | None = None
-    """Peak learning rate of AdamW (arXiv 1711.05101), not scaled by the batch size; by default 0.002, in
-    pre-training 0.001."""
+    """Peak learning rate of AdamW (arXiv 1711.05101), not scaled by the batch size; by default 0.002 for
+    distillation and 0.001 for pre-training."""
     weight_decay: NonNegative = 0.05
     """Decoupled weight decay; none on biases, norms, embeddings and scalars."""
     shared_weight_decay: NonNegative = 0.2
@@ -35,8 +35,8 @@ class OptimConfig:
     """Compile the networks, a teacher's too, with torch.compile: a minute or two at the start of each worker,
     then faster steps; mostly worth it on a GPU."""
     ema_decay: Share = 0.0
-    """Decay per step of an exponential moving average of the weights, which is exported in their place; 0 is
-    off."""
+    """Decay per step of an exponential moving average of the weights, which is exported in their place; 0
+    switches it off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the device computes it natively."""
 
@@ -65,9 +65,9 @@ class CheckpointConfig:
     """Where checkpoints are saved, and how many are kept."""
 
     keep_checkpoints: Count = 2
-    """Number of newest checkpoints to keep; the one of the lowest loss is kept as well."""
+    """Number of newest checkpoints to keep; the one with the lowest loss is kept as well."""
     checkpoints: PathOrAddress = None
-    """Folder or any fsspec address of the checkpoints; by default checkpoints/ in the run's folder. Workers
+    """Folder or fsspec address of the checkpoints; by default checkpoints/ in the run's folder. Workers
     on several nodes need one that all nodes reach."""
 
     def __post_init__(self) -> None:

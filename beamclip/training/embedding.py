@@ -1,7 +1,7 @@
 """Actors that build a teacher cache: they turn shards of images into shards of images with embeddings.
 
-An actor handles one shard at a time from its first row to its last. Embeddings are therefore always beside
-the images that they were computed from, and a shard that is lost with its node is redone as a whole.
+An actor handles one shard at a time from its first row to its last. Embeddings are therefore always stored
+beside the images that they were computed from, and a shard that is lost with its node is redone as a whole.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ class EmbeddingJob:
     device: str
     compile: bool
     channel: Any
-    """A RemoteChannel, which receives an Embedded event for every batch."""
+    """A RemoteChannel, which receives Embedded and Lost events."""
 
 
 class ShardEmbedder:
@@ -75,7 +75,7 @@ class ShardEmbedder:
         """Load the models of a job.
 
         Args:
-            references: one reference, to an EmbeddingJob, in a list, so that Ray does not resolve it.
+            references: a list of one reference to an EmbeddingJob; Ray does not resolve references in a list.
         """
         job: EmbeddingJob = ray.get(references[0])
         prepare_process(job.threads, job.manifest.seed)
@@ -97,17 +97,17 @@ class ShardEmbedder:
         """Embed the shards of a batch and write them to the cache.
 
         Args:
-            batch: "shard", the fields of a Shard as a dictionary, and "name", that of its file in the cache.
+            batch: "shard", the fields of each Shard as a dictionary, and "name", its file name in the cache.
 
         Returns:
-            The names.
+            The batch's "name" column alone.
         """
         for shard, name in zip(batch["shard"].tolist(), batch["name"].tolist(), strict=True):
             write_cache_shard(self.job.out, name, self.tables(Shard(**shard)), self.manifest)
         return {"name": batch["name"]}
 
     def tables(self, shard: Shard) -> Iterator[pa.Table]:
-        """Yield the rows of a shard, in order, with the columns that the cache adds."""
+        """Yield the rows of a shard, in order, with the columns that the cache adds, and report progress."""
         self.job.channel.put(Embedded(0, time.time()))
         for rows, draws, views in self._decoded(shard):
             lost = [row["problem"] for row in rows]
@@ -127,7 +127,7 @@ class ShardEmbedder:
         ahead: deque[tuple[list[Row], NDArray[np.float32], list[Future[Views | None]]]] = deque()
         while taken := list(islice(rows, size)):
             keys = [row["key"] for row in taken]
-            # The numbers that training without a cache uses in its first epochs.
+            # The numbers that training without a cache would use in its first epochs.
             draws = np.stack([sample_uniforms(self.manifest.seed, view, keys) for view in views], axis=1)
             futures = [self.pool.submit(self._load, row, own) for row, own in zip(taken, draws, strict=True)]
             ahead.append((taken, draws, futures))
@@ -141,7 +141,7 @@ class ShardEmbedder:
             return None
         try:
             return load_training_views(row["image"], draws, self.manifest.image_size, self.augmentation)
-        except Exception as error:  # any error of a decoder, even lack of memory, is this sample's problem
+        except Exception as error:  # whatever a decoder raises, even lack of memory, is this sample's problem
             row.update(problem=refusal_reason(error), detail=in_words(error))
             return None
 
@@ -161,7 +161,7 @@ class ShardEmbedder:
         return [_half(teacher.encode_image(augmented)).reshape(shape) for teacher in self.teachers]
 
     def _embed_captions(self, rows: list[Row]) -> list[list[bytes | None]]:
-        """Return each teacher's caption embeddings: a row's float16 [D] as bytes, None without a caption."""
+        """Return each teacher's caption embeddings by row: float16 [D] as bytes; None without a caption."""
         captions = [row.get("caption") for row in rows]
         distinct = list(dict.fromkeys(caption for caption in captions if caption))
         if not distinct:
@@ -214,14 +214,14 @@ def _spread(values: NDArray[Any], places: list[int], rows: int) -> list[bytes | 
 
 
 def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
-    """Replay views of a cache as training does, embed them with the teachers, and compare.
+    """Check a cache: replay its views as training does, and embed them with the teachers again.
 
     Args:
         references: see ShardEmbedder.
-        samples: number of rows to take, evenly spaced, one view of each; unusable rows are left out.
+        samples: number of evenly spaced rows to check, one view of each; unusable rows are left out.
 
     Returns:
-        float32 [rows, teachers], cosine similarities of cached and computed embeddings.
+        float32 [rows, teachers], cosine similarities between cached and recomputed embeddings.
     """
     embedder = ShardEmbedder(references)
     job, manifest = embedder.job, embedder.manifest
@@ -248,7 +248,7 @@ def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
                     for teacher, cached in zip(embedder.teachers, batch.embeddings, strict=True)
                 ]
             )
-    # The last batch is filled with rows of the first one.
+    # The last batch is filled up with rows of the first one.
     return np.concatenate(cosines, axis=1).T[: len(rows)]
 
 

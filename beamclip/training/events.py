@@ -1,6 +1,6 @@
 """Events that workers send to the command that started them, in order.
 
-This module does not import torch: processes that only pass events on import it.
+This module does not import torch, since processes that only pass events on import it.
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from beamclip.data.lost_samples import LostSample
 
 @dataclass(frozen=True)
 class Started:
-    """Workers start or restart training."""
+    """The workers start or restart training."""
 
     step: int
-    """Step of the checkpoint that they resume from; 0: from the beginning."""
+    """Step of the checkpoint that they resume from; 0 for the beginning."""
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A damaged checkpoint was passed over."""
+    """A damaged checkpoint was passed over when looking for one to resume from."""
 
     text: str
-    """Which one, and what is wrong with it."""
+    """Which checkpoint, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Saved:
 
     step: int
     seconds: float
-    """Time that writing it took, beside training."""
+    """Time that writing it took, while training went on."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run made a record of its metrics."""
+    """A record of the metrics was made."""
 
     values: dict[str, float]
     """Name -> value: "step", "loss" and the method's own metrics, as means over the ranks and the steps since
@@ -54,7 +54,7 @@ class Embedded:
     """An embedding process began a shard, or finished a batch of it."""
 
     images: int
-    """Images done since its last event."""
+    """Images processed, usable or not, since the process's last event."""
     time: float
     """Seconds since 1970."""
 

@@ -30,7 +30,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class TrainingEnd:
-    """The outcome of a training."""
+    """How a training run ended."""
 
     state: State
     """State of the last whole checkpoint, as returned by checkpoint.read_checkpoint."""
@@ -47,16 +47,16 @@ def fit(
     """Train, or resume training from the newest of the job's checkpoints.
 
     Args:
-        job: without a channel and a claim, which this function sets.
+        job: its channel and claim are set here.
         on_event: called in this thread for every event, in order.
-        waiting: the workers that train. None: train in a thread of this process, which holds the resources
-            already; if the process is lost, whoever started it must handle that.
+        waiting: the workers that train. None: train in a thread of this process, which must hold the
+            resources already; whoever started the process must handle its loss.
 
     Raises:
         InputError: the address of the checkpoints cannot be written to.
         TrainingError: the workers were lost more often than allowed, met an error that a restart would
             repeat, or left no whole checkpoint.
-        KeyboardInterrupt: the user pressed Ctrl-C twice.
+        KeyboardInterrupt: a second Ctrl-C or SIGTERM arrived.
     """
     storage = replace(job.storage, claim=claim(job.storage.checkpoints))
     job = replace(job, storage=storage)
@@ -73,13 +73,13 @@ def fit(
         try:
             complete = _watch(ended, channel, interrupted, on_event, job.total_steps)
         except BaseException:
-            # Nobody waits for the workers from here on; if this Ray stays up, they end by themselves.
+            # Nobody waits for the workers from here on; in a Ray that stays up, they must end by themselves.
             channel.request_stop()
             if waiting is None:
                 # The training thread would compete with what this process does next.
                 wait([ended])
             raise
-        # Ray Train's own clean-up takes a second, and its failure would no longer matter.
+        # Ray Train's own clean-up takes a second, and its failure would not matter any more.
         if waiting is None or not complete:
             ended.result()
     if complete:

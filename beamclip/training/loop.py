@@ -47,8 +47,8 @@ class Hooks(Protocol):
         """Save a checkpoint. `state` holds live tensors: copy before returning.
 
         Args:
-            position: of this rank in the data.
-            record: the last one that was logged.
+            position: this rank's position in the data.
+            record: the record that was just logged.
         """
 
     def asked(self, step: int) -> Request:
@@ -77,20 +77,20 @@ class EmbeddedBatch:
 class GradCached(Protocol):
     """A method whose loss compares the samples of a batch with each other.
 
-    Called with a batch alone, it returns (loss, metrics). Called with a batch and the gradients of its
-    `learned` tensors, it returns the sum of the products of both instead of the loss: its gradient is the
-    batch's part of the gradient of the loss.
+    Called with a batch alone, it returns (loss, metrics). Called with a batch and the loss's gradients
+    with respect to its `learned` tensors, it returns the sum of the tensors times these gradients instead of
+    the loss. The gradient of this sum is the batch's part of the gradient of the loss.
     """
 
     def embed(self, batch: Batch) -> EmbeddedBatch:
-        """Embed the samples, each on its own."""
+        """Embed the samples, each independently of the others."""
 
     def compare(self, parts: list[EmbeddedBatch]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics of all parts of a batch together."""
 
 
 class Training:
-    """A method, its optimiser and its moving average, and the step that changes them."""
+    """A method with its optimiser and moving average, and the step that changes them."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Training:
 
         Args:
             method: on the device already, wrapped in DDP if there are several ranks.
-            seed, rank: decide, with the step, what dropout drops.
+            seed, rank: decide, together with the step, what dropout drops.
         """
         self.method = method
         self.config = config
@@ -150,8 +150,9 @@ class Training:
         """Take one optimiser step over micro-batches of equal size.
 
         Returns:
-            The norm of the gradient before clipping, and the metrics: those of the whole batch for a
-            GradCached method, else means over the micro-batches. The host does not wait for the device.
+            The norm of the gradient before clipping, and "loss" and the method's metrics: those of the whole
+            batch for a GradCached method, else means over the micro-batches. Tensors on the device; the host
+            does not wait for them.
         """
         lr = learning_rate(self.step, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
@@ -219,7 +220,7 @@ class Training:
         """Set precision and random numbers of a forward pass.
 
         Each step and micro-batch has its own seed: after a restart, or in a second pass, dropout drops the
-        same as before.
+        same units as before.
         """
         torch.manual_seed(int(np.random.SeedSequence((*self.seed, self.step, index)).generate_state(1)[0]))
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
@@ -227,7 +228,7 @@ class Training:
 
 
 def trained_weights(state: State) -> dict[str, Tensor]:
-    """Return the weights that a run results in: the average if one was kept, else the last ones."""
+    """Return the weights that a run produces: the moving average if there is one, else the last ones."""
     return dict(state["method"] if state["ema"] is None else state["ema"])
 
 
@@ -245,7 +246,7 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def batch_to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with its tensors on a device; unchanged on a CPU."""
+    """Return the batch with its tensors on `device`; unchanged if that is the CPU."""
     if device.type == "cpu":
         return batch
     pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.draws))
@@ -254,10 +255,10 @@ def batch_to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def on_gpu(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield the batches on a GPU, copied on a CUDA stream of their own.
+    """Yield the batches on a GPU, copied there on a separate CUDA stream.
 
-    The host queues a step and asks for the next batch while the GPU computes, so that a copy from pinned
-    memory overlaps with the step before it.
+    The host queues a step and asks for the next batch while the GPU computes, so a copy from pinned
+    memory overlaps with the previous step.
     """
     side = torch.cuda.Stream(device)
     for batch in batches:
@@ -274,10 +275,10 @@ def on_gpu(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 def run_loop(
     training: Training, batches: Iterator[Batch], cadence: CadenceConfig, hooks: Hooks
 ) -> dict[str, float]:
-    """Train until the last step, or until asked to stop; saves at the end in either case.
+    """Train until the last step, or until asked to stop, and save at the end in either case.
 
     Returns:
-        The last record.
+        The last record; empty if no step was left.
 
     Raises:
         NonFiniteLossError: the loss or its gradient is not finite; nothing is saved after that.
@@ -313,20 +314,20 @@ def check_finite(record: dict[str, float]) -> None:
     if bad:
         values = ", ".join(f"{name} {record[name]}" for name in bad)
         raise NonFiniteLossError(
-            f"step {int(record['step'])}: {values}. Training stopped; the checkpoint before it is good. "
+            f"step {int(record['step'])}: {values}. Training stopped; earlier checkpoints are good. "
             "Lower --lr, lengthen --warmup, or set --precision fp32."
         )
 
 
 class Window:
-    """Sums of the metrics since the last record, kept on the device until the next one is made."""
+    """Sums of the metrics since the last record, kept on the device until the next record is made."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.restart()
 
     def restart(self) -> None:
-        """Reset sums and clock; time between two windows does not count as training."""
+        """Reset the sums and the clock, so that the time spent on saving does not count as training."""
         self.sums: dict[str, Tensor] = {}
         self.steps, self.images, self.waited = 0, 0, 0.0
         self.began = time.perf_counter()

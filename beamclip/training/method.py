@@ -1,7 +1,7 @@
 """The methods: modules that turn a batch into (loss, metrics).
 
 A method registers only the networks that it trains, and their moving average if it learns from one. Its
-state dict, which every checkpoint holds, therefore contains no other teacher.
+state dict, which every checkpoint holds, therefore contains no frozen teacher.
 """
 
 import math
@@ -34,8 +34,8 @@ class Distillation(nn.Module):
     """Distillation of an image tower through similarities to text anchors (BeamCLIP, arXiv 2301.02903).
 
     It needs only images: the anchors stand for the text side. Temperatures, heads, further terms and several
-    teachers are this project's choice. The distributions of several teachers over their anchors are averaged;
-    the student's embeddings lie in the first teacher's space.
+    teachers are choices of this project, not of the paper. The distributions of several teachers over their
+    anchors are averaged; the student's embeddings lie in the first teacher's space.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Distillation(nn.Module):
 
         Args:
             teachers: frozen image towers as functions, not as submodules: uint8 [B, 3, H, W] -> float32
-                [B, D] of unit length. If empty, the batches contain the embeddings.
-            anchors: one for each teacher, here or in the batches; all of the same texts.
+                [B, D] of unit length. If empty, the batches carry the teachers' embeddings.
+            anchors: one for each teacher, also if the batches carry the embeddings; all of the same texts.
         """
         super().__init__()
         self.visual = student.network
@@ -78,7 +78,7 @@ class Distillation(nn.Module):
         self.visual.compile()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Return the weighted loss of one batch; and its terms and the teacher's cosine, detached."""
+        """Return a batch's weighted loss, and its terms and the cosine to the first teacher, detached."""
         pixels = augment(batch.pixels, batch.draws, self.augmentation)
         embedded = self._embedded(pixels, batch)
         images = normalise_pixels(pixels, self.student, channels_last=True)
@@ -95,7 +95,7 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def _embedded(self, pixels: Tensor, batch: Batch) -> list[Tensor]:
-        """Return the embeddings by each teacher, float32 [B, D] of unit length."""
+        """Return each teacher's embeddings, float32 [B, D] of unit length."""
         if self.teachers:
             return [embed(pixels) for embed in self.teachers]
         # Rounding to half precision leaves the length off by 1e-4.
@@ -111,7 +111,7 @@ class Distillation(nn.Module):
 
 
 def initial_logits(objective: Objective) -> dict[str, float]:
-    """Return the settings for the config of a new model that start its logits as the objective needs."""
+    """Return the entries of a new model's config that set the initial logit scale and bias, if needed."""
     if objective == "siglip":
         return {"init_logit_scale": math.log(INITIAL_SCALE), "init_logit_bias": INITIAL_BIAS}
     return {}
@@ -132,9 +132,9 @@ class ImageTextPretraining(nn.Module):
         """Register the towers, and their moving average if psd learns from one.
 
         Args:
-            clip: for objective siglip, its config needs an init_logit_bias.
-            psd: options of objective psd; None takes the defaults.
-            seed: decides, with the step, which rows are self-distilled.
+            clip: its config needs an init_logit_bias if the objective is siglip.
+            psd: options of objective psd; None for the defaults.
+            seed: decides, together with the step, which rows are self-distilled.
         """
         super().__init__()
         self.clip = clip.model
@@ -159,7 +159,7 @@ class ImageTextPretraining(nn.Module):
     def compile_networks(self) -> None:
         """Have torch compile both towers at their next calls."""
         self.clip.visual.compile()
-        # open_clip's first kind of model has no module for its whole text tower.
+        # open_clip's CLIP class, unlike CustomTextCLIP, has no module for the whole text tower.
         (self.clip.text if hasattr(self.clip, "text") else self.clip.transformer).compile()
 
     def begin_step(self, step: int, total_steps: int) -> None:
@@ -172,8 +172,8 @@ class ImageTextPretraining(nn.Module):
     def forward(self, batch: Batch, gradients: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Metrics]:
         """Return the loss over the global batch, as seen from this rank's rows, and its metrics.
 
-        With `gradients` of image and text embeddings, scale and bias, return the sum of the products of both
-        and no metrics; see GradCached.
+        With `gradients` of the loss with respect to the image and text embeddings, scale and bias, return the
+        sum of these tensors times their gradients, and no metrics; see GradCached.
         """
         if gradients is None:
             return self.compare([self.embed(batch)])
@@ -234,7 +234,7 @@ def _encode(clip: nn.Module, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Te
 
 
 def _caption_ids(tokens: Tensor) -> Tensor:
-    """Return int64 [B], equal for equal captions on every rank: sums of tokens times odd random numbers."""
+    """Return int64 [B], equal for equal captions on all ranks: sums of tokens times fixed odd numbers."""
     generator = torch.Generator().manual_seed(0)
     factors = 2 * torch.randint(2**62, (tokens.shape[1],), generator=generator) + 1
     return (tokens.long() * factors.to(tokens.device)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""AdamW for a method: number of steps, learning rate, groups of parameters, and precision."""
+"""AdamW for a method: number of steps, learning rate, parameter groups, and precision."""
 
 import math
 from typing import Any, Literal
@@ -10,12 +10,12 @@ from beamclip.training.config import OptimConfig
 
 
 def total_steps(config: OptimConfig, samples: int, batch_size: int) -> int:
-    """Return the number of optimiser steps of a run; the last epoch is completed.
+    """Return the number of optimiser steps of a run, rounded up so that the last epoch is complete.
 
     Args:
-        config: with epochs or steps; see training.recipe.
-        samples: in the data.
-        batch_size: of a step, over all workers.
+        config: must have epochs or steps; see training.recipe.
+        samples: number of samples in the data.
+        batch_size: samples per step, over all workers.
     """
     if config.steps is not None:
         return config.steps
@@ -27,7 +27,7 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     """Return the learning rate of a step, counted from 0: linear warm-up, then a half cosine to 0.
 
     Args:
-        config: with a learning rate; see training.recipe.
+        config: must have a learning rate; see training.recipe.
     """
     assert config.lr is not None
     rising = max(1, round(config.warmup * total))
@@ -63,7 +63,7 @@ def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW
 
 
 def shared_parameters(module: nn.Module) -> set[int]:
-    """Return the ids (of Python) of the parameters that two or more submodules hold."""
+    """Return the `id()` of each parameter that two or more submodules hold."""
     seen: set[int] = set()
     shared: set[int] = set()
     for _, parameter in module.named_parameters(remove_duplicate=False):
@@ -72,12 +72,12 @@ def shared_parameters(module: nn.Module) -> set[int]:
 
 
 def teacher_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """Return the precision of a frozen model on a device; auto is bf16 where that is native."""
+    """Return the precision of a frozen model on a device; auto is bf16 if the device computes it natively."""
     return "fp32" if autocast_dtype(precision, device) is None else "bf16"
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast, or None for plain float32; auto as in `teacher_precision`."""
+    """Return the dtype for autocast, or None for plain float32; auto is as in `teacher_precision`."""
     if precision == "auto":
         if device.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)

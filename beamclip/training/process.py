@@ -1,11 +1,11 @@
-"""Settings of torch and of the C library in the processes of a training."""
+"""Set up torch and the C library in processes that train."""
 
 import ctypes
 
 import torch
 
 CPU_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-"""Environment with which a process must start if it will train on the CPU.
+"""Environment variables with which a process must start if it will train on the CPU.
 
 By default glibc gives each thread heaps of its own, of at most 64 MiB, and Ray trains in a thread: larger
 blocks are taken from the kernel and returned in every step, whatever `prepare_process` sets.
@@ -21,11 +21,11 @@ def prepare_process(threads: int, seed: int) -> None:
     Call it before torch has computed anything in this process.
     """
     torch.manual_seed(seed)
-    # For the networks; similarities, which a temperature divides, ask for float32 (losses.similarity).
+    # For the networks; similarities, which are divided by a temperature, ask for float32 (losses.similarity).
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(threads)
-    # Moments of weights that seldom get a gradient, such as those of rare tokens, decay to denormal numbers,
-    # on which a CPU is many times slower. Set before torch starts its threads, which inherit it.
+    # The optimiser's moments of weights that seldom get a gradient, such as rare tokens, decay to denormal
+    # numbers, on which a CPU is many times slower. Set before torch starts its threads, which inherit it.
     torch.set_flush_denormal(True)
     if not torch.cuda.is_available():
         # Despite its name it also applies to the CPU. There, the backward pass of flash attention takes

@@ -26,13 +26,13 @@ from beamclip.training.worker import (
 from beamclip.training.worker_group import WorkerGroup
 
 SECONDS_BETWEEN_LOOKS = 0.1
-"""Seconds between two looks for a job by a worker that has none yet."""
+"""How often a worker that has no job yet looks for one, in seconds."""
 
 
 def run_workers(channel: RemoteChannel, workers: WorkersConfig) -> None:
-    """Run workers until they finish the job they find in `channel`; if one is lost, all are restarted.
+    """Run workers until they finish the job that they find in `channel`; if one is lost, restart all.
 
-    They end without a job if the channel asks them to stop before it has one.
+    The workers end without a job if the channel asks them to stop before it has one.
 
     Raises:
         TrainingError: they were lost more often than allowed, or met an error that a restart would repeat.
@@ -52,7 +52,7 @@ def _trainer(channel: RemoteChannel, workers: WorkersConfig, scratch: str) -> ra
             num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),
         run_config=ray.train.RunConfig(
-            # Ray reports nothing and keeps nothing there: the workers write their checkpoints themselves.
+            # Ray keeps nothing of value there: the workers write their checkpoints themselves.
             name="train",
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
@@ -64,7 +64,7 @@ def _trainer(channel: RemoteChannel, workers: WorkersConfig, scratch: str) -> ra
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Entry point of Ray Train; `config["channel"]` is the RemoteChannel that has the job, or will have it.
+    """Entry point of Ray Train; `config["channel"]` is the RemoteChannel that holds or will hold the job.
 
     Raises:
         NonRetryableError: the run cannot be finished, however often its workers are restarted.
@@ -106,18 +106,18 @@ def ray_train_group() -> WorkerGroup:
 
 
 def _data_parallel(method: nn.Module) -> nn.Module:
-    # Rank 0's buffers are the ones that are saved; sending them to the others each step would change nothing.
+    # Only rank 0's buffers are saved, so broadcasting them to the others in each step would change nothing.
     return ray.train.torch.prepare_model(method, parallel_strategy_kwargs={"broadcast_buffers": False})
 
 
 class FailFast(ray.train.UserCallback):
     """Ends a run whose workers would only fail again.
 
-    Ray Train restarts its workers whatever they raised; only an error in a callback ends a run.
+    Ray Train restarts its workers whatever they raise; only an error in a callback ends a run.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise the first worker's NonRetryableError, if there is one."""
+        """Raise the NonRetryableError of the lowest rank that has one, if any."""
         for _, error in sorted(worker_exceptions.items()):
             if isinstance(error, NonRetryableError):
                 raise error
@@ -126,7 +126,7 @@ class FailFast(ray.train.UserCallback):
 def _cause(error: BaseException) -> str:
     """Return what was wrong, in one line; Ray's own message is a page of nested tracebacks."""
     failures = sorted(getattr(error, "worker_failures", {}).items())
-    # The peers of a lost worker fail as well, with errors of their connections to it.
+    # The peers of a lost worker fail as well, since their connections to it break.
     for rank, failure in failures:
         if isinstance(getattr(failure, "health_check_failure", failure), ray.exceptions.RayActorError):
             return (

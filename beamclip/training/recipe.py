@@ -1,8 +1,8 @@
-"""Choose batch size, epochs and learning rate, where they are not given, from the number of images.
+"""Choose the batch size, epochs and learning rate that are not given, from the number of images.
 
-A student or a small CLIP model needs a number of steps rather than of epochs: ten epochs of a few thousand
-images are over before it has learned. So each kind of training has a least number of epochs and a least
-number of steps. With more images than these steps take, the batch grows before the number of steps does,
+A student or a small CLIP model needs a certain number of steps rather than of epochs: ten epochs of a few
+thousand images end before it has learned. So each kind of training has a minimum number of epochs and of
+steps. With more images than these steps take, the batch grows before the number of steps does,
 since large batches keep a GPU busy. docs/studies/defaults.md has the measurements behind the numbers.
 """
 
@@ -18,13 +18,13 @@ class Recipe:
     """Defaults of one kind of training."""
 
     epochs: int
-    """Least passes over the data."""
+    """Minimum passes over the data."""
     steps: int
-    """Least optimiser steps."""
+    """Minimum optimiser steps."""
     batch_size: int
-    """Least images in a batch."""
+    """Minimum images in a batch, if the data has that many."""
     largest_batch: int
-    """Most images in a batch, a power of two times `batch_size`."""
+    """Maximum images in a batch, unless LEAST_IN_A_PASS asks for more; `batch_size` times a power of two."""
     lr: float
     """Peak learning rate."""
 
@@ -33,7 +33,7 @@ DISTILLATION = Recipe(epochs=10, steps=1200, batch_size=64, largest_batch=256, l
 PRETRAINING = Recipe(epochs=20, steps=600, batch_size=128, largest_batch=256, lr=1e-3)
 
 LEAST_IN_A_PASS = 16
-"""Least images in one worker's forward pass: batch norms estimate their statistics from them."""
+"""Minimum images in one worker's forward pass: batch norms estimate their statistics from them."""
 
 
 def complete(
@@ -42,7 +42,7 @@ def complete(
     """Return the options with missing values chosen; given values stay.
 
     Args:
-        images: in all shards, > 0.
+        images: number of images in all shards, > 0.
         num_workers: a chosen batch size is a multiple of `num_workers` times the accumulation.
     """
     parts = num_workers * optim.accumulation

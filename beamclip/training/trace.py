@@ -1,7 +1,7 @@
 """Record which samples each optimiser step saw, on every rank: one file for each start of each worker.
 
-A restart undoes the steps after the last whole checkpoint. The reader leaves those out: for every step it
-returns the samples that led to the weights which survived.
+A restart undoes the steps after the last whole checkpoint. `read_trace` leaves those out: for every step it
+returns the samples that the surviving weights were trained on.
 """
 
 import json
@@ -21,20 +21,20 @@ class Seen:
 
     rank: int
     epoch: int
-    """The pass over the data that it belongs to."""
+    """Pass over the data in which the sample was seen."""
     key: str
 
 
 class Trace:
-    """Writes the samples that one worker sees, from one start to the next."""
+    """Writes the samples that one worker sees from one start to the next to a file."""
 
     def __init__(self, folder: Path, *, started: int, first_step: int, rank: int, world_size: int) -> None:
         """Open a new file.
 
         Args:
-            folder: of the whole run's trace; made when missing.
+            folder: folder of the whole run's trace; made if missing.
             started: time in nanoseconds, which identifies and orders starts; the same on all ranks.
-            first_step: number of steps that the weights have behind them at this start.
+            first_step: number of steps that the weights have been trained for at this start.
         """
         path = folder / f"{started:020d}" / f"rank={rank:05d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ class Trace:
         self._write({"step": step, "keys": [[epoch, [key for _, key in run]] for epoch, run in runs]})
 
     def _write(self, line: dict[str, object]) -> None:
-        # A worker may be killed at any time; what was handed to the operating system outlives it.
+        # A worker may be killed at any time; what the operating system has received outlives it.
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

@@ -1,9 +1,9 @@
-"""Workers that start beside their command, and wait for its job.
+"""Workers that start while their command prepares their job, and wait for it.
 
-Started one after the other, a command and its workers would each import the same libraries while the other
-waits. So they overlap: a process that imports the libraries for all workers starts with the command, Ray
-when the command begins to load its models, and the workers once all options are checked. Until then, this
-module imports neither torch nor Ray.
+If a command and its workers started one after the other, each would import the same libraries while the
+other waits. So they overlap: a process that imports the libraries for all workers starts with the command,
+Ray when the command begins to load its models, and the workers once all options are checked. Until then,
+this module imports neither torch nor Ray.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class WaitingWorkers:
 
     @property
     def channel(self) -> RemoteChannel:
-        """Channel to the workers; waits until Ray is up, after `start_ray`."""
+        """Channel to the workers; waits until Ray is up. Call `start_ray` first."""
         return self._channel.result()
 
     def begin(self) -> None:
@@ -62,7 +62,11 @@ class WaitingWorkers:
             self._start_workers()
 
     def give(self, job: "TrainingJob") -> None:
-        """Start the workers unless they were started, and have them train a job."""
+        """Give the workers a job to train, and start them unless they were started.
+
+        Raises:
+            InputError: see `wait_for_ray`.
+        """
         import ray
 
         self.wait_for_ray()
@@ -77,7 +81,7 @@ class WaitingWorkers:
         return self._workers
 
     def leave(self) -> None:
-        """Stop workers that have no job, without waiting for them, and stop Ray if this started it."""
+        """Stop workers that have no job, without waiting for them, and stop Ray if it was started here."""
         self._left.set()
         if self._ray is None:
             return
@@ -87,7 +91,7 @@ class WaitingWorkers:
         wait([self._ray])
 
     def _hold_ray(self) -> None:
-        # One thread from beginning to end: the processes of Ray end with the thread that started them.
+        # In one thread from beginning to end: Ray's processes end with the thread that started them.
         try:
             with ray_session(python=self._python):
                 check_resources(self._config)
@@ -113,7 +117,7 @@ class WaitingWorkers:
 def waiting_workers(config: WorkersConfig) -> Iterator[WaitingWorkers | None]:
     """Yield workers that are yet to be started; None if the command's own process is to train.
 
-    `start_ray`, `begin` and `give` start them, in this order; `give` makes up for calls that were left out.
+    Call `start_ray`, `begin` and `give` in this order; `give` makes up for omitted calls.
     """
     if config.without_ray:
         yield None

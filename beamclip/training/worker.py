@@ -56,8 +56,8 @@ _REPEATABLE = (
 
 
 SECONDS_BETWEEN_QUESTIONS = 1.0
-"""Seconds between two questions whether the run is to end: a node is taken away a minute or two after
-the notice. A question takes place after a step, so at most once a step."""
+"""Target interval, in seconds, at which workers ask whether the run is to end: a node is taken away a minute
+or two after the notice. They ask between steps, so at most once a step."""
 
 
 class TrainingError(RuntimeError):
@@ -75,9 +75,9 @@ class Storage:
     checkpoints: str
     """Address of the checkpoints."""
     keep_checkpoints: int = 2
-    """Number of newest checkpoints to keep, besides the one of the lowest loss."""
+    """Number of newest checkpoints to keep, besides the one with the lowest loss."""
     resumes: bool = False
-    """Whether the run is resumed: if all its checkpoints are damaged, it ends instead of starting anew."""
+    """Whether the run is resumed: if all its checkpoints are damaged, it fails instead of starting anew."""
     trace: str | None = None
     """Folder of the trace of samples; None for no trace."""
     claim: str = ""
@@ -116,7 +116,7 @@ def train_in_process(job: TrainingJob, *, use_gpu: bool) -> None:
     """Train in this process, as the only worker.
 
     Raises:
-        NonRetryableError: the run cannot be finished, however often this is called again.
+        NonRetryableError: the run cannot be finished, however often this is called.
     """
     train_in_group(job, single_process(use_gpu=use_gpu))
 
@@ -130,13 +130,13 @@ def train_in_group(job: TrainingJob, group: WorkerGroup) -> None:
     try:
         _train(job, group)
     except _REPEATABLE as error:
-        # Plain text: an exception of another package may not survive the way to the controller.
+        # Plain text: an exception of another package may not survive pickling on the way to the controller.
         raise NonRetryableError(f"{in_one_line(error)}\n\n{traceback.format_exc()}") from None
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return an error's text in one line, after its type unless the error is one of ours."""
-    # Ray's wrapper around an error in a task prints the task's traceback, and keeps the error itself.
+    """Return an error's text in one line, preceded by its type unless the error is beamclip's own."""
+    # The text of Ray's wrapper around an error in a task is the task's traceback; `cause` is the error.
     inner = getattr(error, "cause", None)
     cause = inner if isinstance(inner, BaseException) else error
     text = " ".join(str(cause).split())
@@ -150,7 +150,7 @@ def _train(job: TrainingJob, group: WorkerGroup) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     start, state = _start(job, group)
     position = _position(job, state, world_size)
-    # Before the model: the first rows come in while it is built.
+    # Before the model: the first rows arrive while it is built.
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(prefetched(_batches(job, position, group), job.stream.prefetch_batches))
         training = _training(job, group)
@@ -168,7 +168,7 @@ class _Start:
     number: int
     """Time in nanoseconds, which identifies and orders starts."""
     step: int
-    """Step of the checkpoint to resume from; 0: from the beginning."""
+    """Step of the checkpoint to resume from; 0 for the beginning."""
 
 
 def _start(job: TrainingJob, group: WorkerGroup) -> tuple[_Start, State | None]:
@@ -189,12 +189,12 @@ def _start(job: TrainingJob, group: WorkerGroup) -> tuple[_Start, State | None]:
         if state is None and damaged and job.storage.resumes:
             raise CheckpointError(no_whole_checkpoint(job.storage.checkpoints, damaged))
         start = _Start(time.time_ns(), state["step"] if state else 0)
-        # Otherwise damaged ones would count as whole when old ones are removed.
+        # Otherwise damaged checkpoints would count as whole when old ones are removed.
         discard_after(job.storage.checkpoints, after=start.step)
         for damage in damaged:
             job.channel.put(Damaged(f"{damage}; passed over"))
         job.channel.put(Started(start.step))
-    # Plain numbers: the process that passes on an object of ours would import this module, and torch.
+    # Plain numbers: to pass on a _Start, a process of Ray would have to import this module, and torch.
     number, step = group.broadcast_from_rank_zero(start and (start.number, start.step))
     if step and group.rank != 0:
         state = read_checkpoint(job.storage.checkpoints, step)
@@ -241,7 +241,7 @@ def _batches(job: TrainingJob, position: DataPosition, group: WorkerGroup) -> An
 
 
 def _told(batches: Generator[Batch, None, None], channel: Any) -> Generator[Batch, None, None]:
-    """Yield the batches, and report the first samples that were lost on the way to them."""
+    """Yield the batches, and report the first samples lost on the way to them."""
     with contextlib.closing(batches):
         for batch in batches:
             if batch.lost:
@@ -313,7 +313,7 @@ class _Hooks:
         if self.writer is None:
             return
         if not holds_claim(self.job.storage.checkpoints, self.job.storage.claim):
-            # Workers may outlive a killed command, and meet those of the command that resumes its run.
+            # Workers may outlive a killed command, and run beside those of the command that resumes its run.
             raise CheckpointError(
                 f"{self.job.storage.checkpoints}: another command has taken over this run. "
                 "This one ends and leaves the checkpoints to it."
@@ -324,10 +324,10 @@ class _Hooks:
         self.writer.submit({**state, "position": plain}, record["loss"])
 
     def asked(self, step: int) -> Request:
-        """Return "stop" after Ctrl-C, or "save", once, if a node will soon be taken away."""
+        """Return "stop" after Ctrl-C; or, once, "save" if a node will soon be taken away."""
         if step < self.ask_step:
             return "nothing"
-        # Rank 0 answers for all, and says when to ask again: their clocks would not agree.
+        # Rank 0 answers for all ranks, and decides when to ask again: their clocks would not agree.
         stop, steps = self.group.broadcast_from_rank_zero(
             self._answer(step) if self.group.rank == 0 else None
         )
@@ -346,7 +346,7 @@ class _Hooks:
 
 
 class Questions:
-    """Spaces the questions whether a run is to end: as many steps apart as take about a second."""
+    """Decides after how many steps to ask again whether a run is to end: as many as take about a second."""
 
     def __init__(self, first_step: int) -> None:
         self._step = first_step
@@ -356,10 +356,11 @@ class Questions:
     def steps_until_next(self, step: int, now: float) -> int:
         """Return the number of steps until the next question; called at each question.
 
-        The first steps are slow, and any step may be: the number at most doubles between two questions.
+        The first steps are slow, and any other may be, so the number at most doubles from one question to the
+        next.
 
         Args:
-            step: the present one, greater at each call.
+            step: the current step, greater at each call.
             now: time of a monotonic clock, seconds.
         """
         if self._asked_at is not None:

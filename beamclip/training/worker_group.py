@@ -1,4 +1,4 @@
-"""The workers that train together, as one of them sees them: those of Ray Train, or a single process."""
+"""The workers that train together, as one of them sees them: Ray Train workers, or a single process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class WorkerGroup:
     """Number of workers on this worker's node."""
     device: torch.device
     broadcast_from_rank_zero: Callable[[Any], Any]
-    """Returns rank 0's argument, a small object, on every rank; every rank must call it equally often."""
+    """Returns rank 0's argument, a small object, on every rank; all ranks must call it equally often."""
     prepared: Callable[[nn.Module], nn.Module]
     """Wraps a method so that its gradients are averaged over all workers."""
     preempted: Callable[[], bool]
-    """Returns whether a node will soon be taken away; every rank must call it equally often."""
+    """Returns whether a node will soon be taken away; all ranks must call it equally often."""
 
 
 def single_process(*, use_gpu: bool) -> WorkerGroup:

@@ -1,4 +1,4 @@
-"""A small corpus that went through the real ingest, and a teacher trained on it, made once a session."""
+"""A small corpus that went through the real ingest, and a teacher trained on it, made once per session."""
 
 import json
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ IMAGES, TEST_IMAGES = 200, 60
 
 @dataclass(frozen=True)
 class Corpus:
-    """Shards of both splits, and the class list."""
+    """Folders with the shards of both splits, and the class list."""
 
     train: Path
     test: Path
@@ -36,7 +36,7 @@ class Corpus:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory, monkeypatch_session) -> Path:
-    """A folder for runs, with an MLflow store of its own."""
+    """A folder for the corpus and for runs; MLFLOW_TRACKING_URI is unset."""
     return tmp_path_factory.mktemp("workspace")
 
 
@@ -50,7 +50,7 @@ def monkeypatch_session():
 
 @pytest.fixture(scope="session")
 def corpus(workspace) -> Corpus:
-    """Both splits, drawn, served on loopback and ingested."""
+    """The corpus, drawn, served on the loopback interface and ingested."""
     config = GlyphConfig(images=IMAGES, test_images=TEST_IMAGES, image_size=32)
     paths = write_corpus(config, workspace / "corpus")
     with serve_folder(paths.root) as address:

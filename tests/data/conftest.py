@@ -62,7 +62,7 @@ def write_tar() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def write_parquet() -> Callable[..., Path]:
-    """write_parquet(folder, shard, samples, failed=()): write a parquet shard, some of its URLs failed."""
+    """write_parquet(folder, shard, samples, failed=()): write a parquet shard; `failed` rows lack images."""
 
     def write(folder: Path, shard: int, samples: Sequence[Sample], failed: Sequence[int] = ()) -> Path:
         rows = [

@@ -54,11 +54,11 @@ LOSSES: dict[str, Loss] = {
     "psd-self": partial(psd, PsdConfig(psd_target="self", psd_sharpness=2.0, psd_select="random")),
     "psd-sinkhorn": partial(psd, PsdConfig(psd_target="sinkhorn", psd_select="low_confidence")),
 }
-"""Each takes image and text embeddings, the scale, and the rows' places in the global batch."""
+"""Each loss takes image and text embeddings, the scale, and the rows' indices in the global batch."""
 
 
 def seeded_towers() -> TwoTowers:
-    """Return towers of the same weights in every call."""
+    """Return towers with the same weights in every call."""
     torch.manual_seed(0)
     return TwoTowers()
 

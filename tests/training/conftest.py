@@ -1,4 +1,4 @@
-"""Tiny shards and a tiny CLIP, small enough that a training step takes milliseconds."""
+"""Shards and a CLIP small enough that a training step takes milliseconds."""
 
 import io
 import json
@@ -22,7 +22,7 @@ COLOURS = ("red", "green", "blue")
 
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """File of a model config: a ViT, whose images do not depend on each other through batch statistics."""
+    """Config file of a tiny CLIP with a ViT: no batch statistics make images depend on each other."""
     file = tmp_path_factory.mktemp("configs") / "tiny.json"
     file.write_text(json.dumps(TINY))
     return file
@@ -30,7 +30,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
-    """Three shards of 60 captioned images in all, 16 to 31 pixels wide."""
+    """Three shards with 60 captioned images in all, 16 to 31 pixels wide."""
     folder = tmp_path_factory.mktemp("shards")
     generator = np.random.default_rng(0)
     for index, samples in enumerate(SHARD_SIZES):
@@ -60,7 +60,7 @@ def noisy_png(channel: int, generator: np.random.Generator) -> bytes:
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a file of this content to a tar."""
+    """Add a file with this content to a tar."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))

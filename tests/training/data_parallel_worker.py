@@ -34,7 +34,7 @@ EXACT = OptimConfig(lr=1e-3, clip_norm=0.0, precision="fp32")
 
 
 def distillation(config: str) -> Distillation:
-    """Return a ViT that learns from another one of the same config."""
+    """Return a ViT that learns from another ViT of the same config."""
     embeddings = torch.randn(ANCHORS, 16, generator=torch.Generator().manual_seed(2))
     return Distillation(
         new_clip(config, seed=1).image_tower,
@@ -58,7 +58,7 @@ def sigmoid_pretraining(config: str) -> ImageTextPretraining:
 
 
 def self_distillation(target: str, config: str) -> ImageTextPretraining:
-    """Return two towers of random weights with soft targets in each batch from the first step on."""
+    """Return two towers of random weights under the PSD loss, with soft targets from the first step on."""
     psd = PsdConfig(psd_target=target, psd_warmup=0.0, psd_schedule="constant", psd_sharpness=2.0)
     return ImageTextPretraining(new_clip(config, seed=1), augmentation=MILD, objective="psd", psd=psd)
 

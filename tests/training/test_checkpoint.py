@@ -233,7 +233,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (tear_the_manifest, r"manifest\.json cannot be read \(.*line \d.*\)"),
     (blank_the_manifest, r"manifest\.json cannot be read \(.*decode.*\)"),
     (replace_the_hash, r"state\.pt is not what was written \(sha256 differs\)"),
-    (lambda folder: edit_manifest(folder, step=200), r"manifest\.json cannot be read \(it is of step 200\)"),
+    (lambda folder: edit_manifest(folder, step=200), r"manifest\.json cannot be read \(it is for step 200\)"),
     (
         lambda folder: edit_manifest(folder, format=2),
         r"manifest\.json cannot be read \(its format is 2, only 1 is known\)",
@@ -257,7 +257,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda folder: (folder / MANIFEST_FILE).write_text("[]"),
-        r"manifest\.json cannot be read \(it holds no JSON object\)",
+        r"manifest\.json cannot be read \(it is not a JSON object\)",
     ),
 ]
 
@@ -399,7 +399,7 @@ def test_an_outage_is_not_taken_for_damage(
         read_checkpoint(address, 2)
     with caplog.at_level(logging.WARNING):
         assert prune(address, keep=1) == []
-    assert f"{address}: old checkpoints stay for now: {failure}" in caplog.text
+    assert f"{address}: old checkpoints are not removed yet: {failure}" in caplog.text
     assert steps_in(f"memory://{tmp_path.name}") == [1, 2, 3]
     fsspec.filesystem("memory").rm(tmp_path.name, recursive=True)
 
@@ -612,7 +612,7 @@ print(json.dumps({
         "steps": ["step=00000100", "step=00000200"],
         "step": 200,
     }
-    assert f"{tmp_path}: old checkpoints stay for now: {cause}" in warnings
+    assert f"{tmp_path}: old checkpoints are not removed yet: {cause}" in warnings
 
 
 @pytest.mark.slow
@@ -644,7 +644,7 @@ print(json.dumps({
         "second": [100],
         "steps": ["step=00000200"],
     }
-    assert f"{tmp_path}: old checkpoints stay for now: Device or resource busy" in warnings
+    assert f"{tmp_path}: old checkpoints are not removed yet: Device or resource busy" in warnings
 
 
 # Where a run asks whether it can write
