@@ -1,6 +1,7 @@
 """Files of one JSON object per line, written by processes that may be killed at any moment."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
 
 def mend_json_lines(path: Path) -> None:
     """Cut an incomplete last line off a file, so that what is appended begins a new line."""
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            path.write_bytes(content[:whole])
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)

@@ -150,7 +150,10 @@ def test_a_port_where_something_else_listens_is_refused(
 
 
 def test_the_ray_that_runs_answers(ray_cluster: None) -> None:
-    _check_answers(ray.get_runtime_context().gcs_address)
+    address = ray.get_runtime_context().gcs_address
+    assert _check_answers(address) is None  # type: ignore[func-returns-value]
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS=.*:1"):
+        _check_answers(f"{address.rpartition(':')[0]}:1")
 
 
 @pytest.mark.parametrize("address", ["", " ", "local"])

@@ -358,6 +358,14 @@ def test_half_a_line_at_the_end_does_not_stop_a_replay(run_dir):
     assert history(tracking_uri(run_dir), run_id) == points(range(6))
 
 
+def test_half_a_line_does_not_swallow_the_event_that_follows_it(run_dir):
+    file = unsent_file(run_dir)
+    header, *events = file.path.read_text().splitlines(keepends=True)
+    file.path.write_text("".join([header, *events[:-1], events[-1][:9]]))
+    file.append(RunRecord(**json.loads(header)), [json.loads(events[-1])])
+    assert file.path.read_text() == "".join([header, *events])
+
+
 def test_a_replay_into_another_store_is_an_input_error_and_keeps_the_file(run_dir):
     file = unsent_file(run_dir)
     header, *events = file.path.read_text().splitlines()

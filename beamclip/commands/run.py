@@ -105,7 +105,7 @@ class Run:
     shards: list[Shard]
     tracking: Tracking
     workers: WaitingWorkers | None
-    """As yielded by waiting_workers; None: this process trains."""
+    """The workers that train, as `waiting_workers` yields them; None if this process trains."""
     began: float
     """time.perf_counter() when the command began."""
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from beamclip.data.cache import CachedViews
 from beamclip.data.captions import CAPTION_CHARACTERS, clean_text, is_missing, texts_of
+from beamclip.data.image_limits import MAX_BYTES
 from beamclip.data.lost_samples import in_words
 from beamclip.data.parquet_rows import picked_rows
 from beamclip.data.row_sets import Rows
@@ -28,8 +29,6 @@ MISSING_LABEL = "missing label"
 TOO_LARGE = "too large"
 UNREADABLE = "unreadable sample"
 
-MOST_IMAGE_BYTES = 128 << 20
-"""Largest encoded image; a photograph of 50 million pixels takes some 25 MB as a JPEG."""
 MOST_FIELDS_BYTES = 4 << 20
 """Largest JSON of a sample's fields."""
 MOST_KEY_CHARACTERS = 4096
@@ -84,7 +83,7 @@ def read_tar(file: ShardFile, columns: Columns, rows: Rows) -> Iterator[Pending]
     Raises:
         Exception: whatever `tar_samples` raises.
     """
-    limits = dict.fromkeys(IMAGE_SUFFIXES, MOST_IMAGE_BYTES)
+    limits = dict.fromkeys(IMAGE_SUFFIXES, MAX_BYTES)
     if columns.caption or columns.everything:
         # In UTF-8 a character takes up to four bytes.
         limits["txt"] = 4 * CAPTION_CHARACTERS
@@ -246,7 +245,7 @@ def problem_of(row: Row, columns: Columns) -> str | None:
         return MISSING_IMAGE
     if not isinstance(image, bytes):
         raise TypeError(f"a {type(image).__name__} where an image is expected")
-    if len(image) > MOST_IMAGE_BYTES or len(row.get("fields") or "") > MOST_FIELDS_BYTES:
+    if len(image) > MAX_BYTES or len(row.get("fields") or "") > MOST_FIELDS_BYTES:
         return TOO_LARGE
     if columns.caption and not row["texts"]:
         return MISSING_CAPTION

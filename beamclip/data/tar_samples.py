@@ -74,6 +74,7 @@ class _Headers:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
+        """Return `size` bytes for tarfile; raise ReadError beyond the limit of the member's header."""
         if not 0 <= size <= self.left:
             raise tarfile.ReadError(f"a header of more than {HEADER_BYTES} bytes")
         self.left -= size

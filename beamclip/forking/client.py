@@ -15,6 +15,7 @@ SIZE = "!I"
 CODE = "!i"
 """Format of the answer: how the fork ended, as in subprocess.Popen.returncode."""
 MOST_FILES = 250
+"""Open files that a request may carry; Linux allows 253. With more, the script runs without a server."""
 GROUP = "BEAMCLIP_FORK_GROUP"
 """Variable in the request's environment that holds the client's process group."""
 
@@ -38,6 +39,8 @@ def main() -> None:
 
 def _run(server: socket.socket, arguments: list[str]) -> int:
     files = [number for number in _open_files() if number != server.fileno()]
+    if len(files) > MOST_FILES:
+        raise OSError("more open files than a message carries")
     environment = {**os.environ, GROUP: str(os.getpgrp())}
     request = {"arguments": arguments, "environment": environment, "folder": os.getcwd(), "files": files}
     body = json.dumps(request).encode("utf-8", "surrogateescape")

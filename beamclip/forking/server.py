@@ -20,6 +20,7 @@ from beamclip.forking import client
 from beamclip.forking.start import ARENAS
 
 _M_ARENA_MAX = -8
+_PR_SET_PDEATHSIG = 1
 """M_ARENA_MAX of glibc's malloc.h."""
 
 
@@ -142,6 +143,14 @@ def become(request: Request, files: list[int]) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
+def _end_with(server: int) -> None:
+    """Have the kernel kill this fork when the server dies: its client does not outlive the server either."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have died before the kernel knew.
+    if os.getppid() != server:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _take_files(numbers: list[int], files: list[int]) -> None:
     """Give the client's open files their numbers there, and close the server's."""
     above = max([*numbers, *files], default=2) + 1
@@ -174,8 +183,10 @@ def main() -> None:
     # Keeps memory shared with the forks: a collection would write to every object's page.
     gc.collect()
     gc.freeze()
+    server = os.getpid()
     asked = serve(listener)
     if asked:
+        _end_with(server)
         become(*asked)
 
 

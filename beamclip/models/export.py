@@ -109,9 +109,16 @@ def _write_whole(out: Path, marker: str, write: Callable[[Path], None]) -> Path:
         staged = Path(scratch) / "new"
         staged.mkdir()
         write(staged)
+        old = Path(scratch) / "old"
         if out.exists():
-            out.rename(Path(scratch) / "old")
-        staged.rename(out)
+            out.rename(old)
+        try:
+            staged.rename(out)
+        except OSError:
+            # With the scratch folder, the former export would go too.
+            if old.exists():
+                old.rename(out)
+            raise
     return out
 
 

@@ -8,12 +8,12 @@ from beamclip.errors import InputError
 from beamclip.files import read_json, read_yaml, write_whole
 from beamclip.json_lines import mend_json_lines
 from beamclip.training.checkpoint_store import (
-    check_sizes,
     check_writable,
     find_checkpoint,
     has_checkpoints,
     no_whole_checkpoint,
 )
+from beamclip.training.manifest import check_sizes
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"

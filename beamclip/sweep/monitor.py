@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 
+from beamclip.addresses import without_secrets
 from beamclip.commands.console import ProgressLine, percent, plural, print_stage
 from beamclip.commands.options import SweepConfig
 from beamclip.config import parameters, write_config
@@ -21,6 +22,7 @@ from beamclip.sweep.space import Settings, applied, in_words
 from beamclip.sweep.trial import Score, Trial, trial_dir, write_trial
 from beamclip.tracking import Tracking
 from beamclip.tracking.store import PARENT_TAG, tracking_uri
+from beamclip.training.checkpoint_store import cause_of
 from beamclip.training.events import Recorded, Started
 
 log = logging.getLogger(__name__)
@@ -172,8 +174,9 @@ class SweepMonitor:
         A stopped trial may still be writing its last one, which is removed when the next trial ends.
         """
         for number in [*self.to_clear]:
-            fs, path = fsspec.core.url_to_fs(trial_checkpoints(self.shared.checkpoints, number))
+            address = trial_checkpoints(self.shared.checkpoints, number)
             try:
+                fs, path = fsspec.core.url_to_fs(address)
                 if fs.exists(path):
                     fs.rm(path, recursive=True)
                 else:
@@ -181,8 +184,12 @@ class SweepMonitor:
             except FileNotFoundError:
                 # The writer of these checkpoints removes old ones at the same time.
                 continue
-            except OSError as error:
-                log.warning("%s: the checkpoints of an ended trial were not removed: %s", path, error)
+            except Exception as error:  # each store raises errors of its own; none may end the sweep
+                log.warning(
+                    "%s: the checkpoints of an ended trial were not removed: %s",
+                    without_secrets(address),
+                    cause_of(error),
+                )
 
     def _show(self) -> None:
         best = best_of([*self.trials.values()])

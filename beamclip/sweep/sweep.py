@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from itertools import count, islice
 from pathlib import Path
 
 import ray
@@ -192,7 +193,10 @@ def _suggestions(config: SweepConfig, space: Space, trials: dict[int, Trial]) ->
     if not config.search.optuna:
         return TrialQueue(left, None, (), max_failures)
     advisor = OptunaSampler(space, config.seed, [trial for trial in trials.values() if trial.done])
-    return TrialQueue(left, advisor, range(len(trials), _wanted(config, space)), max_failures)
+    # Numbers may have gaps: a trial that was cut off before it started has no file.
+    unused = count(max(trials, default=-1) + 1)
+    numbers = [*islice(unused, max(0, _wanted(config, space) - len(trials)))]
+    return TrialQueue(left, advisor, numbers, max_failures)
 
 
 def _threads(shared: TrialInputs) -> str:
@@ -248,7 +252,7 @@ def _leave_report(
             },
         ),
         mlflow_run_id=tracking.run_id,
-        paths={"trials": TRIALS_FILE, "best": BEST_FILE, "plots": PLOTS},
+        paths={"trials": TRIALS_FILE, **({"best": BEST_FILE} if best else {}), "plots": PLOTS},
         stages={**by_status, "best": best.settings if best else None},
     )
     tracking.artifact(write_summary(out, summary))
@@ -271,4 +275,5 @@ def _show(out: Path, space: Space, summary: Summary) -> None:
     if best is not None:
         print(f"best: {in_words(best.settings)}")
         print(f"beamclip distill --config {out / BEST_FILE} --out RUN")
-    print(f"{out}: {TRIALS_FILE}  {BEST_FILE}  {PLOTS}/  summary.json")
+    files = [TRIALS_FILE, *([BEST_FILE] if best else []), f"{PLOTS}/", "summary.json"]
+    print(f"{out}: {'  '.join(files)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from beamclip.errors import InputError
+from beamclip.json_lines import mend_json_lines
 from beamclip.summary import SUMMARY_FILE, read_summary, write_summary
 from beamclip.tracking.store import MAX_METRICS, Event, Refused, RunRecord, Store, parts, tracking_uri
 
@@ -64,7 +65,13 @@ class UnsentFile:
 
     def append(self, run: RunRecord, events: Iterable[Event]) -> None:
         """Add events to the file; a new file begins with the run."""
-        with self._lock, self.path.open("a", encoding="utf-8") as file:
+        with self._lock:
+            # A full disk leaves half a line, which would swallow the next one.
+            mend_json_lines(self.path)
+            self._append(run, events)
+
+    def _append(self, run: RunRecord, events: Iterable[Event]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(_lines(events) if file.tell() else _lines([asdict(run), *events]))
 
     def send(self, store: Store, warn: Warn, *, until: float = math.inf) -> RunRecord:

@@ -17,18 +17,20 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from beamclip.training.checkpoint_store import (
+    cause_of,
+    find_checkpoint,
+    folder_name,
+    open_store,
+    remove_checkpoint,
+)
+from beamclip.training.manifest import (
     STATE_FILE,
     DamagedCheckpointError,
     FileRecord,
     Manifest,
-    cause_of,
     check_file,
     compare,
-    find_checkpoint,
-    folder_name,
-    open_store,
     read_manifest,
-    remove_checkpoint,
     sync,
     write_manifest,
 )

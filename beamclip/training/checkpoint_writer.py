@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from beamclip.training.checkpoint import State, write_checkpoint
-from beamclip.training.checkpoint_store import Manifest, cause_of, prune
+from beamclip.training.checkpoint_store import cause_of, prune
+from beamclip.training.manifest import Manifest
 
 log = logging.getLogger(__name__)
 

@@ -96,11 +96,13 @@ class WaitingWorkers:
             with ray_session(python=self._python):
                 check_resources(self._config)
                 self._channel.set_result(RemoteChannel())
-                # This import takes seconds.
-                import beamclip.training.ray_train  # noqa: F401
-
+                # This import takes seconds. Whether it fails is for the workers' thread to say.
+                with contextlib.suppress(ImportError):
+                    import beamclip.training.ray_train  # noqa: F401
                 self._left.wait()
         except BaseException as error:
+            if self._channel.done():
+                raise
             self._channel.set_exception(error)
 
     def _start_workers(self) -> None:

@@ -30,11 +30,12 @@ from beamclip.data.rows import RowReader, read_rows
 from beamclip.data.shards import Columns, Shard, fingerprint
 from beamclip.data.stream import Batch, pinned, prefetched, shuffled_rows, training_batches
 from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint, read_newest_checkpoint
-from beamclip.training.checkpoint_store import Manifest, discard_after, holds_claim, no_whole_checkpoint
+from beamclip.training.checkpoint_store import discard_after, holds_claim, no_whole_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.events import Damaged, Lost, Recorded, Saved, Started
 from beamclip.training.loop import NonFiniteLossError, Request, Training, run_loop
+from beamclip.training.manifest import Manifest
 from beamclip.training.process import prepare_process
 from beamclip.training.trace import Trace
 from beamclip.training.worker_group import WorkerGroup, single_process
@@ -300,15 +301,22 @@ class _Hooks:
         self.ask_step = first_step
 
     def seen(self, step: int, batches: list[Batch]) -> None:
+        """Write a step's samples to the trace, if there is one."""
         if self.trace is not None:
             self.trace.record(step, batches)
 
     def log(self, record: dict[str, float]) -> None:
+        """On rank 0, send a record to the command; raise the error of a failed write of a checkpoint."""
         if self.writer is not None:
             self.writer.check()
             self.job.channel.put(Recorded({**record, "pid": os.getpid()}))
 
     def save(self, state: State, position: Position, record: dict[str, float]) -> None:
+        """Gather the positions of all ranks; on rank 0, have the checkpoint written.
+
+        Raises:
+            CheckpointError: another command has taken over the run.
+        """
         ranks = _gathered(position, self.start.order.world_size)
         if self.writer is None:
             return

@@ -26,8 +26,8 @@ from beamclip.models.config import StudentConfig
 from beamclip.models.export import WEIGHTS_FILE, write_open_clip_dir
 from beamclip.models.student import build_student
 from beamclip.training.checkpoint import read_checkpoint
-from beamclip.training.checkpoint_store import MANIFEST_FILE
 from beamclip.training.loop import trained_weights
+from beamclip.training.manifest import MANIFEST_FILE
 
 ROOT = Path(__file__).parents[2]
 WEBDATASET = "webdataset==0.2.86"

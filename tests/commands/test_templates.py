@@ -53,12 +53,13 @@ def test_other_templates_than_those_of_the_captions_are_warned_of_in_one_line(cl
     assert warned(NAME, clip, NAME, tmp_path, capsys) == ""
 
 
-def test_nothing_is_compared_where_the_templates_are_known_to_fit(clip, tmp_path):
+def test_nothing_is_compared_where_the_templates_are_known_to_fit(clip, tmp_path, capsys):
     def never() -> torch.Tensor:
         raise AssertionError("no image had to be embedded")
 
     known = replace(clip, fitting=BY_NAMES)
     warn_of_misfit(NAME, CLASSES, known, never, WorkersConfig(), tmp_path)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow

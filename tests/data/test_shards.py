@@ -487,7 +487,12 @@ def test_a_first_shard_that_is_broken_does_not_pass_for_one_without_captions(
 ) -> None:
     write_tar(tmp_path, 0, make_samples(0, 3)).write_bytes(b"")
     write_tar(tmp_path, 1, make_samples(1, 3))
-    check_texts(list_shards(str(tmp_path)), Columns(caption=True, more_texts=("label",)), "shards")
+    columns = Columns(caption=True, more_texts=("label",))
+    check_texts(list_shards(str(tmp_path)), columns, "shards")
+    (tmp_path / "00001.tar").write_bytes(b"")
+    # Nothing can be said of the texts then, and the rows are counted as lost in training.
+    check_texts(list_shards(str(tmp_path)), columns, "shards")
+    assert losses(read(tmp_path)) == {BROKEN_SHARD: 6}
 
 
 def test_statistics_that_claim_too_much_cost_the_difference(
@@ -710,7 +715,7 @@ def test_members_over_their_limit_are_not_read(
     samples[2]["json"] = b'{"label": "class0"' + b" " * (1 << 20) + b"}"
     samples[3]["txt"] = b"so " * (1 << 20)
     write_tar(tmp_path, 0, samples)
-    monkeypatch.setattr(sample_rows, "MOST_IMAGE_BYTES", 1 << 19)
+    monkeypatch.setattr(sample_rows, "MAX_BYTES", 1 << 19)
     monkeypatch.setattr(sample_rows, "MOST_FIELDS_BYTES", 1 << 19)
     rows = read(tmp_path)
     assert [row["problem"] for row in rows] == [None, TOO_LARGE, TOO_LARGE, None]

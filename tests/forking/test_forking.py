@@ -1,5 +1,6 @@
 """Forks of a server, as the processes that they stand for: started by a command line, seen from outside."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -14,6 +15,7 @@ import pytest
 import ray
 
 import beamclip
+from beamclip.forking import client
 from beamclip.forking.start import ARENAS, fork_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are made on Linux alone")
@@ -137,6 +139,25 @@ def test_a_client_that_is_killed_takes_its_fork_along(python: list[str], script:
     assert client.wait() == -signal.SIGKILL
     # The fork held the other end of this.
     assert client.stdout.read() == ""
+
+
+def test_a_server_that_is_killed_takes_its_forks_and_their_clients_along(script: Path) -> None:
+    script.write_text("import os, time; print(os.getppid(), flush=True); time.sleep(600)")
+    with fork_server(()) as command:
+        waiting = subprocess.Popen([*shlex.split(command), str(script)], stdout=subprocess.PIPE, text=True)
+        assert waiting.stdout is not None
+        os.kill(int(waiting.stdout.readline()), signal.SIGKILL)
+        assert waiting.wait() == -signal.SIGKILL
+        # The fork held the other end of this.
+        assert waiting.stdout.read() == ""
+
+
+def test_a_process_of_very_many_open_files_is_left_to_python_itself(python: list[str], script: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(script.open()).fileno() for _ in range(client.MOST_FILES + 1)]
+        found = run(python, script, input="", pass_fds=files)
+    assert found.returncode == 3
+    assert not json.loads(found.stdout)["preloaded"]
 
 
 USES_ARENAS = """

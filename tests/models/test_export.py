@@ -156,6 +156,24 @@ def test_an_export_that_fails_leaves_the_former_one_whole(tmp_path: Path, teache
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_an_export_that_cannot_take_its_place_leaves_the_former_one(
+    tmp_path: Path, teacher: LoadedClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write_open_clip_dir(teacher, tmp_path / "model", {})
+    rename = Path.rename
+
+    def fails_for_the_new_one(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise PermissionError("a watcher holds the folder")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_for_the_new_one)
+    with pytest.raises(PermissionError):
+        write_open_clip_dir(teacher, out, {})
+    assert load_clip(str(out)).fingerprint == teacher.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path, teacher: LoadedClip) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()

@@ -13,9 +13,10 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from beamclip.cluster import WorkersConfig
-from beamclip.commands.options import DistillConfig
+from beamclip.commands.options import DistillConfig, SweepConfig
 from beamclip.commands.search import SearchConfig
-from beamclip.sweep.space import Range, Settings, Values, parse_space
+from beamclip.sweep.space import Range, Settings, Space, Values, parse_space
+from beamclip.sweep.sweep import _suggestions
 from beamclip.sweep.trial import METRIC, Score, Trial
 from beamclip.sweep.tuning import OptunaSampler, TrialQueue, run_trials, tune_environment
 
@@ -44,6 +45,17 @@ def test_a_trial_goes_on_behind_the_last_score_that_was_heard_of():
     suggestions.on_trial_result("b", {"step": 3})
     assert suggestions.comes_back("b", had_started=True, counts=True)
     assert suggestions.suggest("c") == {"number": 1, "settings": {}, "step": 3}
+
+
+def test_trials_of_optuna_get_numbers_that_no_earlier_trial_has():
+    """The second trial was cut off before it started, and left no file."""
+    pytest.importorskip("optuna")
+    done = {number: Trial(number, {"tau_teacher": 0.01, "num_contexts": 0}, "finished") for number in (0, 2)}
+    space: Space = {"tau_teacher": Values((0.01, 0.02, 0.04)), "num_contexts": Values((0, 1))}
+    config = SweepConfig(search=SearchConfig(optuna=True, trials=4))
+    suggestions = _suggestions(config, space, done)
+    assert [suggestions.suggest(each)["number"] for each in "ab"] == [3, 4]
+    assert len(suggestions) == 0
 
 
 @pytest.mark.parametrize(

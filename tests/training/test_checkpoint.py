@@ -20,12 +20,7 @@ from torch import nn
 from beamclip.errors import InputError
 from beamclip.training.checkpoint import State, read_checkpoint, read_newest_checkpoint, write_checkpoint
 from beamclip.training.checkpoint_store import (
-    MANIFEST_FILE,
-    STATE_FILE,
-    DamagedCheckpointError,
     Found,
-    Manifest,
-    check_sizes,
     check_writable,
     claim,
     discard_after,
@@ -36,6 +31,13 @@ from beamclip.training.checkpoint_store import (
 )
 from beamclip.training.checkpoint_writer import snapshot
 from beamclip.training.config import CheckpointConfig
+from beamclip.training.manifest import (
+    MANIFEST_FILE,
+    STATE_FILE,
+    DamagedCheckpointError,
+    Manifest,
+    check_sizes,
+)
 
 SOURCES = Path(__file__).parents[2]
 

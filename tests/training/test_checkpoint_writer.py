@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from beamclip.training.checkpoint import State, read_checkpoint, write_checkpoint
-from beamclip.training.checkpoint_store import STATE_FILE, Manifest, find_checkpoint
+from beamclip.training.checkpoint_store import find_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter, snapshot
+from beamclip.training.manifest import STATE_FILE, Manifest
 
 SOURCES = Path(__file__).parents[2]
 
