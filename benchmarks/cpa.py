@@ -33,7 +33,8 @@ from beamclip.evaluation.zeroshot import class_scores, topk_accuracy
 from beamclip.losses.config import CsmConfig
 from beamclip.models.teacher import Teacher
 from beamclip.plots.style import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
-from beamclip.prompts.anchors import Anchors, class_prompts, encode_anchors, truncated_prompts
+from beamclip.prompts.anchors import Anchors, encode_anchors, truncated_prompts
+from beamclip.prompts.class_prompts import class_prompts
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.config import PromptConfig
 from beamclip.training.config import OptimConfig

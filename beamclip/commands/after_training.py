@@ -9,7 +9,7 @@ from typing import TypeVar
 from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.errors import InputError
 from beamclip.prompts.config import PromptConfig
-from beamclip.runs.folder import MODEL
+from beamclip.runs.folder import MODEL, PLOTS
 from beamclip.summary import Status
 
 Result = TypeVar("Result")
@@ -71,6 +71,15 @@ class AfterTraining:
         if self.interrupted:
             raise KeyboardInterrupt(later)
         raise UnscoredError(f"{' '.join(self.notes)} {later}") from next(iter(self.failed.values()))
+
+
+def draw_curves(history: list[dict[str, float]], run_dir: Path) -> None:
+    """Draw the curves of a training into the plots of its run; nothing without a record."""
+    # Importing matplotlib takes half a second, for which training need not wait.
+    from beamclip.plots.curves import plot_curves
+
+    if history:
+        plot_curves(history, run_dir / PLOTS / "curves.png")
 
 
 def _reason(error: BaseException) -> str:

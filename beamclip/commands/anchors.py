@@ -1,47 +1,35 @@
-"""Text anchors of a run, made from a class list, the shards' captions or both; the sources of contexts."""
+"""Text anchors of a run, made from a class list, the shards' captions or both."""
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from beamclip.cluster import WorkersConfig, ray_session
+from beamclip.cluster import WorkersConfig
 from beamclip.commands.console import plural, print_stage
-from beamclip.data.cooccurrence import caption_words
+from beamclip.commands.contexts import CONTEXTS_ADVICE, ONE_ANCHOR, refuse_alike, refuse_one_class
 from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.shards import (
     MISSING_CAPTION,
     Columns,
     Shard,
-    check_texts,
-    fingerprint,
     iterate_rows,
-    list_shards,
 )
 from beamclip.errors import InputError
-from beamclip.files import write_whole
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import (
     Anchors,
     caption_anchors,
-    class_prompts,
-    count_alike,
     encode_anchors,
     truncated_prompts,
 )
+from beamclip.prompts.class_prompts import class_prompts
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.config import AnchorReduce, PromptConfig
-from beamclip.prompts.contexts import CAPTIONS, NONE, WORDNET, ContextSource, class_contexts, source_names
-from beamclip.prompts.wordnet import wordnet_contexts
-
-_ONE_ANCHOR = "With one anchor there is nothing to learn or to score"
-_CONTEXTS = "Contexts tell classes of one name apart (--context-source, --num-contexts)"
+from beamclip.prompts.contexts import ContextSource
 
 
 def class_anchors(
@@ -69,7 +57,7 @@ def class_anchors(
     alike = refuse_alike(prompts)
     if alike:
         text = f"{alike:,} of {plural(len(classes), 'class')} share their prompts with another one"
-        print_stage("warning", f"{text}: no image can tell these apart. {_CONTEXTS}")
+        print_stage("warning", f"{text}: no image can tell these apart. {CONTEXTS_ADVICE}")
     _warn_of_cuts(prompts, classes, clip)
     anchors, encoded = encoded_prompts(prompts, config.anchor_reduce, clip, workers, cache_dir)
     text = f"{plural(len(classes), 'class')}, {plural(sum(map(len, prompts)), 'prompt')}"
@@ -90,16 +78,6 @@ def encoded_prompts(
         prompts, missing, reduce, cache_dir=cache_dir, encoder_fingerprint=clip.fingerprint
     )
     return anchors, missing.called
-
-
-def refuse_one_class(classes: Sequence[ClassEntry]) -> None:
-    """Raise InputError for a class list of one class: every image would be nearest to its anchor."""
-    if len(classes) == 1:
-        name = classes[0].name
-        advice = " In a text list each class has a line of its own." if "," in name else ""
-        raise InputError(
-            f"--classes: holds one class, {name[:60]!r}. {_ONE_ANCHOR}: give two classes or more.{advice}"
-        )
 
 
 def captions_as_anchors(
@@ -129,7 +107,7 @@ def captions_as_anchors(
     drawn = np.random.default_rng(seed).permutation(sorted(captions))[:number].tolist()
     if len(drawn) < 2:
         raise InputError(
-            f"--anchors captions: one caption was drawn, {drawn[0][:60]!r}. {_ONE_ANCHOR}: give captions "
+            f"--anchors captions: one caption was drawn, {drawn[0][:60]!r}. {ONE_ANCHOR}: give captions "
             "that differ, or --caption-anchors above 1."
         )
     missing = _EncodeOnce(clip, workers)
@@ -183,21 +161,6 @@ class _EncodeOnce:
         return ray.remote(num_gpus=1, num_cpus=0)(TextTower).remote(self.clip)
 
 
-def refuse_alike(prompts: Sequence[Sequence[str]]) -> int:
-    """Return how many classes share their prompts with another class.
-
-    Raises:
-        InputError: all classes have the same prompts.
-    """
-    distinct, alike = count_alike(prompts)
-    if distinct < 2:
-        raise InputError(
-            f"--classes: all {plural(len(prompts), 'class')} have the same prompts, first: "
-            f"{prompts[0][0][:60]!r}. {_ONE_ANCHOR}. {_CONTEXTS}."
-        )
-    return alike
-
-
 def _warn_of_cuts(prompts: list[list[str]], classes: list[ClassEntry], clip: LoadedClip) -> None:
     length = clip.model_cfg["text_cfg"].get("context_length", 77)
     cut = truncated_prompts(prompts, clip.tokenizer, length)
@@ -208,98 +171,3 @@ def _warn_of_cuts(prompts: list[list[str]], classes: list[ClassEntry], clip: Loa
             f"{plural(len(cut), 'prompt')} longer than the teacher's {length} tokens, the end is lost; "
             f'first: class {classes[index].id} ("{prompt}")',
         )
-
-
-MOST_WORDS = 16
-"""Words kept for each class name, so that more contexts need no further pass over the captions."""
-
-
-def check_contexts(
-    classes: Sequence[ClassEntry], config: PromptConfig, data: str | None, *, allow_missing: bool = False
-) -> None:
-    """Refuse contexts that no source can give, before anything is started; captions are not counted yet.
-
-    Args:
-        classes: empty where the command was given no class list.
-        data: address of the command's shards, if it has any.
-        allow_missing: see `list_shards`.
-
-    Raises:
-        InputError: as `class_contexts`; there are no captions to read; or all classes have the same prompts.
-    """
-    names = source_names(config.context_source)
-    lexicon = _lexicon(config)
-    for name in (names or (NONE,)) if config.num_contexts else ():
-        if name == CAPTIONS:
-            address = _address(config, data)
-            shards = list_shards(address, allow_missing=allow_missing)
-            check_texts(shards, _columns(config), address)
-        else:
-            class_contexts(classes, name, config.num_contexts, lexicon)
-    if classes:
-        refuse_one_class(classes)
-        if not (config.num_contexts and CAPTIONS in names):
-            # Templates cannot tell classes apart: any will do.
-            refuse_alike(class_prompts(classes, replace(config, templates=("name",)), lexicon))
-
-
-def context_sources(
-    classes: Sequence[ClassEntry],
-    config: PromptConfig,
-    data: str | None,
-    cache_dir: Path,
-    *,
-    allow_missing: bool = False,
-) -> dict[str, ContextSource]:
-    """Return the context sources that need more than the class list: the lexicon, and words from captions.
-
-    Only those that the configuration asks for, by name; captions are read on Ray.
-
-    Args:
-        data: address of the command's shards, if it has any.
-        cache_dir: folder in which the words found in captions are kept.
-        allow_missing: see `list_shards`.
-    """
-    sources = _lexicon(config)
-    if config.num_contexts and CAPTIONS in source_names(config.context_source):
-        shards = list_shards(_address(config, data), allow_missing=allow_missing)
-        words = _words(sorted({entry.name for entry in classes}), config, shards, cache_dir)
-        sources[CAPTIONS] = lambda entry: words[entry.name]
-    return sources
-
-
-def _address(config: PromptConfig, data: str | None) -> str:
-    address = config.context_data or data
-    if address is None:
-        raise InputError("context_source captions reads the captions of shards. Give --data SHARDS.")
-    return address
-
-
-def _columns(config: PromptConfig) -> Columns:
-    return Columns(caption=True, more_texts=config.context_columns)
-
-
-def _lexicon(config: PromptConfig) -> dict[str, ContextSource]:
-    if config.num_contexts and WORDNET in source_names(config.context_source):
-        return {WORDNET: wordnet_contexts(config.wordnet)}
-    return {}
-
-
-def _words(
-    names: list[str], config: PromptConfig, shards: list[Shard], cache_dir: Path
-) -> dict[str, tuple[str, ...]]:
-    most = max(MOST_WORDS, config.num_contexts)
-    paths = [shard.path for shard in shards]
-    key = json.dumps([paths, fingerprint(shards), config.context_columns, most, names])
-    path = cache_dir / f"words-{hashlib.sha256(key.encode()).hexdigest()}.json"
-    note = "cached"
-    if not path.exists():
-        with ray_session():
-            found = caption_words(shards, names, _columns(config), most)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(found))
-        note = "counted"
-    words = {name: tuple(own) for name, own in json.loads(path.read_text()).items()}
-    telling = sum(bool(own) for own in words.values())
-    print_stage("contexts", f"words beside {telling:,} of {plural(len(names), 'name')} in captions", note)
-    return words

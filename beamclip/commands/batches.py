@@ -1,16 +1,15 @@
-"""Length, learning rate and batches of a training: chosen where the user gave none, and always checked."""
+"""Length, learning rate and batches of a training: chosen where the user gave none, and always checked.
 
-from copy import deepcopy
+Free of torch: batches are checked before a model is loaded.
+"""
+
 from dataclasses import replace
 from typing import TypeVar
-
-import torch
 
 from beamclip.commands.console import plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig, SweepConfig
 from beamclip.data.shards import Shard
 from beamclip.errors import InputError
-from beamclip.models.clip import LoadedClip
 from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
 
 TrainConfig = DistillConfig | PretrainConfig
@@ -64,28 +63,3 @@ def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
             f"{config.data}: {plural(samples, 'sample')} cannot fill a batch of {batch}. "
             f"Give --batch-size {samples // parts * parts or parts} or less, or more data."
         )
-
-
-def check_batch_norms(config: TrainConfig, clip: LoadedClip) -> None:
-    """Refuse passes of one image if they leave a batch norm one value per channel, which has no variance.
-
-    Args:
-        config: as returned by `sized`.
-
-    Raises:
-        InputError: torch refuses to train the image tower on one image.
-    """
-    batch, passes = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
-    if batch is None or batch > passes:
-        return
-    # The meta device takes no memory or arithmetic; torch itself says whether it would train.
-    tower = deepcopy(clip.image_tower.network).to("meta").train()
-    try:
-        tower(torch.empty(1, 3, clip.image_size, clip.image_size, device="meta"))
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise InputError(
-            f"--batch-size {batch}: one image in each of the {passes} passes of a step "
-            f"(workers x accumulation) leaves batch norms nothing to average over. Give {2 * passes} or more."
-        ) from error

@@ -2,7 +2,9 @@
 
 import time
 
+from beamclip.commands.distill_data import load_data
 from beamclip.commands.options import DistillConfig
+from beamclip.runs.folder import new_run_dir
 from beamclip.summary import Summary
 from beamclip.training.waiting import waiting_workers
 
@@ -17,8 +19,12 @@ def distill(config: DistillConfig) -> Summary:
         KeyboardInterrupt: the run was interrupted; its message says how to go on.
     """
     began = time.perf_counter()
+    run_dir = new_run_dir(config.out, "distill")
     with waiting_workers(config.workers) as workers:
-        # Takes seconds, during which another process imports the same modules for the workers.
+        data = load_data(config)
+        if workers is not None:
+            workers.start_ray()
+        # Takes seconds, in which Ray starts and another process imports the same modules for the workers.
         from beamclip.commands.distillation import run_distillation
 
-        return run_distillation(config, workers, began=began)
+        return run_distillation(config, data, run_dir, workers, began=began)

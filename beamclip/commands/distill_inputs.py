@@ -1,22 +1,15 @@
-"""Load and check the inputs of a distillation, and build its anchors. A sweep uses this too."""
+"""Load and check the models of a distillation, and build its anchors. A sweep uses this too."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from beamclip.commands.anchors import (
-    captions_as_anchors,
-    check_contexts,
-    class_anchors,
-    context_sources,
-    joined,
-)
-from beamclip.commands.batches import (
-    check_batch_norms,
-    check_batches,
-    sized,
-)
+from beamclip.commands.anchors import captions_as_anchors, class_anchors, joined
+from beamclip.commands.batch_norms import check_batch_norms
+from beamclip.commands.batches import sized
 from beamclip.commands.console import plural, print_stage
+from beamclip.commands.contexts import context_sources
+from beamclip.commands.distill_data import DistillData
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.templates import (
     embedded_by,
@@ -25,23 +18,13 @@ from beamclip.commands.templates import (
     warn_of_other_teachers,
     with_templates,
 )
-from beamclip.data.cache import (
-    CachedViews,
-    CacheManifest,
-    augmentation_differences,
-    finished_manifest,
-    is_cache,
-)
-from beamclip.data.shards import Shard, list_labelled, list_shards
+from beamclip.data.cache import CachedViews, CacheManifest, augmentation_differences
 from beamclip.errors import InputError
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
-from beamclip.option_texts import check_required
 from beamclip.prompts.anchors import Anchors
-from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.contexts import ContextSource
-from beamclip.training.waiting import WaitingWorkers
 
 Distilling = TypeVar("Distilling", bound=DistillConfig)
 
@@ -50,55 +33,42 @@ Distilling = TypeVar("Distilling", bound=DistillConfig)
 class DistillInputs:
     """Everything that the options of a distillation name, loaded and checked."""
 
-    shards: list[Shard]
+    data: DistillData
     teachers: list[LoadedClip]
     """Without their image towers, which the workers run; with a cache, nobody needs them."""
     image_towers: list[ImageTower]
     """Image towers of the teachers; empty with a cache."""
     student: LoadedClip
-    classes: list[ClassEntry]
-    manifest: CacheManifest | None
-    """Manifest of the teacher cache; None if the data are plain shards."""
     views: CachedViews | None
     """What training reads from the cache; None if the data are plain shards."""
 
     @property
     def image_size(self) -> int:
         """Side of the images that training sees, pixels."""
-        return self.manifest.image_size if self.manifest else needed_size(self.teachers, self.student)
+        manifest = self.data.manifest
+        return manifest.image_size if manifest else needed_size(self.teachers, self.student)
 
 
-def load_inputs(config: DistillConfig, workers: WaitingWorkers | None = None) -> DistillInputs:
-    """Load and check every input before training is started.
+def load_inputs(config: DistillConfig, data: DistillData) -> DistillInputs:
+    """Load and check the models before training is started.
 
     Args:
-        workers: if given, their Ray is started while the models load, which is the slow part.
+        data: as returned by `load_data`.
 
     Raises:
         InputError: for the first input that cannot be used.
     """
-    # A wrong address is reported before a missing option.
-    allow_missing = config.stream.allow_missing_shards
-    shards = list_shards(config.data, allow_missing=allow_missing) if config.data else []
-    check_options(config)
-    check_batches(sized(config, shards), shards)
-    classes = load_classes(config.classes) if config.classes else []
-    check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
-    if config.scoring.eval_data:
-        list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
-    manifest = finished_manifest(str(config.data)) if is_cache(str(config.data)) else None
-    if workers is not None:
-        workers.start_ray()
     loaded = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
     teachers = [text_tower(clip) for clip in loaded]
     student = build_student(config.student, teachers[0], config.seed)
+    shards, manifest = data.shards, data.manifest
     check_batch_norms(sized(config, shards), student)
     _show_init(config.student, student)
     views = cached_views(config, manifest, teachers, student) if manifest else None
     images = f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}"
     print_stage("shards", images, f"{plural(manifest.augmentations, 'cached view')} each" if manifest else "")
     towers = [] if manifest else [clip.image_tower for clip in loaded]
-    return DistillInputs(shards, teachers, towers, student, classes, manifest, views)
+    return DistillInputs(data, teachers, towers, student, views)
 
 
 def _show_init(config: StudentConfig, student: LoadedClip) -> None:
@@ -106,19 +76,6 @@ def _show_init(config: StudentConfig, student: LoadedClip) -> None:
         pixels = student.preprocessing
         mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (pixels.mean, pixels.std))
         print_stage("student", f"{config.student} from {config.init_checkpoint}", f"mean {mean}, std {std}")
-
-
-def check_options(config: DistillConfig) -> None:
-    """Refuse options that are incomplete or contradict each other.
-
-    Raises:
-        InputError: a required option is missing, or both losses have the weight 0.
-    """
-    check_required(config, hint="Without any option at all, the quickstart runs instead.")
-    if config.classes is None and config.anchors != "captions":
-        raise InputError("--classes is required: the anchors are made from it, unless --anchors is captions.")
-    if config.csm.csm_weight == 0 and config.feature.feature_weight == 0:
-        raise InputError("--csm-weight and --feature-weight are both 0: nothing would be learned.")
 
 
 def needed_size(teachers: list[LoadedClip], student: LoadedClip) -> int:
@@ -159,7 +116,7 @@ def cached_views(
 
 def with_own_templates(config: Distilling, inputs: DistillInputs) -> Distilling:
     """Replace the templates `auto` in the configuration by those that fit the first teacher."""
-    if not inputs.classes:
+    if not inputs.data.classes:
         return config
     return replace(config, prompts=with_templates(config.prompts, inputs.teachers[0]))
 
@@ -170,13 +127,13 @@ def check_templates(config: DistillConfig, inputs: DistillInputs, cache: Path) -
     Args:
         cache: folder in which encoded prompts are kept.
     """
-    if not inputs.classes:
+    if not inputs.data.classes:
         return
     if inputs.views:
-        embed = kept_in(inputs.views, inputs.shards)
+        embed = kept_in(inputs.views, inputs.data.shards)
     else:
-        embed = embedded_by(inputs.image_towers[0], inputs.shards, config.workers)
-    warn_of_misfit(config.prompts, inputs.classes, inputs.teachers[0], embed, config.workers, cache)
+        embed = embedded_by(inputs.image_towers[0], inputs.data.shards, config.workers)
+    warn_of_misfit(config.prompts, inputs.data.classes, inputs.teachers[0], embed, config.workers, cache)
     warn_of_other_teachers(config.prompts, inputs.teachers)
 
 
@@ -190,7 +147,7 @@ def anchors_of(
     """
     allow_missing = config.stream.allow_missing_shards
     external_sources = context_sources(
-        inputs.classes, config.prompts, config.data, cache, allow_missing=allow_missing
+        inputs.data.classes, config.prompts, config.data, cache, allow_missing=allow_missing
     )
     pairs = [_anchors_of(teacher, config, inputs, external_sources, cache) for teacher in inputs.teachers]
     return [used for used, _ in pairs], pairs[0][1]
@@ -204,14 +161,16 @@ def _anchors_of(
     cache: Path,
 ) -> tuple[Anchors, Anchors | None]:
     parts = []
-    if inputs.classes:
+    if inputs.data.classes:
         parts.append(
-            class_anchors(inputs.classes, config.prompts, external_sources, teacher, config.workers, cache)
+            class_anchors(
+                inputs.data.classes, config.prompts, external_sources, teacher, config.workers, cache
+            )
         )
     of_classes = parts[0] if parts else None
     if config.anchors != "classes":
         drawn = captions_as_anchors(
-            inputs.shards, config.caption_anchors, config.seed, teacher, config.workers, cache
+            inputs.data.shards, config.caption_anchors, config.seed, teacher, config.workers, cache
         )
         parts = [drawn] if config.anchors == "captions" else [*parts, drawn]
     return joined(parts), of_classes

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from beamclip.cluster import share
-from beamclip.commands.after_training import SCORING, AfterTraining
+from beamclip.commands.after_training import SCORING, AfterTraining, draw_curves
 from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import percent, plural, print_stage
+from beamclip.commands.distill_data import DistillData
 from beamclip.commands.distill_inputs import (
     DistillInputs,
     anchors_of,
@@ -23,32 +24,34 @@ from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.export import write_card, write_open_clip_dir
 from beamclip.models.student import attach_text_tower, drop_text_tower
-from beamclip.plots.curves import plot_curves
 from beamclip.prompts.anchors import Anchors
-from beamclip.runs.folder import MODEL, PLOTS, new_run_dir
+from beamclip.runs.folder import MODEL, PLOTS
 from beamclip.summary import Summary
 from beamclip.training.waiting import WaitingWorkers
 
 
-def run_distillation(config: DistillConfig, workers: WaitingWorkers | None, *, began: float) -> Summary:
+def run_distillation(
+    config: DistillConfig, data: DistillData, run_dir: Path, workers: WaitingWorkers | None, *, began: float
+) -> Summary:
     """Run a distillation and write its run folder; errors as in distill.distill.
 
     Args:
-        workers: as yielded by waiting_workers.
+        data: as returned by load_data.
+        run_dir: folder of the run, which may not exist yet.
+        workers: as yielded by waiting_workers; their Ray was started.
         began: time.perf_counter() when the command began.
     """
-    run_dir = new_run_dir(config.out, "distill")
-    inputs = load_inputs(config, workers)
-    given, config = config, sized(config, inputs.shards)
-    show_chosen(given, config, inputs.shards)
+    inputs = load_inputs(config, data)
+    given, config = config, sized(config, data.shards)
+    show_chosen(given, config, data.shards)
     config = with_own_templates(config, inputs)
-    with started_run("distill", config, run_dir, inputs.shards, workers, began=began) as run:
+    with started_run("distill", config, run_dir, data.shards, workers, began=began) as run:
         if config.resume is None:
             check_templates(config, inputs, run_dir.parent / "anchors")
         anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")
         job = distillation_job(
             config,
-            TrainingData(inputs.shards, inputs.views, inputs.image_size),
+            TrainingData(data.shards, inputs.views, inputs.image_size),
             teachers=[share(tower, config.workers) for tower in inputs.image_towers],
             student=share(inputs.student.image_tower, config.workers),
             anchors=share(anchors, config.workers),
@@ -67,7 +70,14 @@ def run_distillation(config: DistillConfig, workers: WaitingWorkers | None, *, b
         trim_heap()
         teacher = reload_teacher(config, fingerprint, run_dir)
         attach_text_tower(inputs.student, teacher)
-        after, metrics = _leave_model(config, inputs, teacher, scored_anchors, trained, run_dir)
+        write_open_clip_dir(inputs.student, run_dir / MODEL, _card(config, {}))
+        after = AfterTraining()
+        metrics = after.attempt(SCORING, lambda: _score(config, inputs, teacher, scored_anchors)) or {}
+        run.release_ray()
+        card = _card(config, metrics)
+        after.attempt("model card", lambda: write_card(inputs.student, run_dir / MODEL, card))
+        after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
+        after.attempt("pictures", lambda: _draw(config, inputs, teacher, scored_anchors, run_dir))
         stages = {"anchors": len(anchors[0].embeddings), "steps": trained.step}
         summary = run.finish(trained, after, metrics=metrics, stages=stages)
     show_distilled(summary, trained, inputs, run_dir)
@@ -93,26 +103,6 @@ def reload_teacher(config: DistillConfig, fingerprint: str, run_dir: Path) -> Lo
     return teacher
 
 
-def _leave_model(
-    config: DistillConfig,
-    inputs: DistillInputs,
-    teacher: LoadedClip,
-    anchors: Anchors | None,
-    trained: TrainingResult,
-    run_dir: Path,
-) -> tuple[AfterTraining, dict[str, float]]:
-    """Write the student before anything else, then score it and draw the plots."""
-    student, model_dir = inputs.student, run_dir / MODEL
-    write_open_clip_dir(student, model_dir, _card(config, {}))
-    after = AfterTraining()
-    if trained.history:
-        after.attempt("curves", lambda: plot_curves(trained.history, run_dir / PLOTS / "curves.png"))
-    metrics = after.attempt(SCORING, lambda: _score(config, inputs, teacher, anchors)) or {}
-    after.attempt("model card", lambda: write_card(student, model_dir, _card(config, metrics)))
-    after.attempt("pictures", lambda: _draw(config, inputs, teacher, anchors, run_dir))
-    return after, metrics
-
-
 def _scored_data(config: DistillConfig, inputs: DistillInputs) -> ScoredData | None:
     scoring = config.scoring
     if scoring.eval_data is None:
@@ -120,7 +110,7 @@ def _scored_data(config: DistillConfig, inputs: DistillInputs) -> ScoredData | N
     return ScoredData(
         scoring.eval_data,
         scoring.label_column,
-        inputs.classes,
+        inputs.data.classes,
         scoring.scoring_batch,
         config.stream.allow_missing_shards,
     )
@@ -136,7 +126,7 @@ def _score(
     of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
     print_stage(
         "scored",
-        f"{plural(len(encoded.labels), 'image')}, {plural(len(inputs.classes), 'class')}",
+        f"{plural(len(encoded.labels), 'image')}, {plural(len(inputs.data.classes), 'class')}",
         "zero-shot",
     )
     reference = of_teacher["zeroshot_top1"]
@@ -178,7 +168,7 @@ def _card(config: DistillConfig, metrics: dict[str, float]) -> dict[str, Any]:
 
 def _title(config: DistillConfig, inputs: DistillInputs) -> str:
     names = " + ".join(_teacher_name(teacher) for teacher in inputs.teachers)
-    return f"{config.student.student} <- {names}{', cached' if inputs.manifest else ''}"
+    return f"{config.student.student} <- {names}{', cached' if inputs.data.manifest else ''}"
 
 
 def _teacher_name(teacher: LoadedClip) -> str:
@@ -195,7 +185,7 @@ def show_distilled(summary: Summary, trained: TrainingResult, inputs: DistillInp
     if "zeroshot_top1" in metrics:
         names = ("zeroshot_top1", "zeroshot_top5", "teacher_zeroshot_top1", "teacher_zeroshot_top5")
         top1, top5, teacher_top1, teacher_top5 = (percent(metrics[name]) for name in names)
-        chance = percent(1 / len(inputs.classes))
+        chance = percent(1 / len(inputs.data.classes))
         print(
             f"zero-shot top-1 {top1}, top-5 {top5}  (teacher {teacher_top1}, {teacher_top5}; chance {chance})"
         )

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from beamclip.cluster import check_resources, workers_session
-from beamclip.commands.anchors import check_contexts, class_anchors, context_sources, refuse_one_class
+from beamclip.commands.anchors import class_anchors
 from beamclip.commands.console import percent, plural, print_stage, table
+from beamclip.commands.contexts import check_contexts, context_sources, refuse_one_class
 from beamclip.commands.options import EvaluateConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import warn_of_misfit, with_templates

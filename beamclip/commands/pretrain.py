@@ -3,6 +3,8 @@
 import time
 
 from beamclip.commands.options import PretrainConfig
+from beamclip.commands.pretrain_data import load_data
+from beamclip.runs.folder import new_run_dir
 from beamclip.summary import Summary
 from beamclip.training.waiting import waiting_workers
 
@@ -17,8 +19,12 @@ def pretrain(config: PretrainConfig) -> Summary:
         KeyboardInterrupt: the run was interrupted; its message says how to go on.
     """
     began = time.perf_counter()
+    run_dir = new_run_dir(config.out, "pretrain")
     with waiting_workers(config.workers) as workers:
-        # Takes seconds, during which another process imports the same modules for the workers.
+        data = load_data(config)
+        if workers is not None:
+            workers.start_ray()
+        # Takes seconds, in which Ray starts and another process imports the same modules for the workers.
         from beamclip.commands.pretraining import run_pretraining
 
-        return run_pretraining(config, workers, began=began)
+        return run_pretraining(config, data, run_dir, workers, began=began)

@@ -1,31 +1,29 @@
 """Run a pre-training, from its options to the last line on the terminal."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from beamclip.cluster import share
-from beamclip.commands.after_training import SCORING, AfterTraining
-from beamclip.commands.anchors import check_contexts, class_anchors, context_sources
-from beamclip.commands.batches import check_batch_norms, check_batches, show_chosen, sized
+from beamclip.commands.after_training import SCORING, AfterTraining, draw_curves
+from beamclip.commands.anchors import class_anchors
+from beamclip.commands.batch_norms import check_batch_norms
+from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import percent, plural, print_stage
+from beamclip.commands.contexts import context_sources
 from beamclip.commands.options import PretrainConfig
+from beamclip.commands.pretrain_data import PretrainData, columns_of
 from beamclip.commands.run import show_skipped, started_run
 from beamclip.commands.scoring import ScoredData, score_zeroshot
 from beamclip.commands.templates import seen_captions, with_templates
-from beamclip.data.config import CaptionConfig
-from beamclip.data.shards import Columns, Shard, check_texts, list_labelled, list_shards
-from beamclip.errors import InputError
-from beamclip.losses.config import PsdConfig
+from beamclip.data.shards import Shard
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.models.export import write_card, write_open_clip_dir
-from beamclip.option_texts import check_required
-from beamclip.plots.curves import plot_curves
-from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.fitting import fitting_of
-from beamclip.runs.folder import MODEL, PLOTS, new_run_dir
+from beamclip.runs.folder import MODEL
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder
 from beamclip.training.method import initial_logits
@@ -34,92 +32,47 @@ from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import Storage, TrainingJob
 
 
-@dataclass(frozen=True)
-class PretrainInputs:
-    """Everything that the options of a pre-training name, loaded and checked."""
-
-    shards: list[Shard]
-    clip: LoadedClip
-    """The untrained model, with the templates that fit the captions of the shards."""
-    classes: list[ClassEntry]
-
-
-def load_inputs(config: PretrainConfig, workers: WaitingWorkers | None) -> PretrainInputs:
-    """Load and check every input before training is started.
-
-    Args:
-        workers: if given, their Ray is started while the model is built, which is the slow part.
-
-    Raises:
-        InputError: for the first input that cannot be used.
-    """
-    check_required(config)
-    assert config.data is not None, "check_required() refuses it"
-    if config.scoring.eval_data and config.classes is None:
-        raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
-    _refuse_idle_options(config)
-    allow_missing = config.stream.allow_missing_shards
-    shards = list_shards(config.data, allow_missing=allow_missing)
-    check_batches(sized(config, shards), shards)
-    check_texts(shards, columns_of(config), config.data)
-    classes = load_classes(config.classes) if config.classes else []
-    if config.scoring.eval_data:
-        list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
-        check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
-    if workers is not None:
-        workers.start_ray()
+def _new_model(config: PretrainConfig, data: PretrainData) -> LoadedClip:
+    """Return the untrained model, with the templates that fit the captions of the shards."""
     clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
+    shards = data.shards
     check_batch_norms(sized(config, shards), clip)
     print_stage("shards", f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}")
     captions = seen_captions(shards, columns_of(config), config.captions)
-    fitting = fitting_of(captions, [entry.name for entry in classes]) if captions else None
-    return PretrainInputs(shards, replace(clip, fitting=fitting), classes)
+    fitting = fitting_of(captions, [entry.name for entry in data.classes]) if captions else None
+    return replace(clip, fitting=fitting)
 
 
-def _refuse_idle_options(config: PretrainConfig) -> None:
-    """Raise InputError for an option that was changed but has no effect with the others."""
-    captions = CaptionConfig(caption_columns=config.captions.caption_columns)
-    idle: list[tuple[PsdConfig | CaptionConfig, PsdConfig | CaptionConfig, bool, str]] = [
-        (config.psd, PsdConfig(), config.objective == "psd", f"with --objective {config.objective}"),
-        (config.captions, captions, bool(captions.caption_columns), "without --caption-columns"),
-    ]
-    for section, default, used, circumstance in idle:
-        changed = [f.name for f in fields(section) if getattr(section, f.name) != getattr(default, f.name)]
-        if changed and not used:
-            raise InputError(f"--{changed[0].replace('_', '-')} has no effect {circumstance}. Leave it out.")
-
-
-def columns_of(config: PretrainConfig) -> Columns:
-    """Return the columns to read: the caption and the further texts of each sample."""
-    return Columns(caption=True, more_texts=config.captions.caption_columns)
-
-
-def run_pretraining(config: PretrainConfig, workers: WaitingWorkers | None, *, began: float) -> Summary:
+def run_pretraining(
+    config: PretrainConfig, data: PretrainData, run_dir: Path, workers: WaitingWorkers | None, *, began: float
+) -> Summary:
     """Run a pre-training and write its run folder; errors as in pretrain.pretrain.
 
     Args:
-        workers: as yielded by waiting_workers.
+        data: as returned by load_data.
+        run_dir: folder of the run, which may not exist yet.
+        workers: as yielded by waiting_workers; their Ray was started.
         began: time.perf_counter() when the command began.
     """
-    run_dir = new_run_dir(config.out, "pretrain")
-    inputs = load_inputs(config, workers)
-    given, config = config, sized(config, inputs.shards)
-    show_chosen(given, config, inputs.shards)
-    config = replace(config, prompts=with_templates(config.prompts, inputs.clip))
-    with started_run("pretrain", config, run_dir, inputs.shards, workers, began=began) as run:
-        trained = run.train(_job(config, inputs, run.storage), f"{config.model} by {config.objective}")
-        clip = restore_clip(inputs.clip, trained.weights)
+    untrained = _new_model(config, data)
+    given, config = config, sized(config, data.shards)
+    show_chosen(given, config, data.shards)
+    config = replace(config, prompts=with_templates(config.prompts, untrained))
+    with started_run("pretrain", config, run_dir, data.shards, workers, began=began) as run:
+        job = _job(config, data.shards, untrained, run.storage)
+        trained = run.train(job, f"{config.model} by {config.objective}")
+        clip = restore_clip(untrained, trained.weights)
         write_open_clip_dir(clip, run_dir / MODEL, _card(config, {}))
         after = AfterTraining()
-        if trained.history:
-            after.attempt("curves", lambda: plot_curves(trained.history, run_dir / PLOTS / "curves.png"))
-        metrics = after.attempt(SCORING, lambda: _score(config, clip, inputs.classes, run_dir)) or {}
+        metrics = after.attempt(SCORING, lambda: _score(config, clip, data.classes, run_dir)) or {}
+        run.release_ray()
         after.attempt("model card", lambda: write_card(clip, run_dir / MODEL, _card(config, metrics)))
+        after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
         summary = run.finish(trained, after, metrics=metrics, stages={"steps": trained.step})
     show_skipped(trained, summary.counts.attempted)
     if metrics:
         top1, top5 = metrics["zeroshot_top1"], metrics["zeroshot_top5"]
-        chance = percent(1 / len(inputs.classes))
+        chance = percent(1 / len(data.classes))
         print(f"zero-shot top-1 {percent(top1)}, top-5 {percent(top5)}  (chance {chance})")
     print(f"{run_dir}: model/  plots/  summary.json")
     return summary
@@ -129,21 +82,21 @@ def _card(config: PretrainConfig, metrics: dict[str, float]) -> dict[str, Any]:
     return {"model": config.model, "objective": config.objective, "data": config.data, "metrics": metrics}
 
 
-def _job(config: PretrainConfig, inputs: PretrainInputs, storage: Storage) -> TrainingJob:
-    samples = sum(shard.samples for shard in inputs.shards)
+def _job(config: PretrainConfig, shards: list[Shard], clip: LoadedClip, storage: Storage) -> TrainingJob:
+    samples = sum(shard.samples for shard in shards)
     batch_size = config.stream.batch_size
     assert batch_size is not None
     return TrainingJob(
         build_method=PretrainingBuilder(
-            share(inputs.clip, config.workers),
+            share(clip, config.workers),
             config.augmentation,
             config.objective,
             config.psd,
             config.seed,
         ),
-        shards=inputs.shards,
+        shards=shards,
         columns=columns_of(config),
-        image_size=inputs.clip.image_size,
+        image_size=clip.image_size,
         batch_size=batch_size,
         total_steps=total_steps(config.optim, samples, batch_size),
         seed=config.seed,

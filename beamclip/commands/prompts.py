@@ -9,14 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
-from beamclip.commands.anchors import (
-    check_contexts,
-    class_anchors,
-    context_sources,
-    encoded_prompts,
-    refuse_one_class,
-)
+from beamclip.commands.anchors import class_anchors, encoded_prompts
 from beamclip.commands.console import plural, print_stage, table
+from beamclip.commands.contexts import check_contexts, context_sources, refuse_one_class
 from beamclip.commands.options import PromptsConfig
 from beamclip.commands.templates import Fit, compare_templates, embedded_by, say_misfit, with_templates
 from beamclip.config import write_config
@@ -26,7 +21,7 @@ from beamclip.evaluation.anchor_spread import Spread, class_means, closest_pairs
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
 from beamclip.option_texts import check_required
 from beamclip.plots.contexts import plot_contexts
-from beamclip.prompts.anchors import class_prompts, count_alike
+from beamclip.prompts.class_prompts import class_prompts, count_alike
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.config import PromptConfig
 from beamclip.prompts.texts import nfc

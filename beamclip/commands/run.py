@@ -165,6 +165,11 @@ class Run:
             self._leave_interrupted(trained)
         return trained
 
+    def release_ray(self) -> None:
+        """Let Ray stop beside what the command still does without it, unless Ray was up before."""
+        if self.workers is not None:
+            self.workers.release_ray()
+
     def finish(
         self,
         trained: TrainingResult,
@@ -246,7 +251,6 @@ def started_run(
         check_resources(config.workers)
     else:
         workers.wait_for_ray()
-        workers.begin()
     with track_run(config, folder, command) as tracking:
         yield Run(command, config, folder, shards, tracking, workers, began)
 

@@ -10,7 +10,6 @@ from beamclip.evaluation.zeroshot import class_scores, zeroshot_metrics
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import copied_image_teacher
-from beamclip.plots.comparison import plot_predictions, plot_similarity
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry
 
@@ -79,6 +78,9 @@ def draw_comparison(
     Returns:
         Paths of the PNG files; none if there are no labelled images.
     """
+    # Importing matplotlib takes half a second, for which training need not wait.
+    from beamclip.plots.comparison import plot_predictions, plot_similarity
+
     size = max(teacher.image_size, student.image_size)
     images, labels = sample_images(
         data.address, data.class_ids, data.label_column, COMPARED, size, allow_missing=data.allow_missing

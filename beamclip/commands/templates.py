@@ -22,7 +22,7 @@ from beamclip.data.transforms import load_evaluation_image
 from beamclip.evaluation.template_fit import information
 from beamclip.models.clip import ImageTower, LoadedClip
 from beamclip.models.teacher import ImageTeacher
-from beamclip.prompts.anchors import class_prompts
+from beamclip.prompts.class_prompts import class_prompts
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.config import PromptConfig
 from beamclip.prompts.fitting import UNKNOWN_TEMPLATES

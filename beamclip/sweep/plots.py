@@ -60,7 +60,7 @@ def plot_heat_maps(trials: Sequence[Trial], space: Space, out: Path) -> Path | N
         bar = figure.colorbar(
             ScalarMappable(scale.norm, COLOURS),
             ax=grid.tolist(),
-            format=PercentFormatter(1.0, decimals=0),
+            format=PercentFormatter(1.0),
             shrink=0.8,
         )
         bar.set_label(f"{SCORE}, best over all other options")

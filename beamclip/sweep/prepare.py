@@ -10,14 +10,15 @@ from typing import Any
 
 import ray
 
-from beamclip.commands.anchors import check_contexts
-from beamclip.commands.batches import check_batch_norms, check_batches, sized
+from beamclip.commands.batch_norms import check_batch_norms
+from beamclip.commands.batches import check_batches, sized
 from beamclip.commands.console import plural, print_stage
+from beamclip.commands.contexts import check_contexts
+from beamclip.commands.distill_data import check_options, load_data
 from beamclip.commands.distill_inputs import (
     DistillInputs,
     anchors_of,
     cached_views,
-    check_options,
     check_templates,
     load_inputs,
     needed_size,
@@ -69,24 +70,24 @@ def load_sweep(config: SweepConfig) -> Loaded:
         values = choice.values if isinstance(choice, Values) else (choice.low, choice.high)
         for value in values:
             check_options(applied(config, {name: value}))
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, load_data(config))
     space = with_own_values(space, inputs.teachers[0])
     # Trials read the teachers' embeddings from the cache.
     inputs.image_towers.clear()
     for settings in _partial(space, config, ("stream", "optim")):
-        check_batches(sized(applied(config, settings), inputs.shards), inputs.shards)
+        check_batches(sized(applied(config, settings), inputs.data.shards), inputs.data.shards)
     for settings in _partial(space, config, ("prompts",)):
         prompts = applied(config, settings).prompts
         allow_missing = config.stream.allow_missing_shards
-        check_contexts(inputs.classes, prompts, config.data, allow_missing=allow_missing)
+        check_contexts(inputs.data.classes, prompts, config.data, allow_missing=allow_missing)
     students = {}
     for settings in _partial(space, config, ("student",), ("seed",)):
         changed = applied(config, settings)
         student = build_student(changed.student, inputs.teachers[0], changed.seed)
         for sizes in _partial(space, config, ("stream", "optim")):
-            check_batch_norms(sized(applied(changed, sizes), inputs.shards), student)
-        if inputs.manifest is not None:
-            cached_views(changed, inputs.manifest, inputs.teachers, student)
+            check_batch_norms(sized(applied(changed, sizes), inputs.data.shards), student)
+        if inputs.data.manifest is not None:
+            cached_views(changed, inputs.data.manifest, inputs.teachers, student)
         students[student_key(changed.student, changed.seed)] = student
     tried = " x ".join(f"{name} ({_extent(choice)})" for name, choice in space.items())
     total = combinations(space)
@@ -151,9 +152,9 @@ def prepare_sweep(
     data = _cache(config, loaded, out)
     base = _base(config, data, out, concurrent)
     shards = list_shards(data, allow_missing=config.stream.allow_missing_shards)
-    cached = replace(loaded.inputs, manifest=finished_manifest(data), shards=shards)
-    assert cached.manifest is not None
-    views = [cached_views(base, cached.manifest, cached.teachers, clip) for clip in loaded.students.values()]
+    manifest = finished_manifest(data)
+    cached = replace(loaded.inputs, data=replace(loaded.inputs.data, shards=shards, manifest=manifest))
+    views = [cached_views(base, manifest, cached.teachers, clip) for clip in loaded.students.values()]
     if "templates" not in loaded.space:
         check_templates(base, replace(cached, views=views[0]), out.parent / "anchors")
     prompts = [applied(base, settings).prompts for settings in _partial(loaded.space, base, ("prompts",))]
@@ -163,10 +164,10 @@ def prepare_sweep(
     }
     shared = TrialInputs(
         base=base,
-        images=TrainingData(cached.shards, views[0], cached.manifest.image_size),
+        images=TrainingData(shards, views[0], manifest.image_size),
         students=students,
         anchors={key: (ray.put(used), ray.put(own)) for key, (used, own) in anchors.items()},
-        num_classes=len(cached.classes),
+        num_classes=len(cached.data.classes),
         checkpoints=checkpoint_address(config.checkpoint.checkpoints, out),
         scores=config.search.scores,
         temperature=SCORING_TEMPERATURE,
@@ -179,7 +180,7 @@ def prepare_sweep(
 
 def _cache(config: SweepConfig, loaded: Loaded, out: Path) -> str:
     """Return the address of the teacher cache: the data, or one built from it now or by an earlier start."""
-    if loaded.inputs.manifest is not None:
+    if loaded.inputs.data.manifest is not None:
         return str(config.data)
     address = str((out / CACHE).resolve())
     if not is_cache(address) or read_manifest(address).samples is None:
@@ -226,7 +227,7 @@ def _students(config: SweepConfig, loaded: Loaded) -> dict[str, tuple[Any, Any]]
     held_out: dict[str, Any] = {}
     students = {}
     scoring = config.scoring
-    ids = [entry.id for entry in loaded.inputs.classes]
+    ids = [entry.id for entry in loaded.inputs.data.classes]
     for key, clip in loaded.students.items():
         preparation = json.dumps({**clip.preprocess_cfg, "mean": None, "std": None}, default=str)
         if preparation not in held_out:

@@ -45,8 +45,8 @@ def sweep(config: SweepConfig) -> Summary:
     out = new_run_dir(config.out, "sweep")
     config = with_absolute_paths(config)
     loaded = load_sweep(config)
-    given, config = config, sized(config, loaded.inputs.shards)
-    show_chosen(given, config, loaded.inputs.shards)
+    given, config = config, sized(config, loaded.inputs.data.shards)
+    show_chosen(given, config, loaded.inputs.data.shards)
     config = with_own_templates(config, loaded.inputs)
     _open_sweep_dir(config, loaded.space, out)
     workers = config.workers

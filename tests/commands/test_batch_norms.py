@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from beamclip.cluster import WorkersConfig
-from beamclip.commands.batches import check_batch_norms
+from beamclip.commands.batch_norms import check_batch_norms
 from beamclip.commands.options import PretrainConfig
 from beamclip.data.config import StreamConfig
 from beamclip.errors import InputError

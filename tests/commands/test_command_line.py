@@ -309,6 +309,20 @@ def test_help_and_typos_load_nothing_that_takes_seconds(words, code, tmp_path):
     assert done.stdout.splitlines()[-1].split() == ["LOADED", str(code)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["distill", "pretrain"])
+def test_a_mistake_in_the_data_is_found_before_torch_and_ray_are_loaded(command, tmp_path):
+    model = {"distill": ["--teacher", "T", "--classes", "C", "--student", "resnet18"], "pretrain": []}
+    words = [command, "--data", "missing", *model[command]]
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *words], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert "missing: " in done.stderr
+    ended, code, *loaded = done.stdout.splitlines()[-1].split()
+    assert (ended, code) == ("LOADED", "2")
+    assert not {"torch", "ray", "timm", "mlflow"} & set(loaded)
+
+
 def test_the_installed_program_names_its_commands(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out

@@ -13,6 +13,7 @@ import yaml
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
+from beamclip.commands.distill_data import load_data
 from beamclip.commands.distill_inputs import load_inputs
 from beamclip.commands.distillation import reload_teacher
 from beamclip.commands.embed import embed
@@ -110,7 +111,8 @@ def test_training_from_a_cache_is_training_with_the_teacher(teacher, corpus, cac
 
 
 def test_no_teacher_image_tower_is_built_for_training_from_a_cache(teacher, corpus, cache, workspace):
-    inputs = load_inputs(distill_config(teacher, corpus, cache[0], workspace / "none"))
+    config = distill_config(teacher, corpus, cache[0], workspace / "none")
+    inputs = load_inputs(config, load_data(config))
     names = [name for name, _ in inputs.teachers[0].model.named_parameters()]
     assert names
     assert not [name for name in names if name.startswith("visual.")]

@@ -13,11 +13,10 @@ from beamclip.errors import InputError
 from beamclip.prompts.anchors import (
     Anchors,
     caption_anchors,
-    class_prompts,
-    count_alike,
     encode_anchors,
     truncated_prompts,
 )
+from beamclip.prompts.class_prompts import class_prompts, count_alike
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.config import PromptConfig
 

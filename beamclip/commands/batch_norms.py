@@ -1,0 +1,34 @@
+"""Refuse a training whose passes are too small for batch norms."""
+
+from copy import deepcopy
+
+import torch
+
+from beamclip.commands.options import DistillConfig, PretrainConfig
+from beamclip.errors import InputError
+from beamclip.models.clip import LoadedClip
+
+
+def check_batch_norms(config: DistillConfig | PretrainConfig, clip: LoadedClip) -> None:
+    """Refuse passes of one image if they leave a batch norm one value per channel, which has no variance.
+
+    Args:
+        config: as returned by `sized`.
+
+    Raises:
+        InputError: torch refuses to train the image tower on one image.
+    """
+    batch, passes = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
+    if batch is None or batch > passes:
+        return
+    # The meta device takes no memory or arithmetic; torch itself says whether it would train.
+    tower = deepcopy(clip.image_tower.network).to("meta").train()
+    try:
+        tower(torch.empty(1, 3, clip.image_size, clip.image_size, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"--batch-size {batch}: one image in each of the {passes} passes of a step "
+            f"(workers x accumulation) leaves batch norms nothing to average over. Give {2 * passes} or more."
+        ) from error

@@ -1,0 +1,57 @@
+"""The inputs of a distillation that need no model, loaded and checked. A sweep uses this too.
+
+Free of torch, whose import takes seconds: most mistakes are reported before it, and Ray starts beside it.
+"""
+
+from dataclasses import dataclass
+
+from beamclip.commands.batches import check_batches, sized
+from beamclip.commands.contexts import check_contexts
+from beamclip.commands.options import DistillConfig
+from beamclip.data.cache import CacheManifest, finished_manifest, is_cache
+from beamclip.data.shards import Shard, list_labelled, list_shards
+from beamclip.errors import InputError
+from beamclip.option_texts import check_required
+from beamclip.prompts.classes import ClassEntry, load_classes
+
+
+@dataclass(frozen=True)
+class DistillData:
+    """What the options of a distillation name, without its models."""
+
+    shards: list[Shard]
+    classes: list[ClassEntry]
+    manifest: CacheManifest | None
+    """Manifest of the teacher cache; None if the data are plain shards."""
+
+
+def load_data(config: DistillConfig) -> DistillData:
+    """Load and check every input that needs no model.
+
+    Raises:
+        InputError: for the first input that cannot be used.
+    """
+    # A wrong address is reported before a missing option.
+    allow_missing = config.stream.allow_missing_shards
+    shards = list_shards(config.data, allow_missing=allow_missing) if config.data else []
+    check_options(config)
+    check_batches(sized(config, shards), shards)
+    classes = load_classes(config.classes) if config.classes else []
+    check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
+    if config.scoring.eval_data:
+        list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
+    manifest = finished_manifest(str(config.data)) if is_cache(str(config.data)) else None
+    return DistillData(shards, classes, manifest)
+
+
+def check_options(config: DistillConfig) -> None:
+    """Refuse options that are incomplete or contradict each other.
+
+    Raises:
+        InputError: a required option is missing, or both losses have the weight 0.
+    """
+    check_required(config, hint="Without any option at all, the quickstart runs instead.")
+    if config.classes is None and config.anchors != "captions":
+        raise InputError("--classes is required: the anchors are made from it, unless --anchors is captions.")
+    if config.csm.csm_weight == 0 and config.feature.feature_weight == 0:
+        raise InputError("--csm-weight and --feature-weight are both 0: nothing would be learned.")

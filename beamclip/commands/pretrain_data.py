@@ -1,0 +1,64 @@
+"""The inputs of a pre-training that need no model, loaded and checked.
+
+Free of torch, whose import takes seconds: most mistakes are reported before it, and Ray starts beside it.
+"""
+
+from dataclasses import dataclass, fields
+
+from beamclip.commands.batches import check_batches, sized
+from beamclip.commands.contexts import check_contexts
+from beamclip.commands.options import PretrainConfig
+from beamclip.data.config import CaptionConfig
+from beamclip.data.shards import Columns, Shard, check_texts, list_labelled, list_shards
+from beamclip.errors import InputError
+from beamclip.losses.config import PsdConfig
+from beamclip.option_texts import check_required
+from beamclip.prompts.classes import ClassEntry, load_classes
+
+
+@dataclass(frozen=True)
+class PretrainData:
+    """What the options of a pre-training name, without its model."""
+
+    shards: list[Shard]
+    classes: list[ClassEntry]
+
+
+def load_data(config: PretrainConfig) -> PretrainData:
+    """Load and check every input that needs no model.
+
+    Raises:
+        InputError: for the first input that cannot be used.
+    """
+    check_required(config)
+    assert config.data is not None, "check_required() refuses it"
+    if config.scoring.eval_data and config.classes is None:
+        raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
+    _refuse_idle_options(config)
+    allow_missing = config.stream.allow_missing_shards
+    shards = list_shards(config.data, allow_missing=allow_missing)
+    check_batches(sized(config, shards), shards)
+    check_texts(shards, columns_of(config), config.data)
+    classes = load_classes(config.classes) if config.classes else []
+    if config.scoring.eval_data:
+        list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
+        check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
+    return PretrainData(shards, classes)
+
+
+def _refuse_idle_options(config: PretrainConfig) -> None:
+    """Raise InputError for an option that was changed but has no effect with the others."""
+    captions = CaptionConfig(caption_columns=config.captions.caption_columns)
+    idle: list[tuple[PsdConfig | CaptionConfig, PsdConfig | CaptionConfig, bool, str]] = [
+        (config.psd, PsdConfig(), config.objective == "psd", f"with --objective {config.objective}"),
+        (config.captions, captions, bool(captions.caption_columns), "without --caption-columns"),
+    ]
+    for section, default, used, circumstance in idle:
+        changed = [f.name for f in fields(section) if getattr(section, f.name) != getattr(default, f.name)]
+        if changed and not used:
+            raise InputError(f"--{changed[0].replace('_', '-')} has no effect {circumstance}. Leave it out.")
+
+
+def columns_of(config: PretrainConfig) -> Columns:
+    """Return the columns to read: the caption and the further texts of each sample."""
+    return Columns(caption=True, more_texts=config.captions.caption_columns)
