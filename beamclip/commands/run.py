@@ -251,6 +251,7 @@ def started_run(
         check_resources(config.workers)
     else:
         workers.wait_for_ray()
+        workers.begin()
     with track_run(config, folder, command) as tracking:
         yield Run(command, config, folder, shards, tracking, workers, began)
 

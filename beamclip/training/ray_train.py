@@ -1,6 +1,5 @@
 """Run the workers of a job with Ray Train, and explain their failures."""
 
-import logging
 import tempfile
 import time
 from dataclasses import replace
@@ -13,7 +12,9 @@ import ray.train.collective
 import ray.train.torch
 from torch import nn
 
+from beamclip.background import in_background
 from beamclip.cluster import WorkersConfig
+from beamclip.data.rows import prepared_dataset
 from beamclip.training.channel import RemoteChannel
 from beamclip.training.process import CPU_WORKER_ENVIRONMENT
 from beamclip.training.worker import (
@@ -71,7 +72,8 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     channel: RemoteChannel = config["channel"]
     if channel.job() is None:
-        warm_up()
+        # Beside the loop: where no CPU is left to read with, a worker must still hear that it is to end.
+        in_background("beamclip-warm-up", warm_up)
     while (reference := channel.job()) is None:
         if channel.stop_requested():
             return
@@ -87,8 +89,7 @@ def warm_up() -> None:
     import beamclip.training.method  # noqa: F401
 
     # The first read starts what Ray Data keeps running: two actors, and a process that reads.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.range(1).take(1)
+    prepared_dataset(ray.data.range(1)).take(1)
 
 
 def ray_train_group() -> WorkerGroup:

@@ -2,15 +2,14 @@
 
 If a command and its workers started one after the other, each would import the same libraries while the
 other waits. So they overlap: a process that imports the libraries for all workers starts with the command,
-Ray once all that needs no model is checked, and the workers when Ray is up. Until then, this module imports
-neither torch nor Ray.
+Ray once all that needs no model is checked, and the workers once the models are loaded too. Until then, this
+module imports neither torch nor Ray.
 """
 
 import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from functools import partial
 from typing import TYPE_CHECKING
 
 from beamclip.background import in_background
@@ -35,9 +34,7 @@ class WaitingWorkers:
         self._ray: Future[None] | None = None
         self._channel: Future[RemoteChannel] = Future()
         self._workers: Future[None] | None = None
-        self._job_given = False
-        self._decided = threading.Event()
-        """Set when a job was given, and when it is known that there will be none."""
+        self._has_job = False
         self._left = threading.Event()
 
     def start_ray(self) -> None:
@@ -59,8 +56,13 @@ class WaitingWorkers:
         """Channel to the workers; waits until Ray is up. Call `start_ray` first."""
         return self._channel.result()
 
+    def begin(self) -> None:
+        """Start the workers unless they need GPUs, on which the command encodes texts before it has a job."""
+        if not self._config.use_gpu:
+            self._start_workers()
+
     def give(self, job: "TrainingJob") -> None:
-        """Give the workers a job to train.
+        """Give the workers a job to train, and start them unless they were started.
 
         Raises:
             InputError: see `wait_for_ray`.
@@ -69,13 +71,13 @@ class WaitingWorkers:
 
         self.wait_for_ray()
         self.channel.give(ray.put(job))
-        self._job_given = True
-        self._decided.set()
+        self._has_job = True
+        self._start_workers()
 
     @property
     def ended(self) -> "Future[None]":
         """Future that is done when no worker runs any more; holds their TrainingError if they failed."""
-        assert self._workers is not None, "Ray is not up"
+        assert self._workers is not None, "they were not started"
         return self._workers
 
     def release_ray(self) -> None:
@@ -84,13 +86,12 @@ class WaitingWorkers:
 
     def leave(self) -> None:
         """Stop workers that have no job, without waiting for them, and stop Ray if it was started here."""
-        self._decided.set()
         if self._ray is None:
             return
         wait([self._channel])
-        if self._channel.exception() is None and not self._job_given:
+        if self._channel.exception() is None and not self._has_job:
             self.channel.request_stop()
-        self._left.set()
+        self.release_ray()
         wait([self._ray])
 
     def _hold_ray(self) -> None:
@@ -98,31 +99,31 @@ class WaitingWorkers:
         try:
             with ray_session(python=self._python):
                 check_resources(self._config)
-                channel = RemoteChannel()
-                self._workers = in_background("beamclip-workers", partial(self._run, channel))
-                self._channel.set_result(channel)
+                self._channel.set_result(RemoteChannel())
+                # This import takes seconds. Whether it fails is for the workers' thread to say.
+                with contextlib.suppress(ImportError):
+                    import beamclip.training.ray_train  # noqa: F401
                 self._left.wait()
         except BaseException as error:
             if self._channel.done():
                 raise
             self._channel.set_exception(error)
 
-    def _run(self, channel: RemoteChannel) -> None:
-        # This import takes seconds.
+    def _start_workers(self) -> None:
+        if self._workers is None:
+            self._workers = in_background("beamclip-workers", self._run)
+
+    def _run(self) -> None:
         from beamclip.training.ray_train import run_workers
 
-        if self._config.use_gpu:
-            # The command encodes texts on the GPUs before it has a job.
-            self._decided.wait()
-        if self._job_given or not self._decided.is_set():
-            run_workers(channel, self._config)
+        run_workers(self.channel, self._config)
 
 
 @contextlib.contextmanager
 def waiting_workers(config: WorkersConfig) -> Iterator[WaitingWorkers | None]:
     """Yield workers that are yet to be started; None if the command's own process is to train.
 
-    Call `start_ray` and `give` in this order; `give` makes up for an omitted `start_ray`.
+    Call `start_ray`, `begin` and `give` in this order; `give` makes up for omitted calls.
     """
     if config.without_ray:
         yield None

@@ -11,7 +11,16 @@ def test_workers_that_get_no_job_go_home(ray_cluster: None) -> None:
     with waiting_workers(WorkersConfig(num_workers=1)) as workers:
         assert workers is not None
         workers.wait_for_ray()
+        workers.begin()
     assert workers.ended.result(timeout=120) is None
+
+
+def test_workers_that_nobody_asked_for_are_not_started(ray_cluster: None) -> None:
+    with waiting_workers(WorkersConfig(num_workers=1)) as workers:
+        assert workers is not None
+        workers.wait_for_ray()
+    with pytest.raises(AssertionError, match="not started"):
+        workers.ended.done()
 
 
 def test_a_cluster_that_is_too_small_is_told_when_it_is_asked_for(ray_cluster: None) -> None:
