@@ -6,8 +6,11 @@ Free of torch: batches are checked before a model is loaded.
 from dataclasses import replace
 from typing import TypeVar
 
+import numpy as np
+
 from beamclip.commands.console import plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig, SweepConfig
+from beamclip.data.order import order_of
 from beamclip.data.shards import Shard
 from beamclip.errors import InputError
 from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
@@ -42,22 +45,25 @@ def show_chosen(given: TrainConfig, config: TrainConfig, shards: list[Shard]) ->
 
 
 def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
-    """Refuse batches that cannot be split evenly or filled.
+    """Refuse batches with fewer samples than workers or more than the data hold, and too small a window.
 
     Args:
         config: as returned by `sized`.
 
     Raises:
-        InputError: the batch size is no multiple of workers x accumulation, or the data hold fewer samples.
+        InputError: the batch is smaller than workers x accumulation, the data hold fewer samples, or the
+            shuffle window has too few lanes for the workers.
     """
     batch, parts = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
     assert batch is not None
-    if batch % parts:
+    if batch < parts:
         raise InputError(
-            f"--batch-size {batch}: cannot be split evenly over {config.workers.world_size} workers x "
-            f"{config.optim.accumulation} accumulated passes. Give a multiple of {parts}."
+            f"--batch-size {batch}: leaves some of {config.workers.world_size} workers x "
+            f"{config.optim.accumulation} accumulated passes without a sample. Give {parts} or more."
         )
-    samples = sum(shard.samples for shard in shards)
+    counts = np.array([shard.samples for shard in shards], np.int64)
+    order_of(counts, config.stream.shuffle_window, config.seed, config.workers.world_size)
+    samples = int(counts.sum())
     if samples < batch:
         raise InputError(
             f"{config.data}: {plural(samples, 'sample')} cannot fill a batch of {batch}. "

@@ -17,7 +17,7 @@ from beamclip.commands.console import ProgressLine, format_duration, percent, pl
 from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.config import parameters, write_config
 from beamclip.data.lost_samples import FirstLost
-from beamclip.data.position import from_plain, skipped_of
+from beamclip.data.position import from_plain
 from beamclip.data.shards import Shard, fingerprint
 from beamclip.runs.backup import back_up
 from beamclip.runs.folder import (
@@ -34,7 +34,7 @@ from beamclip.runs.folder import (
 from beamclip.runs.recorder import Recorder, read_history
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
-from beamclip.training.events import Damaged, Event, Lost, Recorded, Saved, Started
+from beamclip.training.events import Damaged, Event, Indexed, Lost, Recorded, Saved, Started
 from beamclip.training.launch import TrainingEnd, fit
 from beamclip.training.loop import trained_weights
 from beamclip.training.waiting import WaitingWorkers
@@ -141,6 +141,8 @@ class Run:
                     for _, text in lost.new(samples):
                         line.close()
                         print_stage("skipped", text)
+                case Indexed(number):
+                    print_stage("index", f"looked through {plural(number, 'file')} for where samples begin")
                 case Damaged(text):
                     line.close()
                     print_stage("damaged", text)
@@ -308,7 +310,7 @@ def _trained(outcome: TrainingEnd, progress: Progress, batch_size: int) -> Train
         images=(outcome.state["step"] - progress.first_step) * batch_size,
         seconds=time.perf_counter() - progress.began,
         images_per_second=images / seconds if seconds else None,
-        skipped=skipped_of(from_plain(outcome.state["position"]).ranks),
+        skipped=from_plain(outcome.state["position"]).skipped,
     )
 
 

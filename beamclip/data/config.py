@@ -28,10 +28,8 @@ class StreamConfig:
 
     batch_size: Count | None = None
     """Images in a global batch, over all workers; by default chosen from the number of images."""
-    shuffle_buffer: Count = 4096
-    """Encoded samples in a worker's buffer, from which it draws at random."""
-    shuffle_shards: Count = 16
-    """Shards that a worker reads in turn, row by row, so that neighbours in its buffer come from several."""
+    shuffle_window: Count = 4096
+    """Samples from all over the data that are shuffled among each other; the workers hold them encoded."""
     decode_threads: Count = 2
     """Threads that decode and crop, in each worker."""
     prefetch_batches: Count = 4

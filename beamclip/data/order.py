@@ -1,161 +1,203 @@
-"""The order of an epoch: which rows a rank reads, in which order, and which leave its buffer when.
+"""The order of a run: which row of which shard is its i-th sample, by arithmetic alone.
 
-Arithmetic on row numbers; no data are touched. The shards are permuted anew in each epoch, and cut into
-equal runs of rows, one a rank. A rank reads its shards in bundles, the rows of a bundle interleaved, and
-draws at random from a buffer of rows. All of it follows from (seed, epoch, rank, world size): where a rank
-stands is one number, however large the data are, and what it has not drawn yet can be computed from it.
+The rows of each shard are cut into pieces of neighbours, which are read together. Each epoch permutes all
+pieces and lays them end to end. This line is cut into windows of one piece a lane. Within a window, each lane
+has an equal stretch of the line, permuted, and samples leave place by place: the first of every lane, the
+second of every lane, and so on. Step t is made of samples [t * B, (t + 1) * B), whoever trains: workers share
+the lanes between them, so their number changes who reads a sample, and not when it is seen.
+
+An epoch is made of each row once; the next one follows without a gap, in the middle of a batch if need be.
+Where a run stands is the number of samples before it. It is found in time that grows with the number of
+shards, not of samples: pieces are permuted by a bijection that is computed for each number on its own.
 
 Free of torch: the processes that read shards import this module.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 4096
-"""Draws from the buffer that share a random generator."""
+from beamclip.errors import InputError
+
+Ints = NDArray[np.int64]
+
+PIECE = 16
+"""Rows of a piece, at most: about a megabyte of photographs, which an object store answers in one request."""
+
+LANES_PER_WORKER = 8
+"""Fewer lanes a worker would give some workers noticeably more samples of a batch than others."""
+
+_ROUNDS = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
-    """What an order follows from, beside the shards, the epoch and the rank."""
+    """What the order of a run follows from."""
 
+    counts: Ints
+    """[shards], rows of each shard."""
+    lanes: int
+    """Lanes of a window, and pieces of each window but an epoch's last."""
+    piece: int
+    """Rows of a piece; the last piece of a shard may have fewer."""
     seed: int
-    world_size: int
-    buffer: int
-    """Rows that a rank holds to draw from."""
-    shards: int
-    """Shards that are read together, row by row in turn."""
 
-
-@dataclass(frozen=True)
-class Part:
-    """The rows that a rank reads in an epoch: pieces of shards, bundled, in reading order."""
-
-    shard: NDArray[np.int64]
-    """[pieces], places in the list of shards."""
-    start: NDArray[np.int64]
-    """[pieces], first row of a piece among those rows of its shard that the epoch is made of."""
-    stop: NDArray[np.int64]
-    """[pieces], the row after its last."""
-    bundles: NDArray[np.int64]
-    """[bundles + 1], first piece of each bundle, and the number of pieces."""
-
-    @property
+    @cached_property
     def rows(self) -> int:
-        """How many."""
-        return int((self.stop - self.start).sum())
+        """Rows of an epoch."""
+        return int(self.counts.sum())
 
-    def pieces(self, bundle: int) -> list[tuple[int, int, int]]:
-        """(shard, start, stop) of the pieces of a bundle."""
-        mine = slice(self.bundles[bundle], self.bundles[bundle + 1])
-        columns = (self.shard[mine].tolist(), self.start[mine].tolist(), self.stop[mine].tolist())
-        return list(zip(*columns, strict=True))
+    @cached_property
+    def first_pieces(self) -> Ints:
+        """[shards + 1], number of the first piece of each shard, and the number of pieces."""
+        return np.concatenate([[0], np.cumsum(-(-self.counts // self.piece))])
 
-    def bundle_ends(self) -> NDArray[np.int64]:
-        """[bundles + 1], rows read before each bundle, and after the last."""
-        read = np.concatenate([[0], np.cumsum(self.stop - self.start)])
-        ends: NDArray[np.int64] = read[self.bundles]
-        return ends
+    @lru_cache(maxsize=4)  # noqa: B019 (a run has one order)
+    def epoch(self, number: int) -> "Epoch":
+        """The order of one epoch."""
+        pieces = int(self.first_pieces[-1])
+        keys = np.random.default_rng((self.seed, number)).integers(1 << 64, size=_ROUNDS, dtype=np.uint64)
+        # Where the pieces lie that are shorter than the others, and how many rows the line lacks by them.
+        short = self.counts % self.piece != 0
+        places = _scattered(self.first_pieces[1:][short] - 1, pieces, keys[::-1])
+        in_line = np.argsort(places)
+        lacking = np.concatenate([[0], np.cumsum(self.piece - self.counts[short][in_line] % self.piece)])
+        edges = np.minimum(np.arange(0, pieces + self.lanes, self.lanes), pieces)
+        starts = edges * self.piece - lacking[np.searchsorted(places[in_line], edges)]
+        return Epoch(self, number, keys, starts)
 
 
-def epoch_part(counts: NDArray[np.int64], order: Order, epoch: int, rank: int) -> Part:
-    """What one rank reads in an epoch; ranks are disjoint, cover every row and differ by one row at most.
+def order_of(counts: Ints, window: int, seed: int, num_workers: int) -> Order:
+    """The order of a data set.
 
     Args:
-        counts: int64 [shards], rows of each shard that the epoch is made of.
+        counts: [shards], rows of each shard.
+        window: rows that are shuffled among each other, `--shuffle-window`.
+        num_workers: workers that share the lanes.
+
+    Raises:
+        InputError: the window has too few lanes for the workers.
     """
-    shuffled = np.random.default_rng((order.seed, epoch)).permutation(len(counts))
-    ends = np.cumsum(counts[shuffled])
-    begins = ends - counts[shuffled]
-    total = int(ends[-1])
-    first, last = rank * total // order.world_size, (rank + 1) * total // order.world_size
-    start, stop = np.maximum(first, begins) - begins, np.minimum(last, ends) - begins
-    mine = start < stop
-    pieces = int(mine.sum())
-    # Evenly: a last bundle of one shard alone would be a run of rows of that shard.
-    bundles = -(-pieces // order.shards)
-    cuts = np.arange(bundles + 1) * pieces // max(1, bundles)
-    return Part(shuffled[mine], start[mine], stop[mine], cuts)
-
-
-def interleaved(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 [sum of lengths], which piece each next row of a bundle is taken from.
-
-    All pieces come to their end together, whatever their lengths.
-    """
-    piece = np.repeat(np.arange(len(lengths)), lengths)
-    within = np.arange(len(piece)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    progress = (within + 0.5) / lengths[piece]
-    taken: NDArray[np.int64] = piece[np.argsort(progress, kind="stable")]
-    return taken
-
-
-def slots_drawn(order: Order, epoch: int, rank: int, block: int) -> NDArray[np.int64]:
-    """int64 [BLOCK], the slots of the buffer that the draws [BLOCK * block, BLOCK * (block + 1)) empty."""
-    return _generator(order, epoch, rank, block).integers(order.buffer, size=BLOCK)
-
-
-def last_draws(order: Order, epoch: int, rank: int, held: int) -> NDArray[np.int64]:
-    """int64 [held], the order in which the slots are emptied once there is nothing left to read."""
-    return _generator(order, epoch, rank).permutation(held)
-
-
-def _generator(order: Order, epoch: int, rank: int, *more: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(order.seed, spawn_key=(epoch, rank, *more)))
+    lanes = window // PIECE
+    if lanes < LANES_PER_WORKER * num_workers:
+        raise InputError(
+            f"--shuffle-window {window}: has {lanes} lanes of {PIECE} samples, too few for {num_workers} "
+            f"workers. Give {LANES_PER_WORKER * num_workers * PIECE} or more."
+        )
+    # Pieces of few rows where the data are few: whole pieces would fill few lanes, and nothing be shuffled.
+    piece = min(PIECE, max(1, int(counts.sum()) // lanes))
+    return Order(counts, lanes, piece, seed)
 
 
 @dataclass(frozen=True)
-class Unread:
-    """The rows that a rank has not drawn, by their numbers in its reading order."""
+class Epoch:
+    """The order of one epoch."""
 
-    held: NDArray[np.int64]
-    """[slots of the buffer], the row in each slot; -1 where it was drawn and none took its place."""
-    onwards: int
-    """From here on, all rows up to the end."""
+    order: Order
+    number: int
+    keys: NDArray[np.uint64]
+    """Of the bijection that permutes the pieces."""
+    starts: Ints
+    """[windows + 1], rows before each window, and rows of the epoch."""
+
+    def window(self, index: int) -> tuple[Ints, Ints]:
+        """Shard and row of each sample of a window, int64 [rows] each, in the order in which they leave."""
+        order, pieces = self.order, int(self.order.first_pieces[-1])
+        first = index * order.lanes
+        piece = _scattered(np.arange(first, min(first + order.lanes, pieces)), pieces, self.keys)
+        shard = np.searchsorted(order.first_pieces, piece, "right") - 1
+        start = (piece - order.first_pieces[shard]) * order.piece
+        sizes = np.minimum(order.piece, order.counts[shard] - start)
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        left = self._left_one_by_one(index, len(within))
+        return np.repeat(shard, sizes)[left], (np.repeat(start, sizes) + within)[left]
+
+    def _left_one_by_one(self, index: int, rows: int) -> Ints:
+        """int64 [rows], places in a window's line of the samples that leave it one after the other."""
+        # The first lanes have one row more where not all can have equally many.
+        lane = np.repeat(np.arange(self.order.lanes), _stretches(rows, self.order.lanes))
+        draws = np.random.default_rng((self.order.seed, self.number, index)).random(rows)
+        permuted = np.lexsort((draws, lane))
+        place = np.arange(rows) - np.searchsorted(lane, lane)
+        return permuted[np.lexsort((lane, place))]
 
 
-def unread(order: Order, epoch: int, rank: int, rows: int, drawn: int) -> Unread:
-    """What is left of a part of so many rows after so many draws.
+@dataclass(frozen=True)
+class Window:
+    """The samples of one window that one worker serves, in the order in which they leave it."""
 
-    A slot holds the row that came in at its last draw. Looking for those from the end backwards takes some
-    ten draws for each slot, not one for each row.
+    epoch: int
+    lane: Ints
+    """[rows], ascending wherever the place is the same."""
+    shard: Ints
+    """[rows], places in the list of shards."""
+    row: Ints
+    """[rows], row numbers within the shard."""
+    number: Ints
+    """[rows], numbers of the samples in the run."""
+
+
+def windows_from(order: Order, sample: int, rank: int, world_size: int) -> Iterator[Window]:
+    """The windows of one worker from a sample of the run on, without end; some may have no row of its."""
+    for epoch_number in count(sample // order.rows):
+        epoch, before = order.epoch(epoch_number), epoch_number * order.rows
+        first = int(np.searchsorted(epoch.starts, max(0, sample - before), "right")) - 1
+        for index in range(first, len(epoch.starts) - 1):
+            shard, row = epoch.window(index)
+            offset = np.arange(len(shard))
+            number = before + int(epoch.starts[index]) + offset
+            lane = offset % order.lanes
+            # Shifted, so that workers take turns without a break from window to window: where the lanes are a
+            # multiple of the workers, sample i is served by worker i modulo world_size.
+            mine = (lane + before + int(epoch.starts[index])) % world_size == rank
+            mine &= number >= sample
+            yield Window(epoch_number, lane[mine], shard[mine], row[mine], number[mine])
+
+
+def shares(order: Order, first: int, stop: int, world_size: int) -> Ints:
+    """int64 [world_size], how many of the samples [first, stop) of a run each worker serves.
+
+    They differ by one at most where the lanes are a multiple of the workers, else by a few.
     """
-    slots = min(order.buffer, rows)
-    refilled = min(drawn, rows - slots)
-    held = np.arange(slots)
-    found = np.zeros(slots, np.bool_)
-    for block in range((refilled - 1) // BLOCK, -1, -1):
-        draws = slots_drawn(order, epoch, rank, block)[: refilled - block * BLOCK]
-        last = np.full(slots, -1)
-        # Where a slot was drawn more than once, NumPy keeps the last assignment.
-        last[draws] = block * BLOCK + np.arange(len(draws))
-        newly = ~found & (last >= 0)
-        held[newly] = slots + last[newly]
-        found |= newly
-        if found.all():
-            break
-    held[last_draws(order, epoch, rank, slots)[: drawn - refilled]] = -1
-    return Unread(held, slots + refilled)
+    servers = [np.empty(0, np.int64)]
+    for number in range(first // order.rows, -(-stop // order.rows)):
+        before, starts = number * order.rows, order.epoch(number).starts
+        sample = np.arange(max(first, before), min(stop, before + order.rows)) - before
+        start = starts[np.searchsorted(starts, sample, "right") - 1]
+        servers.append(((sample - start) % order.lanes + before + start) % world_size)
+    return np.bincount(np.concatenate(servers), minlength=world_size)
 
 
-def partly_read(part: Part, left: Unread) -> tuple[dict[int, NDArray[np.bool_]], int]:
-    """Where the unread rows of a part lie.
+def _stretches(rows: int, lanes: int) -> Ints:
+    return rows // lanes + (np.arange(lanes) < rows % lanes).astype(np.int64)
 
-    Returns:
-        Of each bundle that was read in part, bool [rows] in reading order, which rows are left (bundles of
-        which none is left are missing); and the first bundle of which nothing was read.
+
+def _scattered(values: Ints, size: int, keys: NDArray[np.uint64]) -> Ints:
+    """The image of each value under a bijection of [0, size); the reversed keys give its inverse.
+
+    A Feistel network permutes the numbers of an even count of bits. What lands outside [0, size) goes through
+    it again, until it is inside (cycle walking: Black and Rogaway, 2002).
     """
-    ends = part.bundle_ends()
-    untouched = int(np.searchsorted(ends, left.onwards, "left"))
-    held = np.sort(left.held[left.held >= 0])
-    opened: dict[int, NDArray[np.bool_]] = {}
-    touched = np.append(np.searchsorted(ends, held, "right") - 1, untouched - 1)
-    for bundle in np.unique(touched[(touched >= 0) & (touched < untouched)]).tolist():
-        begin, end = ends[bundle], ends[bundle + 1]
-        keep = np.arange(begin, end) >= left.onwards
-        keep[held[slice(*np.searchsorted(held, [begin, end]))] - begin] = True
-        if keep.any():
-            opened[bundle] = keep
-    return opened, untouched
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    found = values.astype(np.uint64)
+    outside = np.ones(len(found), np.bool_)
+    while outside.any():
+        left, right = found[outside] >> half, found[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        # Without a last exchange of the halves, which makes the network its own inverse but for the keys.
+        found[outside] = (right << half) | left
+        outside = found >= size
+    return found.astype(np.int64)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The last steps of SplitMix64 (Steele, Lea and Flood, 2014): each bit depends on all."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -8,21 +8,27 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beamclip.data.order import Part, Unread, interleaved, partly_read
-from beamclip.data.row_sets import Rows, RowSet
-from beamclip.data.shard_file import MissingShardError, UnansweredShardError
+from beamclip.data.index import entry_of
+from beamclip.data.order import Window
+from beamclip.data.shard_file import MissingShardError, Rows, UnansweredShardError
 from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
+from beamclip.data.tar_samples import BEGINNING, Entry
 
 ROWS_PER_TASK = 256
-"""Small bundles share a read task up to here: a task costs Ray some milliseconds, whatever it reads."""
+"""Rows that a read task aims at: a task costs Ray some milliseconds, whatever it reads."""
+
+SEGMENTS_TOGETHER = 8
+"""Segments of a bundle that are read at a time."""
 
 BLOCK_BYTES = 8 << 20
 """Of encoded samples that a read task hands over at a time."""
@@ -43,68 +49,89 @@ class Segment:
 
     shard: Shard
     rows: Rows
+    entry: Entry = BEGINNING
+    """Where reading a tar begins."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Segments whose rows are read in turn (see order.interleaved), in one epoch."""
+    """Segments that are read together, in one epoch."""
 
     segments: tuple[Segment, ...]
     epoch: int = 0
-    keep: NDArray[np.bool_] | None = None
-    """[rows], in reading order: which of them are wanted; by default all."""
+    turns: NDArray[np.int64] | None = None
+    """[rows], places of the rows in the segments laid end to end, in the order in which they are handed over;
+    by default as they lie."""
 
     @property
-    def wanted(self) -> int:
-        """How many rows are read."""
-        if self.keep is None:
-            return sum(len(segment.rows) for segment in self.segments)
-        return int(self.keep.sum())
-
-    def turns(self) -> NDArray[np.int64]:
-        """int64 [rows], the segment of each row in reading order, unwanted ones included."""
-        return interleaved(np.array([len(segment.rows) for segment in self.segments]))
-
-    def wanted_of(self, index: int) -> Rows:
-        """Those rows of a segment that are wanted."""
-        rows = self.segments[index].rows
-        return rows if self.keep is None else np.asarray(rows)[self.keep[self.turns() == index]]
+    def rows(self) -> int:
+        """How many."""
+        return sum(len(segment.rows) for segment in self.segments)
 
 
-def bundles_left(shards: list[Shard], rows: RowSet, part: Part, epoch: int, left: Unread) -> Iterator[Bundle]:
-    """The bundles of a part, less what was drawn of them.
+def bundles_of(window: Window, shards: list[Shard], starts: list[NDArray[np.int64]]) -> list[Bundle]:
+    """Divide the rows of a worker's window into bundles of neighbouring lanes, about ROWS_PER_TASK rows each.
+
+    A lane's rows lie in one or two pieces, so no piece is read for more than two bundles.
 
     Args:
-        rows: what the epoch is made of.
-        left: of the part.
+        starts: of the shards, from index.read_starts.
+
+    Returns:
+        Bundles whose turns follow the window's order.
     """
-    opened, untouched = partly_read(part, left)
-    for index in [*opened, *range(untouched, len(part.bundles) - 1)]:
+    number = bundle_numbers(window)
+    bundles = []
+    for each in range(int(number.max(initial=-1)) + 1):
+        mine = np.flatnonzero(number == each)
+        shard, row = window.shard[mine], window.row[mine]
+        lying = np.lexsort((row, shard))
+        shard, row = shard[lying], row[lying]
+        cuts = np.flatnonzero((np.diff(shard) != 0) | (np.diff(row) != 1)) + 1
+        edges = np.concatenate([[0], cuts, [len(row)]]).tolist()
         segments = tuple(
-            Segment(shards[shard], rows.rows(shard, start, stop)) for shard, start, stop in part.pieces(index)
+            Segment(
+                shards[shard[first]],
+                range(int(row[first]), int(row[last - 1]) + 1),
+                entry_of(starts[shard[first]], int(row[first])),
+            )
+            for first, last in pairwise(edges)
         )
-        keep = opened.get(index)
-        # The mask would travel with the task.
-        yield Bundle(segments, epoch, None if keep is None or keep.all() else keep)
+        bundles.append(Bundle(segments, window.epoch, np.argsort(lying)))
+    return bundles
+
+
+def bundle_numbers(window: Window) -> NDArray[np.int64]:
+    """int64 [rows], the bundle that each row of a worker's window is read in."""
+    lanes, lane = np.unique(window.lane, return_inverse=True)
+    bundles = max(1, round(len(lane) / ROWS_PER_TASK))
+    return lane * bundles // max(1, len(lanes))
 
 
 def read_bundle(bundle: Bundle, columns: Columns) -> Iterator[pa.Table]:
-    """The wanted rows of a bundle, as tables of ROW_SCHEMA: ROWS_PER_BLOCK rows or BLOCK_BYTES each."""
-    turns = bundle.turns()
-    turns = turns if bundle.keep is None else turns[bundle.keep]
-    sources = [
-        iterate_rows(segment.shard, columns, bundle.wanted_of(index), bundle.epoch)
-        for index, segment in enumerate(bundle.segments)
-    ]
+    """The rows of a bundle, as tables of ROW_SCHEMA of ROWS_PER_BLOCK rows or BLOCK_BYTES each."""
     rows, size = list[Row](), 0
-    for index in turns.tolist():
-        rows.append(next(sources[index]))
-        size += len(rows[-1].get("image") or b"")
+    for row in _in_turns(bundle, columns):
+        rows.append(row)
+        size += len(row.get("image") or b"")
         if len(rows) == ROWS_PER_BLOCK or size >= BLOCK_BYTES:
             yield pa.Table.from_pylist(rows, ROW_SCHEMA)
             rows, size = [], 0
     if rows:
         yield pa.Table.from_pylist(rows, ROW_SCHEMA)
+
+
+def _in_turns(bundle: Bundle, columns: Columns) -> Iterable[Row]:
+    segments = [
+        partial(iterate_rows, each.shard, columns, each.rows, bundle.epoch, entry=each.entry)
+        for each in bundle.segments
+    ]
+    if bundle.turns is None:
+        return chain.from_iterable(read() for read in segments)
+    # Together, since each may be a request to a store.
+    with ThreadPoolExecutor(SEGMENTS_TOGETHER) as pool:
+        lying = list(chain.from_iterable(pool.map(lambda read: list(read()), segments)))
+    return [lying[place] for place in bundle.turns.tolist()]
 
 
 RowReader = Callable[[Iterable[Bundle], Columns], Generator[Row, None, None]]
@@ -203,7 +230,7 @@ def tasks_of(bundles: Iterable[Bundle]) -> Iterator[list[Bundle]]:
     rows = 0
     for bundle in bundles:
         task.append(bundle)
-        rows += bundle.wanted
+        rows += bundle.rows
         if rows >= ROWS_PER_TASK:
             yield task
             task, rows = [], 0

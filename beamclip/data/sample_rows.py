@@ -17,9 +17,8 @@ from beamclip.data.captions import CAPTION_CHARACTERS, clean_text, is_missing, t
 from beamclip.data.image_limits import MAX_BYTES
 from beamclip.data.lost_samples import in_words
 from beamclip.data.parquet_rows import picked_rows
-from beamclip.data.row_sets import Rows
-from beamclip.data.shard_file import ShardFile, StoreError
-from beamclip.data.tar_samples import Contents, tar_samples
+from beamclip.data.shard_file import Rows, ShardFile, StoreError
+from beamclip.data.tar_samples import Contents, Entry, tar_samples
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
@@ -77,8 +76,8 @@ class Columns:
     """What to read from a teacher cache; None reads it as plain images."""
 
 
-def read_tar(file: ShardFile, columns: Columns, rows: Rows) -> Iterator[Pending]:
-    """Yield the samples of a tar with these row numbers.
+def read_tar(file: ShardFile, columns: Columns, rows: Rows, entry: Entry) -> Iterator[Pending]:
+    """Yield the samples of a tar with these row numbers, none of them before the entry.
 
     Raises:
         Exception: whatever `tar_samples` raises.
@@ -89,7 +88,7 @@ def read_tar(file: ShardFile, columns: Columns, rows: Rows) -> Iterator[Pending]
         limits["txt"] = 4 * CAPTION_CHARACTERS
     if columns.label or columns.more_texts or columns.everything:
         limits["json"] = MOST_FIELDS_BYTES
-    for key, contents in tar_samples(file, limits, rows, IMAGE_SUFFIXES):
+    for key, contents in tar_samples(file, limits, rows, IMAGE_SUFFIXES, entry):
         yield key, partial(_tar_row, key, contents, columns)
 
 

@@ -5,9 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import fsspec
+import numpy as np
+from numpy.typing import NDArray
 
 from beamclip.data.lost_samples import in_words
 from beamclip.errors import InputError
+
+Rows = range | NDArray[np.int64]
+"""Row numbers within one shard, ascending."""
 
 _FINAL = (
     FileNotFoundError,

@@ -21,7 +21,6 @@ from beamclip.addresses import reachable
 from beamclip.data.cache import CACHE_FILE
 from beamclip.data.class_folders import OUTSIDE, class_folders, folder_entries, read_entry
 from beamclip.data.lost_samples import in_words
-from beamclip.data.row_sets import Rows
 from beamclip.data.sample_rows import (
     IMAGE_SUFFIXES,
     MISSING_CAPTION,
@@ -39,7 +38,8 @@ from beamclip.data.sample_rows import (
     read_parquet,
     read_tar,
 )
-from beamclip.data.shard_file import MissingShardError, StoreError, UnansweredShardError, open_shard
+from beamclip.data.shard_file import MissingShardError, Rows, StoreError, UnansweredShardError, open_shard
+from beamclip.data.tar_samples import BEGINNING, Entry
 from beamclip.errors import InputError
 
 __all__ = [
@@ -231,10 +231,15 @@ def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
     return [*shards, Shard(fs.unstrip_protocol(root), len(files), "loose")] if files else shards
 
 
-def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> Iterator[Row]:
+def iterate_rows(
+    shard: Shard, columns: Columns, rows: Rows, epoch: int = 0, *, entry: Entry = BEGINNING
+) -> Iterator[Row]:
     """The rows of a shard with these numbers, one each (see ROW_SCHEMA), whatever became of the shard.
 
     A shard that breaks off gives all rows before the break, and for each one after it a row with `problem`.
+
+    Args:
+        entry: where reading a tar begins; no row before it is asked for.
 
     Raises:
         MissingShardError: it cannot be opened, and `shard.may_be_missing` is not set.
@@ -244,7 +249,7 @@ def iterate_rows(shard: Shard, columns: Columns, rows: Rows, epoch: int = 0) -> 
     problem, detail = BROKEN_SHARD, "it holds fewer samples than its statistics say"
     while given < len(rows):
         try:
-            for key, build in _rows_of(shard, columns, rows[given:], epoch):
+            for key, build in _rows_of(shard, columns, rows[given:], epoch, entry):
                 given += 1
                 yield _row(key, build, columns, shard, epoch)
             break
@@ -276,13 +281,13 @@ def _unread(shard: Shard, error: StoreError) -> MissingShardError | UnansweredSh
     )
 
 
-def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int) -> Iterator[Pending]:
+def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int, entry: Entry) -> Iterator[Pending]:
     if shard.format in ("folder", "loose"):
         yield from (_read_folder if shard.format == "folder" else _read_loose)(shard, rows)
         return
     with open_shard(shard.path) as file:
         if shard.format == "tar":
-            yield from read_tar(file, columns, rows)
+            yield from read_tar(file, columns, rows, entry)
         elif shard.format == "parquet":
             yield from read_parquet(file, columns, rows)
         else:

@@ -1,11 +1,9 @@
-"""Shards -> Ray Data -> shuffled uint8 batches, the same for the same (seed, rank, world size).
+"""Shards -> Ray Data -> shuffled uint8 batches: step t is made of the same samples for any number of workers.
 
-Each rank streams its own part of every epoch (see order.py). The parts cover an epoch exactly, a rank that
-loses samples to a damaged file simply moves on to its next epoch, and no rank ever waits for another: short
-or unequal batches cannot arise, and neither can a deadlock between the data barrier and the gradient's.
-
-Ray Data reads (tasks on any node with a free CPU); the rank shuffles encoded samples in a buffer and
-decodes them in threads, since decoded pixels are many times the bytes to move.
+Each worker reads its lanes of a window (see order.py), holds the encoded samples, and decodes them in
+threads, batch by batch, since decoded pixels are many times the bytes to move. A sample that cannot be used
+keeps its place, at weight 0; rows of weight 0 also fill a batch up where another worker has more samples of
+the step. So all workers have batches of one shape, and no sample moves to another step.
 """
 
 import contextlib
@@ -14,10 +12,9 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, groupby, islice, tee
 from operator import itemgetter
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,152 +25,181 @@ from beamclip.data.captions import choose_caption
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import FirstLost, LostSample, in_words, lost_sample
-from beamclip.data.order import BLOCK, Order, Part, Unread, epoch_part, last_draws, slots_drawn, unread
-from beamclip.data.position import DataPosition, Position
-from beamclip.data.row_sets import RowSet
-from beamclip.data.rows import RowReader, bundles_left, read_rows
+from beamclip.data.order import Order, shares, windows_from
+from beamclip.data.rows import RowReader, bundle_numbers, bundles_of, read_rows
 from beamclip.data.shards import Columns, Row, Shard
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, DRAWS, load_training_image, sample_uniforms
 from beamclip.errors import InputError
 
-T = TypeVar("T")
+LEAST_HOPELESS = 64
+"""Samples in a row without a usable image after which a worker may give up, at least."""
 
-HOPELESS_EPOCHS = 10
-"""Epochs without a usable image after which a rank gives up. One is not enough: where a shard is missing,
-its rows are now and then all that a rank has in an epoch."""
+Numbered = tuple[int, Row]
+"""A sample's number in the run, and its row."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one rank; a plain container, so that nothing moves it to a device unasked."""
+    """Images of one worker; a plain container, so that nothing moves it to a device unasked."""
 
     pixels: Tensor
     """uint8 [B, 3, H, W], channels last in memory."""
     draws: Tensor
     """float32 [B, AUGMENT_DRAWS], the random numbers of the augmentation."""
     captions: list[str]
-    keys: list[str]
-    epochs: list[int]
-    """The pass over the data that each image belongs to."""
-    position: Position
-    """Of the stream after this batch."""
+    """B texts, each "" where none is read."""
+    weights: Tensor
+    """float32 [B]: 1; 0 for a row that stands for a sample without a usable image, or for none."""
+    numbers: Tensor
+    """int64 [B], places of the rows in the step's global batch; `global_size` for a row without a sample."""
+    global_size: int
+    """Samples in the step, over all workers and micro-batches."""
+    keys: list[str] = field(default_factory=list)
+    """Of the usable samples, as they stand."""
+    epochs: list[int] = field(default_factory=list)
+    """The pass over the data that each of them belongs to."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Samples that the worker has lost so far in the first pass over the data, by reason."""
     embeddings: tuple[Tensor, ...] = ()
     """From a teacher cache: float16 [B, D] for each teacher, of the image as `draws` augments it."""
     lost: tuple[LostSample, ...] = ()
     """Samples that were lost on the way to this batch: the first few of the stream for each reason."""
 
 
-def shuffled_rows(
-    shards: list[Shard], columns: Columns, position: DataPosition, rank: int, read: RowReader = read_rows
-) -> Generator[Row, None, None]:
-    """Endless rows of one rank from a position on, epoch after epoch; every epoch's buffer is drained first.
+@dataclass(frozen=True)
+class WorkerShare:
+    """Which samples of each step a worker serves."""
 
-    Rows that were drawn before are not read again.
+    order: Order
+    batch_size: int
+    """Samples of a step, over all workers."""
+    rank: int = 0
+    world_size: int = 1
+    passes: int = 1
+    """Micro-batches that a step is divided into."""
 
-    Raises:
-        InputError: there are fewer samples than ranks, so that one would wait for its first row for ever.
-    """
-    samples = np.array([shard.samples for shard in shards], np.int64)
-    if samples.sum() < position.order.world_size:
-        raise InputError(
-            f"the data hold {samples.sum()} samples, too few for {position.order.world_size} workers. "
-            "Lower --num-workers."
-        )
-    # The reader plans epochs ahead of the one that is drawn from.
-    planned, drawn_from = tee(_epochs(samples, position, rank))
-    bundles = chain.from_iterable(
-        bundles_left(shards, each.rows, each.part, each.epoch, each.left) for each in planned
-    )
-    with contextlib.closing(read(bundles, columns)) as rows:
-        for each in drawn_from:
-            yield from shuffled(rows, position.order, each.epoch, rank, each.part.rows, each.drawn)
+    def of_step(self, step: int) -> tuple[int, int]:
+        """The worker's samples of a step, counted from 0, and the rows of each of its micro-batches."""
+        first = step * self.batch_size
+        every = shares(self.order, first, first + self.batch_size, self.world_size)
+        return int(every[self.rank]), -(-int(every.max()) // self.passes)
+
+    @property
+    def hopeless(self) -> int:
+        """Samples in a row without a usable image after which it gives up: a window's, or two epochs'."""
+        window = min(self.order.lanes * self.order.piece, 2 * self.order.rows)
+        return max(LEAST_HOPELESS, window // self.world_size)
 
 
 @dataclass(frozen=True)
-class _Epoch:
-    """One rank's share of an epoch."""
+class Decoding:
+    """How rows become pixels and texts."""
 
-    epoch: int
-    rows: RowSet
-    part: Part
-    drawn: int
-    left: Unread
-
-
-def _epochs(samples: NDArray[np.int64], position: DataPosition, rank: int) -> Iterator[_Epoch]:
-    start, everything = position.ranks[rank], RowSet.everything(samples)
-    for epoch in count(start.epoch):
-        rows = position.leftovers.get(epoch, everything)
-        part = epoch_part(rows.counts(samples), position.order, epoch, rank)
-        drawn = start.drawn if epoch == start.epoch else 0
-        yield _Epoch(epoch, rows, part, drawn, unread(position.order, epoch, rank, part.rows, drawn))
+    image_size: int
+    """Height and width of the pixels."""
+    augment: AugmentConfig
+    captions: CaptionConfig
+    seed: int
+    embedding_bytes: tuple[int, ...] = ()
+    """Of each teacher's embedding in a cache."""
 
 
-def shuffled(rows: Iterator[T], order: Order, epoch: int, rank: int, total: int, drawn: int) -> Iterator[T]:
-    """Draw a rank's rows of an epoch from a buffer.
+def worker_rows(
+    shards: list[Shard],
+    starts: list[NDArray[np.int64]],
+    columns: Columns,
+    share: WorkerShare,
+    sample: int,
+    read: RowReader = read_rows,
+) -> Generator[Numbered, None, None]:
+    """A worker's samples from one of the run on, without end, in the order of the run.
 
     Args:
-        rows: those of the part's `total` rows that are unread after `drawn` draws, in reading order.
+        starts: of the shards, from index.read_starts.
     """
-    left = unread(order, epoch, rank, total, drawn)
-    held: list[Any] = [None] * len(left.held)
-    for slot in np.argsort(left.held).tolist():
-        if left.held[slot] >= 0:
-            held[slot] = next(rows)
-    refills = total - len(held)
-    for block in range(drawn // BLOCK, -(-refills // BLOCK)):
-        begin = block * BLOCK
-        for slot in slots_drawn(order, epoch, rank, block)[max(0, drawn - begin) : refills - begin].tolist():
-            yield held[slot]
-            held[slot] = next(rows)
-    for slot in last_draws(order, epoch, rank, len(held))[max(0, drawn - refills) :].tolist():
-        yield held[slot]
+    # The reader plans windows ahead of the one that is taken from.
+    planned, taken = tee(windows_from(share.order, sample, share.rank, share.world_size))
+    bundles = chain.from_iterable(bundles_of(window, shards, starts) for window in planned)
+    with contextlib.closing(read(bundles, columns)) as rows:
+        for window in taken:
+            held: list[Row] = [{}] * len(window.row)
+            for place in np.argsort(bundle_numbers(window), kind="stable").tolist():
+                held[place] = next(rows)
+            yield from zip(window.number.tolist(), held, strict=True)
 
 
 def training_batches(
-    rows: Generator[Row, None, None],
+    rows: Generator[Numbered, None, None],
+    share: WorkerShare,
+    decoding: Decoding,
     *,
-    batch_size: int,
-    image_size: int,
-    augment: AugmentConfig,
-    captions: CaptionConfig,
-    seed: int,
-    start: Position,
     threads: int,
+    step: int = 0,
+    skipped: dict[str, int] | None = None,
 ) -> Generator[Batch, None, None]:
-    """Decode rows into full batches; damaged samples are counted and the next rows take their place.
+    """Decode a worker's samples into the micro-batches of one step after the other.
 
     Args:
-        batch_size: images in a batch of this rank.
-        image_size: height and width of the pixels.
+        rows: from the first sample of `step` on.
+        threads: that decode.
+        skipped: what was lost before, by reason.
 
     Raises:
-        InputError: HOPELESS_EPOCHS in a row hold no usable image.
+        InputError: `share.hopeless` samples in a row have no usable image.
     """
-    position = start
-    good: list[tuple[Row, NDArray[np.float32], NDArray[np.uint8]]] = []
-    last_good_epoch, first_lost, lost = start.epoch, FirstLost(), list[LostSample]()
+    lost = Counter(skipped or {})
+    first_lost, in_a_row = FirstLost(), 0
     # Closing the rows ends the execution of Ray Data behind them.
     with contextlib.closing(rows), ThreadPoolExecutor(threads) as pool:
-        while True:
-            taken = list(islice(rows, batch_size - len(good)))
-            draws = _uniforms(taken, seed)
-            images = pool.map(lambda row, u: _load(row, u, image_size, augment), taken, draws)
-            for row, draw, image in zip(taken, draws, images, strict=True):
-                position = advanced(position, row, lost=image is None)
-                if image is None:
-                    lost += first_lost.new([lost_sample(row)])
-                else:
-                    good.append((row, draw, image))
-                    last_good_epoch = row["epoch"]
-            if position.epoch > last_good_epoch + HOPELESS_EPOCHS:
-                raise InputError(
-                    f"no usable image in {HOPELESS_EPOCHS} passes over the data; "
-                    f"skipped in the first: {position.skipped}. The last: {lost_sample(row)[1]}"
+        for step_number in count(step):
+            own, size = share.of_step(step_number)
+            taken = list(islice(rows, own))
+            for begin in range(0, share.passes * size, size):
+                part = taken[begin : begin + size]
+                numbers = [number - step_number * share.batch_size for number, _ in part]
+                batch, bad = load_batch([row for _, row in part], decoding, pool, size=size)
+                for row in bad:
+                    # Every epoch meets the same damage; the first pass counts it once.
+                    lost.update([row["problem"]] if row["epoch"] == 0 else [])
+                in_a_row = 0 if len(bad) < len(part) else in_a_row + len(bad)
+                if in_a_row >= share.hopeless:
+                    raise InputError(
+                        f"{in_a_row} samples in a row without a usable image; skipped so far: "
+                        f"{dict(lost)}. The last: {lost_sample(bad[-1])[1]}"
+                    )
+                numbers += [share.batch_size] * (size - len(numbers))
+                yield replace(
+                    batch,
+                    numbers=torch.tensor(numbers),
+                    global_size=share.batch_size,
+                    skipped=dict(lost),
+                    lost=tuple(first_lost.new(map(lost_sample, bad))),
                 )
-            if len(good) == batch_size:
-                yield replace(_collate(good, position, captions), lost=tuple(lost))
-                good, lost = [], []
+
+
+def load_batch(
+    rows: list[Row], decoding: Decoding, pool: ThreadPoolExecutor, *, size: int
+) -> tuple[Batch, list[Row]]:
+    """Decode rows into a batch of `size` rows, filled up at weight 0, numbered as they stand.
+
+    Returns:
+        The batch, and the rows without a usable image.
+    """
+    draws = _uniforms(rows, decoding.seed)
+    images = list(pool.map(lambda row, own: _load(row, own, decoding), rows, draws))
+    bad = [row for row, image in zip(rows, images, strict=True) if image is None]
+    good = [place for place, image in enumerate(images) if image is not None]
+    if not good:
+        return _blank(size, decoding), bad
+    # What has weight 0 repeats a good row, since batch norms see it too.
+    shown = [place if images[place] is not None else good[0] for place in range(len(rows))]
+    shown += [good[0]] * (size - len(rows))
+    pixels = [image for place in shown if (image := images[place]) is not None]
+    batch = _collate([rows[place] for place in shown], [draws[place] for place in shown], pixels, decoding)
+    weights = torch.zeros(size)
+    weights[good] = 1.0
+    keys, epochs = [rows[place]["key"] for place in good], [rows[place]["epoch"] for place in good]
+    return replace(batch, weights=weights, keys=keys, epochs=epochs), bad
 
 
 def _uniforms(rows: list[Row], seed: int) -> list[NDArray[np.float32]]:
@@ -186,50 +212,54 @@ def _uniforms(rows: list[Row], seed: int) -> list[NDArray[np.float32]]:
     return [u for epoch, part in epochs for u in sample_uniforms(seed, epoch, [row["key"] for row in part])]
 
 
-def _load(
-    row: Row, draws: NDArray[np.float32], size: int, augment: AugmentConfig
-) -> NDArray[np.uint8] | None:
+def _load(row: Row, draws: NDArray[np.float32], decoding: Decoding) -> NDArray[np.uint8] | None:
     if row["problem"]:
         return None
     try:
-        return load_training_image(row["image"], draws, size, augment)
+        return load_training_image(row["image"], draws, decoding.image_size, decoding.augment)
     except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
         row.update(problem=refusal_reason(error), detail=in_words(error))
         return None
 
 
-def advanced(position: Position, row: Row, *, lost: bool) -> Position:
-    """The position after one more row."""
-    drawn = position.drawn + 1 if row["epoch"] == position.epoch else 1
-    skipped = position.skipped
-    # Every epoch meets the same damage; the first pass counts it once.
-    if lost and row["epoch"] == 0:
-        skipped = dict(Counter(skipped) + Counter({row["problem"]: 1}))
-    return Position(row["epoch"], drawn, skipped)
-
-
 def _collate(
-    good: list[tuple[Row, NDArray[np.float32], NDArray[np.uint8]]],
-    position: Position,
-    captions: CaptionConfig,
+    rows: list[Row],
+    draws: list[NDArray[np.float32]],
+    images: list[NDArray[np.uint8]],
+    decoding: Decoding,
 ) -> Batch:
-    rows, draws, images = zip(*good, strict=True)
-    numbers = torch.from_numpy(np.stack(draws))
-    chosen = [
-        choose_caption(row["texts"], float(draw[-1]), captions) if row["texts"] else ""
+    texts = [
+        choose_caption(row["texts"], float(draw[-1]), decoding.captions) if row["texts"] else ""
         for row, draw in zip(rows, draws, strict=True)
     ]
     return Batch(
         # No operation of torch on so much data in this thread: it would start threads of its own, and where
         # there are more of them than processors, those of training no longer spin for each other but sleep.
         pixels=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
-        draws=numbers[:, CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS].contiguous(),
-        captions=chosen,
-        keys=[row["key"] for row in rows],
-        epochs=[row["epoch"] for row in rows],
-        position=position,
+        draws=_augment_draws(np.stack(draws)),
+        captions=texts,
+        weights=torch.ones(len(rows)),
+        numbers=torch.arange(len(rows)),
+        global_size=len(rows),
         embeddings=_cached_embeddings(rows),
     )
+
+
+def _blank(size: int, decoding: Decoding) -> Batch:
+    pixels = np.zeros((size, decoding.image_size, decoding.image_size, 3), np.uint8)
+    return Batch(
+        pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        draws=_augment_draws(np.zeros((size, DRAWS), np.float32)),
+        captions=[""] * size,
+        weights=torch.zeros(size),
+        numbers=torch.arange(size),
+        global_size=size,
+        embeddings=tuple(torch.zeros(size, width // 2).half() for width in decoding.embedding_bytes),
+    )
+
+
+def _augment_draws(draws: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(draws)[:, CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS].contiguous()
 
 
 def _cached_embeddings(rows: Sequence[Row]) -> tuple[Tensor, ...]:
@@ -249,6 +279,8 @@ def pinned(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None
                 batch,
                 pixels=batch.pixels.pin_memory(),
                 draws=batch.draws.pin_memory(),
+                weights=batch.weights.pin_memory(),
+                numbers=batch.numbers.pin_memory(),
                 embeddings=tuple(tensor.pin_memory() for tensor in batch.embeddings),
             )
 

@@ -2,21 +2,37 @@
 
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from beamclip.data.row_sets import Rows
-from beamclip.data.shard_file import ShardFile, StoreError
+from beamclip.data.shard_file import Rows, ShardFile, StoreError
 
 HEADER_BYTES = 16 << 10
 """Of one member. tarfile reads long names and extended headers whole, whatever size they claim."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A place from which a tar can be read, other than its beginning."""
+
+    row: int = 0
+    """Number of the sample that begins there."""
+    byte: int = 0
+
+
+BEGINNING = Entry()
 
 Contents = dict[str, bytes | None]
 """What was read of a sample's members, by suffix; None for one over its limit."""
 
 
 def tar_samples(
-    file: ShardFile, limits: Mapping[str, int], rows: Rows, images: tuple[str, ...]
+    file: ShardFile,
+    limits: Mapping[str, int],
+    rows: Rows,
+    images: tuple[str, ...],
+    entry: Entry = BEGINNING,
 ) -> Iterator[tuple[str, Contents]]:
     """Key and contents of each sample that is asked for; the others stay unread.
 
@@ -24,13 +40,15 @@ def tar_samples(
         limits: suffixes of the wanted members, and bytes at most of each; a text is cut there.
         rows: numbers of the wanted samples.
         images: those of the suffixes of which a sample needs one.
+        entry: where reading begins; no sample before it is asked for.
 
     Raises:
         Exception: of tarfile, where the tar breaks off; the whole samples before it were yielded.
         StoreError: the file cannot be read.
     """
     asked = iter(np.asarray(rows).tolist())
-    index, key, contents, number = 0, "", Contents(), next(asked, None)
+    index, key, contents, number = entry.row, "", Contents(), next(asked, None)
+    file.seek(entry.byte)
     headers, broken = _Headers(file), None
     try:
         for member in _members(headers):
@@ -53,6 +71,20 @@ def tar_samples(
         yield key, contents
     if broken is not None:
         raise broken
+
+
+def sample_starts(file: ShardFile) -> Iterator[int]:
+    """The byte at which each sample begins, as `tar_samples` counts them.
+
+    Raises:
+        Exception: see `tar_samples`; the samples before the break were yielded.
+    """
+    key = ""
+    for member in _members(_Headers(file)):
+        stem, _ = _split(member.name)
+        if stem != key:
+            yield member.offset
+        key = stem
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -4,13 +4,12 @@ An actor handles one shard at a time from its first row to its last. Embeddings 
 beside the images that they were computed from, and a shard that is lost with its node is redone as a whole.
 """
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,9 +31,8 @@ from beamclip.data.cache import (
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
-from beamclip.data.position import Position
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_shards
-from beamclip.data.stream import training_batches
+from beamclip.data.stream import Decoding, load_batch
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, augment, load_training_views, sample_uniforms
 from beamclip.models.teacher import ImageTeacher, Teacher
 from beamclip.training.events import Embedded, Lost
@@ -228,19 +226,15 @@ def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
     rows = _views_at_even_distances(list_shards(job.out), manifest, samples)
     if not rows:
         return np.zeros((0, len(manifest.teachers)), np.float32)
-    batches = training_batches(
-        (row for row in cycle(rows)),
-        batch_size=min(len(rows), job.batch_size),
-        image_size=manifest.image_size,
-        augment=embedder.augmentation,
-        captions=CaptionConfig(),
-        seed=manifest.seed,
-        start=Position(),
-        threads=job.decode_threads,
+    widths = manifest.views(tuple(range(len(manifest.teachers)))).widths
+    decoding = Decoding(
+        manifest.image_size, embedder.augmentation, CaptionConfig(), manifest.seed, widths[1:]
     )
     cosines = []
-    with contextlib.closing(batches):
-        for batch in islice(batches, -(-len(rows) // job.batch_size)):
+    with ThreadPoolExecutor(job.decode_threads) as pool:
+        for begin in range(0, len(rows), job.batch_size):
+            part = rows[begin : begin + job.batch_size]
+            batch, _ = load_batch(part, decoding, pool, size=len(part))
             pixels = augment(batch.pixels.to(job.device), batch.draws.to(job.device), embedder.augmentation)
             cosines.append(
                 [
@@ -248,8 +242,7 @@ def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
                     for teacher, cached in zip(embedder.teachers, batch.embeddings, strict=True)
                 ]
             )
-    # The last batch is filled up with rows of the first one.
-    return np.concatenate(cosines, axis=1).T[: len(rows)]
+    return np.concatenate(cosines, axis=1).T
 
 
 def _views_at_even_distances(shards: list[Shard], manifest: CacheManifest, samples: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Events that workers send to the command that started them, in order.
+"""Events of a training that its command hears of, in order; all but the first come from workers.
 
 This module does not import torch, since processes that only pass events on import it.
 """
@@ -6,6 +6,14 @@ This module does not import torch, since processes that only pass events on impo
 from dataclasses import dataclass
 
 from beamclip.data.lost_samples import LostSample
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Shards without an index were read for where their samples begin."""
+
+    shards: int
+    """How many."""
 
 
 @dataclass(frozen=True)
@@ -59,4 +67,4 @@ class Embedded:
     """Seconds since 1970."""
 
 
-Event = Started | Damaged | Saved | Lost | Recorded | Embedded
+Event = Indexed | Started | Damaged | Saved | Lost | Recorded | Embedded

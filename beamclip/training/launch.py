@@ -12,11 +12,12 @@ from types import FrameType
 
 from beamclip.background import in_background
 from beamclip.cluster import WorkersConfig
+from beamclip.data.index import read_starts
 from beamclip.data.rows import read_rows_here
 from beamclip.training.channel import Channel, RemoteChannel
 from beamclip.training.checkpoint import State, read_checkpoint, read_newest_checkpoint
 from beamclip.training.checkpoint_store import claim
-from beamclip.training.events import Event, Saved
+from beamclip.training.events import Event, Indexed, Saved
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import (
     NonRetryableError,
@@ -47,7 +48,7 @@ def fit(
     """Train, or resume training from the newest of the job's checkpoints.
 
     Args:
-        job: its channel and claim are set here.
+        job: its channel, its claim and the starts of its samples are set here.
         on_event: called in this thread for every event, in order.
         waiting: the workers that train. None: train in a thread of this process, which must hold the
             resources already; whoever started the process must handle its loss.
@@ -59,7 +60,10 @@ def fit(
         KeyboardInterrupt: a second Ctrl-C or SIGTERM arrived.
     """
     storage = replace(job.storage, claim=claim(job.storage.checkpoints))
-    job = replace(job, storage=storage)
+    starts, indexed = read_starts(job.shards)
+    if indexed:
+        on_event(Indexed(indexed))
+    job = replace(job, storage=storage, starts=starts)
     with interrupts() as interrupted:
         if waiting is None:
             here = Channel()

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from beamclip.data.position import Position
 from beamclip.data.stream import Batch
 from beamclip.training.average import WeightAverage
 from beamclip.training.checkpoint import State
@@ -43,11 +42,11 @@ class Hooks(Protocol):
     def log(self, record: dict[str, float]) -> None:
         """Called every `log_every` steps and before each save, with means over the ranks."""
 
-    def save(self, state: State, position: Position, record: dict[str, float]) -> None:
+    def save(self, state: State, skipped: dict[str, int], record: dict[str, float]) -> None:
         """Save a checkpoint. `state` holds live tensors: copy before returning.
 
         Args:
-            position: this rank's position in the data.
+            skipped: samples that this rank has lost so far, by reason.
             record: the record that was just logged.
         """
 
@@ -301,7 +300,7 @@ def run_loop(
         check_finite(record)
         hooks.log(record)
         if saving:
-            hooks.save(training.state(), micro[-1].position, record)
+            hooks.save(training.state(), micro[-1].skipped, record)
             window.restart()
         if request == "stop":
             break

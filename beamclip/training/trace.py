@@ -42,10 +42,12 @@ class Trace:
         self._write({"first_step": first_step, "rank": rank, "world_size": world_size})
 
     def record(self, step: int, batches: list[Batch]) -> None:
-        """Note the samples of a step, which counts from 1, in the order in which they were seen."""
+        """Note the samples of a step, which counts from 1, and their places in its global batch."""
         seen = [pair for batch in batches for pair in zip(batch.epochs, batch.keys, strict=True)]
         runs = groupby(seen, key=itemgetter(0))
-        self._write({"step": step, "keys": [[epoch, [key for _, key in run]] for epoch, run in runs]})
+        places = [number for batch in batches for number in batch.numbers[batch.weights > 0].tolist()]
+        keys = [[epoch, [key for _, key in run]] for epoch, run in runs]
+        self._write({"step": step, "places": places, "keys": keys})
 
     def _write(self, line: dict[str, object]) -> None:
         # A worker may be killed at any time; what the operating system has received outlives it.
@@ -58,8 +60,8 @@ class Trace:
 
 
 def read_trace(folder: Path) -> dict[int, list[Seen]]:
-    """Return, for each step, the samples that led to the final weights of the run, ordered by rank."""
-    steps: dict[int, list[Seen]] = {}
+    """Return, for each step, the samples that led to the final weights of the run, in the batch's order."""
+    steps: dict[int, dict[int, Seen]] = {}
     for start in sorted(path for path in folder.iterdir() if path.is_dir()):
         for file in sorted(start.iterdir()):
             lines = read_json_lines(file)
@@ -70,5 +72,5 @@ def read_trace(folder: Path) -> dict[int, list[Seen]]:
                 steps = {step: seen for step, seen in steps.items() if step <= header["first_step"]}
             for line in lines[1:]:
                 seen = [Seen(header["rank"], epoch, key) for epoch, keys in line["keys"] for key in keys]
-                steps.setdefault(line["step"], []).extend(seen)
-    return steps
+                steps.setdefault(line["step"], {}).update(zip(line["places"], seen, strict=True))
+    return {step: [seen[place] for place in sorted(seen)] for step, seen in steps.items()}

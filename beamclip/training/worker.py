@@ -14,21 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import nn
 
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
-from beamclip.data.order import Order
-from beamclip.data.position import (
-    DataPosition,
-    Position,
-    beginning,
-    continued,
-    from_plain,
-    to_plain,
-)
+from beamclip.data.order import Order, order_of
+from beamclip.data.position import OtherOrderError, added, check_order, from_plain, position_in, to_plain
 from beamclip.data.rows import RowReader, read_rows
 from beamclip.data.shards import Columns, Shard, fingerprint
-from beamclip.data.stream import Batch, pinned, prefetched, shuffled_rows, training_batches
+from beamclip.data.stream import (
+    Batch,
+    Decoding,
+    WorkerShare,
+    pinned,
+    prefetched,
+    training_batches,
+    worker_rows,
+)
 from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint, read_newest_checkpoint
 from beamclip.training.checkpoint_store import discard_after, holds_claim, no_whole_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter
@@ -108,6 +110,8 @@ class TrainingJob:
     storage: Storage
     channel: Any = None
     """A Channel or RemoteChannel."""
+    starts: list[NDArray[np.int64]] = field(default_factory=list)
+    """Where the samples of each shard begin; `launch.fit` sets it, as index.read_starts returns it."""
     read: RowReader = read_rows
     """How rows reach a worker: `read_rows`, through Ray Data, or `read_rows_here`."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)
@@ -150,15 +154,17 @@ def _train(job: TrainingJob, group: WorkerGroup) -> None:
     prepare_process(job.threads or max(1, (os.cpu_count() or 1) // group.local_world_size), job.seed)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     start, state = _start(job, group)
-    position = _position(job, state, world_size)
+    order, skipped = _order(job, state, world_size)
     # Before the model: the first rows arrive while it is built.
     with contextlib.ExitStack() as stack:
-        batches = stack.enter_context(prefetched(_batches(job, position, group), job.stream.prefetch_batches))
+        # What was lost before is counted once, by rank 0.
+        stream = _batches(job, order, start.step, skipped if rank == 0 else {}, group)
+        batches = stack.enter_context(prefetched(stream, job.stream.prefetch_batches))
         training = _training(job, group)
         if state:
             training.load(state)
         writer = stack.enter_context(_writer(job, world_size)) if rank == 0 else None
-        hooks = _Hooks(job, position, start.step, group, writer, _trace(job, start, group, stack))
+        hooks = _Hooks(job, order, start.step, group, writer, _trace(job, start, group, stack))
         run_loop(training, batches, job.cadence, hooks)
 
 
@@ -202,13 +208,24 @@ def _start(job: TrainingJob, group: WorkerGroup) -> tuple[_Start, State | None]:
     return _Start(number, step), state
 
 
-def _position(job: TrainingJob, state: State | None, world_size: int) -> DataPosition:
-    stream = job.stream
-    order = Order(job.seed, world_size, buffer=stream.shuffle_buffer, shards=stream.shuffle_shards)
+def _order(job: TrainingJob, state: State | None, world_size: int) -> tuple[Order, dict[str, int]]:
+    """Return the order of the run, and what it has skipped before.
+
+    Raises:
+        OtherOrderError: the checkpoint's place in the data means something else in that order.
+    """
+    counts = np.array([shard.samples for shard in job.shards], np.int64)
+    order = order_of(counts, job.stream.shuffle_window, job.seed, world_size)
     if state is None:
-        return beginning(order)
-    samples = np.array([shard.samples for shard in job.shards], np.int64)
-    return continued(from_plain(state["position"]), order, samples)
+        return order, {}
+    position = from_plain(state["position"])
+    check_order(position, order)
+    if position.samples != state["step"] * job.batch_size:
+        raise OtherOrderError(
+            f"--batch-size {job.batch_size}: the run was begun with {position.samples // state['step']}. "
+            "Resume it with the options in its config.yaml."
+        )
+    return order, position.skipped
 
 
 def _training(job: TrainingJob, group: WorkerGroup) -> Training:
@@ -225,17 +242,21 @@ def _training(job: TrainingJob, group: WorkerGroup) -> Training:
     )
 
 
-def _batches(job: TrainingJob, position: DataPosition, group: WorkerGroup) -> Any:
-    stream = job.stream
+def _batches(
+    job: TrainingJob, order: Order, step: int, skipped: dict[str, int], group: WorkerGroup
+) -> Generator[Batch, None, None]:
+    share = WorkerShare(order, job.batch_size, group.rank, group.world_size, job.optim.accumulation)
+    views = job.columns.views
+    decoding = Decoding(
+        job.image_size, job.augmentation, job.captions, job.seed, views.widths[1:] if views else ()
+    )
     batches = training_batches(
-        shuffled_rows(job.shards, job.columns, position, group.rank, job.read),
-        batch_size=job.batch_size // group.world_size // job.optim.accumulation,
-        image_size=job.image_size,
-        augment=job.augmentation,
-        captions=job.captions,
-        seed=job.seed,
-        start=position.ranks[group.rank],
-        threads=stream.decode_threads,
+        worker_rows(job.shards, job.starts, job.columns, share, step * job.batch_size, job.read),
+        share,
+        decoding,
+        threads=job.stream.decode_threads,
+        step=step,
+        skipped=skipped,
     )
     batches = _told(batches, job.channel)
     return pinned(batches) if group.device.type == "cuda" else batches
@@ -284,7 +305,7 @@ class _Hooks:
     def __init__(
         self,
         job: TrainingJob,
-        start: DataPosition,
+        order: Order,
         first_step: int,
         group: WorkerGroup,
         writer: CheckpointWriter | None,
@@ -292,7 +313,7 @@ class _Hooks:
     ) -> None:
         """Start at step `first_step`; only rank 0 has a `writer`."""
         self.job = job
-        self.start = start
+        self.order = order
         self.group = group
         self.writer = writer
         self.trace = trace
@@ -311,13 +332,13 @@ class _Hooks:
             self.writer.check()
             self.job.channel.put(Recorded({**record, "pid": os.getpid()}))
 
-    def save(self, state: State, position: Position, record: dict[str, float]) -> None:
-        """Gather the positions of all ranks; on rank 0, have the checkpoint written.
+    def save(self, state: State, skipped: dict[str, int], record: dict[str, float]) -> None:
+        """Gather what all ranks have skipped; on rank 0, have the checkpoint written.
 
         Raises:
             CheckpointError: another command has taken over the run.
         """
-        ranks = _gathered(position, self.start.order.world_size)
+        every = _gathered(skipped, self.group.world_size)
         if self.writer is None:
             return
         if not holds_claim(self.job.storage.checkpoints, self.job.storage.claim):
@@ -326,10 +347,8 @@ class _Hooks:
                 f"{self.job.storage.checkpoints}: another command has taken over this run. "
                 "This one ends and leaves the checkpoints to it."
             )
-        first = min(rank.epoch for rank in ranks)
-        leftovers = {epoch: rows for epoch, rows in self.start.leftovers.items() if epoch >= first}
-        plain = to_plain(DataPosition(self.start.order, ranks, leftovers))
-        self.writer.submit({**state, "position": plain}, record["loss"])
+        position = position_in(self.order, state["step"] * self.job.batch_size, added(every))
+        self.writer.submit({**state, "position": to_plain(position)}, record["loss"])
 
     def asked(self, step: int) -> Request:
         """Return "stop" after Ctrl-C; or, once, "save" if a node will soon be taken away."""
@@ -378,9 +397,10 @@ class Questions:
         return self._steps
 
 
-def _gathered(position: Position, world_size: int) -> tuple[Position, ...]:
-    positions: list[Any] = [position]
+def _gathered(counts: dict[str, int], world_size: int) -> list[dict[str, int]]:
+    """Return the counts of all ranks."""
+    every: list[Any] = [counts]
     if world_size > 1:
-        positions = [None] * world_size
-        dist.all_gather_object(positions, position)
-    return tuple(positions)
+        every = [None] * world_size
+        dist.all_gather_object(every, counts)
+    return every

@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from beamclip.data.row_sets import RowSet
 from numpy.typing import NDArray
 
 from beamclip.data.order import Order, epoch_part, unread
@@ -21,7 +22,6 @@ from beamclip.data.position import (
     skipped_of,
     to_plain,
 )
-from beamclip.data.row_sets import RowSet
 from beamclip.data.rows import Bundle, bundles_left
 from beamclip.data.shards import Shard
 from beamclip.data.stream import shuffled

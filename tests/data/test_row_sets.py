@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from beamclip.data.row_sets import RowSet, runs_of
 
 SAMPLES = np.array([5, 3, 4, 2])
