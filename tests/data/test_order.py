@@ -1,141 +1,114 @@
-"""The order of an epoch: every row once, the same each time, well mixed, and known at every point."""
+"""The order of a run: a permutation of each epoch, cut for any number of workers, found from any place."""
 
-import random
+from itertools import takewhile
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from beamclip.data.order import BLOCK, Order, Part, epoch_part, interleaved, partly_read, unread
-from beamclip.data.stream import shuffled
+from beamclip.data.order import PIECE, Order, order_of, shares, windows_from
+from beamclip.errors import InputError
 
-SEED = 3
-
-
-def order(world_size: int = 1, buffer: int = 6, shards: int = 3, seed: int = SEED) -> Order:
-    return Order(seed, world_size, buffer, shards)
+Sample = tuple[int, int, int]
+"""Epoch, shard, row."""
 
 
-def sizes(generator: random.Random, shards: int, largest: int = 9) -> NDArray[np.int64]:
-    return np.array([generator.randint(1, largest) for _ in range(shards)], np.int64)
+def random_order(seed: int) -> Order:
+    random = np.random.default_rng(seed)
+    counts = random.integers(0, 60, random.integers(1, 20))
+    counts[0] += 1
+    return Order(counts, lanes=int(random.integers(1, 40)), piece=int(random.integers(1, 20)), seed=seed)
 
 
-def rows_of(part: Part) -> list[tuple[int, int]]:
-    """(shard, row) of a part in reading order."""
-    found = []
-    for bundle in range(len(part.bundles) - 1):
-        pieces = part.pieces(bundle)
-        rows = [iter(range(start, stop)) for _, start, stop in pieces]
-        turns = interleaved(np.array([stop - start for _, start, stop in pieces]))
-        found += [(pieces[turn][0], next(rows[turn])) for turn in turns]
+def samples(order: Order, first: int, stop: int, rank: int = 0, world_size: int = 1) -> dict[int, Sample]:
+    """The samples [first, stop) that a worker serves, by number."""
+    found = {}
+    windows = windows_from(order, first, rank, world_size)
+    for window in takewhile(lambda window: window.epoch * order.rows < stop, windows):
+        places = zip(window.shard.tolist(), window.row.tolist(), strict=True)
+        for number, place in zip(window.number.tolist(), places, strict=True):
+            if number < stop:
+                found[number] = (window.epoch, *place)
     return found
 
 
-@pytest.mark.parametrize("world_size", range(1, 6))
-@pytest.mark.parametrize("shards", [1, 2, 3, 7, 20])
-def test_the_parts_of_the_ranks_are_disjoint_and_cover_every_row(world_size: int, shards: int) -> None:
-    counts = sizes(random.Random(shards), shards)
-    total = int(counts.sum())
-    for epoch in range(4):
-        parts = [epoch_part(counts, order(world_size), epoch, rank) for rank in range(world_size)]
-        read = [rows_of(part) for part in parts]
-        assert sorted(row for part in read for row in part) == [
-            (shard, row) for shard in range(shards) for row in range(counts[shard])
+@pytest.mark.parametrize("seed", range(12))
+def test_every_epoch_has_each_row_once(seed: int) -> None:
+    order = random_order(seed)
+    found = samples(order, 0, 3 * order.rows)
+    assert list(found) == list(range(3 * order.rows))
+    rows = [(shard, row) for shard, count in enumerate(order.counts) for row in range(count)]
+    for epoch in range(3):
+        assert sorted(place for number, *place in map(list, found.values()) if number == epoch) == [
+            list(row) for row in rows
         ]
-        assert [len(rows) for rows in read] == [part.rows for part in parts]
-        assert {len(rows) for rows in read} <= {total // world_size, -(-total // world_size)}
 
 
-def test_the_order_of_the_shards_depends_on_seed_and_epoch() -> None:
-    counts = np.full(20, 3)
-
-    def shards(seed: int, epoch: int) -> tuple[int, ...]:
-        return tuple(epoch_part(counts, order(seed=seed), epoch, 0).shard.tolist())
-
-    assert shards(1, 1) == shards(1, 1)
-    assert len({shards(seed, epoch) for seed in range(4) for epoch in range(4)}) == 16
-
-
-@pytest.mark.parametrize(
-    ("pieces", "bundles"), [(1, [1]), (3, [3]), (4, [2, 2]), (7, [2, 2, 3]), (9, [3] * 3)]
-)
-def test_bundles_hold_as_many_pieces_as_asked_at_most_and_none_is_left_alone(
-    pieces: int, bundles: list[int]
-) -> None:
-    part = epoch_part(np.full(pieces, 5), order(shards=3), 0, 0)
-    assert np.diff(part.bundles).tolist() == bundles
+@pytest.mark.parametrize("world_size", [2, 3, 5, 7])
+@pytest.mark.parametrize("seed", range(6))
+def test_workers_divide_the_samples_and_change_none_of_them(seed: int, world_size: int) -> None:
+    order = random_order(seed)
+    first, stop = order.rows // 3, order.rows // 3 + 2 * order.rows
+    alone = samples(order, first, stop)
+    parts = [samples(order, first, stop, rank, world_size) for rank in range(world_size)]
+    assert sum(map(len, parts)) == len(alone) == 2 * order.rows
+    assert {number: sample for part in parts for number, sample in part.items()} == alone
+    assert shares(order, first, stop, world_size).tolist() == list(map(len, parts))
 
 
-def test_the_pieces_of_a_bundle_come_to_their_end_together() -> None:
-    lengths = np.array([4, 12, 8, 1])
-    turns = interleaved(lengths)
-    assert np.bincount(turns).tolist() == lengths.tolist()
-    for piece, length in enumerate(lengths):
-        places = (np.flatnonzero(turns == piece) + 0.5) / len(turns)
-        np.testing.assert_allclose(places, (np.arange(length) + 0.5) / length, atol=4 / len(turns))
+@pytest.mark.parametrize("seed", range(6))
+def test_a_run_goes_on_from_any_sample_as_if_nothing_had_happened(seed: int) -> None:
+    order = random_order(seed)
+    whole = samples(order, 0, 2 * order.rows)
+    for first in np.random.default_rng(seed).integers(0, 2 * order.rows, 5).tolist():
+        assert samples(order, first, 2 * order.rows) == {n: s for n, s in whole.items() if n >= first}
 
 
-def drawn_rows(part: Part, ordered: Order, epoch: int = 0, rank: int = 0, drawn: int = 0) -> list[int]:
-    """Numbers in reading order of the rows that are drawn after `drawn` others."""
-    left = unread(ordered, epoch, rank, part.rows, drawn)
-    reading = [*sorted(left.held[left.held >= 0].tolist()), *range(left.onwards, part.rows)]
-    return list(shuffled(iter(reading), ordered, epoch, rank, part.rows, drawn))
+def test_workers_take_turns_where_they_divide_the_lanes() -> None:
+    order = order_of(np.array([700, 33, 1500]), 4096, 0, 4)
+    for rank in range(4):
+        assert {number % 4 for number in samples(order, 0, 2 * order.rows, rank, 4)} == {rank}
 
 
-@pytest.mark.parametrize(("rows", "buffer"), [(1, 1), (5, 6), (6, 6), (7, 6), (90, 6), (90, 1), (90, 64)])
-def test_every_row_is_drawn_once_and_no_earlier_than_the_buffer_allows(rows: int, buffer: int) -> None:
-    ordered = order(buffer=buffer)
-    drawn = drawn_rows(epoch_part(np.array([rows]), ordered, 0, 0), ordered)
-    assert sorted(drawn) == list(range(rows))
-    assert all(row < draw + buffer for draw, row in enumerate(drawn))
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = [order_of(np.full(9, 40), 256, seed, 1) for seed in (0, 1)]
+    found = [samples(order, 0, 3 * 360) for order in orders]
+    epochs = [tuple(s[1:] for s in each.values() if s[0] == epoch) for each in found for epoch in range(3)]
+    assert len(set(epochs)) == 6
+    assert found[0] == samples(order_of(np.full(9, 40), 256, 0, 1), 0, 3 * 360)
 
 
-@pytest.mark.parametrize(("rows", "buffer"), [(5, 6), (40, 6), (BLOCK + 700, 64)])
-def test_what_is_left_after_any_number_of_draws_comes_as_if_nothing_had_happened(
-    rows: int, buffer: int
-) -> None:
-    ordered = order(buffer=buffer)
-    part = epoch_part(np.array([rows]), ordered, 2, 0)
-    whole = drawn_rows(part, ordered, epoch=2)
-    points = (
-        range(rows + 1) if rows < 50 else [0, 1, 700, BLOCK - 1, BLOCK, BLOCK + 1, rows - 64, rows - 1, rows]
-    )
-    for drawn in points:
-        assert drawn_rows(part, ordered, epoch=2, drawn=drawn) == whole[drawn:]
-        left = unread(ordered, 2, 0, rows, drawn)
-        assert len(left.held[left.held >= 0]) + rows - left.onwards == rows - drawn
+def test_few_samples_are_shuffled_too() -> None:
+    order = order_of(np.array([16]), 4096, 0, 1)
+    rows = [row for _, _, row in samples(order, 0, 48).values()]
+    assert rows[:16] != sorted(rows[:16])
+    assert len({tuple(rows[start : start + 16]) for start in (0, 16, 32)}) == 3
 
 
-def test_ranks_epochs_and_seeds_have_draws_of_their_own() -> None:
-    part = epoch_part(np.array([50]), order(), 0, 0)
-    keys = [(0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 2)]
-    drawn = {tuple(drawn_rows(part, order(seed=seed), epoch, rank)) for epoch, rank, seed in keys}
-    assert len(drawn) == len(keys)
+def test_a_window_with_too_few_lanes_is_refused() -> None:
+    counts = np.full(9, 4000)
+    order_of(counts, 24 * 8 * PIECE, 0, 24)
+    with pytest.raises(InputError, match=r"--shuffle-window 3000: has 187 lanes .* Give 3072 or more"):
+        order_of(counts, 3000, 0, 24)
 
 
-@pytest.mark.parametrize("drawn", range(0, 41, 4))
-def test_the_bundles_with_unread_rows_are_known(drawn: int) -> None:
-    ordered = order(buffer=7, shards=2)
-    part = epoch_part(np.array([9, 4, 10, 8, 9]), ordered, 1, 0)
-    expected = sorted(drawn_rows(part, ordered, epoch=1)[drawn:])
-    opened, untouched = partly_read(part, unread(ordered, 1, 0, part.rows, drawn))
-    ends = part.bundle_ends()
-    found = [row for bundle, keep in opened.items() for row in (ends[bundle] + np.flatnonzero(keep)).tolist()]
-    assert sorted([*found, *range(ends[untouched], part.rows)]) == expected
-    assert all(keep.any() and bundle < untouched for bundle, keep in opened.items())
-
-
-def together(shards: int, rows: int, buffer: int, batch: int = 256) -> float:
+def together(shards: int, rows: int, batch: int = 256) -> float:
     """How often two images of a batch are of one shard, against the same in a perfect shuffle."""
-    ordered = Order(SEED, 1, buffer, shards=8)
-    part = epoch_part(np.full(shards, rows), ordered, 0, 0)
-    shard = np.array([shard for shard, _ in rows_of(part)])[drawn_rows(part, ordered)]
-    batches = shard[: len(shard) // batch * batch].reshape(-1, batch)
-    pairs = [np.bincount(each, minlength=shards) for each in batches]
+    order = order_of(np.full(shards, rows), 4096, 0, 1)
+    drawn = [sample[1] for sample in samples(order, 0, order.rows // batch * batch).values()]
+    pairs = [np.bincount(each, minlength=shards) for each in np.reshape(drawn, (-1, batch))]
     same = np.mean([(count * (count - 1)).sum() / (batch * (batch - 1)) for count in pairs])
     return float(same / ((rows - 1) / (shards * rows - 1)))
 
 
-def test_a_few_large_shards_do_not_clump() -> None:
-    assert together(shards=8, rows=2000, buffer=512) < 1.05
-    assert together(shards=16, rows=2000, buffer=512) < 2.1
+def test_shards_do_not_clump() -> None:
+    assert together(shards=8, rows=2000) < 1.02
+    assert together(shards=40, rows=1000) < 1.02
+    assert together(shards=400, rows=100) < 2
+
+
+def test_a_place_is_found_without_looking_at_what_comes_before_it() -> None:
+    """A million shards and 4e8 samples: this takes half a second."""
+    counts = np.random.default_rng(0).integers(350, 451, 1_000_000)
+    order = order_of(counts, 65_536, 0, 64)
+    window = next(windows_from(order, 2 * order.rows + 123_456_789, 17, 64))
+    assert (window.epoch, len(window.row) > 0) == (2, True)

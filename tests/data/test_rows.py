@@ -10,10 +10,14 @@ import pytest
 import ray.data
 
 from beamclip.data import rows as data_rows
+from beamclip.data.index import read_starts
+from beamclip.data.order import Order, windows_from
 from beamclip.data.rows import (
     ROWS_PER_TASK,
     Bundle,
     Segment,
+    bundle_numbers,
+    bundles_of,
     executions,
     prepared_dataset,
     read_bundle,
@@ -26,17 +30,17 @@ from beamclip.data.shards import BROKEN_SHARD, Columns, list_shards
 CAPTIONED = Columns(caption=True)
 
 
-def bundles_of(folder: Path, epochs: int = 1, keep: list[bool] | None = None) -> list[Bundle]:
-    """Two bundles an epoch: 9 and 4 rows in turn, then 10 of which 5 are read."""
+def made_bundles(folder: Path, epochs: int = 1) -> list[Bundle]:
+    """Two bundles an epoch: 9 and 4 rows in turns, then 5 of the 10 rows of a third shard as they lie."""
     first, second, third = list_shards(str(folder))
     both = (Segment(first, range(9)), Segment(second, range(4)))
     some = (Segment(third, np.array([0, 3, 4, 8, 9])),)
-    kept = None if keep is None else np.array(keep)
-    return [b for epoch in range(epochs) for b in (Bundle(both, epoch, kept), Bundle(some, epoch))]
+    return [b for epoch in range(epochs) for b in (Bundle(both, epoch, TURNS), Bundle(some, epoch))]
 
 
-PIECES = (0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 1, 0)
-IN_TURN = [(piece, PIECES[:i].count(piece)) for i, piece in enumerate(PIECES)]
+TURNS = np.random.default_rng(0).permutation(13)
+LYING = [*((0, row) for row in range(9)), *((1, row) for row in range(4))]
+IN_TURNS = [LYING[turn] for turn in TURNS]
 SOME = [(2, 0), (2, 3), (2, 4), (2, 8), (2, 9)]
 
 
@@ -44,31 +48,37 @@ def keys(places: list[tuple[int, int]]) -> list[str]:
     return [f"{shard:05d}{row:04d}" for shard, row in places]
 
 
-def test_the_rows_of_a_bundle_are_read_in_turn(folder: Path) -> None:
-    tables = [list(read_bundle(bundle, CAPTIONED)) for bundle in bundles_of(folder)]
-    assert [table["key"].to_pylist() for (table,) in tables] == [keys(IN_TURN), keys(SOME)]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_unwanted_rows_of_a_bundle_are_left_out_and_the_others_keep_their_order(
-    folder: Path, seed: int
-) -> None:
-    keep = (np.random.default_rng(seed).random(len(IN_TURN)) < 0.4).tolist()
-    bundle = bundles_of(folder, keep=keep)[0]
-    wanted = [place for place, kept in zip(IN_TURN, keep, strict=True) if kept]
-    assert [key for table in read_bundle(bundle, CAPTIONED) for key in table["key"].to_pylist()] == keys(
-        wanted
-    )
-    assert bundle.wanted == len(wanted)
+def test_the_rows_of_a_bundle_are_read_in_their_turns(folder: Path) -> None:
+    tables = [list(read_bundle(bundle, CAPTIONED)) for bundle in made_bundles(folder)]
+    assert [table["key"].to_pylist() for (table,) in tables] == [keys(IN_TURNS), keys(SOME)]
 
 
 def test_a_broken_shard_of_a_bundle_costs_its_own_rows_only(folder: Path) -> None:
     (folder / "00001.tar").write_bytes(b"")
-    (table,) = read_bundle(bundles_of(folder)[0], CAPTIONED)
+    (table,) = read_bundle(made_bundles(folder)[0], CAPTIONED)
     problems = table["problem"].to_pylist()
-    assert [problem == BROKEN_SHARD for problem in problems] == [shard == 1 for shard, _ in IN_TURN]
+    assert [problem == BROKEN_SHARD for problem in problems] == [shard == 1 for shard, _ in IN_TURNS]
     good = [key for key, problem in zip(table["key"].to_pylist(), problems, strict=True) if problem is None]
-    assert good == keys([(0, row) for row in range(9)])
+    assert good == keys([place for place in IN_TURNS if place[0] == 0])
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_bundles_of_a_window_hold_its_rows_in_its_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    monkeypatch.setattr(data_rows, "ROWS_PER_TASK", 4)
+    shards = list_shards(str(folder))
+    starts, _ = read_starts(shards)
+    order = Order(np.array([shard.samples for shard in shards]), lanes=6, piece=3, seed=1)
+    for rank in range(world_size):
+        window = next(windows_from(order, 0, rank, world_size))
+        bundles = bundles_of(window, shards, starts)
+        assert len(bundles) > 1
+        read = [row for b in bundles for table in read_bundle(b, CAPTIONED) for row in table.to_pylist()]
+        number = bundle_numbers(window)
+        lying = [place for each in range(len(bundles)) for place in np.flatnonzero(number == each)]
+        expected = keys([(int(window.shard[place]), int(window.row[place])) for place in lying])
+        assert [row["key"] for row in read] == expected
 
 
 def test_rows_arrive_in_the_order_of_the_plan(
@@ -76,24 +86,24 @@ def test_rows_arrive_in_the_order_of_the_plan(
 ) -> None:
     monkeypatch.setattr(data_rows, "ROWS_PER_TASK", 20)
     monkeypatch.setattr(data_rows, "TASKS_PER_EXECUTION", 2)
-    rows = [(row["epoch"], row["key"]) for row in read_rows(bundles_of(folder, 5), CAPTIONED)]
-    assert rows == [(epoch, key) for epoch in range(5) for key in keys([*IN_TURN, *SOME])]
+    rows = [(row["epoch"], row["key"]) for row in read_rows(made_bundles(folder, 5), CAPTIONED)]
+    assert rows == [(epoch, key) for epoch in range(5) for key in keys([*IN_TURNS, *SOME])]
 
 
 def test_tasks_and_executions_take_in_what_there_is_once_and_in_order(folder: Path) -> None:
-    bundles = bundles_of(folder, 4000)
+    bundles = made_bundles(folder, 4000)
     tasks = [*tasks_of(iter(bundles))]
-    assert [bundle for task in tasks for bundle in task] == bundles
-    assert all(sum(bundle.wanted for bundle in task) >= ROWS_PER_TASK for task in tasks[:-1])
+    assert [id(bundle) for task in tasks for bundle in task] == [*map(id, bundles)]
+    assert all(sum(bundle.rows for bundle in task) >= ROWS_PER_TASK for task in tasks[:-1])
     runs = [*executions(iter(tasks))]
-    assert [task for run in runs for task in run] == tasks
+    assert [id(task) for run in runs for task in run] == [*map(id, tasks)]
     assert [len(run) for run in runs[:-1]] == [data_rows.TASKS_PER_EXECUTION] * (len(runs) - 1) != []
 
 
 def test_hundreds_of_small_bundles_share_a_few_read_tasks(ray_cluster: None, folder: Path) -> None:
-    dataset = read_dataset([*tasks_of(bundles_of(folder, 40))], CAPTIONED).materialize()
-    assert dataset.count() == 40 * len(IN_TURN + SOME)
-    assert dataset.num_blocks() <= 40 * len(IN_TURN + SOME) / ROWS_PER_TASK + 1
+    dataset = read_dataset([*tasks_of(made_bundles(folder, 40))], CAPTIONED).materialize()
+    assert dataset.count() == 40 * len(IN_TURNS + SOME)
+    assert dataset.num_blocks() <= 40 * len(IN_TURNS + SOME) / ROWS_PER_TASK + 1
 
 
 def test_read_tasks_need_no_torch() -> None:

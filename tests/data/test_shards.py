@@ -19,13 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from beamclip.data.row_sets import Rows
 
 from beamclip.data import sample_rows, shards
 from beamclip.data.captions import CAPTION_CHARACTERS
 from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.rows import Bundle, Segment, read_bundle
-from beamclip.data.shard_file import MissingShardError, UnansweredShardError
+from beamclip.data.shard_file import MissingShardError, Rows, UnansweredShardError
 from beamclip.data.shards import (
     BROKEN_SHARD,
     MISSING_CAPTION,
