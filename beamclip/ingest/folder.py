@@ -4,7 +4,7 @@
     out/.ingest/manifest.json      the settings that decide what the shards hold
     out/.ingest/retries.json       which rows were tried a second time, in which further shards
     out/.ingest/summary.json       the final counts, once nothing is left to do
-    out/.ingest/rows/              the rows of shards under way
+    out/.ingest/rows/              the rows of shards under way, and samples that wait for their turn
     out/.ingest/log.txt            what img2dataset printed
     out/.ingest/lock               locked while an ingest is at work
 

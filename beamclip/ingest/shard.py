@@ -4,16 +4,20 @@ img2dataset's own entry point, `img2dataset.download`, is not used. It starts pr
 guard against private addresses can be put, never reports a shard that failed, counts images that it
 could not write, and spends 5 to 15 s a call on a logging process and on imports. Its parts are used as
 they are: `Downloader` (threads, retries, X-Robots-Tag, statistics), `Resizer` (which gets images that are
-already decoded, see `resizer`), and the sample writers.
+already decoded, see `resizer`), and the sample writers (which get rows in the order of the list, see
+`row_order`).
 """
 
 import io
 import json
 import math
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import fsspec
 import pyarrow as pa
@@ -23,7 +27,8 @@ from beamclip.ingest.body_memory import BodyMemory
 from beamclip.ingest.hosts import WEB_PORTS
 from beamclip.ingest.opener import FetchRules, install_guarded_opener
 from beamclip.ingest.resizer import UprightResizer
-from beamclip.places import Folder
+from beamclip.ingest.row_order import OrderedWriter
+from beamclip.places import Folder, is_address
 
 SHARD_DIGITS = 5
 """Digits of a shard's number in file names; img2dataset calls it `oom_shard_count`."""
@@ -95,7 +100,7 @@ def download_shard(
     )
     install_guarded_opener(rules, memory)
     count = _RowCount(_count_rows(task.rows_file) - threads, on_last_rows)
-    downloader = _build_downloader(settings, threads, memory, count)
+    downloader = _build_downloader(settings, threads, memory, partial(_open_writer, settings, task, count))
     finished, _ = downloader((task.shard_id, task.rows_file))
     if not finished:
         raise RuntimeError(f"shard {task.shard_id} failed")
@@ -127,7 +132,7 @@ def _check_counts(folder: Folder, name: str) -> None:
 
 
 class _RowCount:
-    """Counts written rows, and calls `reached` when there are so many."""
+    """Counts rows that have come to be written, and calls `reached` when there are so many."""
 
     def __init__(self, rows: int, reached: Callable[[], object]) -> None:
         self._left = max(1, rows)
@@ -141,14 +146,14 @@ class _RowCount:
 
 
 class _CountingWriter:
-    """A sample writer of img2dataset that counts its rows, those of failed downloads included."""
+    """A sample writer that counts the rows it gets, those of failed downloads included."""
 
-    def __init__(self, writer: Any, count: _RowCount) -> None:
+    def __init__(self, writer: OrderedWriter, count: _RowCount) -> None:
         self._writer = writer
         self._count = count
 
     def write(self, *row: Any) -> None:
-        """Write and count one row."""
+        """Write one row, at once or when its turn comes, and count it."""
         self._writer.write(*row)
         self._count.add()
 
@@ -179,13 +184,34 @@ def _count_rows(rows_file: str) -> int:
     return rows
 
 
-def _build_downloader(settings: DownloadSettings, threads: int, memory: BodyMemory, count: _RowCount) -> Any:
-    from img2dataset.downloader import Downloader
+def _open_writer(
+    settings: DownloadSettings, task: ShardTask, count: _RowCount, *about: Any
+) -> _CountingWriter:
+    """Open the shard's files; `about` is what img2dataset tells its own writers."""
     from img2dataset.writer import ParquetSampleWriter, WebDatasetSampleWriter
 
     writers = {"webdataset": WebDatasetSampleWriter, "parquet": ParquetSampleWriter}
+    # A folder for temporary files may be small, or in memory; beside the shards there is room for a shard.
+    folder = None if is_address(task.rows_file) else os.path.dirname(task.rows_file)
+    ordered = OrderedWriter(
+        writers[settings.format](*about),
+        lambda key: row_of_key(key, task.shard_id, settings.shard_size),
+        (_temporary_file(folder), _temporary_file(folder)),
+    )
+    return _CountingWriter(ordered, count)
+
+
+def _temporary_file(folder: str | None) -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=folder, prefix="waiting-")
+
+
+def _build_downloader(
+    settings: DownloadSettings, threads: int, memory: BodyMemory, open_writer: Callable[..., _CountingWriter]
+) -> Any:
+    from img2dataset.downloader import Downloader
+
     return Downloader(
-        sample_writer_class=lambda *about: _CountingWriter(writers[settings.format](*about), count),
+        sample_writer_class=open_writer,
         resizer=_BodyDroppingResizer(UprightResizer(_build_resizer(settings)), memory),
         thread_count=threads,
         save_caption="caption" in settings.columns,
