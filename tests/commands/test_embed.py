@@ -68,7 +68,7 @@ def distill_config(teacher, corpus, data, out, **changes) -> DistillConfig:
         classes=corpus.classes,
         out=out,
         student=StudentConfig(student="test_resnet"),
-        stream=StreamConfig(batch_size=20, shuffle_buffer=16),
+        stream=StreamConfig(batch_size=20, shuffle_window=256),
         optim=OptimConfig(epochs=VIEWS, lr=1e-4, precision="fp32"),
         cadence=CadenceConfig(log_every=1),
         workers=WorkersConfig(num_workers=0),

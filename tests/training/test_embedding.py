@@ -1,6 +1,7 @@
 """Embedding shards: every row its own embeddings, equal to the teacher's of the replayed view."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,9 +23,8 @@ from beamclip.data.cache import (
     write_manifest,
 )
 from beamclip.data.config import AugmentConfig, CaptionConfig
-from beamclip.data.position import Position
 from beamclip.data.shards import Columns, Shard, iterate_rows, list_shards
-from beamclip.data.stream import training_batches
+from beamclip.data.stream import Decoding, load_batch
 from beamclip.data.transforms import DRAWS, augment
 from beamclip.models.clip import LoadedClip, new_clip, text_tower
 from beamclip.models.teacher import Teacher
@@ -120,17 +120,9 @@ def test_every_embedding_is_the_teachers_of_the_view_that_training_replays(
     ]
     assert sum(row["problem"] is not None for row in rows) == 3
     good = [row for row in rows if row["problem"] is None]
-    batches = training_batches(
-        (row for row in good),
-        batch_size=len(good),
-        image_size=32,
-        augment=STRONG,
-        captions=CaptionConfig(),
-        seed=999,
-        start=Position(),
-        threads=1,
-    )
-    batch = next(batches)
+    decoding = Decoding(32, STRONG, CaptionConfig(), seed=999)
+    with ThreadPoolExecutor(1) as pool:
+        batch, _ = load_batch(good, decoding, pool, size=len(good))
     assert batch.keys == [row["key"] for row in good]
     pixels = augment(batch.pixels, batch.draws, STRONG)
     for clip, cached in zip(teachers, batch.embeddings, strict=True):

@@ -26,7 +26,7 @@ from torch import nn
 
 from beamclip.cluster import WorkersConfig
 from beamclip.data.config import AugmentConfig, StreamConfig
-from beamclip.data.position import Position, from_plain
+from beamclip.data.position import from_plain
 from beamclip.data.shards import MISSING_SHARD, Columns, Shard
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import new_clip
@@ -163,7 +163,7 @@ def new_run(
             total_steps=STEPS,
             seed=0,
             threads=None,
-            stream=StreamConfig(shuffle_buffer=16),
+            stream=StreamConfig(shuffle_window=256),
             augmentation=AugmentConfig(),
             optim=OptimConfig(lr=1e-3, ema_decay=0.9),
             cadence=CadenceConfig(log_every=1, checkpoint_every=4),
@@ -257,7 +257,7 @@ def test_a_missing_shard_ends_a_run_by_a_line_with_its_path_and_the_node(new_run
     assert problem.startswith(f"file:///nowhere/00001.tar: cannot be read on node {NODE} (FileNotFoundError")
     kept = replace(job, shards=[job.shards[0], replace(gone, may_be_missing=True)])
     events, state = ray.get(single_process.remote(kept))
-    assert from_plain(state["position"]).ranks[0].skipped == {MISSING_SHARD: 20}
+    assert from_plain(state["position"]).skipped == {MISSING_SHARD: 20}
     told = [line for event in events if isinstance(event, Lost) for _, line in event.samples]
     assert told[0].startswith("shard 00001.tar: missing shard (FileNotFoundError")
 
@@ -271,8 +271,7 @@ def test_a_run_ends_with_the_state_of_its_last_step(undisturbed: Finished) -> No
     state = undisturbed.outcome.state
     assert state["step"] == STEPS
     assert not undisturbed.outcome.interrupted
-    # 12 steps of 12 images are two passes over 60 samples and 24 of the third.
-    assert from_plain(state["position"]).ranks == (Position(epoch=2, drawn=24),)
+    assert from_plain(state["position"]).samples == STEPS * 12
 
 
 def test_a_checkpoint_holds_the_student_its_average_and_no_teacher(
@@ -447,8 +446,7 @@ def test_two_workers_go_on_with_the_run_of_one(extended: Finished) -> None:
     assert list(extended.run.losses) == list(range(STEPS + 1, STEPS + 5))
     state = extended.outcome.state
     assert state["step"] == STEPS + 4
-    # 36 samples of the third pass were left: 4 steps of 6 images each end them, and begin the fourth.
-    assert from_plain(state["position"]).ranks == (Position(epoch=3, drawn=6), Position(epoch=3, drawn=6))
+    assert from_plain(state["position"]).samples == (STEPS + 4) * 12
 
 
 def test_two_workers_see_what_one_had_not_seen_and_nothing_else(
