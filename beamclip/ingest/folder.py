@@ -33,6 +33,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beamclip.data.image_limits import CORRUPT_IMAGE, REFUSALS
+from beamclip.data.index import INDEX_SUFFIX
 from beamclip.errors import InputError
 from beamclip.ingest.download import BODY_TOO_LARGE, REASONS, REDIRECT_LOOP
 from beamclip.ingest.hosts import MALFORMED_URL, PRIVATE_ADDRESS, REFUSED_PORT
@@ -236,6 +237,7 @@ class IngestFolder:
         """Remove what is left of a shard, statistics first, so that no reader takes it for complete."""
         for suffix in reversed(self._suffixes):
             self.out.remove(shard_name(shard_id) + suffix)
+        self.out.remove(shard_name(shard_id) + INDEX_SUFFIX)
 
     def read_outcome(self, plan: ShardPlan) -> ListOutcome:
         """Count what became of each row of the list, from the shards' records."""

@@ -23,6 +23,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beamclip.data.index import write_index
 from beamclip.ingest.body_memory import BodyMemory
 from beamclip.ingest.hosts import WEB_PORTS
 from beamclip.ingest.opener import FetchRules, install_guarded_opener
@@ -104,7 +105,11 @@ def download_shard(
     finished, _ = downloader((task.shard_id, task.rows_file))
     if not finished:
         raise RuntimeError(f"shard {task.shard_id} failed")
-    _check_counts(Folder(settings.folder), shard_name(task.shard_id))
+    folder, name = Folder(settings.folder), shard_name(task.shard_id)
+    _check_counts(folder, name)
+    # In a bucket, this would read the shard once more; there, the first training makes the index.
+    if settings.format == "webdataset" and folder.is_local:
+        write_index(folder.path(name + ".tar"))
 
 
 def shard_name(shard_id: int) -> str:
