@@ -22,7 +22,7 @@ from beamclip.data.shard_file import ShardFile, StoreError, open_shard
 from beamclip.data.shards import Shard
 from beamclip.data.tar_samples import BEGINNING, Entry, sample_starts
 
-INDEX_SUFFIX = "_index.json"
+INDEX_SUFFIX = ".index"
 
 _READERS = 16
 """Shards that are looked at together."""

@@ -363,9 +363,12 @@ def test_fewer_samples_than_a_batch(teacher, corpus, workspace, capsys):
     )
 
 
-def test_a_batch_that_cannot_be_split_evenly(teacher, corpus, workspace, capsys):
+def test_a_window_of_too_few_lanes_for_the_workers(teacher, corpus, workspace, capsys):
     config = distill_config(teacher, corpus, workspace / "no", workers=WorkersConfig(num_workers=3))
-    assert "--batch-size 32: cannot be split evenly over 3 workers" in messages(capsys, config, distill)
+    config = replace(config, stream=replace(config.stream, shuffle_window=100))
+    assert "--shuffle-window 100: has 6 lanes of 16 samples, too few for 3 workers. Give 384" in messages(
+        capsys, config, distill
+    )
 
 
 @pytest.mark.parametrize(
@@ -374,7 +377,7 @@ def test_a_batch_that_cannot_be_split_evenly(teacher, corpus, workspace, capsys)
         ({"psd": PsdConfig(psd_end=0.3)}, "--psd-end has no effect with --objective clip."),
         ({"captions": CaptionConfig(caption_dropout=0.3)}, "no effect without --caption-columns."),
         ({"captions": CaptionConfig(("tags",))}, "has a text in tags. Ingest with --keep-columns tags"),
-        ({"workers": WorkersConfig(num_workers=64)}, "split evenly over 64 workers"),
+        ({"workers": WorkersConfig(num_workers=64)}, "leaves some of 64 workers x 1 accumulated passes without a sample"),
     ],
 )
 def test_options_of_a_pretraining_that_cannot_be_followed(corpus, workspace, capsys, change, message):
