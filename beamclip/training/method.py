@@ -144,7 +144,7 @@ class ImageTextPretraining(nn.Module):
         self.objective = objective
         self.psd = psd or PsdConfig()
         self.seed = seed
-        self.psd_step = PsdStep(share=0.0, row_seed=0)
+        self.psd_step = PsdStep(share=0.0, row_seed=0, config=self.psd)
         self.average: AveragedModel | None = None
         if objective == "psd" and self.psd.psd_target == "ema":
             average_fn = get_ema_multi_avg_fn(self.psd.psd_ema_decay)
@@ -165,7 +165,7 @@ class ImageTextPretraining(nn.Module):
     def begin_step(self, step: int, total_steps: int) -> None:
         """Update what depends on the step: the self-distilled share and rows, and the moving average."""
         row_seed = int(np.random.SeedSequence((self.seed, step)).generate_state(1)[0])
-        self.psd_step = PsdStep(psd_share(step / total_steps, self.psd), row_seed)
+        self.psd_step = PsdStep(psd_share(step / total_steps, self.psd), row_seed, self.psd)
         if self.average is not None:
             self.average.update_parameters(self.clip)
 
@@ -211,7 +211,6 @@ class ImageTextPretraining(nn.Module):
                 scale,
                 caption_ids=caption_ids,
                 step=self.psd_step,
-                config=self.psd,
                 teacher=(teacher[0], teacher[1]) if teacher else None,
             )
         return loss, {f"loss/{self.objective}": loss.detach(), "logit_scale": scale.detach(), **metrics}
