@@ -12,7 +12,7 @@ import contextlib
 import queue
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, count, groupby, islice, tee
@@ -57,10 +57,35 @@ class Batch:
     """The pass over the data that each image belongs to."""
     position: Position
     """Of the stream after this batch."""
+    weights: Tensor
+    """float32 [B]: 1 for a sample, 0 for padding and for a sample whose image cannot be used."""
+    numbers: Tensor
+    """int64 [B]: each row's number in the global batch of the step, 0..global_size-1; for padding,
+    global_size."""
+    global_size: int
+    """Samples in the global batch of the step: of all ranks and micro-batches."""
+    good: int
+    """Rows of weight 1, for the host: `weights` may be on a device, for which it would have to wait."""
     embeddings: tuple[Tensor, ...] = ()
     """From a teacher cache: float16 [B, D] for each teacher, of the image as `draws` augments it."""
     lost: tuple[LostSample, ...] = ()
     """Samples that were lost on the way to this batch: the first few of the stream for each reason."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all tensors of the batch."""
+        return (self.pixels, self.draws, self.weights, self.numbers, *self.embeddings)
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with `change` applied to all its tensors."""
+        pixels, draws, weights, numbers, *embeddings = map(change, self.tensors())
+        return replace(
+            self,
+            pixels=pixels,
+            draws=draws,
+            weights=weights,
+            numbers=numbers,
+            embeddings=tuple(embeddings),
+        )
 
 
 def shuffled_rows(
@@ -142,6 +167,8 @@ def training_batches(
     threads: int,
 ) -> Generator[Batch, None, None]:
     """Decode rows into full batches; damaged samples are counted and the next rows take their place.
+
+    Each is numbered as if it were the global batch; see `numbered`.
 
     Args:
         batch_size: images in a batch of this rank.
@@ -228,6 +255,10 @@ def _collate(
         keys=[row["key"] for row in rows],
         epochs=[row["epoch"] for row in rows],
         position=position,
+        weights=torch.ones(len(rows)),
+        numbers=torch.arange(len(rows)),
+        global_size=len(rows),
+        good=len(rows),
         embeddings=_cached_embeddings(rows),
     )
 
@@ -241,16 +272,30 @@ def _cached_embeddings(rows: Sequence[Row]) -> tuple[Tensor, ...]:
     )
 
 
+def numbered(
+    batches: Generator[Batch, None, None], *, rank: int, world_size: int, accumulation: int
+) -> Generator[Batch, None, None]:
+    """Number the rows of each step over all ranks and micro-batches, rank by rank.
+
+    Args:
+        batches: this rank's micro-batches, of equal size, from the beginning of a step on.
+        accumulation: micro-batches in a step of a rank.
+    """
+    with contextlib.closing(batches):
+        for index, batch in enumerate(batches):
+            before = (rank * accumulation + index % accumulation) * len(batch.numbers)
+            yield replace(
+                batch,
+                numbers=before + torch.arange(len(batch.numbers)),
+                global_size=world_size * accumulation * len(batch.numbers),
+            )
+
+
 def pinned(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
     """The batches in page-locked memory, from which a GPU copies beside its other work."""
     with contextlib.closing(batches):
         for batch in batches:
-            yield replace(
-                batch,
-                pixels=batch.pixels.pin_memory(),
-                draws=batch.draws.pin_memory(),
-                embeddings=tuple(tensor.pin_memory() for tensor in batch.embeddings),
-            )
+            yield batch.with_tensors(Tensor.pin_memory)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from beamclip.data.position import (
 )
 from beamclip.data.rows import RowReader, read_rows
 from beamclip.data.shards import Columns, Shard, fingerprint
-from beamclip.data.stream import Batch, pinned, prefetched, shuffled_rows, training_batches
+from beamclip.data.stream import Batch, numbered, pinned, prefetched, shuffled_rows, training_batches
 from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint, read_newest_checkpoint
 from beamclip.training.checkpoint_store import discard_after, holds_claim, no_whole_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter
@@ -237,6 +237,9 @@ def _batches(job: TrainingJob, position: DataPosition, group: WorkerGroup) -> An
         start=position.ranks[group.rank],
         threads=stream.decode_threads,
     )
+    batches = numbered(
+        batches, rank=group.rank, world_size=group.world_size, accumulation=job.optim.accumulation
+    )
     batches = _told(batches, job.channel)
     return pinned(batches) if group.device.type == "cuda" else batches
 
@@ -329,7 +332,7 @@ class _Hooks:
         first = min(rank.epoch for rank in ranks)
         leftovers = {epoch: rows for epoch, rows in self.start.leftovers.items() if epoch >= first}
         plain = to_plain(DataPosition(self.start.order, ranks, leftovers))
-        self.writer.submit({**state, "position": plain}, record["loss"])
+        self.writer.submit({**state, "position": plain}, record.get("loss"))
 
     def asked(self, step: int) -> Request:
         """Return "stop" after Ctrl-C; or, once, "save" if a node will soon be taken away."""

@@ -69,4 +69,15 @@ def _start(recipe: Recipe) -> tuple[Training, Batch]:
     pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     captions = [f"thing number {i}" for i in range(count)]
     draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
-    return training, Batch(pixels, draws, captions, captions, [0] * len(captions), Position())
+    return training, Batch(
+        pixels,
+        draws,
+        captions,
+        captions,
+        [0] * count,
+        Position(),
+        weights=torch.ones(count),
+        numbers=torch.arange(count),
+        global_size=count,
+        good=count,
+    )

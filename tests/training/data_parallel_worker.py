@@ -78,7 +78,18 @@ def batch_of(start: int, stop: int) -> Batch:
     draws = torch.rand(SAMPLES, AUGMENT_DRAWS, generator=generator)
     keys = [f"{i:04d}" for i in range(start, stop)]
     captions = [f"a photo of thing number {i}" for i in range(start, stop)]
-    return Batch(pixels[start:stop], draws[start:stop], captions, keys, [0] * len(keys), Position())
+    return Batch(
+        pixels[start:stop],
+        draws[start:stop],
+        captions,
+        keys,
+        [0] * len(keys),
+        Position(),
+        weights=torch.ones(len(keys)),
+        numbers=torch.arange(start, stop),
+        global_size=SAMPLES,
+        good=len(keys),
+    )
 
 
 def gradients_of_step(method: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:

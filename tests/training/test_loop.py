@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from batches import all_good, averaged
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
@@ -45,7 +46,7 @@ class Brightness(nn.Module):
         nn.init.constant_(self.linear.weight, 0.5)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (self.linear(mean_colours(batch)) - 1.0).square().mean()
+        loss = batch.weights @ (self.linear(mean_colours(batch)) - 1.0).square()[:, 0]
         return loss, {"twice": 2.0 * loss.detach()}
 
 
@@ -58,7 +59,8 @@ def photos(seed: int, count: int = 4, size: int = 32) -> Batch:
     pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
     keys = [f"{seed}/{i}" for i in range(count)]
-    return Batch(pixels, draws, [f"photo {key}" for key in keys], keys, [seed] * count, Position(seed, count))
+    captions, position = [f"photo {key}" for key in keys], Position(seed, count)
+    return Batch(pixels, draws, captions, keys, [seed] * count, position, **all_good(count))
 
 
 def endless(start: int = 0) -> Iterator[Batch]:
@@ -234,7 +236,7 @@ def test_gradient_is_clipped_to_its_largest_norm(clip_norm: float, share: float)
 
 def test_metrics_of_a_step_are_means_over_its_micro_batches() -> None:
     batches = [photos(0), photos(1)]
-    losses = torch.stack([Brightness()(batch)[0].detach() for batch in batches])
+    losses = torch.stack([Brightness()(averaged(batch))[0].detach() for batch in batches])
     _, metrics = train(Brightness()).advance(batches)
     torch.testing.assert_close(metrics, {"loss": losses.mean(), "twice": 2.0 * losses.mean()})
 
@@ -359,7 +361,7 @@ def test_a_record_holds_means_over_the_steps_since_the_last_one() -> None:
     log = Log()
     frozen = replace(FP32, lr=1e-12)
     run_loop(train(Brightness(), frozen, 5), endless(), CadenceConfig(log_every=2), log)
-    losses = [Brightness()(photos(step))[0].item() for step in range(5)]
+    losses = [Brightness()(averaged(photos(step)))[0].item() for step in range(5)]
     want = [sum(losses[:2]) / 2, sum(losses[2:4]) / 2, losses[4]]
     assert [record["loss"] for record in log.records] == pytest.approx(want)
     assert [record["twice"] for record in log.records] == pytest.approx([2 * value for value in want])

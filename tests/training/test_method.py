@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import all_good, averaged
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ def photos(count: int, size: int = 32) -> Batch:
     draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
     keys = [f"{i:04d}" for i in range(count)]
     captions = [f"a photo of thing number {key}" for key in keys]
-    return Batch(pixels, draws, captions, keys, [0] * len(keys), Position())
+    return Batch(pixels, draws, captions, keys, [0] * len(keys), Position(), **all_good(count))
 
 
 def random_anchors(count: int, width: int) -> Anchors:
@@ -65,7 +66,7 @@ def distill(
 
 def test_distillation_is_the_weighted_sum_of_divergence_and_cosine_distance(tiny_config: Path) -> None:
     student, teacher = new_clip(tiny_config, seed=1), new_clip(tiny_config, seed=0)
-    batch = photos(5)
+    batch = averaged(photos(5))
     loss, metrics = distill(student, Teacher(teacher).encode_image)(batch)
     with torch.no_grad():
         s, t = (
@@ -83,7 +84,7 @@ def test_distillation_is_the_weighted_sum_of_divergence_and_cosine_distance(tiny
 
 def test_a_student_that_is_its_teacher_has_cosine_one_and_no_feature_loss(tiny_config: Path) -> None:
     clip = new_clip(tiny_config, seed=0)
-    _, metrics = distill(clip, Teacher(clip).encode_image)(photos(4))
+    _, metrics = distill(clip, Teacher(clip).encode_image)(averaged(photos(4)))
     assert metrics["teacher_cosine"].item() == pytest.approx(1.0, abs=1e-6)
     assert metrics["loss/feature"].item() == pytest.approx(0.0, abs=1e-6)
 
@@ -149,7 +150,7 @@ def test_training_leaves_weights_and_batch_statistics_of_the_teacher_alone() -> 
 
 def test_pretraining_has_the_loss_of_open_clip(tiny_config: Path) -> None:
     clip = new_clip(tiny_config, seed=1)
-    batch = photos(5)
+    batch = averaged(photos(5))
     loss, metrics = ImageTextPretraining(clip, augmentation=PLAIN)(batch)
     image, text, scale = clip.model(
         normalise_pixels(batch.pixels, clip.preprocessing), clip.tokenizer(batch.captions)
@@ -204,7 +205,7 @@ def test_the_moving_average_follows_the_model_and_is_not_trained(tiny_config: Pa
 
 def test_siglip_is_the_loss_of_open_clip_on_the_embeddings_of_both_towers(tiny_config: Path) -> None:
     clip = new_clip(tiny_config, seed=1, init_logit_scale=2.0, init_logit_bias=-10.0)
-    batch = photos(5)
+    batch = averaged(photos(5))
     loss, metrics = ImageTextPretraining(clip, augmentation=PLAIN, objective="siglip")(batch)
     pixels = normalise_pixels(batch.pixels, clip.preprocessing)
     image, text = (
@@ -358,13 +359,17 @@ def part_of(batch: Batch, start: int, stop: int) -> Batch:
         batch.keys[rows],
         batch.epochs[rows],
         batch.position,
+        weights=batch.weights[rows],
+        numbers=batch.numbers[rows],
+        global_size=batch.global_size,
+        good=stop - start,
     )
 
 
 def test_embeddings_of_a_batch_stand_for_the_teachers_image_tower(tiny_config: Path) -> None:
     """Rounded to half precision, as a cache holds them."""
     student, teacher = new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0))
-    batch = photos(5)
+    batch = averaged(photos(5))
     live, of_live = distill(student, teacher.encode_image)(batch)
     method = Distillation(
         student.image_tower,
@@ -386,7 +391,7 @@ def test_several_teachers_teach_by_the_mean_of_their_distributions(tiny_config: 
     student = new_clip(tiny_config, seed=1)
     teachers = [Teacher(new_clip(tiny_config, seed=seed)) for seed in (0, 2)]
     anchors = [random_anchors(6, 16), Anchors(random_anchors(6, 16).embeddings.flip(1), torch.arange(6))]
-    batch = photos(5)
+    batch = averaged(photos(5))
     csm = CsmConfig(tau_teacher=0.1, tau_student=0.2)
     method = Distillation(
         student.image_tower,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from batches import all_good
 
 from beamclip.data.position import Position
 from beamclip.data.stream import Batch
@@ -11,7 +12,7 @@ from beamclip.training.trace import Seen, Trace, read_trace
 
 def batch(*samples: tuple[int, str]) -> Batch:
     epochs, keys = [epoch for epoch, _ in samples], [key for _, key in samples]
-    return Batch(torch.empty(0), torch.empty(0), [], keys, epochs, Position())
+    return Batch(torch.empty(0), torch.empty(0), [], keys, epochs, Position(), **all_good(0))
 
 
 def write(folder: Path, started: int, first_step: int, steps: dict[int, str], workers: int = 1) -> None:

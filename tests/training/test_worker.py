@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray.cloudpickle
 import torch
+from batches import all_good
 from torch import nn
 
 from beamclip.cluster import WorkersConfig
@@ -70,7 +71,8 @@ def global_batches(job: TrainingJob, world_size: int) -> Iterator[Batch]:
             captions = [caption for part in parts for caption in part.captions]
             keys = [key for part in parts for key in part.keys]
             epochs = [epoch for part in parts for epoch in part.epochs]
-            yield Batch(pixels, draws, captions, keys, epochs, parts[0].position)
+            position = parts[0].position
+            yield Batch(pixels, draws, captions, keys, epochs, position, **all_good(len(keys)))
 
 
 def curve_of_one(job: TrainingJob, seed: int, world_size: int) -> list[float]:
