@@ -1,7 +1,7 @@
 """The one training loop: steps, precision, clipping, accumulation and cadence.
 
-It knows no loss, no Ray and no MLflow: a method turns batches into (loss, metrics), and all output goes
-through the callbacks of `Hooks`.
+It knows no loss, no Ray and no MLflow: a method turns batches into (loss, metrics), sums over the samples
+times their weights, and all output goes through the callbacks of `Hooks`.
 """
 
 import contextlib
@@ -149,10 +149,10 @@ class Training:
         self.step = state["step"]
 
     def advance(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Take one optimiser step over micro-batches; one of which no rank has a good sample changes nothing.
+        """Take one optimiser step over micro-batches; if no rank has a good sample, count the step only.
 
-        A method sees weights scaled by world_size / (good samples of all ranks in this step): a sum that it
-        weights by them is, averaged over ranks, the mean over these samples.
+        The method sees weights scaled by world_size / (good samples of all ranks in this step): averaged over
+        ranks, a sum with these weights is the mean over these samples.
 
         Returns:
             The norm of the gradient before clipping, and "loss" and the method's metrics: those of the whole

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,14 @@ from beamclip.data.shards import (
     iterate_rows,
     list_shards,
 )
-from beamclip.data.stream import HOPELESS_EPOCHS, Batch, prefetched, shuffled_rows, training_batches
+from beamclip.data.stream import (
+    HOPELESS_EPOCHS,
+    Batch,
+    numbered,
+    prefetched,
+    shuffled_rows,
+    training_batches,
+)
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, load_training_image, sample_uniforms
 from beamclip.errors import InputError
 
@@ -165,6 +173,27 @@ def test_batches_are_full_and_hold_what_the_shards_hold(folder: Path) -> None:
         # Each image has one colour: that of its shard and number.
         colours = [[int(key[:5]), int(key[5:]), 128] for key in batch.keys]
         assert batch.pixels[:, :, 5, 5].tolist() == colours
+
+
+def test_rows_are_numbered_over_ranks_and_micro_batches(folder: Path) -> None:
+    ranks = [
+        take(numbered(batches_of(plain_rows(folder)), rank=rank, world_size=2, accumulation=3), 6)
+        for rank in range(2)
+    ]
+    for step in (slice(0, 3), slice(3, 6)):
+        numbers = [batch.numbers for rank in ranks for batch in rank[step]]
+        assert torch.cat(numbers).tolist() == list(range(2 * 3 * 4))
+    for batch in (*ranks[0], *ranks[1]):
+        assert (batch.global_size, batch.good, batch.weights.tolist()) == (24, 4, [1.0] * 4)
+
+
+def test_a_change_reaches_every_tensor_of_a_batch(folder: Path) -> None:
+    batch = take(batches_of(plain_rows(folder)), 1)[0]
+    batch = replace(batch, embeddings=(torch.ones(4, 2), torch.ones(4, 3)))
+    changed = batch.with_tensors(lambda tensor: tensor + 1)
+    held = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    assert len(batch.tensors()) == len(held) + 2
+    assert all(map(torch.equal, changed.tensors(), (tensor + 1 for tensor in batch.tensors())))
 
 
 def test_a_batch_may_be_larger_than_an_epoch(folder: Path) -> None:

@@ -241,6 +241,58 @@ def test_metrics_of_a_step_are_means_over_its_micro_batches() -> None:
     torch.testing.assert_close(metrics, {"loss": losses.mean(), "twice": 2.0 * losses.mean()})
 
 
+def with_bad_rows(batch: Batch, *bad: int) -> Batch:
+    weights = batch.weights.clone()
+    weights[list(bad)] = 0.0
+    return replace(batch, weights=weights, good=len(weights) - len(bad))
+
+
+def empty(seed: int) -> Batch:
+    return with_bad_rows(photos(seed), 0, 1, 2, 3)
+
+
+def test_micro_batches_count_by_their_good_rows() -> None:
+    batches = [with_bad_rows(photos(0), 1), empty(1), with_bad_rows(photos(2), 0, 2, 3)]
+    colours = torch.cat([mean_colours(batch)[batch.weights > 0] for batch in batches])
+    assert len(colours) == 4
+    error = colours.sum(dim=1, keepdim=True) * 0.5 - 1.0
+    method, seen = Brightness(), list[Tensor]()
+    training = train(method, replace(FP32, clip_norm=0.0))
+    training.optimizer.register_step_pre_hook(lambda *_: seen.append(method.linear.weight.grad.clone()))
+    _, metrics = training.advance(batches)
+    torch.testing.assert_close(seen[0][0], (2.0 * error * colours).mean(dim=0))
+    torch.testing.assert_close(metrics, {"loss": error.square().mean(), "twice": 2.0 * error.square().mean()})
+
+
+def test_a_step_without_a_good_sample_changes_nothing_but_the_step() -> None:
+    class Told(Brightness):
+        steps: tuple[int, ...] = ()
+
+        def begin_step(self, step: int, total_steps: int) -> None:
+            self.steps += (step,)
+
+    method = Told()
+    training = train(method, replace(FP32, lr=0.1, weight_decay=0.5, ema_decay=0.75))
+    training.advance([photos(0)])
+    before = deepcopy(training.state())
+    _, metrics = training.advance([empty(1), empty(2)])
+    assert metrics == {}
+    assert method.steps == (0,)
+    after = training.state()
+    assert (before.pop("step"), after.pop("step")) == (1, 2)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    training.advance([photos(3)])
+    assert method.steps == (0, 2)
+
+
+def test_an_average_begins_with_the_first_weights_that_were_learned() -> None:
+    training = train(Brightness(), replace(FP32, lr=0.1, ema_decay=0.75))
+    for batch in (empty(0), photos(1)):
+        training.advance([batch])
+    state = training.state()
+    torch.testing.assert_close(state["ema"], dict(state["method"]), rtol=0, atol=0)
+
+
 def test_average_of_the_weights_follows_its_recurrence() -> None:
     method = Brightness()
     training = train(method, replace(FP32, lr=0.1, ema_decay=0.75))
@@ -375,6 +427,20 @@ def test_rates_of_a_record_add_up_to_its_images() -> None:
     for record in log.records:
         assert record["images_per_second"] * record["window_seconds"] == pytest.approx(2 * 3 * 4)
         assert 0 < record["data_wait_share"] < 1
+
+
+def test_a_record_leaves_out_what_taught_nothing() -> None:
+    batches = [empty(0), empty(1), photos(2), empty(3), with_bad_rows(photos(4), 0), photos(5)]
+    log = Log()
+    run_loop(train(Brightness(), replace(FP32, lr=1e-12), 6), iter(batches), CadenceConfig(log_every=2), log)
+    losses = [Brightness()(averaged(batches[step]))[0].item() for step in (2, 4, 5)]
+    first, *others = log.records
+    assert "loss" not in first
+    assert [record["loss"] for record in others] == pytest.approx([losses[0], sum(losses[1:]) / 2])
+    assert [record.get("empty_steps") for record in log.records] == [2, 1, None]
+    images = [record["images_per_second"] * record["window_seconds"] for record in log.records]
+    assert images == pytest.approx([0, 4, 7])
+    assert len(log.saved) == 1
 
 
 def test_a_step_takes_as_many_batches_as_it_accumulates() -> None:

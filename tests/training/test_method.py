@@ -82,6 +82,15 @@ def test_distillation_is_the_weighted_sum_of_divergence_and_cosine_distance(tiny
     torch.testing.assert_close(metrics, want)
 
 
+def test_samples_of_weight_zero_take_no_part_in_a_distillation(tiny_config: Path) -> None:
+    method = distill(new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0)).encode_image)
+    whole = photos(5)
+    bad = replace(whole, weights=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]) / 3)
+    got, want = method(bad), method(averaged(part_of(whole, 0, 3)))
+    torch.testing.assert_close(got, want)
+    assert set(got[1]) == {"loss/csm", "loss/feature", "teacher_cosine"}
+
+
 def test_a_student_that_is_its_teacher_has_cosine_one_and_no_feature_loss(tiny_config: Path) -> None:
     clip = new_clip(tiny_config, seed=0)
     _, metrics = distill(clip, Teacher(clip).encode_image)(averaged(photos(4)))
@@ -228,10 +237,8 @@ def test_pretraining_keeps_its_scale_between_1_and_100(
 
 
 @pytest.fixture(scope="module")
-def gradients_of_two_workers(
-    python: list[str], tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Tensor]]:
-    """What two processes leave that each take one step on their half of one batch."""
+def two_workers(python: list[str], tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes leave what they found in steps on their shares of one batch."""
     folder = tmp_path_factory.mktemp("two-workers")
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
     workers = [
@@ -245,13 +252,20 @@ def gradients_of_two_workers(
     finally:
         for worker in workers:
             worker.kill()
-    gradients: dict[str, dict[str, Tensor]] = torch.load(folder / "gradients.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gradients_of_two_workers(two_workers: Path) -> dict[str, dict[str, Tensor]]:
+    gradients: dict[str, dict[str, Tensor]] = torch.load(two_workers / "gradients.pt")
     return gradients
 
 
-def step_on_the_whole_batch(name: str, config: Path) -> dict[str, Tensor]:
+def step_on_the_whole_batch(name: str, config: Path, *, unusable: bool = False) -> dict[str, Tensor]:
     program = runpy.run_path(str(WORKER))
-    whole = program["batch_of"](0, program["SAMPLES"])
+    whole = program["rows_of"](
+        list(range(program["SAMPLES"])), unusable=program["UNUSABLE"] if unusable else ()
+    )
     gradients: dict[str, Tensor] = program["gradients_of_step"](
         program["METHODS"][name](str(config)), [whole]
     )
@@ -272,6 +286,26 @@ def test_two_workers_on_halves_have_the_gradient_of_one_on_the_whole_batch(
     want = step_on_the_whole_batch(name, tiny_config)
     assert max(gradient.abs().max() for gradient in want.values()) > 1e-2
     torch.testing.assert_close(gradients_of_two_workers[passes + name], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@every_method
+def test_samples_that_are_dealt_out_between_padding_have_the_gradient_of_the_good_ones(
+    name: str, tiny_config: Path, gradients_of_two_workers: dict[str, dict[str, Tensor]]
+) -> None:
+    want = step_on_the_whole_batch(name, tiny_config, unusable=True)
+    assert not torch.allclose(
+        *(next(iter(found.values())) for found in (want, step_on_the_whole_batch(name, tiny_config)))
+    )
+    torch.testing.assert_close(gradients_of_two_workers[f"dealt {name}"], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_all_ranks_skip_a_step_without_a_good_sample_and_none_skips_one_with(two_workers: Path) -> None:
+    start, skipped, taken = torch.load(two_workers / "few.0.pt")
+    assert torch.equal(skipped, start)
+    assert not torch.equal(taken, start)
+    assert all(map(torch.equal, torch.load(two_workers / "few.1.pt"), (start, skipped, taken)))
 
 
 @pytest.mark.slow
