@@ -271,6 +271,10 @@ def _batch(setting: Setting) -> Batch:
         keys=names,
         epochs=[0] * count,
         position=Position(),
+        weights=torch.ones(count),
+        numbers=torch.arange(count),
+        global_size=count,
+        good=count,
         embeddings=(F.normalize(torch.randn(count, EMBED_DIM, generator=generator), dim=-1).half(),),
     )
 

@@ -1,5 +1,6 @@
 """A training run as its command sees it: opened, shown, recorded, and finished with a summary."""
 
+import math
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -293,8 +294,10 @@ def _progress_text(progress: Progress, total: int) -> str:
     record = progress.history[-1]
     # Training time alone: the seconds until the first batch would make the first estimates far too long.
     eta = progress.training_seconds / (progress.step - progress.first_step) * (total - progress.step)
+    # Steps without a usable image have no loss.
+    loss = record.get("loss", math.nan)
     return (
-        f"step {progress.step}/{total}  loss {record['loss']:.3f}  {record['images_per_second']:,.0f} img/s  "
+        f"step {progress.step}/{total}  loss {loss:.3f}  {record['images_per_second']:,.0f} img/s  "
         f"data {100 * record['data_wait_share']:.0f} %  eta {format_duration(eta)}"
     )
 

@@ -10,7 +10,7 @@ import contextlib
 import queue
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, groupby, islice, tee
@@ -54,6 +54,8 @@ class Batch:
     """int64 [B], places of the rows in the step's global batch; `global_size` for a row without a sample."""
     global_size: int
     """Samples in the step, over all workers and micro-batches."""
+    good: int
+    """Rows of weight 1, for the host: `weights` may be on a device, for which it would have to wait."""
     keys: list[str] = field(default_factory=list)
     """Of the usable samples, as they stand."""
     epochs: list[int] = field(default_factory=list)
@@ -64,6 +66,22 @@ class Batch:
     """From a teacher cache: float16 [B, D] for each teacher, of the image as `draws` augments it."""
     lost: tuple[LostSample, ...] = ()
     """Samples that were lost on the way to this batch: the first few of the stream for each reason."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all tensors of the batch."""
+        return (self.pixels, self.draws, self.weights, self.numbers, *self.embeddings)
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with `change` applied to all its tensors."""
+        pixels, draws, weights, numbers, *embeddings = map(change, self.tensors())
+        return replace(
+            self,
+            pixels=pixels,
+            draws=draws,
+            weights=weights,
+            numbers=numbers,
+            embeddings=tuple(embeddings),
+        )
 
 
 @dataclass(frozen=True)
@@ -199,7 +217,7 @@ def load_batch(
     weights = torch.zeros(size)
     weights[good] = 1.0
     keys, epochs = [rows[place]["key"] for place in good], [rows[place]["epoch"] for place in good]
-    return replace(batch, weights=weights, keys=keys, epochs=epochs), bad
+    return replace(batch, weights=weights, good=len(good), keys=keys, epochs=epochs), bad
 
 
 def _uniforms(rows: list[Row], seed: int) -> list[NDArray[np.float32]]:
@@ -241,6 +259,7 @@ def _collate(
         weights=torch.ones(len(rows)),
         numbers=torch.arange(len(rows)),
         global_size=len(rows),
+        good=len(rows),
         embeddings=_cached_embeddings(rows),
     )
 
@@ -254,6 +273,7 @@ def _blank(size: int, decoding: Decoding) -> Batch:
         weights=torch.zeros(size),
         numbers=torch.arange(size),
         global_size=size,
+        good=0,
         embeddings=tuple(torch.zeros(size, width // 2).half() for width in decoding.embedding_bytes),
     )
 
@@ -275,14 +295,7 @@ def pinned(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None
     """The batches in page-locked memory, from which a GPU copies beside its other work."""
     with contextlib.closing(batches):
         for batch in batches:
-            yield replace(
-                batch,
-                pixels=batch.pixels.pin_memory(),
-                draws=batch.draws.pin_memory(),
-                weights=batch.weights.pin_memory(),
-                numbers=batch.numbers.pin_memory(),
-                embeddings=tuple(tensor.pin_memory() for tensor in batch.embeddings),
-            )
+            yield batch.with_tensors(Tensor.pin_memory)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from beamclip.losses.similarity import full_float32, similarities
+from beamclip.losses.weighted import check_weights, weighted_sum
 
 
 def csm_loss(
@@ -32,11 +33,13 @@ def csm_loss(
     tau_student: float,
     tau_teacher: float,
     chunk_size: int | None = 4096,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """KL divergence between the teacher's and the student's similarity distributions over text anchors.
 
-    With p = softmax(embedding @ anchors.T / tau) this is KL(p_teacher || p_student), averaged over the batch;
-    its gradient with respect to the student is (p_student - p_teacher) @ anchors / (tau_student * B).
+    With p = softmax(embedding @ anchors.T / tau) this is the weighted sum over the batch of
+    KL(p_teacher || p_student); the gradient with respect to a student's row of weight w is
+    w (p_student - p_teacher) @ anchors / tau_student.
     Computed in float32 (float64 for float64 students) whatever autocast says, and no TF32. Extra memory is of
     the order B x chunk_size + B x D. First derivatives only.
 
@@ -46,9 +49,10 @@ def csm_loss(
         anchors: [K, D] text-prompt embeddings by the teacher's text tower, unit length.
         tau_student, tau_teacher: softmax temperatures, > 0; smaller is sharper.
         chunk_size: anchors compared at a time; None takes all K at once.
+        weights: [B], factors of the rows' divergences; None for their mean, 1/B each.
 
     Returns:
-        Scalar, nats, mean over the batch; 0 when both distributions agree.
+        Scalar, nats; 0 when both distributions agree.
 
     Raises:
         ValueError: a temperature or the chunk size is not positive, or the shapes do not fit together.
@@ -60,8 +64,13 @@ def csm_loss(
         scaled_teacher = teacher.detach().to(dtype) / tau_teacher
         # One chunk needs no running softmax: the plain formula saves a matrix product and is 1.3 x faster.
         if chunk_size is None or len(anchors) <= chunk_size:
-            return _plain_kl(scaled_student, scaled_teacher, anchors.detach().to(dtype))
-        loss: Tensor = _StreamedKl.apply(scaled_student, scaled_teacher, anchors.detach(), chunk_size)
+            return _plain_kl(scaled_student, scaled_teacher, anchors.detach().to(dtype), weights)
+        if weights is None:
+            weights = scaled_student.new_full((len(student),), 1.0 / len(student))
+        check_weights(weights, len(student))
+        loss: Tensor = _StreamedKl.apply(
+            scaled_student, scaled_teacher, anchors.detach(), weights.to(dtype), chunk_size
+        )
         return loss
 
 
@@ -72,6 +81,7 @@ def csm_ensemble_loss(
     *,
     tau_student: float,
     tau_teacher: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """KL divergence between the mean of several teachers' similarity distributions and the student's.
 
@@ -86,9 +96,10 @@ def csm_ensemble_loss(
         teachers: for each teacher, its embeddings [B, D_i] of the same pixels and its anchors [K, D_i] of the
             same texts, unit length.
         tau_student, tau_teacher: softmax temperatures, > 0; smaller is sharper.
+        weights: [B], factors of the rows' divergences; None for their mean, 1/B each.
 
     Returns:
-        Scalar, nats, mean over the batch.
+        Scalar, nats.
 
     Raises:
         ValueError: there is no teacher, a temperature is not positive, or the shapes do not fit together.
@@ -115,14 +126,19 @@ def csm_ensemble_loss(
             ]
         )
         log_p_mean = torch.logsumexp(log_p_teachers, dim=0) - math.log(len(teachers))
-        return F.kl_div(log_p_student, log_p_mean, log_target=True, reduction="batchmean")
+        return weighted_sum(_kl(log_p_student, log_p_mean), weights)
 
 
-def _plain_kl(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
-    """Mean KL over the batch; embeddings are already divided by their temperatures."""
+def _plain_kl(student: Tensor, teacher: Tensor, anchors: Tensor, weights: Tensor | None) -> Tensor:
+    """Weighted sum of the rows' KL; embeddings are already divided by their temperatures."""
     log_p_student = F.log_softmax(similarities(student, anchors), dim=1)
     log_p_teacher = F.log_softmax(similarities(teacher, anchors), dim=1)
-    return F.kl_div(log_p_student, log_p_teacher, log_target=True, reduction="batchmean")
+    return weighted_sum(_kl(log_p_student, log_p_teacher), weights)
+
+
+def _kl(log_p_student: Tensor, log_p_teacher: Tensor) -> Tensor:
+    """KL of each row, [B], of log-probabilities [B, K]."""
+    return F.kl_div(log_p_student, log_p_teacher, log_target=True, reduction="none").sum(dim=1)
 
 
 def _check(
@@ -182,7 +198,7 @@ class _RunningSoftmax:
 def _sweep(
     student: Tensor, teacher: Tensor, anchors: Tensor, chunk_size: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """KL summed over the batch and its gradient [B, D]; embeddings are already divided by temperatures."""
+    """Each row's KL [B] and its gradient [B, D]; embeddings are already divided by temperatures."""
     p_student = _RunningSoftmax.before_any_anchor(student, with_gradient)
     p_teacher = _RunningSoftmax.before_any_anchor(teacher, with_gradient)
     # Teacher-weighted difference of peak-relative logits. Summing these small terms keeps the loss accurate
@@ -199,7 +215,7 @@ def _sweep(
         gap += log_ratio.mul_(weights_teacher).sum(dim=1, keepdim=True)
         p_teacher.add(weights_teacher, chunk, decay_teacher)
         p_student.add(logits_student.exp_(), chunk, drop_student.exp())
-    kl = (gap / p_teacher.mass - p_teacher.mass.log() + p_student.mass.log()).sum()
+    kl = (gap / p_teacher.mass - p_teacher.mass.log() + p_student.mass.log())[:, 0]
     if p_student.anchor_sum is None or p_teacher.anchor_sum is None:
         return kl, None
     return kl, p_student.anchor_sum / p_student.mass - p_teacher.anchor_sum / p_teacher.mass
@@ -209,15 +225,17 @@ class _StreamedKl(torch.autograd.Function):
     """`_plain_kl` in chunks; forward also computes the gradient, so that no [B, K] tensor is kept."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, anchors: Tensor, chunk_size: int) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, anchors: Tensor, weights: Tensor, chunk_size: int
+    ) -> Tensor:
         with full_float32():
             kl, gradient = _sweep(student, teacher, anchors, chunk_size, ctx.needs_input_grad[0])
         if gradient is not None:
-            ctx.save_for_backward(gradient / len(student))
-        return kl / len(student)
+            ctx.save_for_backward(gradient * weights[:, None])
+        return weighted_sum(kl, weights)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None, None, None
+        return gradient * grad_loss, None, None, None, None

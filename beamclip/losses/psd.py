@@ -12,7 +12,8 @@ the same direction and at the same temperature equals p and teaches nothing. Eac
 one of these (`PsdConfig.psd_target`).
 
 Every rank holds only its own rows of the [N, N] similarities. Of the other rows, a target needs one number a
-column, so a gather of N numbers suffices.
+column, so a gather of N numbers suffices. Rows and columns follow the convention of losses.contrastive: those
+of weight 0 take no part in targets either.
 """
 
 from __future__ import annotations
@@ -25,20 +26,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beamclip.losses.config import PsdConfig
-from beamclip.losses.contrastive import gather_values, gather_with_grad, own_rows
+from beamclip.losses.contrastive import Columns, GlobalRows, global_columns
 from beamclip.losses.similarity import similarities
+from beamclip.losses.weighted import weighted_sum
 
 SINKHORN_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class PsdStep:
-    """What changes from one training step to the next: how many rows are self-distilled, and which."""
+    """How a training step self-distils: the options, how many rows, and which."""
 
     share: float
     """Part of the global batch that is self-distilled, 0..1: round(share * N) of N rows."""
     row_seed: int
     """Decides which rows are drawn at random; the same on every rank, different in each step."""
+    config: PsdConfig
 
 
 def psd_share(progress: float, config: PsdConfig) -> float:
@@ -60,8 +63,8 @@ def psd_loss(
     *,
     caption_ids: Tensor,
     step: PsdStep,
-    config: PsdConfig,
     teacher: tuple[Tensor, Tensor] | None = None,
+    rows: GlobalRows | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Contrastive loss in which a share of the global batch learns from the model's own soft alignments.
 
@@ -75,33 +78,36 @@ def psd_loss(
         text: [B, D] embeddings of their captions, in the same order, unit length.
         logit_scale: scalar factor of the similarities itself, not its logarithm.
         caption_ids: int64 [B], equal for equal captions.
-        step: share and choice of the rows to self-distil.
+        step: options, share and choice of the rows to self-distil.
         teacher: image and text embeddings [B, D] of the moving average, for target ema alone.
+        rows: places and weights of this rank's rows; None where all rows of all ranks count 1/B each, in the
+            order of the ranks.
 
     Returns:
-        Scalar, nats, mean over this rank's rows and both directions, which with share 0 and captions that all
-        differ equals clip_loss; and metrics: psd/share, psd/entropy (nats, mean over the targets of U) and
-        psd/agreement (how often such a target's largest entry is the pair itself; 0 where U is empty).
+        Scalar, nats, weighted sum over this rank's rows of the mean of both directions, which with share 0
+        and captions that all differ equals clip_loss; and metrics: psd/share, psd/entropy (nats, mean over
+        this rank's targets of U) and psd/agreement (how often such a target's largest entry is the pair
+        itself; both 0 where this rank has none).
 
     Raises:
         ValueError: the shapes do not fit together, the share is outside 0..1, target ema has no teacher, or
             another target has one.
     """
-    _check(image, text, caption_ids, step, config, teacher)
+    _check(image, text, caption_ids, step, teacher)
+    columns = global_columns(rows, image)
     dtype = torch.promote_types(image.dtype, torch.float32)
-    image, text = image.to(dtype), text.to(dtype)
     with torch.autocast(image.device.type, enabled=False):
         scale = logit_scale.to(dtype)
-        image_logits = similarities(scale * image, gather_with_grad(text))
-        text_logits = similarities(scale * text, gather_with_grad(image))
+        logits = _logits((image, text), scale, columns)
         with torch.no_grad():
-            identity = _identity(caption_ids, dtype)
-            soft = _soft_targets(image_logits.detach(), text_logits.detach(), scale.detach(), config, teacher)
-            chosen = _chosen_rows(image_logits.detach(), text_logits.detach(), step, config)
-            targets = [_mixed(q, identity, chosen, config.psd_identity) for q in soft]
-            metrics = _metrics(targets, chosen, step.share)
-        loss = (F.cross_entropy(image_logits, targets[0]) + F.cross_entropy(text_logits, targets[1])) / 2
-    return loss, metrics
+            of_teacher = _logits(teacher, scale, columns) if teacher else logits
+            soft = _soft_targets(*of_teacher, columns, step.config)
+            chosen = _chosen_rows(*logits, columns, step)
+            identity = _identity(caption_ids, columns, dtype)
+            targets = [_mixed(q, identity, chosen, step.config.psd_identity) for q in soft]
+            metrics = _metrics(targets, chosen, columns.own, step.share)
+        losses = [F.cross_entropy(x, q, reduction="none") for x, q in zip(logits, targets, strict=True)]
+        return weighted_sum(losses[0] + losses[1], columns.weights) / 2, metrics
 
 
 def _check(
@@ -109,7 +115,6 @@ def _check(
     text: Tensor,
     caption_ids: Tensor,
     step: PsdStep,
-    config: PsdConfig,
     teacher: tuple[Tensor, Tensor] | None,
 ) -> None:
     if image.ndim != 2 or image.shape != text.shape or caption_ids.shape != image.shape[:1]:
@@ -119,65 +124,73 @@ def _check(
         )
     if not 0.0 <= step.share <= 1.0:
         raise ValueError(f"share is {step.share}; it must be from 0 to 1.")
-    if (config.psd_target == "ema") != (teacher is not None):
+    if (step.config.psd_target == "ema") != (teacher is not None):
         raise ValueError("target ema, and no other, takes the embeddings of a moving average as teacher.")
 
 
-def _identity(caption_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, N]: each row's mass on the captions that equal its own; rows sum to 1."""
-    same = caption_ids[:, None] == gather_values(caption_ids)[None, :]
-    return same.to(dtype) / same.sum(dim=1, keepdim=True)
+def _logits(pairs: tuple[Tensor, Tensor], scale: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
+    """Scaled similarities [B, N] of images with texts and of texts with images."""
+    image, text = (part.to(scale.dtype) for part in pairs)
+    return (
+        columns.masked(similarities(scale * image, columns.embeddings(text))),
+        columns.masked(similarities(scale * text, columns.embeddings(image))),
+    )
+
+
+def _identity(caption_ids: Tensor, columns: Columns, dtype: torch.dtype) -> Tensor:
+    """[B, N]: each row's mass on the captions that equal its own; sums to 1 in rows that count."""
+    same = (caption_ids[:, None] == columns.values(caption_ids)) & columns.good
+    return same.to(dtype) / same.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _soft_targets(
-    image_logits: Tensor,
-    text_logits: Tensor,
-    scale: Tensor,
-    config: PsdConfig,
-    teacher: tuple[Tensor, Tensor] | None,
+    image_logits: Tensor, text_logits: Tensor, columns: Columns, config: PsdConfig
 ) -> tuple[Tensor, Tensor]:
-    """The model's own alignments [B, N] of images with texts and of texts with images; rows sum to 1."""
-    if teacher is not None:
-        image, text = (part.to(image_logits.dtype) for part in teacher)
-        image_logits = similarities(scale * image, gather_with_grad(text))
-        text_logits = similarities(scale * text, gather_with_grad(image))
-    image_logits, text_logits = (config.psd_sharpness * part for part in (image_logits, text_logits))
+    """Alignments [B, N] of images with texts and of texts with images; rows sum to 1."""
+    # Masked again: a small sharpness would bring masked logits near the others.
+    image_logits, text_logits = (
+        columns.masked(config.psd_sharpness * part) for part in (image_logits, text_logits)
+    )
     if config.psd_target in ("self", "ema"):
         return image_logits.softmax(dim=1), text_logits.softmax(dim=1)
     # Half a round of Sinkhorn's algorithm, which makes each column sum to one, is the transposed softmax of
     # the other direction: swap. More rounds go to the plan whose rows and columns both sum to one.
     rounds = SINKHORN_ROUNDS if config.psd_target == "sinkhorn" else 1
-    return _balanced(image_logits, text_logits, rounds), _balanced(text_logits, image_logits, rounds)
+    return (
+        _balanced(image_logits, text_logits, columns, rounds),
+        _balanced(text_logits, image_logits, columns, rounds),
+    )
 
 
-def _balanced(rows: Tensor, columns: Tensor, rounds: int) -> Tensor:
-    """Row-normalised exp(rows) after its columns were scaled to sum to one, `rounds` times alternating.
+def _balanced(of_rows: Tensor, of_columns: Tensor, columns: Columns, rounds: int) -> Tensor:
+    """Row-normalised exp(of_rows) after its columns were scaled to sum to one, `rounds` times alternating.
 
-    `columns` [B, N] are this rank's columns of the [N, N] matrix whose rows of this rank are `rows` [B, N].
+    `of_columns` [B, N] are this rank's columns of the [N, N] matrix whose rows of this rank are `of_rows`
+    [B, N].
     """
-    row_offset = rows.new_zeros(rows.shape[1])
+    row_offset = of_rows.new_zeros(of_rows.shape[1])
     column_offset = row_offset
     for turn in range(rounds):
         if turn:
-            row_offset = -gather_values((rows + column_offset).logsumexp(dim=1))
-        column_offset = -gather_values((columns + row_offset).logsumexp(dim=1))
-    return (rows + column_offset).softmax(dim=1)
+            row_offset = -columns.values((of_rows + column_offset).logsumexp(dim=1))
+        column_offset = -columns.values((of_columns + row_offset).logsumexp(dim=1))
+    return (of_rows + column_offset).softmax(dim=1)
 
 
-def _chosen_rows(image_logits: Tensor, text_logits: Tensor, step: PsdStep, config: PsdConfig) -> Tensor:
+def _chosen_rows(image_logits: Tensor, text_logits: Tensor, columns: Columns, step: PsdStep) -> Tensor:
     """bool [B]: which of this rank's rows are self-distilled; all ranks make the same global choice."""
-    local, total = image_logits.shape
+    total = image_logits.shape[1]
     count = round(step.share * total)
-    if config.psd_select == "random":
+    if step.config.psd_select == "random":
         order = torch.randperm(total, generator=torch.Generator().manual_seed(step.row_seed))
         order = order.to(image_logits.device)
     else:
-        own = own_rows(local, image_logits.device)[:, None]
+        own = columns.own[:, None]
         sure = [part.log_softmax(dim=1).gather(1, own)[:, 0].exp() for part in (image_logits, text_logits)]
-        order = gather_values(sure[0] + sure[1]).argsort(stable=True)
+        order = columns.values(sure[0] + sure[1]).masked_fill(~columns.good, math.inf).argsort(stable=True)
     chosen = torch.zeros(total, dtype=torch.bool, device=image_logits.device)
     chosen[order[:count]] = True
-    return chosen[own_rows(local, image_logits.device)]
+    return chosen[columns.own] & (columns.weights != 0)
 
 
 def _mixed(soft: Tensor, identity: Tensor, chosen: Tensor, floor: float) -> Tensor:
@@ -185,8 +198,7 @@ def _mixed(soft: Tensor, identity: Tensor, chosen: Tensor, floor: float) -> Tens
     return torch.where(chosen[:, None], torch.lerp(soft, identity, floor), identity)
 
 
-def _metrics(targets: list[Tensor], chosen: Tensor, share: float) -> dict[str, Tensor]:
-    own = own_rows(len(chosen), chosen.device)
+def _metrics(targets: list[Tensor], chosen: Tensor, own: Tensor, share: float) -> dict[str, Tensor]:
     count = chosen.sum().clamp(min=1)
     entropy = sum((torch.special.entr(target).sum(dim=1) * chosen).sum() for target in targets)
     agreement = sum(((target.argmax(dim=1) == own) & chosen).sum() for target in targets)

@@ -24,15 +24,17 @@ class WeightAverage:
         self.tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         self._averaged = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         self._averaged |= set(_statistics(module))
+        self._begun = False
 
     @torch.no_grad()
-    def update(self, module: nn.Module, *, first: bool) -> None:
-        """Move the average towards the module's current weights, or set it to them if `first`."""
+    def update(self, module: nn.Module) -> None:
+        """Move the average towards the module's current weights; a new average begins with them."""
         latest = module.state_dict()
         for name in latest.keys() - self._averaged:
             self.tensors[name].copy_(latest[name])
         names = sorted(self._averaged)
-        share = 1.0 if first else 1.0 - self.decay
+        share = 1.0 - self.decay if self._begun else 1.0
+        self._begun = True
         torch._foreach_lerp_([self.tensors[n] for n in names], [latest[n] for n in names], share)
 
     @torch.no_grad()
@@ -40,6 +42,7 @@ class WeightAverage:
         """Set the average to `tensors`: an earlier average, or a module's state dict."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
+        self._begun = True
 
 
 def _statistics(module: nn.Module) -> Iterator[str]:

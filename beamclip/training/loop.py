@@ -1,7 +1,7 @@
 """The one training loop: steps, precision, clipping, accumulation and cadence.
 
-It knows no loss, no Ray and no MLflow: a method turns batches into (loss, metrics), and all output goes
-through the callbacks of `Hooks`.
+It knows no loss, no Ray and no MLflow: a method turns batches into (loss, metrics), sums over the samples
+times their weights, and all output goes through the callbacks of `Hooks`.
 """
 
 import contextlib
@@ -68,8 +68,10 @@ class EmbeddedBatch:
 
     learned: tuple[Tensor, ...]
     """Gradients flow through these."""
-    given: tuple[Tensor, ...] = ()
+    given: tuple[Tensor, ...]
     """Gradients do not flow through these."""
+    global_size: int
+    """See Batch."""
 
 
 @runtime_checkable
@@ -146,13 +148,30 @@ class Training:
         self.step = state["step"]
 
     def advance(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Take one optimiser step over micro-batches of equal size.
+        """Take one optimiser step over micro-batches; if no rank has a good sample, count the step only.
+
+        The method sees weights scaled by world_size / (good samples of all ranks in this step): averaged over
+        ranks, a sum with these weights is the mean over these samples.
 
         Returns:
             The norm of the gradient before clipping, and "loss" and the method's metrics: those of the whole
-            batch for a GradCached method, else means over the micro-batches. Tensors on the device; the host
-            does not wait for them.
+            batch for a GradCached method, else sums over the micro-batches. Tensors on the device; the host
+            does not wait for them. No metrics if nothing changed.
         """
+        weights = [batch.weights.to(self.device, non_blocking=True) for batch in batches]
+        samples = _summed_over_ranks(torch.cat(weights).sum())
+        # Only a rank without a good sample of its own has to ask, and so to wait for the device.
+        if not any(batch.good for batch in batches) and not samples.item():
+            self.step += 1
+            return torch.zeros((), device=self.device), {}
+        scale = _world_size() / samples.clamp(min=1)
+        norm, metrics = self._update(
+            [replace(batch, weights=own * scale) for batch, own in zip(batches, weights, strict=True)]
+        )
+        self.step += 1
+        return norm, metrics
+
+    def _update(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
         lr = learning_rate(self.step, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -167,8 +186,7 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update(self.bare, first=self.step == 0)
-        self.step += 1
+            self.ema.update(self.bare)
         return norm, metrics
 
     def _accumulate(self, batches: list[Batch]) -> dict[str, Tensor]:
@@ -177,9 +195,9 @@ class Training:
             with self._synchronised(last=index == len(batches) - 1):
                 with self._forward(index):
                     loss, metrics = self.method(batch_to_device(batch, self.device))
-                (loss / len(batches)).backward()
+                loss.backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + value / len(batches)
+                sums[name] = sums.get(name, 0.0) + value
         return sums
 
     def _accumulate_coupled(self, method: GradCached, batches: list[Batch]) -> dict[str, Tensor]:
@@ -194,7 +212,7 @@ class Training:
                 with self._forward(index):
                     embedded = method.embed(batch_to_device(batch, self.device))
                 leaves = tuple(tensor.detach().requires_grad_() for tensor in embedded.learned)
-                parts.append(EmbeddedBatch(leaves, embedded.given))
+                parts.append(replace(embedded, learned=leaves))
         with self._forward(len(batches)):
             loss, metrics = method.compare(parts)
         loss.backward()
@@ -226,6 +244,16 @@ class Training:
             yield
 
 
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _summed_over_ranks(values: Tensor) -> Tensor:
+    if _world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
 def trained_weights(state: State) -> dict[str, Tensor]:
     """Return the weights that a run produces: the moving average if there is one, else the last ones."""
     return dict(state["method"] if state["ema"] is None else state["ema"])
@@ -248,9 +276,7 @@ def batch_to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch with its tensors on `device`; unchanged if that is the CPU."""
     if device.type == "cpu":
         return batch
-    pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.draws))
-    embeddings = tuple(tensor.to(device, non_blocking=True) for tensor in batch.embeddings)
-    return replace(batch, pixels=pixels, draws=draws, embeddings=embeddings)
+    return batch.with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def on_gpu(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -265,7 +291,7 @@ def on_gpu(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
             moved = batch_to_device(batch, device)
         main = torch.cuda.current_stream(device)
         main.wait_stream(side)
-        for tensor in (moved.pixels, moved.draws, *moved.embeddings):
+        for tensor in moved.tensors():
             # The next copy must not reuse its memory before the step has finished with it.
             tensor.record_stream(main)
         yield moved
@@ -289,7 +315,7 @@ def run_loop(
     while training.step < training.total_steps:
         micro = [window.timed(batches) for _ in range(training.config.accumulation)]
         norm, metrics = training.advance(micro)
-        window.add({**metrics, "grad_norm": norm}, sum(len(batch.keys) for batch in micro))
+        window.add({**metrics, "grad_norm": norm} if metrics else {}, sum(batch.good for batch in micro))
         hooks.seen(training.step, micro)
         done = training.step == training.total_steps
         request: Request = "nothing" if done else hooks.asked(training.step)
@@ -308,8 +334,8 @@ def run_loop(
 
 
 def check_finite(record: dict[str, float]) -> None:
-    """Raise NonFiniteLossError if the loss or the norm of its gradient is not finite."""
-    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(record[name])]
+    """Raise NonFiniteLossError if the loss or the norm of its gradient is there, but not finite."""
+    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(record.get(name, 0.0))]
     if bad:
         values = ", ".join(f"{name} {record[name]}" for name in bad)
         raise NonFiniteLossError(
@@ -328,7 +354,7 @@ class Window:
     def restart(self) -> None:
         """Reset the sums and the clock, so that the time spent on saving does not count as training."""
         self.sums: dict[str, Tensor] = {}
-        self.steps, self.images, self.waited = 0, 0, 0.0
+        self.steps, self.empty_steps, self.images, self.waited = 0, 0, 0, 0.0
         self.began = time.perf_counter()
 
     def timed(self, batches: Iterator[Batch]) -> Batch:
@@ -339,32 +365,33 @@ class Window:
         return batch
 
     def add(self, metrics: dict[str, Tensor], images: int) -> None:
-        """Add the metrics of one step, and the number of its images on this rank."""
+        """Add the metrics of one step, none if it changed nothing, and its good images on this rank."""
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
         self.steps += 1
+        self.empty_steps += not metrics
         self.images += images
 
     def close(self, training: Training) -> dict[str, float]:
         """Return the record of the window, and restart it.
 
-        The record has means over steps and ranks, and rates over all ranks. Every rank must call this.
+        The record has means over the ranks and the steps that changed something, and rates over all ranks.
+        Every rank must call this.
         """
-        world_size = dist.get_world_size() if dist.is_initialized() else 1
-        means = torch.stack([*self.sums.values()]) / self.steps
-        if world_size > 1:
-            dist.all_reduce(means)
-            means /= world_size
-        values = means.tolist()
+        images = torch.tensor(float(self.images), device=self.device)
+        *sums, images_of_all = _summed_over_ranks(torch.stack([*self.sums.values(), images])).tolist()
+        divisor = _world_size() * max(1, self.steps - self.empty_steps)
         seconds = time.perf_counter() - self.began
         record = {
             "step": training.step,
-            **dict(zip(self.sums, values, strict=True)),
+            **{name: value / divisor for name, value in zip(self.sums, sums, strict=True)},
             "lr": training.optimizer.param_groups[0]["lr"],
-            "images_per_second": world_size * self.images / seconds,
+            "images_per_second": images_of_all / seconds,
             "data_wait_share": self.waited / seconds,
             "window_seconds": seconds,
         }
+        if self.empty_steps:
+            record["empty_steps"] = self.empty_steps
         if training.device.type == "cuda":
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated(training.device) / 2**30
         self.restart()

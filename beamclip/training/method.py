@@ -17,11 +17,12 @@ from beamclip.data.config import AugmentConfig
 from beamclip.data.stream import Batch
 from beamclip.data.transforms import augment
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
-from beamclip.losses.contrastive import clip_loss
+from beamclip.losses.contrastive import GlobalRows, clip_loss
 from beamclip.losses.csm import csm_ensemble_loss, csm_loss
 from beamclip.losses.feature import feature_loss
 from beamclip.losses.psd import PsdStep, psd_loss, psd_share
 from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE, sigmoid_loss
+from beamclip.losses.weighted import weighted_sum
 from beamclip.models.clip import ImageTower, LoadedClip, normalise_pixels
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.loop import EmbeddedBatch
@@ -78,18 +79,23 @@ class Distillation(nn.Module):
         self.visual.compile()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Return a batch's weighted loss, and its terms and the cosine to the first teacher, detached."""
+        """Return a batch's loss, and its terms and the cosine to the first teacher, detached.
+
+        All are sums over the samples times their weights.
+        """
         pixels = augment(batch.pixels, batch.draws, self.augmentation)
         embedded = self._embedded(pixels, batch)
         images = normalise_pixels(pixels, self.student, channels_last=True)
         student = F.normalize(self.visual(images).float(), dim=-1)
-        metrics = {"teacher_cosine": (student * embedded[0]).sum(dim=-1).mean()}
+        metrics = {"teacher_cosine": weighted_sum((student * embedded[0]).sum(dim=-1), batch.weights)}
         terms = []
         if self.csm.csm_weight:
-            metrics["loss/csm"] = self._csm(student, embedded)
+            metrics["loss/csm"] = self._csm(student, embedded, batch.weights)
             terms.append(self.csm.csm_weight * metrics["loss/csm"])
         if self.feature.feature_weight:
-            metrics["loss/feature"] = feature_loss(student, embedded[0], self.feature.feature_kind)
+            metrics["loss/feature"] = feature_loss(
+                student, embedded[0], self.feature.feature_kind, batch.weights
+            )
             terms.append(self.feature.feature_weight * metrics["loss/feature"])
         return torch.stack(terms).sum(), {name: value.detach() for name, value in metrics.items()}
 
@@ -101,13 +107,28 @@ class Distillation(nn.Module):
         # Rounding to half precision leaves the length off by 1e-4.
         return [F.normalize(embeddings.float(), dim=-1) for embeddings in batch.embeddings]
 
-    def _csm(self, student: Tensor, embedded: list[Tensor]) -> Tensor:
-        taus = {"tau_student": self.csm.tau_student, "tau_teacher": self.csm.tau_teacher}
+    def _csm(self, student: Tensor, embedded: list[Tensor], weights: Tensor) -> Tensor:
+        tau_student, tau_teacher = self.csm.tau_student, self.csm.tau_teacher
         if self.num_teachers == 1:
-            return csm_loss(student, embedded[0], self.anchors, **taus, chunk_size=self.csm.anchor_chunk)
+            return csm_loss(
+                student,
+                embedded[0],
+                self.anchors,
+                tau_student=tau_student,
+                tau_teacher=tau_teacher,
+                chunk_size=self.csm.anchor_chunk,
+                weights=weights,
+            )
         names = ["anchors", *(f"anchors_{index}" for index in range(1, self.num_teachers))]
         teachers = [(each, getattr(self, name)) for each, name in zip(embedded, names, strict=True)]
-        return csm_ensemble_loss(student, self.anchors, teachers, **taus)
+        return csm_ensemble_loss(
+            student,
+            self.anchors,
+            teachers,
+            tau_student=tau_student,
+            tau_teacher=tau_teacher,
+            weights=weights,
+        )
 
 
 def initial_logits(objective: Objective) -> dict[str, float]:
@@ -144,7 +165,7 @@ class ImageTextPretraining(nn.Module):
         self.objective = objective
         self.psd = psd or PsdConfig()
         self.seed = seed
-        self.psd_step = PsdStep(share=0.0, row_seed=0)
+        self.psd_step = PsdStep(share=0.0, row_seed=0, config=self.psd)
         self.average: AveragedModel | None = None
         if objective == "psd" and self.psd.psd_target == "ema":
             average_fn = get_ema_multi_avg_fn(self.psd.psd_ema_decay)
@@ -165,7 +186,7 @@ class ImageTextPretraining(nn.Module):
     def begin_step(self, step: int, total_steps: int) -> None:
         """Update what depends on the step: the self-distilled share and rows, and the moving average."""
         row_seed = int(np.random.SeedSequence((self.seed, step)).generate_state(1)[0])
-        self.psd_step = PsdStep(psd_share(step / total_steps, self.psd), row_seed)
+        self.psd_step = PsdStep(psd_share(step / total_steps, self.psd), row_seed, self.psd)
         if self.average is not None:
             self.average.update_parameters(self.clip)
 
@@ -181,38 +202,44 @@ class ImageTextPretraining(nn.Module):
         return torch.stack([(a * b).sum() for a, b in zip(learned, gradients, strict=True)]).sum(), {}
 
     def embed(self, batch: Batch) -> EmbeddedBatch:
-        """Return embeddings, scale and bias; for psd also caption ids and the moving average's embeddings."""
+        """Return embeddings, scale and bias, and what the loss needs beside them.
+
+        That is weights and numbers; for psd also caption ids and the moving average's embeddings.
+        """
         pixels, tokens = self._inputs(batch)
-        given: tuple[Tensor, ...] = (_caption_ids(tokens),) if self.objective == "psd" else ()
+        given: tuple[Tensor, ...] = (batch.weights, batch.numbers)
+        if self.objective == "psd":
+            given += (_caption_ids(tokens),)
         if self.average is not None:
             self.average.eval()
             with torch.no_grad():
                 given += _encode(self.average.module, pixels, tokens)
-        return EmbeddedBatch(self._learned(pixels, tokens), given)
+        return EmbeddedBatch(self._learned(pixels, tokens), given, batch.global_size)
 
     def compare(self, parts: list[EmbeddedBatch]) -> tuple[Tensor, Metrics]:
         """Return loss and metrics of this rank's batch, in one or more parts, against the global batch."""
         # Each part carries the same scale and bias.
         image, text = (torch.cat(rows) for rows in zip(*(part.learned[:2] for part in parts), strict=True))
         scale, *bias = parts[0].learned[2:]
+        weights, numbers, *given = (
+            torch.cat(rows) for rows in zip(*(part.given for part in parts), strict=True)
+        )
+        rows = GlobalRows(weights, numbers, parts[0].global_size)
         metrics: Metrics = {}
         if self.objective == "clip":
-            loss = clip_loss(image, text, scale)
+            loss = clip_loss(image, text, scale, rows)
         elif self.objective == "siglip":
-            loss = sigmoid_loss(image, text, scale, bias[0])
+            loss = sigmoid_loss(image, text, scale, bias[0], rows)
             metrics["logit_bias"] = bias[0].detach()
         else:
-            caption_ids, *teacher = (
-                torch.cat(rows) for rows in zip(*(part.given for part in parts), strict=True)
-            )
             loss, metrics = psd_loss(
                 image,
                 text,
                 scale,
-                caption_ids=caption_ids,
+                caption_ids=given[0],
                 step=self.psd_step,
-                config=self.psd,
-                teacher=(teacher[0], teacher[1]) if teacher else None,
+                teacher=(given[1], given[2]) if self.average is not None else None,
+                rows=rows,
             )
         return loss, {f"loss/{self.objective}": loss.detach(), "logit_scale": scale.detach(), **metrics}
 

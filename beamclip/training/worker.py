@@ -348,7 +348,7 @@ class _Hooks:
                 "This one ends and leaves the checkpoints to it."
             )
         position = position_in(self.order, state["step"] * self.job.batch_size, added(every))
-        self.writer.submit({**state, "position": to_plain(position)}, record["loss"])
+        self.writer.submit({**state, "position": to_plain(position)}, record.get("loss"))
 
     def asked(self, step: int) -> Request:
         """Return "stop" after Ctrl-C; or, once, "save" if a node will soon be taken away."""

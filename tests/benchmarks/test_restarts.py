@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from batches import all_good
 
 from beamclip.data.config import AugmentConfig
 from beamclip.data.order import Order
@@ -53,7 +54,7 @@ def finished_run(data: Any, out: Path, position: DataPosition, seen: list[Sample
     trace = Trace(out / "trace", started=1, first_step=0, rank=0, world_size=1)
     empty = np.empty(0)
     keys, epochs = [key for _, key in seen], [epoch for epoch, _ in seen]
-    trace.record(1, [Batch(empty, empty, [], keys, epochs, Position())])  # type: ignore[arg-type]
+    trace.record(1, [Batch(empty, empty, [], keys, epochs, Position(), **all_good(0))])  # type: ignore[arg-type]
     trace.close()
     (out / "summary.json").write_text(json.dumps({"counts": {"skipped": data.damage}}))
     return Run(data, out, steps=1)

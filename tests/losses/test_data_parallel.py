@@ -1,4 +1,4 @@
-"""Losses over the global batch, across two real gloo workers."""
+"""Losses over the global batch, across two and three real gloo workers."""
 
 import os
 import runpy
@@ -21,15 +21,24 @@ DEFINITIONS = runpy.run_path(str(WORKER))
 
 @pytest.fixture(scope="module")
 def two_workers(python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two workers left their losses and gradients after one step on half a batch each."""
-    folder = tmp_path_factory.mktemp("two-workers")
+    """The folder in which two workers left their losses and gradients."""
+    return run_workers(2, python, tmp_path_factory.mktemp("two-workers"))
+
+
+@pytest.fixture(scope="module")
+def three_workers(python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which three workers left their losses and gradients."""
+    return run_workers(3, python, tmp_path_factory.mktemp("three-workers"))
+
+
+def run_workers(count: int, python: list[str], folder: Path) -> Path:
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
     workers = [
-        subprocess.Popen([*python, str(WORKER), str(rank), "2", str(folder)], env=environment)
-        for rank in range(2)
+        subprocess.Popen([*python, str(WORKER), str(rank), str(count), str(folder)], env=environment)
+        for rank in range(count)
     ]
     try:
-        assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
+        assert [worker.wait(timeout=600) for worker in workers] == [0] * count
     finally:
         for worker in workers:
             worker.kill()
@@ -59,6 +68,30 @@ def test_losses_of_two_workers_average_to_the_loss_of_the_whole_batch(two_worker
     losses = torch.stack([torch.load(two_workers / f"{name}.{rank}.pt") for rank in range(2)])
     assert losses[0] != losses[1]
     torch.testing.assert_close(losses.mean(), want)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS["LOSSES"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_batch_that_is_dealt_out_has_the_loss_and_gradients_of_one_worker(
+    world_size: int, name: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue({2: "two_workers", 3: "three_workers"}[world_size])
+    towers = DEFINITIONS["seeded_towers"]().double()
+    want = DEFINITIONS["dealt_step"](towers, DEFINITIONS["LOSSES"][name], 0, 1)
+    losses = [torch.load(folder / f"{name}.dealt.{rank}.pt") for rank in range(world_size)]
+    exact = {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(torch.stack(losses).mean(), want, **exact)
+    gradients = {key: parameter.grad for key, parameter in towers.named_parameters()}
+    assert min(gradient.abs().max() for gradient in gradients.values()) > 1e-3
+    torch.testing.assert_close(torch.load(folder / f"{name}.dealt.gradients.pt"), gradients, **exact)
+
+
+def test_a_batch_that_is_dealt_out_has_the_clip_loss_of_its_good_samples() -> None:
+    towers = DEFINITIONS["seeded_towers"]().double()
+    got = DEFINITIONS["dealt_step"](towers, DEFINITIONS["LOSSES"]["clip"], 0, 1)
+    good = [i for i in range(DEFINITIONS["BATCH"]) if i not in DEFINITIONS["UNUSABLE"]]
+    want = ClipLoss()(*towers(*(x.double()[good] for x in DEFINITIONS["global_batch"]())))
+    torch.testing.assert_close(got, want.detach(), rtol=1e-10, atol=1e-10)
 
 
 def test_the_whole_batch_has_the_losses_of_open_clip() -> None:

@@ -28,8 +28,8 @@ def embeddings(seed: int = 0) -> tuple[Tensor, Tensor]:
 def loss_of(image: Tensor, text: Tensor, config: PsdConfig, share: float, **options: Any) -> Any:
     if config.psd_target == "ema":
         options.setdefault("teacher", tuple(x.detach() for x in embeddings(seed=1)))
-    step = PsdStep(share, options.pop("row_seed", 3))
-    return psd_loss(image, text, SCALE, step=step, config=config, **{"caption_ids": DISTINCT, **options})
+    step = PsdStep(share, options.pop("row_seed", 3), config)
+    return psd_loss(image, text, SCALE, step=step, **{"caption_ids": DISTINCT, **options})
 
 
 def dense_target(image: Tensor, text: Tensor, config: PsdConfig) -> tuple[Tensor, Tensor]:

@@ -49,9 +49,9 @@ def _scored(a: Tensor, b: Tensor) -> Tensor:
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "clip": lambda a, b: clip_loss(a, b, SCALE),
     "siglip": lambda a, b: sigmoid_loss(a, b, SCALE, torch.tensor(-10.0)),
-    "psd": lambda a, b: psd_loss(
-        a, b, SCALE, caption_ids=torch.arange(6), step=PsdStep(0.5, row_seed=0), config=PsdConfig()
-    )[0],
+    "psd": lambda a, b: psd_loss(a, b, SCALE, caption_ids=torch.arange(6), step=PsdStep(0.5, 0, PsdConfig()))[
+        0
+    ],
     "csm": lambda a, b: csm_loss(a, b.detach(), b, **TAUS),
     "csm in chunks": lambda a, b: csm_loss(a, b.detach(), b, **TAUS, chunk_size=2),
     "csm of two teachers": lambda a, b: csm_ensemble_loss(a, b, [(b, b), (b, b)], **TAUS),

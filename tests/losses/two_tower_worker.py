@@ -2,8 +2,10 @@
 
     python two_tower_worker.py RANK WORLD_SIZE FOLDER
 
-Workers meet over a file in FOLDER and take one step from the same weights for each loss. Rank 0 writes the
-gradients to FOLDER/LOSS.gradients.pt, each rank its loss to FOLDER/LOSS.RANK.pt.
+Workers meet over a file in FOLDER and take steps from the same weights for each loss: on an equal part of a
+batch each, and on a batch whose samples are dealt out to the workers in turn, with padding. Rank 0 writes the
+gradients to FOLDER/LOSS.gradients.pt and FOLDER/LOSS.dealt.gradients.pt, each rank its losses to
+FOLDER/LOSS.RANK.pt and FOLDER/LOSS.dealt.RANK.pt.
 """
 
 import sys
@@ -17,12 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beamclip.losses.config import PsdConfig
-from beamclip.losses.contrastive import clip_loss
+from beamclip.losses.contrastive import GlobalRows, clip_loss
 from beamclip.losses.psd import PsdStep, psd_loss
 from beamclip.losses.sigmoid import sigmoid_loss
 
 BATCH = 8
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+UNUSABLE = (2, 3)
+"""Samples of the batch that is dealt out that do not count."""
+Loss = Callable[..., Tensor]
 
 
 class TwoTowers(nn.Module):
@@ -40,21 +44,34 @@ class TwoTowers(nn.Module):
         return image, text, self.log_scale.exp()
 
 
-def psd(config: PsdConfig, image: Tensor, text: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
+def psd(
+    config: PsdConfig,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    numbers: Tensor,
+    rows: GlobalRows | None = None,
+) -> Tensor:
     """Return the progressive self-distillation loss with half of the batch self-distilled."""
     # Rows 1 and 6, on different workers, have the same caption.
-    ids = torch.where(rows == 6, 1, rows)
-    return psd_loss(image, text, scale, caption_ids=ids, step=PsdStep(0.5, row_seed=0), config=config)[0]
+    ids = torch.where(numbers == 6, 1, numbers)
+    teacher = (image.detach().flip(1), text.detach().flip(1)) if config.psd_target == "ema" else None
+    step = PsdStep(0.5, 0, config)
+    return psd_loss(image, text, scale, caption_ids=ids, step=step, teacher=teacher, rows=rows)[0]
 
 
 LOSSES: dict[str, Loss] = {
-    "clip": lambda image, text, scale, rows: clip_loss(image, text, scale),
-    "sigmoid": lambda image, text, scale, rows: sigmoid_loss(image, text, scale, torch.tensor(-5.0)),
+    "clip": lambda image, text, scale, _, rows=None: clip_loss(image, text, scale, rows),
+    "sigmoid": lambda image, text, scale, _, rows=None: sigmoid_loss(
+        image, text, scale, torch.tensor(-5.0), rows
+    ),
     "psd-swap": partial(psd, PsdConfig(psd_select="random")),
     "psd-self": partial(psd, PsdConfig(psd_target="self", psd_sharpness=2.0, psd_select="random")),
     "psd-sinkhorn": partial(psd, PsdConfig(psd_target="sinkhorn", psd_select="low_confidence")),
+    "psd-ema": partial(psd, PsdConfig(psd_target="ema", psd_select="low_confidence")),
 }
-"""Each loss takes image and text embeddings, the scale, and the rows' indices in the global batch."""
+"""Each loss takes image and text embeddings, the scale, the rows' numbers in the global batch, and perhaps
+the rows' places and weights."""
 
 
 def seeded_towers() -> TwoTowers:
@@ -69,19 +86,50 @@ def global_batch() -> tuple[Tensor, Tensor]:
     return torch.randn(BATCH, 5, generator=generator), torch.randn(BATCH, 3, generator=generator)
 
 
+def dealt(rank: int, world_size: int) -> tuple[Tensor, Tensor, GlobalRows]:
+    """Return a rank's float64 pixels and tokens, and its rows, of the batch that is dealt out.
+
+    Number i goes to rank i % world_size, the last number first, between padding.
+    """
+    numbers = torch.arange(rank, BATCH, world_size).flip(0)
+    padding = torch.full((2 + -(-BATCH // world_size) - len(numbers),), BATCH)
+    numbers = torch.cat([padding[:1], numbers, padding[1:]])
+    good = (numbers != BATCH) & ~torch.isin(numbers, torch.tensor(UNUSABLE))
+    pixels, tokens = (torch.cat([x, -x[:1]]).double()[numbers] for x in global_batch())
+    weights = good.double() * world_size / (BATCH - len(UNUSABLE))
+    return pixels, tokens, GlobalRows(weights, numbers, BATCH)
+
+
+def dealt_step(towers: nn.Module, loss_of: Loss, rank: int, world_size: int) -> Tensor:
+    """Return this rank's loss on its share of the batch that is dealt out, after its backward pass."""
+    pixels, tokens, rows = dealt(rank, world_size)
+    loss = loss_of(*towers(pixels, tokens), rows.numbers, rows)
+    loss.backward()
+    return loss.detach()
+
+
+def equal_step(towers: nn.Module, loss_of: Loss, rank: int, world_size: int) -> Tensor:
+    """Return this rank's loss on an equal part of the batch, after its backward pass."""
+    pixels, tokens, numbers = (x.chunk(world_size)[rank] for x in (*global_batch(), torch.arange(BATCH)))
+    loss = loss_of(*towers(pixels, tokens), numbers)
+    loss.backward()
+    return loss.detach()
+
+
 def main(rank: int, world_size: int, folder: Path) -> None:
-    """Take one step for each loss, and save losses and gradients."""
+    """Take the steps of each loss, and save losses and gradients."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
-    pixels, tokens, rows = (x.chunk(world_size)[rank] for x in (*global_batch(), torch.arange(BATCH)))
     for name, loss_of in LOSSES.items():
-        towers = nn.parallel.DistributedDataParallel(seeded_towers())
-        loss = loss_of(*towers(pixels, tokens), rows)
-        loss.backward()
-        torch.save(loss.detach(), folder / f"{name}.{rank}.pt")
-        if rank == 0:
-            gradients = {key: p.grad for key, p in towers.module.named_parameters()}
-            torch.save(gradients, folder / f"{name}.gradients.pt")
+        steps = {f"{name}.dealt": (dealt_step, seeded_towers().double())}
+        if BATCH % world_size == 0:
+            steps[name] = (equal_step, seeded_towers())
+        for step_name, (step, towers) in steps.items():
+            loss = step(nn.parallel.DistributedDataParallel(towers), loss_of, rank, world_size)
+            torch.save(loss, folder / f"{step_name}.{rank}.pt")
+            if rank == 0:
+                gradients = {key: p.grad for key, p in towers.named_parameters()}
+                torch.save(gradients, folder / f"{step_name}.gradients.pt")
     # The library sometimes aborts a worker that leaves while another still communicates with it.
     dist.barrier()
     dist.destroy_process_group()

@@ -3,10 +3,11 @@
     python data_parallel_worker.py RANK WORLD_SIZE CONFIG FOLDER
 
 Workers meet over a file in FOLDER. Rank 0 writes the gradients that its optimiser sees to
-FOLDER/gradients.pt.
+FOLDER/gradients.pt; each rank writes the weights after steps with few good samples to FOLDER/few.RANK.pt.
 """
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beamclip.data.config import AugmentConfig
-from beamclip.data.position import Position
 from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
@@ -28,6 +28,8 @@ from beamclip.training.loop import Training
 from beamclip.training.method import Distillation, ImageTextPretraining
 
 SAMPLES = 8
+UNUSABLE = (2, 5)
+"""Samples that do not count where the batch is dealt out."""
 ANCHORS = 6
 MILD = AugmentConfig(flip_prob=0.5, grey_prob=0.2)
 EXACT = OptimConfig(lr=1e-3, clip_norm=0.0, precision="fp32")
@@ -78,7 +80,67 @@ def batch_of(start: int, stop: int) -> Batch:
     draws = torch.rand(SAMPLES, AUGMENT_DRAWS, generator=generator)
     keys = [f"{i:04d}" for i in range(start, stop)]
     captions = [f"a photo of thing number {i}" for i in range(start, stop)]
-    return Batch(pixels[start:stop], draws[start:stop], captions, keys, [0] * len(keys), Position())
+    return Batch(
+        pixels[start:stop],
+        draws[start:stop],
+        captions,
+        keys=keys,
+        epochs=[0] * len(keys),
+        weights=torch.ones(len(keys)),
+        numbers=torch.arange(start, stop),
+        global_size=SAMPLES,
+        good=len(keys),
+    )
+
+
+def dealt(rank: int, world_size: int, part: int) -> Batch:
+    """Return a micro-batch, one of two: padding, and samples whose number % world_size is the rank."""
+    numbers = torch.arange(rank, SAMPLES, world_size).chunk(2)[part]
+    return rows_of([SAMPLES, *numbers.tolist()])
+
+
+def rows_of(numbers: list[int], unusable: tuple[int, ...] = UNUSABLE) -> Batch:
+    """Return samples of the fixed batch by number; SAMPLES stands for padding."""
+    whole, rows = batch_of(0, SAMPLES), [number % SAMPLES for number in numbers]
+    good = [number != SAMPLES and number not in unusable for number in numbers]
+    return replace(
+        whole,
+        pixels=whole.pixels[rows],
+        draws=whole.draws[rows],
+        captions=[whole.captions[row] for row in rows],
+        keys=[whole.keys[row] for row in rows],
+        epochs=[0] * len(rows),
+        weights=torch.tensor(good).float(),
+        numbers=torch.tensor(numbers),
+        good=sum(good),
+    )
+
+
+def weights_after_few_good_samples(rank: int) -> list[Tensor]:
+    """Return a layer's weights before and after a step without a good sample, and after one with.
+
+    The good sample of the last step is on rank 0.
+    """
+    method = nn.parallel.DistributedDataParallel(Layer())
+    training = Training(method, EXACT, total_steps=10, device=torch.device("cpu"), seed=0)
+    weights = [method.module.linear.weight.detach().clone()]
+    for numbers in ([SAMPLES, UNUSABLE[0]], [SAMPLES, 0] if rank == 0 else [SAMPLES, UNUSABLE[0]]):
+        training.advance([rows_of(numbers)])
+        weights.append(method.module.linear.weight.detach().clone())
+    return weights
+
+
+class Layer(nn.Module):
+    """A linear function of the mean colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 1, bias=False)
+        nn.init.constant_(self.linear.weight, 0.5)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of the function's values."""
+        return batch.weights @ self.linear(batch.pixels.float().mean(dim=(2, 3)))[:, 0], {}
 
 
 def gradients_of_step(method: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
@@ -101,14 +163,17 @@ def main(rank: int, world_size: int, config: str, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     share = SAMPLES // world_size
     first, middle, last = rank * share, rank * share + share // 2, (rank + 1) * share
-    one, two = [batch_of(first, last)], [batch_of(first, middle), batch_of(middle, last)]
+    kinds = {
+        "": [batch_of(first, last)],
+        "accumulated ": [batch_of(first, middle), batch_of(middle, last)],
+        "dealt ": [dealt(rank, world_size, part) for part in range(2)],
+    }
     gradients = {
-        name: gradients_of_step(nn.parallel.DistributedDataParallel(build(config)), one)
+        kind + name: gradients_of_step(nn.parallel.DistributedDataParallel(build(config)), batches)
+        for kind, batches in kinds.items()
         for name, build in METHODS.items()
     }
-    for name, build in METHODS.items():
-        wrapped = nn.parallel.DistributedDataParallel(build(config))
-        gradients[f"accumulated {name}"] = gradients_of_step(wrapped, two)
+    torch.save(weights_after_few_good_samples(rank), folder / f"few.{rank}.pt")
     if rank == 0:
         torch.save(gradients, folder / "gradients.pt")
     dist.destroy_process_group()

@@ -12,11 +12,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from batches import all_good, averaged
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from beamclip.data.config import AugmentConfig
-from beamclip.data.position import Position
 from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.errors import InputError
@@ -45,7 +45,7 @@ class Brightness(nn.Module):
         nn.init.constant_(self.linear.weight, 0.5)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (self.linear(mean_colours(batch)) - 1.0).square().mean()
+        loss = batch.weights @ (self.linear(mean_colours(batch)) - 1.0).square()[:, 0]
         return loss, {"twice": 2.0 * loss.detach()}
 
 
@@ -58,7 +58,8 @@ def photos(seed: int, count: int = 4, size: int = 32) -> Batch:
     pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
     keys = [f"{seed}/{i}" for i in range(count)]
-    return Batch(pixels, draws, [f"photo {key}" for key in keys], keys, [seed] * count, Position(seed, count))
+    captions, rows = [f"photo {key}" for key in keys], all_good(count)
+    return Batch(pixels, draws, captions, **rows, keys=keys, epochs=[seed] * count, skipped={"seed": seed})
 
 
 def endless(start: int = 0) -> Iterator[Batch]:
@@ -91,7 +92,7 @@ class Log:
     """What to ask for, at which steps."""
     records: list[dict[str, float]] = field(default_factory=list)
     saved: list[dict[str, Any]] = field(default_factory=list)
-    positions: list[Position] = field(default_factory=list)
+    skipped: list[dict[str, int]] = field(default_factory=list)
     keys: dict[int, list[str]] = field(default_factory=dict)
 
     def seen(self, step: int, batches: list[Batch]) -> None:
@@ -100,10 +101,10 @@ class Log:
     def log(self, record: dict[str, float]) -> None:
         self.records.append(record)
 
-    def save(self, state: dict[str, Any], position: Position, record: dict[str, float]) -> None:
+    def save(self, state: dict[str, Any], skipped: dict[str, int], record: dict[str, float]) -> None:
         assert record is self.records[-1]
         self.saved.append(deepcopy(state))
-        self.positions.append(position)
+        self.skipped.append(skipped)
 
     def asked(self, step: int) -> Request:
         return self.requests.get(step, "nothing")
@@ -234,9 +235,61 @@ def test_gradient_is_clipped_to_its_largest_norm(clip_norm: float, share: float)
 
 def test_metrics_of_a_step_are_means_over_its_micro_batches() -> None:
     batches = [photos(0), photos(1)]
-    losses = torch.stack([Brightness()(batch)[0].detach() for batch in batches])
+    losses = torch.stack([Brightness()(averaged(batch))[0].detach() for batch in batches])
     _, metrics = train(Brightness()).advance(batches)
     torch.testing.assert_close(metrics, {"loss": losses.mean(), "twice": 2.0 * losses.mean()})
+
+
+def with_bad_rows(batch: Batch, *bad: int) -> Batch:
+    weights = batch.weights.clone()
+    weights[list(bad)] = 0.0
+    return replace(batch, weights=weights, good=len(weights) - len(bad))
+
+
+def empty(seed: int) -> Batch:
+    return with_bad_rows(photos(seed), 0, 1, 2, 3)
+
+
+def test_micro_batches_count_by_their_good_rows() -> None:
+    batches = [with_bad_rows(photos(0), 1), empty(1), with_bad_rows(photos(2), 0, 2, 3)]
+    colours = torch.cat([mean_colours(batch)[batch.weights > 0] for batch in batches])
+    assert len(colours) == 4
+    error = colours.sum(dim=1, keepdim=True) * 0.5 - 1.0
+    method, seen = Brightness(), list[Tensor]()
+    training = train(method, replace(FP32, clip_norm=0.0))
+    training.optimizer.register_step_pre_hook(lambda *_: seen.append(method.linear.weight.grad.clone()))
+    _, metrics = training.advance(batches)
+    torch.testing.assert_close(seen[0][0], (2.0 * error * colours).mean(dim=0))
+    torch.testing.assert_close(metrics, {"loss": error.square().mean(), "twice": 2.0 * error.square().mean()})
+
+
+def test_a_step_without_a_good_sample_changes_nothing_but_the_step() -> None:
+    class Told(Brightness):
+        steps: tuple[int, ...] = ()
+
+        def begin_step(self, step: int, total_steps: int) -> None:
+            self.steps += (step,)
+
+    method = Told()
+    training = train(method, replace(FP32, lr=0.1, weight_decay=0.5, ema_decay=0.75))
+    training.advance([photos(0)])
+    before = deepcopy(training.state())
+    _, metrics = training.advance([empty(1), empty(2)])
+    assert metrics == {}
+    assert method.steps == (0,)
+    after = training.state()
+    assert (before.pop("step"), after.pop("step")) == (1, 2)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    training.advance([photos(3)])
+    assert method.steps == (0, 2)
+
+
+def test_an_average_begins_with_the_first_weights_that_were_learned() -> None:
+    training = train(Brightness(), replace(FP32, lr=0.1, ema_decay=0.75))
+    for batch in (empty(0), photos(1)):
+        training.advance([batch])
+    state = training.state()
+    torch.testing.assert_close(state["ema"], dict(state["method"]), rtol=0, atol=0)
 
 
 def test_average_of_the_weights_follows_its_recurrence() -> None:
@@ -351,7 +404,7 @@ def test_loop_logs_and_saves_at_its_steps_and_always_at_the_end() -> None:
     last = run_loop(train(Brightness()), endless(), CadenceConfig(log_every=3, checkpoint_every=4), log)
     assert log.steps() == [3, 4, 6, 8, 9, 10]
     assert [state["step"] for state in log.saved] == [4, 8, 10]
-    assert log.positions == [Position(step - 1, 4) for step in (4, 8, 10)]
+    assert log.skipped == [{"seed": step - 1} for step in (4, 8, 10)]
     assert last is log.records[-1]
 
 
@@ -359,7 +412,7 @@ def test_a_record_holds_means_over_the_steps_since_the_last_one() -> None:
     log = Log()
     frozen = replace(FP32, lr=1e-12)
     run_loop(train(Brightness(), frozen, 5), endless(), CadenceConfig(log_every=2), log)
-    losses = [Brightness()(photos(step))[0].item() for step in range(5)]
+    losses = [Brightness()(averaged(photos(step)))[0].item() for step in range(5)]
     want = [sum(losses[:2]) / 2, sum(losses[2:4]) / 2, losses[4]]
     assert [record["loss"] for record in log.records] == pytest.approx(want)
     assert [record["twice"] for record in log.records] == pytest.approx([2 * value for value in want])
@@ -375,12 +428,26 @@ def test_rates_of_a_record_add_up_to_its_images() -> None:
         assert 0 < record["data_wait_share"] < 1
 
 
+def test_a_record_leaves_out_what_taught_nothing() -> None:
+    batches = [empty(0), empty(1), photos(2), empty(3), with_bad_rows(photos(4), 0), photos(5)]
+    log = Log()
+    run_loop(train(Brightness(), replace(FP32, lr=1e-12), 6), iter(batches), CadenceConfig(log_every=2), log)
+    losses = [Brightness()(averaged(batches[step]))[0].item() for step in (2, 4, 5)]
+    first, *others = log.records
+    assert "loss" not in first
+    assert [record["loss"] for record in others] == pytest.approx([losses[0], sum(losses[1:]) / 2])
+    assert [record.get("empty_steps") for record in log.records] == [2, 1, None]
+    images = [record["images_per_second"] * record["window_seconds"] for record in log.records]
+    assert images == pytest.approx([0, 4, 7])
+    assert len(log.saved) == 1
+
+
 def test_a_step_takes_as_many_batches_as_it_accumulates() -> None:
     log = Log()
     batches = endless()
     run_loop(train(Brightness(), replace(FP32, accumulation=3), 2), batches, CadenceConfig(), log)
-    assert log.positions[-1] == Position(5, 4)
-    assert next(batches).position == Position(6, 4)
+    assert log.skipped[-1] == {"seed": 5}
+    assert next(batches).skipped == {"seed": 6}
 
 
 def test_a_loop_that_is_asked_to_stop_saves_and_ends() -> None:

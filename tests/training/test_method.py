@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import all_good, averaged
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 
 import beamclip
 from beamclip.data.config import AugmentConfig
-from beamclip.data.position import Position
 from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS, augment
 from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
@@ -42,7 +42,7 @@ def photos(count: int, size: int = 32) -> Batch:
     draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
     keys = [f"{i:04d}" for i in range(count)]
     captions = [f"a photo of thing number {key}" for key in keys]
-    return Batch(pixels, draws, captions, keys, [0] * len(keys), Position())
+    return Batch(pixels, draws, captions, **all_good(count), keys=keys, epochs=[0] * count)
 
 
 def random_anchors(count: int, width: int) -> Anchors:
@@ -65,7 +65,7 @@ def distill(
 
 def test_distillation_is_the_weighted_sum_of_divergence_and_cosine_distance(tiny_config: Path) -> None:
     student, teacher = new_clip(tiny_config, seed=1), new_clip(tiny_config, seed=0)
-    batch = photos(5)
+    batch = averaged(photos(5))
     loss, metrics = distill(student, Teacher(teacher).encode_image)(batch)
     with torch.no_grad():
         s, t = (
@@ -81,9 +81,18 @@ def test_distillation_is_the_weighted_sum_of_divergence_and_cosine_distance(tiny
     torch.testing.assert_close(metrics, want)
 
 
+def test_samples_of_weight_zero_take_no_part_in_a_distillation(tiny_config: Path) -> None:
+    method = distill(new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0)).encode_image)
+    whole = photos(5)
+    bad = replace(whole, weights=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]) / 3)
+    got, want = method(bad), method(averaged(part_of(whole, 0, 3)))
+    torch.testing.assert_close(got, want)
+    assert set(got[1]) == {"loss/csm", "loss/feature", "teacher_cosine"}
+
+
 def test_a_student_that_is_its_teacher_has_cosine_one_and_no_feature_loss(tiny_config: Path) -> None:
     clip = new_clip(tiny_config, seed=0)
-    _, metrics = distill(clip, Teacher(clip).encode_image)(photos(4))
+    _, metrics = distill(clip, Teacher(clip).encode_image)(averaged(photos(4)))
     assert metrics["teacher_cosine"].item() == pytest.approx(1.0, abs=1e-6)
     assert metrics["loss/feature"].item() == pytest.approx(0.0, abs=1e-6)
 
@@ -149,7 +158,7 @@ def test_training_leaves_weights_and_batch_statistics_of_the_teacher_alone() -> 
 
 def test_pretraining_has_the_loss_of_open_clip(tiny_config: Path) -> None:
     clip = new_clip(tiny_config, seed=1)
-    batch = photos(5)
+    batch = averaged(photos(5))
     loss, metrics = ImageTextPretraining(clip, augmentation=PLAIN)(batch)
     image, text, scale = clip.model(
         normalise_pixels(batch.pixels, clip.preprocessing), clip.tokenizer(batch.captions)
@@ -204,7 +213,7 @@ def test_the_moving_average_follows_the_model_and_is_not_trained(tiny_config: Pa
 
 def test_siglip_is_the_loss_of_open_clip_on_the_embeddings_of_both_towers(tiny_config: Path) -> None:
     clip = new_clip(tiny_config, seed=1, init_logit_scale=2.0, init_logit_bias=-10.0)
-    batch = photos(5)
+    batch = averaged(photos(5))
     loss, metrics = ImageTextPretraining(clip, augmentation=PLAIN, objective="siglip")(batch)
     pixels = normalise_pixels(batch.pixels, clip.preprocessing)
     image, text = (
@@ -227,10 +236,8 @@ def test_pretraining_keeps_its_scale_between_1_and_100(
 
 
 @pytest.fixture(scope="module")
-def gradients_of_two_workers(
-    python: list[str], tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Tensor]]:
-    """What two processes leave that each take one step on their half of one batch."""
+def two_workers(python: list[str], tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes leave what they found in steps on their shares of one batch."""
     folder = tmp_path_factory.mktemp("two-workers")
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
     workers = [
@@ -244,13 +251,20 @@ def gradients_of_two_workers(
     finally:
         for worker in workers:
             worker.kill()
-    gradients: dict[str, dict[str, Tensor]] = torch.load(folder / "gradients.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gradients_of_two_workers(two_workers: Path) -> dict[str, dict[str, Tensor]]:
+    gradients: dict[str, dict[str, Tensor]] = torch.load(two_workers / "gradients.pt")
     return gradients
 
 
-def step_on_the_whole_batch(name: str, config: Path) -> dict[str, Tensor]:
+def step_on_the_whole_batch(name: str, config: Path, *, unusable: bool = False) -> dict[str, Tensor]:
     program = runpy.run_path(str(WORKER))
-    whole = program["batch_of"](0, program["SAMPLES"])
+    whole = program["rows_of"](
+        list(range(program["SAMPLES"])), unusable=program["UNUSABLE"] if unusable else ()
+    )
     gradients: dict[str, Tensor] = program["gradients_of_step"](
         program["METHODS"][name](str(config)), [whole]
     )
@@ -271,6 +285,26 @@ def test_two_workers_on_halves_have_the_gradient_of_one_on_the_whole_batch(
     want = step_on_the_whole_batch(name, tiny_config)
     assert max(gradient.abs().max() for gradient in want.values()) > 1e-2
     torch.testing.assert_close(gradients_of_two_workers[passes + name], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@every_method
+def test_samples_that_are_dealt_out_between_padding_have_the_gradient_of_the_good_ones(
+    name: str, tiny_config: Path, gradients_of_two_workers: dict[str, dict[str, Tensor]]
+) -> None:
+    want = step_on_the_whole_batch(name, tiny_config, unusable=True)
+    assert not torch.allclose(
+        *(next(iter(found.values())) for found in (want, step_on_the_whole_batch(name, tiny_config)))
+    )
+    torch.testing.assert_close(gradients_of_two_workers[f"dealt {name}"], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_all_ranks_skip_a_step_without_a_good_sample_and_none_skips_one_with(two_workers: Path) -> None:
+    start, skipped, taken = torch.load(two_workers / "few.0.pt")
+    assert torch.equal(skipped, start)
+    assert not torch.equal(taken, start)
+    assert all(map(torch.equal, torch.load(two_workers / "few.1.pt"), (start, skipped, taken)))
 
 
 @pytest.mark.slow
@@ -358,13 +392,17 @@ def part_of(batch: Batch, start: int, stop: int) -> Batch:
         batch.keys[rows],
         batch.epochs[rows],
         batch.position,
+        weights=batch.weights[rows],
+        numbers=batch.numbers[rows],
+        global_size=batch.global_size,
+        good=stop - start,
     )
 
 
 def test_embeddings_of_a_batch_stand_for_the_teachers_image_tower(tiny_config: Path) -> None:
     """Rounded to half precision, as a cache holds them."""
     student, teacher = new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0))
-    batch = photos(5)
+    batch = averaged(photos(5))
     live, of_live = distill(student, teacher.encode_image)(batch)
     method = Distillation(
         student.image_tower,
@@ -386,7 +424,7 @@ def test_several_teachers_teach_by_the_mean_of_their_distributions(tiny_config: 
     student = new_clip(tiny_config, seed=1)
     teachers = [Teacher(new_clip(tiny_config, seed=seed)) for seed in (0, 2)]
     anchors = [random_anchors(6, 16), Anchors(random_anchors(6, 16).embeddings.flip(1), torch.arange(6))]
-    batch = photos(5)
+    batch = averaged(photos(5))
     csm = CsmConfig(tau_teacher=0.1, tau_student=0.2)
     method = Distillation(
         student.image_tower,

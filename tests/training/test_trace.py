@@ -4,14 +4,16 @@ from pathlib import Path
 
 import torch
 
-from beamclip.data.position import Position
 from beamclip.data.stream import Batch
 from beamclip.training.trace import Seen, Trace, read_trace
 
 
-def batch(*samples: tuple[int, str]) -> Batch:
+def batch(*samples: tuple[int, str], first: int = 0) -> Batch:
+    """Samples at neighbouring places of the global batch, with a row without weight before each."""
     epochs, keys = [epoch for epoch, _ in samples], [key for _, key in samples]
-    return Batch(torch.empty(0), torch.empty(0), [], keys, epochs, Position())
+    numbers = torch.arange(2 * first, 2 * (first + len(keys)))
+    rows = {"weights": (numbers % 2).float(), "numbers": numbers, "global_size": 100, "good": len(keys)}
+    return Batch(torch.empty(0), torch.empty(0), [], **rows, keys=keys, epochs=epochs)
 
 
 def write(folder: Path, started: int, first_step: int, steps: dict[int, str], workers: int = 1) -> None:
@@ -19,7 +21,7 @@ def write(folder: Path, started: int, first_step: int, steps: dict[int, str], wo
     for rank in range(workers):
         trace = Trace(folder, started=started, first_step=first_step, rank=rank, world_size=workers)
         for step, name in steps.items():
-            trace.record(step, [batch((step // 10, f"{name}{rank}"))])
+            trace.record(step, [batch((step // 10, f"{name}{rank}"), first=rank)])
         trace.close()
 
 
@@ -27,15 +29,17 @@ def keys(folder: Path) -> dict[int, list[str]]:
     return {step: [seen.key for seen in found] for step, found in read_trace(folder).items()}
 
 
-def test_a_step_has_the_samples_of_all_its_parts_and_ranks_in_order(tmp_path: Path) -> None:
+def test_a_step_has_the_samples_of_all_its_parts_and_ranks_in_the_order_of_its_batch(tmp_path: Path) -> None:
     for rank in (1, 0):
         trace = Trace(tmp_path, started=7, first_step=0, rank=rank, world_size=2)
-        trace.record(1, [batch((0, f"a{rank}"), (0, f"b{rank}")), batch((1, f"c{rank}"))])
+        parts = [
+            batch((0, f"a{rank}"), (0, f"b{rank}"), first=2 * rank),
+            batch((1, f"c{rank}"), first=4 + rank),
+        ]
+        trace.record(1, parts)
         trace.close()
-    want = [
-        Seen(rank, epoch, f"{key}{rank}") for rank in (0, 1) for epoch, key in ((0, "a"), (0, "b"), (1, "c"))
-    ]
-    assert read_trace(tmp_path) == {1: want}
+    want = [(0, 0, "a0"), (0, 0, "b0"), (1, 0, "a1"), (1, 0, "b1"), (0, 1, "c0"), (1, 1, "c1")]
+    assert read_trace(tmp_path) == {1: [Seen(*each) for each in want]}
 
 
 def test_what_a_restart_undid_is_left_out(tmp_path: Path) -> None:
