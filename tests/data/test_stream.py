@@ -214,6 +214,15 @@ def test_a_batch_without_a_usable_sample_is_blank(
     assert {line for _, line in batch.lost} != set()
 
 
+def test_a_change_reaches_every_tensor_of_a_batch(folder: Path) -> None:
+    batch = take(batches_of(folder, share_in(folder)), 1)[0]
+    batch = replace(batch, embeddings=(torch.ones(4, 2), torch.ones(4, 3)))
+    changed = batch.with_tensors(lambda tensor: tensor + 1)
+    held = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    assert len(batch.tensors()) == len(held) + 2
+    assert all(map(torch.equal, changed.tensors(), (tensor + 1 for tensor in batch.tensors())))
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_losses_are_counted_once_by_reason_however_many_epochs_pass(
     damaged_folder: Path, world_size: int
