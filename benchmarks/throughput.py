@@ -36,10 +36,11 @@ from beamclip.cluster import ray_session, set_ray_environment
 from beamclip.commands.console import percent, table
 from beamclip.data.cache import CachedViews, embedding_column
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.listing import list_shards
 from beamclip.data.order import Order
 from beamclip.data.position import Position, beginning
 from beamclip.data.rows import Bundle, Segment, read_bundle
-from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_shards
+from beamclip.data.shards import Columns, Row, Shard, iterate_rows
 from beamclip.data.stream import Batch, prefetched, shuffled_rows, training_batches
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.json_lines import read_json_lines

@@ -11,12 +11,7 @@ from beamclip.cluster import WorkersConfig
 from beamclip.commands.console import plural, print_stage
 from beamclip.commands.contexts import CONTEXTS_ADVICE, ONE_ANCHOR, refuse_alike, refuse_one_class
 from beamclip.data.lost_samples import FirstLost, lost_sample
-from beamclip.data.shards import (
-    MISSING_CAPTION,
-    Columns,
-    Shard,
-    iterate_rows,
-)
+from beamclip.data.shards import MISSING_CAPTION, Columns, Shard, iterate_rows
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher

@@ -12,7 +12,8 @@ from pathlib import Path
 from beamclip.cluster import ray_session
 from beamclip.commands.console import plural, print_stage
 from beamclip.data.cooccurrence import caption_words
-from beamclip.data.shards import Columns, Shard, check_texts, fingerprint, list_shards
+from beamclip.data.listing import check_texts, fingerprint, list_shards
+from beamclip.data.shards import Columns, Shard
 from beamclip.errors import InputError
 from beamclip.files import write_whole
 from beamclip.prompts.class_prompts import class_prompts, count_alike

@@ -9,7 +9,8 @@ from beamclip.commands.batches import check_batches, sized
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import DistillConfig
 from beamclip.data.cache import CacheManifest, finished_manifest, is_cache
-from beamclip.data.shards import Shard, list_labelled, list_shards
+from beamclip.data.listing import list_labelled, list_shards
+from beamclip.data.shards import Shard
 from beamclip.errors import InputError
 from beamclip.option_texts import check_required
 from beamclip.prompts.classes import ClassEntry, load_classes

@@ -30,9 +30,10 @@ from beamclip.data.cache import (
     skipped_in,
     write_manifest,
 )
+from beamclip.data.listing import STATS_SUFFIX, fingerprint, list_shards
 from beamclip.data.lost_samples import FirstLost
 from beamclip.data.rows import own_errors, prepared_dataset
-from beamclip.data.shards import STATS_SUFFIX, Shard, fingerprint, list_shards
+from beamclip.data.shards import Shard
 from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
 from beamclip.models.address import absolute_address

@@ -13,7 +13,7 @@ from beamclip.commands.options import EvaluateConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import warn_of_misfit, with_templates
 from beamclip.config import parameters, write_config
-from beamclip.data.shards import list_labelled
+from beamclip.data.listing import list_labelled
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled
 from beamclip.evaluation.probe import ProbeResult, linear_probe

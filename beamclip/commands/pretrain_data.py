@@ -9,7 +9,8 @@ from beamclip.commands.batches import check_batches, sized
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import PretrainConfig
 from beamclip.data.config import CaptionConfig
-from beamclip.data.shards import Columns, Shard, check_texts, list_labelled, list_shards
+from beamclip.data.listing import check_texts, list_labelled, list_shards
+from beamclip.data.shards import Columns, Shard
 from beamclip.errors import InputError
 from beamclip.losses.config import PsdConfig
 from beamclip.option_texts import check_required

@@ -15,7 +15,7 @@ from beamclip.commands.contexts import check_contexts, context_sources, refuse_o
 from beamclip.commands.options import PromptsConfig
 from beamclip.commands.templates import Fit, compare_templates, embedded_by, say_misfit, with_templates
 from beamclip.config import write_config
-from beamclip.data.shards import list_shards
+from beamclip.data.listing import list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.anchor_spread import Spread, class_means, closest_pairs, nearest, spread
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower

@@ -17,9 +17,10 @@ from beamclip.commands.after_training import AfterTraining
 from beamclip.commands.console import ProgressLine, format_duration, percent, plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.config import parameters, write_config
+from beamclip.data.listing import fingerprint
 from beamclip.data.lost_samples import FirstLost
 from beamclip.data.position import from_plain
-from beamclip.data.shards import Shard, fingerprint
+from beamclip.data.shards import Shard
 from beamclip.runs.backup import back_up
 from beamclip.runs.folder import (
     CONFIG_FILE,

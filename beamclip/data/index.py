@@ -11,7 +11,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass
 
 import fsspec
 import numpy as np
@@ -28,6 +28,18 @@ _READERS = 16
 """Shards that are looked at together."""
 
 
+@dataclass(frozen=True)
+class _Index:
+    """What is known of a tar."""
+
+    samples: int
+    starts: NDArray[np.int64]
+    """[pieces], the byte at which every PIECE-th sample begins."""
+
+
+_NOTHING = _Index(0, np.empty(0, np.int64))
+
+
 def read_starts(shards: Sequence[Shard]) -> tuple[list[NDArray[np.int64]], int]:
     """Read where the samples of each shard begin, or look for it where no index says so.
 
@@ -35,9 +47,22 @@ def read_starts(shards: Sequence[Shard]) -> tuple[list[NDArray[np.int64]], int]:
         For each shard, int64 [pieces], the byte at which every PIECE-th sample begins: fewer where the tar
         breaks off, none where it cannot be opened or is no tar. And how many shards had no index.
     """
+    tars = [shard.path for shard in shards if shard.format == "tar"]
     with ThreadPoolExecutor(_READERS) as pool:
-        found = list(pool.map(_starts, shards))
-    return [starts for starts, _ in found], sum(made for _, made in found)
+        found = dict(zip(tars, pool.map(_indexed, tars), strict=True))
+    starts = [found.get(shard.path, (_NOTHING, False))[0].starts for shard in shards]
+    return starts, sum(made for _, made in found.values())
+
+
+def count_samples(paths: Sequence[str]) -> dict[str, int]:
+    """Count the samples of tars, from their indexes or by reading them; 0 where one cannot be opened.
+
+    Returns:
+        The count of each path, in order.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(_indexed, paths)
+        return {path: index.samples for path, (index, _) in zip(paths, found, strict=True)}
 
 
 def entry_of(starts: NDArray[np.int64], row: int) -> Entry:
@@ -59,53 +84,55 @@ def write_index(path: str) -> None:
         _write(path, file.size, _found(file))
 
 
-def _write(path: str, size: int, starts: NDArray[np.int64]) -> None:
-    content = json.dumps({"bytes": size, "every": PIECE, "starts": starts.tolist()})
+def _write(path: str, size: int, index: _Index) -> None:
+    known = {"bytes": size, "samples": index.samples, "every": PIECE, "starts": index.starts.tolist()}
     fs, place = fsspec.core.url_to_fs(_index_of(path))
-    fs.pipe_file(place, content.encode())
+    fs.pipe_file(place, json.dumps(known).encode())
 
 
-def _starts(shard: Shard) -> tuple[NDArray[np.int64], bool]:
-    if shard.format != "tar":
-        return np.empty(0, np.int64), False
+def _indexed(path: str) -> tuple[_Index, bool]:
+    """Return the index of a tar, and whether it had to be made."""
     try:
-        with open_shard(shard.path) as file:
-            kept = _kept(shard.path, file.size)
+        with open_shard(path) as file:
+            kept = _kept(path, file.size)
             if kept is not None:
                 return kept, False
-            starts = _found(file)
+            index = _found(file)
             # Data that belong to somebody else may be read-only: then every training looks again.
             with contextlib.suppress(OSError):
-                _write(shard.path, file.size, starts)
+                _write(path, file.size, index)
     except StoreError:
         # Whoever reads the shard says what is wrong with it.
-        return np.empty(0, np.int64), False
-    return starts, True
+        return _NOTHING, False
+    return index, True
 
 
-def _kept(path: str, size: int) -> NDArray[np.int64] | None:
+def _kept(path: str, size: int) -> _Index | None:
     """What the index of a tar says; None if there is none, or none of a tar of this size."""
     fs, place = fsspec.core.url_to_fs(_index_of(path))
     try:
         content = json.loads(fs.cat_file(place))
-        starts = np.array(content["starts"], np.int64)
-        fits = (content["bytes"], content["every"]) == (size, PIECE) and _ascending(starts, size)
+        starts, samples = np.array(content["starts"], np.int64), content["samples"]
+        fits = (content["bytes"], content["every"]) == (size, PIECE) and _fitting(starts, samples, size)
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    return starts if fits else None
+    return _Index(samples, starts) if fits else None
 
 
-def _ascending(starts: NDArray[np.int64], size: int) -> bool:
-    return starts.ndim == 1 and bool((np.diff(starts, prepend=-1, append=size) > 0).all())
+def _fitting(starts: NDArray[np.int64], samples: int, size: int) -> bool:
+    ascending = starts.ndim == 1 and bool((np.diff(starts, prepend=-1, append=size) > 0).all())
+    return ascending and len(starts) == -(-samples // PIECE)
 
 
-def _found(file: ShardFile) -> NDArray[np.int64]:
-    found = []
+def _found(file: ShardFile) -> _Index:
+    starts, samples = [], 0
     # Of a damaged tar, the samples before the break; the readers count the others as lost.
     with contextlib.suppress(Exception):
-        for start in islice(sample_starts(file), 0, None, PIECE):
-            found.append(start)
-    return np.array(found, np.int64)
+        for start in sample_starts(file):
+            if samples % PIECE == 0:
+                starts.append(start)
+            samples += 1
+    return _Index(samples, np.array(starts, np.int64))
 
 
 def _index_of(path: str) -> str:

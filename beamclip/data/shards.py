@@ -1,24 +1,18 @@
-"""Shards that img2dataset wrote: which there are, how many samples they hold, how to read their rows.
+"""Shards, and how to read their rows.
 
-A shard counts as finished when its `<name>_stats.json` lies beside it; the file also holds the exact
-number of samples (`successes`). Every claimed sample leaves the reader exactly once: as a row that can be
-used, or as one that names the problem. Nothing is lost silently, and row numbers mean the same each time.
+Every claimed sample leaves the reader exactly once: as a row that can be used, or as one that names the
+problem. Nothing is lost silently, and row numbers mean the same each time.
 """
 
-import hashlib
-import json
 import posixpath
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import fsspec
 
-from beamclip.addresses import reachable
-from beamclip.data.cache import CACHE_FILE
 from beamclip.data.class_folders import OUTSIDE, class_folders, folder_entries, read_entry
 from beamclip.data.lost_samples import in_words
 from beamclip.data.sample_rows import (
@@ -40,7 +34,6 @@ from beamclip.data.sample_rows import (
 )
 from beamclip.data.shard_file import MissingShardError, Rows, StoreError, UnansweredShardError, open_shard
 from beamclip.data.tar_samples import BEGINNING, Entry
-from beamclip.errors import InputError
 
 __all__ = [
     "BROKEN_SHARD",
@@ -51,29 +44,18 @@ __all__ = [
     "MISSING_SHARD",
     "ROWS_PER_BLOCK",
     "ROW_SCHEMA",
-    "STATS_SUFFIX",
     "TOO_LARGE",
     "UNREADABLE",
     "Columns",
     "Row",
     "Shard",
-    "check_texts",
-    "fingerprint",
     "iterate_rows",
-    "list_labelled",
-    "list_shards",
 ]
 
-STATS_SUFFIX = "_stats.json"
 ROWS_PER_BLOCK = 256
 
 BROKEN_SHARD = "broken shard"
 MISSING_SHARD = "missing shard"
-
-MOST_STATS_BYTES = 4 << 20
-"""Of a statistics file that are read."""
-MOST_SAMPLES = 100_000_000
-"""That statistics may claim of one shard."""
 
 RETRY_PAUSES = (1.0, 5.0, 15.0)
 """Seconds before a shard is opened again whose store did not answer, or answered that it is busy."""
@@ -101,134 +83,6 @@ class Shard:
 def _as_text(name: str) -> str:
     """Names of files and of members need not be UTF-8; what a table cannot hold would end the whole run."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
-    """Finished shards below an address, sorted by name.
-
-    Args:
-        address: folder of img2dataset output; a local path or any fsspec address (s3://, gs://, memory://).
-        allow_missing: whether shards may be missing, here or on the node that reads them.
-
-    Raises:
-        InputError: the folder is missing, holds no finished shard, or lacks one that has statistics.
-    """
-    fs, root = _open_folder(address, "Give the folder that `beamclip ingest --out` wrote.")
-    files = {posixpath.basename(path): path for path in fs.ls(root, detail=False)}
-    stats = sorted(name for name in files if name.endswith(STATS_SUFFIX))
-    if not stats:
-        raise InputError(
-            f"{address}: no finished shard (no *{STATS_SUFFIX} among {len(files)} files). "
-            "Run beamclip ingest, or give the folder that holds its shards."
-        )
-    tars = any(f"{name.removesuffix(STATS_SUFFIX)}.tar" in files for name in stats)
-    with ThreadPoolExecutor(32) as pool:
-        counts = pool.map(partial(_claimed_samples, fs), [files[name] for name in stats])
-        found = [
-            replace(_shard(fs, files, name, samples, tars=tars), may_be_missing=allow_missing)
-            for name, samples in zip(stats, counts, strict=True)
-        ]
-    shards = [shard for shard in found if shard.samples > 0]
-    if not shards:
-        raise InputError(
-            f"{address}: all {len(stats)} shards are empty. See the summary of the ingest for the reasons."
-        )
-    gone = [] if allow_missing else [each for each in shards if posixpath.basename(each.path) not in files]
-    missing = [shard.name for shard in gone]
-    if missing:
-        raise InputError(
-            f"{address}: {len(missing)} of {len(shards)} shards have statistics and no data: "
-            f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''}. Bring them back, or give "
-            "--allow-missing-shards to count their samples as lost."
-        )
-    return shards
-
-
-def fingerprint(shards: list[Shard]) -> str:
-    """Names a data set by what positions in it depend on: the names of its shards and their counts."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(f"{shard.name} {shard.samples}\n".encode())
-    samples = sum(shard.samples for shard in shards)
-    return f"{len(shards)} shards, {samples} samples, {digest.hexdigest()[:16]}"
-
-
-def check_texts(shards: list[Shard], columns: Columns, address: str) -> None:
-    """Refuse data whose first samples, up to a block of rows, all lack a text, or one of the fields for more.
-
-    Raises:
-        InputError: with the field that was looked for.
-    """
-    first, count = shards[0], min(shards[0].samples, ROWS_PER_BLOCK)
-
-    def all_lack(asked: Columns) -> bool:
-        rows = iterate_rows(first, asked, range(count))
-        # A broken shard says nothing of the others: its loss is counted when it is read.
-        whole = [row for row in rows if row["problem"] in (None, MISSING_CAPTION)]
-        return bool(whole) and not any(row.get("texts") for row in whole)
-
-    where = f"{address}: none of the first {count} samples in {first.path} has"
-    for name in columns.more_texts:
-        if all_lack(Columns(more_texts=(name,))):
-            raise InputError(f"{where} a text in {name}. Ingest with --keep-columns {name}, or leave it out.")
-    if all_lack(columns):
-        raise InputError(f"{where} a caption. Ingest with --caption-column, from a column that is not empty.")
-
-
-def _open_folder(address: str, advice: str) -> tuple[Any, str]:
-    with reachable(address, advice):
-        fs, root = fsspec.core.url_to_fs(str(address))
-        is_folder = fs.isdir(root)
-    if not is_folder:
-        raise InputError(f"{address}: no such folder. {advice}")
-    return fs, root
-
-
-def _claimed_samples(fs: Any, path: str) -> int:
-    """How many samples a shard's statistics claim."""
-    try:
-        samples = int(json.loads(fs.cat_file(path, end=MOST_STATS_BYTES))["successes"])
-    except Exception as error:  # of the store, of JSON, or because it is no count
-        raise InputError(
-            f"{path}: no count of `successes` in it ({in_words(error)}). Ingest this shard again."
-        ) from error
-    if not 0 <= samples <= MOST_SAMPLES:
-        raise InputError(f"{path}: {samples} `successes` are no count. Ingest this shard again.")
-    return samples
-
-
-def _shard(fs: Any, files: dict[str, str], stats: str, samples: int, *, tars: bool) -> Shard:
-    """Args:
-    tars: whether there are tars; then a parquet file alone is what lay beside a tar that is gone.
-    """
-    stem = stats.removesuffix(STATS_SUFFIX)
-    is_tar = tars or f"{stem}.parquet" not in files
-    name = f"{stem}.tar" if is_tar else f"{stem}.parquet"
-    path = files.get(name) or posixpath.join(posixpath.dirname(files[stats]), name)
-    table_format: Literal["parquet", "cache"] = "cache" if CACHE_FILE in files else "parquet"
-    return Shard(fs.unstrip_protocol(path), samples, "tar" if is_tar else table_format)
-
-
-def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
-    """Shards of a labelled data set: finished shards, or a folder with one folder of images per class.
-
-    Args:
-        allow_missing: see `list_shards`.
-
-    Raises:
-        InputError: it is neither; see `list_shards`.
-    """
-    fs, root = _open_folder(address, "Give shards with a label column, or a folder of class folders.")
-    if any(path.endswith(STATS_SUFFIX) for path in fs.ls(root, detail=False)):
-        return list_shards(address, allow_missing=allow_missing)
-    folders, files = class_folders(fs, root)
-    entries = {folder: folder_entries(fs, folder) for folder in folders}
-    if not any(problem is None for found in entries.values() for _, problem in found):
-        raise InputError(f"{address}: neither finished shards nor class folders with images in it.")
-    shards = [
-        Shard(fs.unstrip_protocol(folder), len(found), "folder") for folder, found in entries.items() if found
-    ]
-    return [*shards, Shard(fs.unstrip_protocol(root), len(files), "loose")] if files else shards
 
 
 def iterate_rows(

@@ -116,7 +116,7 @@ class _Headers:
 
 
 def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
-    """The regular files.
+    """The regular files that are not hidden.
 
     Raises:
         Exception: see `tar_samples`.
@@ -129,7 +129,9 @@ def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
         if member.size < 0 or tar.offset < member.offset_data:
             # Some versions of tarfile would go back, and round and round.
             raise tarfile.ReadError(f"{member.name} has the size {member.size}")
-        if member.isfile() and not member.issparse():
+        # As webdataset does, hidden files are passed over: macOS adds one for each file.
+        hidden = member.name.rpartition("/")[2].startswith(".")
+        if member.isfile() and not member.issparse() and not hidden:
             yield member
     if not headers.ended_as_a_tar:
         raise EOFError("it breaks off, or a header in it is damaged")

@@ -29,7 +29,7 @@ from beamclip.commands.options import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.templates import own_templates
 from beamclip.data.cache import finished_manifest, is_cache, read_manifest
-from beamclip.data.shards import list_shards
+from beamclip.data.listing import list_shards
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import load_held_out
 from beamclip.heap import trim_heap

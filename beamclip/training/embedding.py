@@ -30,8 +30,9 @@ from beamclip.data.cache import (
 )
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.image_limits import refusal_reason
+from beamclip.data.listing import list_shards
 from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
-from beamclip.data.shards import Columns, Row, Shard, iterate_rows, list_shards
+from beamclip.data.shards import Columns, Row, Shard, iterate_rows
 from beamclip.data.stream import Decoding, load_batch
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, augment, load_training_views, sample_uniforms
 from beamclip.models.teacher import ImageTeacher, Teacher

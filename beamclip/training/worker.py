@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.listing import fingerprint
 from beamclip.data.order import Order, order_of
 from beamclip.data.position import OtherOrderError, added, check_order, from_plain, position_in, to_plain
 from beamclip.data.rows import RowReader, read_rows
-from beamclip.data.shards import Columns, Shard, fingerprint
+from beamclip.data.shards import Columns, Shard
 from beamclip.data.stream import (
     Batch,
     Decoding,

@@ -19,7 +19,7 @@ import torch
 from support.process_tree import TreeRun, run_tree
 
 from beamclip.commands.distill_job import restore_student
-from beamclip.data.shards import list_shards
+from beamclip.data.listing import list_shards
 from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.config import StudentConfig

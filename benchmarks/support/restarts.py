@@ -20,9 +20,9 @@ import psutil
 import torch
 from PIL import Image
 
+from beamclip.data.listing import list_shards
 from beamclip.data.order import Order
 from beamclip.data.position import DataPosition, continued, from_plain
-from beamclip.data.shards import list_shards
 from beamclip.json_lines import read_json_lines
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import find_checkpoint

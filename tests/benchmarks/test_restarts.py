@@ -12,9 +12,10 @@ import pytest
 from batches import all_good
 
 from beamclip.data.config import AugmentConfig
+from beamclip.data.listing import list_shards
 from beamclip.data.order import Order
 from beamclip.data.position import DataPosition, Position, continued, to_plain
-from beamclip.data.shards import Columns, iterate_rows, list_shards
+from beamclip.data.shards import Columns, iterate_rows
 from beamclip.data.stream import Batch
 from beamclip.data.transforms import load_training_image
 from beamclip.training.checkpoint import write_checkpoint

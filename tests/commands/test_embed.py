@@ -21,7 +21,7 @@ from beamclip.commands.options import DistillConfig, EmbedConfig, ScoringConfig
 from beamclip.config import read_config
 from beamclip.data.cache import CacheError, embedding_column, finished_manifest, read_manifest
 from beamclip.data.config import AugmentConfig, StreamConfig
-from beamclip.data.shards import list_shards
+from beamclip.data.listing import list_shards
 from beamclip.errors import InputError
 from beamclip.models.clip import new_clip
 from beamclip.models.config import StudentConfig

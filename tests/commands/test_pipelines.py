@@ -37,7 +37,7 @@ from beamclip.commands.options import (
 from beamclip.commands.pretrain import pretrain
 from beamclip.config import read_config
 from beamclip.data.config import CaptionConfig, StreamConfig
-from beamclip.data.shards import list_shards
+from beamclip.data.listing import list_shards
 from beamclip.ingest.config import IngestConfig
 from beamclip.losses.config import PsdConfig
 from beamclip.models.clip import load_clip

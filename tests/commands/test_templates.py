@@ -15,7 +15,7 @@ from beamclip.commands.distill import distill
 from beamclip.commands.evaluate import evaluate
 from beamclip.commands.options import DistillConfig, EvaluateConfig, SweepConfig
 from beamclip.commands.templates import embedded_by, warn_of_misfit, with_templates
-from beamclip.data.shards import list_shards
+from beamclip.data.listing import list_shards
 from beamclip.models.clip import LoadedClip, load_clip, new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.classes import ClassEntry

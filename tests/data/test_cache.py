@@ -23,7 +23,8 @@ from beamclip.data.cache import (
     write_cache_shard,
     write_manifest,
 )
-from beamclip.data.shards import Columns, iterate_rows, list_shards
+from beamclip.data.listing import list_shards
+from beamclip.data.shards import Columns, iterate_rows
 from beamclip.errors import InputError
 
 TEACHERS = (

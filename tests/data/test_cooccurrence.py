@@ -10,7 +10,8 @@ import pytest
 
 from beamclip.data import cooccurrence
 from beamclip.data.cooccurrence import WordCounts, caption_words, count_samples, ranked_words, words_of
-from beamclip.data.shards import Columns, list_shards
+from beamclip.data.listing import list_shards
+from beamclip.data.shards import Columns
 
 SAMPLES = [
     ["A crane in the marsh", "wading bird"],

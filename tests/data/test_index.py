@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from beamclip.data.index import INDEX_SUFFIX, entry_of, read_starts, write_index
+from beamclip.data.listing import list_shards
 from beamclip.data.order import PIECE
-from beamclip.data.shards import BROKEN_SHARD, Columns, Shard, iterate_rows, list_shards
+from beamclip.data.shards import BROKEN_SHARD, Columns, Shard, iterate_rows
 
 ROWS = 3 * PIECE + 5
 CAPTIONED = Columns(caption=True)

@@ -11,6 +11,7 @@ import ray.data
 
 from beamclip.data import rows as data_rows
 from beamclip.data.index import read_starts
+from beamclip.data.listing import list_shards
 from beamclip.data.order import Order, windows_from
 from beamclip.data.rows import (
     ROWS_PER_TASK,
@@ -25,7 +26,7 @@ from beamclip.data.rows import (
     read_rows,
     tasks_of,
 )
-from beamclip.data.shards import BROKEN_SHARD, Columns, list_shards
+from beamclip.data.shards import BROKEN_SHARD, Columns
 
 CAPTIONED = Columns(caption=True)
 

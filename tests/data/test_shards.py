@@ -22,6 +22,7 @@ import ray
 
 from beamclip.data import sample_rows, shards
 from beamclip.data.captions import CAPTION_CHARACTERS
+from beamclip.data.listing import check_texts, fingerprint, list_labelled, list_shards
 from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.rows import Bundle, Segment, read_bundle
 from beamclip.data.shard_file import MissingShardError, Rows, UnansweredShardError
@@ -38,10 +39,6 @@ from beamclip.data.shards import (
     Columns,
     Row,
     Shard,
-    check_texts,
-    fingerprint,
-    list_labelled,
-    list_shards,
 )
 from beamclip.errors import InputError
 

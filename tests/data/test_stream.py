@@ -16,16 +16,10 @@ from beamclip.data import rows as data_rows
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.image_limits import CORRUPT_IMAGE, UNSUPPORTED_FORMAT
 from beamclip.data.index import read_starts
+from beamclip.data.listing import list_shards
 from beamclip.data.order import Order
 from beamclip.data.rows import read_rows, read_rows_here
-from beamclip.data.shards import (
-    BROKEN_SHARD,
-    MISSING_CAPTION,
-    MISSING_IMAGE,
-    Columns,
-    iterate_rows,
-    list_shards,
-)
+from beamclip.data.shards import BROKEN_SHARD, MISSING_CAPTION, MISSING_IMAGE, Columns, iterate_rows
 from beamclip.data.stream import (
     LEAST_HOPELESS,
     Batch,

@@ -16,6 +16,7 @@ from beamclip.cluster import WorkersConfig
 from beamclip.data import rows
 from beamclip.data.class_folders import OUTSIDE
 from beamclip.data.image_limits import CORRUPT_IMAGE, TOO_NARROW, UNSUPPORTED_FORMAT
+from beamclip.data.listing import list_labelled
 from beamclip.data.shards import (
     BROKEN_SHARD,
     MISSING_IMAGE,
@@ -24,7 +25,6 @@ from beamclip.data.shards import (
     Columns,
     Shard,
     iterate_rows,
-    list_labelled,
 )
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import (

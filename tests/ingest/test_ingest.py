@@ -25,7 +25,8 @@ from PIL import Image
 
 from beamclip.commands.command_line import run_command
 from beamclip.commands.ingest import ingest_urls
-from beamclip.data.shards import Columns, iterate_rows, list_shards
+from beamclip.data.listing import list_shards
+from beamclip.data.shards import Columns, iterate_rows
 from beamclip.errors import FailedRunError, InputError
 from beamclip.ingest.config import IngestConfig
 from beamclip.ingest.ingest import IngestCounts, IngestSummary, ingest

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beamclip.data.shards import Shard, list_shards
+from beamclip.data.listing import list_shards
+from beamclip.data.shards import Shard
 
 TINY = {
     "embed_dim": 16,

@@ -23,7 +23,8 @@ from beamclip.data.cache import (
     write_manifest,
 )
 from beamclip.data.config import AugmentConfig, CaptionConfig
-from beamclip.data.shards import Columns, Shard, iterate_rows, list_shards
+from beamclip.data.listing import list_shards
+from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.data.stream import Decoding, load_batch
 from beamclip.data.transforms import DRAWS, augment
 from beamclip.models.clip import LoadedClip, new_clip, text_tower
