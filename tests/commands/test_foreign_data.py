@@ -81,7 +81,7 @@ def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "list.json").write_text("[]")
-    with pytest.raises(InputError, match="no finished shard .* no tar of samples and no image"):
+    with pytest.raises(InputError, match=r"no finished shard .* no tar of samples and no image"):
         list_shards(str(tmp_path))
 
 
