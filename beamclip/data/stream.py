@@ -25,7 +25,7 @@ from beamclip.data.captions import choose_caption
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import FirstLost, LostSample, in_words, lost_sample
-from beamclip.data.order import Order, shares, windows_from
+from beamclip.data.order import Order, Window, shares, windows_from
 from beamclip.data.rows import RowReader, bundle_numbers, bundles_of, read_rows
 from beamclip.data.shards import Columns, Row, Shard
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, DRAWS, load_training_image, sample_uniforms
@@ -138,12 +138,30 @@ def worker_rows(
     # The reader plans windows ahead of the one that is taken from.
     planned, taken = tee(windows_from(share.order, sample, share.rank, share.world_size))
     bundles = chain.from_iterable(bundles_of(window, shards, starts) for window in planned)
-    with contextlib.closing(read(bundles, columns)) as rows:
-        for window in taken:
-            held: list[Row] = [{}] * len(window.row)
-            for place in np.argsort(bundle_numbers(window), kind="stable").tolist():
-                held[place] = next(rows)
-            yield from zip(window.number.tolist(), held, strict=True)
+    left = threading.Event()
+    with (
+        contextlib.closing(read(bundles, columns)) as rows,
+        ThreadPoolExecutor(1, "beamclip-window") as pool,
+    ):
+        try:
+            # The next window is read while this one is taken from.
+            coming = pool.submit(_filled, next(taken), rows, left)
+            while True:
+                window = coming.result()
+                coming = pool.submit(_filled, next(taken), rows, left)
+                yield from window
+        finally:
+            left.set()
+
+
+def _filled(window: Window, rows: Iterator[Row], left: threading.Event) -> list[Numbered]:
+    """The samples of a window, read in the order of its bundles; incomplete once nobody wants them."""
+    held: list[Row] = [{}] * len(window.row)
+    for place in np.argsort(bundle_numbers(window), kind="stable").tolist():
+        if left.is_set():
+            break
+        held[place] = next(rows)
+    return list(zip(window.number.tolist(), held, strict=True))
 
 
 def training_batches(
