@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from support.pretraining import Recipe, build
 
-from beamclip.data.position import Position
 from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.training.loop import Training
@@ -68,5 +67,13 @@ def _start(recipe: Recipe) -> tuple[Training, Batch]:
     count, size = recipe.batch_size, clip.image_size
     pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     captions = [f"thing number {i}" for i in range(count)]
-    draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
-    return training, Batch(pixels, draws, captions, captions, [0] * len(captions), Position())
+    return training, Batch(
+        pixels=pixels,
+        draws=torch.rand(count, AUGMENT_DRAWS, generator=generator),
+        captions=captions,
+        weights=torch.ones(count),
+        numbers=torch.arange(count),
+        global_size=count,
+        keys=captions,
+        epochs=[0] * count,
+    )
