@@ -4,8 +4,8 @@ python benchmarks/restart.py [--interruptions 24]
 
 Trains the same small model again and again by the public command: uninterrupted, and killed, stopped and
 resumed at random, with one worker, with two, and with two, then one, then two. Each run's trace of samples is
-checked against the data, and trace and final weights are compared with those of an uninterrupted run. The
-rest is arithmetic on synthetic counts: the position at web scale, and the mixing of shards.
+checked against the data, and compared step by step with that of an uninterrupted run, as are its final
+weights. The rest is arithmetic on synthetic counts: the position at web scale, and the mixing of shards.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,18 +31,15 @@ from support.restarts import (
     Lost,
     Run,
     accounts,
+    changed_steps,
     draw_shards,
-    same_order,
     train,
     weights,
 )
 
 from beamclip.commands.console import table
-from beamclip.data.order import Order, Part, epoch_part, interleaved, unread
-from beamclip.data.position import DataPosition, Position, continued, to_plain
-from beamclip.data.stream import advanced, shuffled
-
-T = TypeVar("T")
+from beamclip.data.order import order_of, windows_from
+from beamclip.data.position import DataPosition, position_in, to_plain
 
 SHARDS = [150, 130, 90, 160, 70]
 STEPS = 300
@@ -50,8 +47,12 @@ WORKERS = {"1 worker": [1], "2 workers": [2], "2, then 1, then 2 workers": [2, 1
 """Number of workers at each start of a run, repeated in a cycle."""
 PER_RUN = 4
 """Interruptions of one run, at most."""
-LARGE = {"shards": 1_000_000, "samples": 400_000_000, "workers": 64}
-BATCH = 256
+LARGE_SHARDS, LARGE_SAMPLES, LARGE_WORKERS, LARGE_WINDOW = 1_000_000, 400_000_000, 64, 65_536
+REPEATS = 3
+"""Times that each line of the position's table is timed; the least counts."""
+BATCH, WINDOW = 256, 4096
+SHARING = (1, 8, 16)
+"""Numbers of workers whose batches are looked at for mixing."""
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ def interrupted_runs(out: Path, interruptions: int) -> tuple[Outcomes, list[Lost
     outcomes, lost = Outcomes(), list[Lost]()
     for run, workers in [*((run, workers) for workers, run in calm.items()), (again, 2)]:
         train(run, workers, iter(()))
-        against = compared(run, calm[2]) if run is again else ("the reference", "the reference")
+        against = compared(run, calm[1], calm[workers]) if run is not calm[1] else ("the reference",) * 2
         outcomes[f"left alone, {run.out.name}"] = (accounts(run), *against)
     for number, (name, workers) in enumerate(itertools.cycle(WORKERS.items())):
         if len(lost) >= interruptions:
@@ -107,10 +108,8 @@ def interrupted_runs(out: Path, interruptions: int) -> tuple[Outcomes, list[Lost
         at_most = min(PER_RUN, interruptions - len(lost))
         mine = train(run, workers[0], itertools.islice(mishaps, at_most))
         lost += mine
-        reference = calm[workers[0]] if len(workers) == 1 else None
         title = f"{name}, {len(mine)} interruptions"
-        against = compared(run, reference) if reference else ("differs, as expected", "differ, as expected")
-        outcomes[f"{title} (run {number})"] = (accounts(run), *against)
+        outcomes[f"{title} (run {number})"] = (accounts(run), *compared(run, calm[1], calm[workers[0]]))
         print(f"{len(lost)} interruptions; {title}: {outcomes[f'{title} (run {number})']}", flush=True)
     raise AssertionError("a cycle does not end")
 
@@ -131,10 +130,18 @@ def random_interruptions(seed: int, workers: list[int]) -> Iterator[Interruption
         )
 
 
-def compared(run: Run, reference: Run) -> tuple[str, str]:
-    """Describe the order of the samples and the final weights, compared with those of another run."""
-    order = "the same" if same_order(run, reference) else "differs"
-    mine, theirs = weights(run), weights(reference)
+def compared(run: Run, first: Run, peer: Run) -> tuple[str, str]:
+    """Describe the order of the samples and the final weights, compared with uninterrupted runs.
+
+    Args:
+        first: of any number of workers, since its order is to be the same for all.
+        peer: of as many workers, whose sums are rounded alike.
+    """
+    changed = changed_steps(run, first)
+    order = f"differs in {len(changed)} steps, first in {changed[0]}" if changed else "the same"
+    if run is peer:
+        return order, "the reference"
+    mine, theirs = weights(run), weights(peer)
     if torch.equal(mine, theirs):
         return order, "equal bit for bit"
     return order, f"differ by {(mine - theirs).abs().max():.1e} at most"
@@ -164,46 +171,31 @@ def lost_table(lost: list[Lost]) -> list[list[str]]:
 
 def position_table() -> list[list[str]]:
     """Build the table of size and cost of the position at web scale."""
-    shards, total, workers = LARGE["shards"], LARGE["samples"], LARGE["workers"]
-    counts = np.random.default_rng(0).integers(total // shards // 2, 3 * total // shards // 2 + 1, shards)
-    order = Order(seed=0, world_size=workers, buffer=4096, shards=16)
-    drawn = int(counts.sum()) // workers // 3
-    position = DataPosition(order, tuple(Position(0, drawn + rank) for rank in range(workers)))
-    fewer = Order(seed=0, world_size=workers * 3 // 4, buffer=4096, shards=16)
-    divided, seconds = timed(lambda: continued(position, fewer, counts))
-    again, seconds_again = timed(lambda: continued(divided, order, counts))
+    mean = LARGE_SAMPLES // LARGE_SHARDS
+    counts = np.random.default_rng(0).integers(mean // 2, 3 * mean // 2 + 1, LARGE_SHARDS)
+    order = order_of(counts, LARGE_WINDOW, 0, LARGE_WORKERS)
+    place = 2 * order.rows + order.rows // 3
+    position = position_in(order, place, {"broken shard": 1_234, "corrupt image": 56_789})
+    seconds = {
+        "write it to a checkpoint": lambda: saved_bytes(position),
+        "find it: the order of its epoch": lambda: order_of(counts, LARGE_WINDOW, 0, LARGE_WORKERS).epoch(2),
+        "find it: a worker's first window": lambda: next(windows_from(order, place, 5, LARGE_WORKERS)),
+        f"make a window of {LARGE_WINDOW:,}": lambda: order.epoch(2).window(1_000),
+    }
     rows = [["position", "bytes", "seconds"]]
-    for name, place in {
-        f"{workers} workers": position,
-        f"after resuming with {fewer.world_size}": divided,
-        f"after resuming with {workers} once more": again,
-    }.items():
-        size, written = timed(lambda place=place: saved_bytes(place))
-        rows.append([f"write: {name}", f"{size:,}", f"{written:.4f}"])
-    rows.append([f"divide among {fewer.world_size} workers what {workers} left", "", f"{seconds:.2f}"])
-    rows.append([f"divide among {workers} workers once more", "", f"{seconds_again:.2f}"])
-    _, found = timed(lambda: unread(order, 0, 5, epoch_part(counts, order, 0, 5).rows, drawn))
-    rows.append(["find a worker's place, nothing read", "", f"{found:.3f}"])
-    rows.append(["keep the place, for each image", "", f"{seconds_an_image():.7f}"])
+    rows += [[name, "", f"{least_seconds(compute):.4f}"] for name, compute in seconds.items()]
+    rows[1][1] = f"{saved_bytes(position):,}"
     return rows
 
 
-def seconds_an_image(images: int = 200_000) -> float:
-    """Return the seconds it takes to draw a row from the buffer and to advance the position."""
-    order, row = Order(seed=0, world_size=1, buffer=4096, shards=16), {"epoch": 0, "problem": None}
-
-    def draw() -> None:
-        position = Position()
-        for _ in shuffled(iter(range(images)), order, 0, 0, images, 0):
-            position = advanced(position, row, lost=False)
-
-    return timed(draw)[1] / images
-
-
-def timed(compute: Callable[[], T]) -> tuple[T, float]:
-    """Return the result of a call and the seconds it took."""
-    began = time.perf_counter()
-    return compute(), time.perf_counter() - began
+def least_seconds(compute: Callable[[], object]) -> float:
+    """Return the seconds that a call takes where nothing else is in its way."""
+    found = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        compute()
+        found.append(time.perf_counter() - began)
+    return min(found)
 
 
 def saved_bytes(position: DataPosition) -> int:
@@ -213,42 +205,71 @@ def saved_bytes(position: DataPosition) -> int:
     return file.tell()
 
 
+@dataclass(frozen=True)
+class Sorted:
+    """Shards of equal size, whose rows belong to groups: stretches of neighbouring rows of equal length."""
+
+    name: str
+    shards: int
+    rows: int
+    """Rows of a shard."""
+    group: int
+    """Rows of a group."""
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return self.shards * self.rows // self.group
+
+    def drawn(self, workers: int) -> NDArray[np.int64]:
+        """Return the group of each sample of one worker's batches, int64 [steps, BATCH // workers]."""
+        order = order_of(np.full(self.shards, self.rows), WINDOW, 0, workers)
+        windows = takewhile(lambda window: window.epoch == 0, windows_from(order, 0, 0, workers))
+        group = np.concatenate([window.shard * self.rows + window.row for window in windows]) // self.group
+        size = BATCH // workers
+        return group[: len(group) // size * size].reshape(-1, size)
+
+
+DATA = (
+    *(
+        Sorted(f"shards: {shards:,} of {rows:,}", shards, rows, rows)
+        for shards, rows in ((8, 10_000), (40, 10_000), (1_000, 1_000), (1_000, 1_008))
+    ),
+    Sorted("classes: 1,000 of 1,280 neighbours, in shards of 1,000", 1_280, 1_000, 1_280),
+)
+"""Data sets whose mixing is measured, the last as large as ImageNet and sorted by class."""
+
+
 def mixing_table() -> list[list[str]]:
-    """Build the table of how often two images of a batch share a shard, against a perfect shuffle."""
-    rows = [["data", "shards read at a time", "same-shard pairs, against chance", "shards in a batch"]]
-    for shards, samples in ((8, 10_000), (40, 10_000), (1_000, 1_000)):
-        for at_once in (1, 16):
-            pairs, different = mixing(shards, samples, at_once)
-            rows.append(
-                [f"{shards:,} shards of {samples:,}", str(at_once), f"{pairs:.2f}", f"{different:.1f}"]
-            )
+    """Build the table of how well shards and classes mix in batches, and how well in a perfect shuffle."""
+    heads = [f"in the {BATCH // each} of one of {each} workers" for each in SHARING[1:]]
+    rows = [["data", "pairs of one, against chance", f"different in a batch of {BATCH}", *heads]]
+    for data in DATA:
+        cells = []
+        for workers in SHARING:
+            groups = different(data.drawn(workers))
+            cells.append(f"{groups:.1f} (perfect {expected_different(data, BATCH // workers):.1f})")
+        rows.append([data.name, f"{pairs_against_chance(data):.2f}", *cells])
     return rows
 
 
-def mixing(shards: int, samples: int, at_once: int) -> tuple[float, float]:
-    """Return same-shard pairs relative to chance and different shards per batch, as means over an epoch."""
-    order = Order(seed=0, world_size=1, buffer=4096, shards=at_once)
-    part = epoch_part(np.full(shards, samples), order, 0, 0)
-    reading = shards_in_reading_order(part)
-    drawn = np.fromiter(shuffled(iter(reading.tolist()), order, 0, 0, part.rows, 0), np.int64, part.rows)
-    batches = drawn[: len(drawn) // BATCH * BATCH].reshape(-1, BATCH)
-    same, different = [], []
-    for batch in batches:
-        counts = np.unique(batch, return_counts=True)[1]
-        same.append((counts * (counts - 1)).sum() / (BATCH * (BATCH - 1)))
-        different.append(len(counts))
-    chance = (samples - 1) / (shards * samples - 1)
-    return float(np.mean(same)) / chance, float(np.mean(different))
+def different(batches: NDArray[np.int64]) -> float:
+    """Return the number of different values in a row, the mean over all rows."""
+    return float((np.diff(np.sort(batches, axis=1), axis=1) > 0).sum(axis=1).mean()) + 1
 
 
-def shards_in_reading_order(part: Part) -> NDArray[np.int64]:
-    """Return the shard of each row that a rank reads, in reading order."""
-    found = []
-    for bundle in range(len(part.bundles) - 1):
-        pieces = part.pieces(bundle)
-        turns = interleaved(np.array([stop - start for _, start, stop in pieces]))
-        found.append(np.array([shard for shard, _, _ in pieces])[turns])
-    return np.concatenate(found)
+def expected_different(data: Sorted, batch: int) -> float:
+    """Return the expected number of groups in a batch that is drawn from all rows without replacement."""
+    total, drawn = data.groups * data.group, np.arange(batch)
+    return data.groups * (1 - float(np.prod((total - data.group - drawn) / (total - drawn))))
+
+
+def pairs_against_chance(data: Sorted) -> float:
+    """Return how often two samples of a batch are of one group, relative to a perfect shuffle."""
+    batches = data.drawn(workers=1)
+    counts = [np.unique(batch, return_counts=True)[1] for batch in batches]
+    same = np.mean([(count * (count - 1)).sum() for count in counts]) / (BATCH * (BATCH - 1))
+    return float(same) / ((data.group - 1) / (data.groups * data.group - 1))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,12 +36,20 @@ from beamclip.cluster import ray_session, set_ray_environment
 from beamclip.commands.console import percent, table
 from beamclip.data.cache import CachedViews, embedding_column
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
-from beamclip.data.order import Order
-from beamclip.data.position import Position, beginning
-from beamclip.data.rows import Bundle, Segment, read_bundle
+from beamclip.data.order import order_of, windows_from
+from beamclip.data.rows import ROWS_PER_TASK, Bundle, bundles_of, read_bundle
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
-from beamclip.data.stream import Batch, prefetched, shuffled_rows, training_batches
+from beamclip.data.stream import (
+    Batch,
+    Decoding,
+    Numbered,
+    WorkerShare,
+    prefetched,
+    training_batches,
+    worker_rows,
+)
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.json_lines import read_json_lines
 from beamclip.losses.config import CsmConfig, FeatureConfig
@@ -118,7 +126,7 @@ HEADINGS = {
     "data_wait_share": "run, share of time waiting for data",
     "ratio": "run / ceiling",
     "read_seconds": "read shards, one process, s per 1,000 images",
-    "rows_seconds": "read through Ray Data into the buffer, s per 1,000 images",
+    "rows_seconds": "read through Ray Data into the window, s per 1,000 images",
     "decode_seconds": "decode, crop, collate, one thread, s per 1,000 images",
 }
 
@@ -269,13 +277,12 @@ def _batch(setting: Setting) -> Batch:
         pixels=pixels.contiguous(memory_format=torch.channels_last),
         draws=torch.rand(count, AUGMENT_DRAWS, generator=generator),
         captions=names,
-        keys=names,
-        epochs=[0] * count,
-        position=Position(),
         weights=torch.ones(count),
         numbers=torch.arange(count),
         global_size=count,
         good=count,
+        keys=names,
+        epochs=[0] * count,
         embeddings=(F.normalize(torch.randn(count, EMBED_DIM, generator=generator), dim=-1).half(),),
     )
 
@@ -285,26 +292,53 @@ def _columns() -> Columns:
     return Columns(views=CachedViews((0,), VIEWS))
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a lone worker reads."""
+
+    shards: list[Shard]
+    starts: list[Any]
+    """Of the shards, from index.read_starts."""
+    share: WorkerShare
+
+    def rows(self) -> Generator[Numbered, None, None]:
+        """Yield its samples through Ray Data, from the first one on."""
+        return worker_rows(self.shards, self.starts, _columns(), self.share, sample=0)
+
+    def bundles(self) -> list[Bundle]:
+        """Return the first bundles that its read tasks read, of about STAGE_IMAGES rows in all."""
+        windows = windows_from(self.share.order, 0, 0, 1)
+        bundles = chain.from_iterable(bundles_of(window, self.shards, self.starts) for window in windows)
+        return list(islice(bundles, STAGE_IMAGES // ROWS_PER_TASK))
+
+
+def _source(setting: Setting, inputs: Inputs, window: int) -> Source:
+    shards = list_shards(str(inputs.cache))
+    order = order_of(np.array([shard.samples for shard in shards]), window, seed=0, num_workers=1)
+    return Source(shards, read_starts(shards)[0], WorkerShare(order, setting.batch_size))
+
+
 def measure_loader(setting: Setting, inputs: Inputs) -> Figures:
     """Return images per second of the stream and seconds of its stages, with Ray up and no training."""
     set_ray_environment()
     prepare_process(THREADS, seed=0)
-    shards, stream = list_shards(str(inputs.cache)), StreamConfig()
+    stream = StreamConfig()
+    source = _source(setting, inputs, stream.shuffle_window)
     with ray_session():
-        speed = _stream_speed(setting, shards, stream)
-        rows_seconds = _rows_seconds(shards, stream)
-    rows = [row for table in _read_in_turn(shards, stream) for row in table.to_pylist()]
+        speed = _stream_speed(setting, source, stream)
+        rows_seconds = _rows_seconds(source, 2 * stream.shuffle_window)
+    bundles = source.bundles()
+    rows = [row for table in _read(bundles) for row in table.to_pylist()]
     return {
         "loader": speed,
         "rows_seconds": rows_seconds,
-        "read_seconds": _read_seconds(shards, stream),
-        "decode_seconds": _decode_seconds(setting, rows),
+        "read_seconds": _seconds(lambda: _read(bundles)) / len(rows) * 1000,
+        "decode_seconds": _decode_seconds(setting, source, rows),
     }
 
 
-def _stream_speed(setting: Setting, shards: list[Shard], stream: StreamConfig) -> float:
-    start = beginning(Order(0, 1, buffer=stream.shuffle_buffer, shards=stream.shuffle_shards))
-    batches = _batches(setting, shuffled_rows(shards, _columns(), start, 0), stream.decode_threads)
+def _stream_speed(setting: Setting, source: Source, stream: StreamConfig) -> float:
+    batches = _batches(setting, source, source.rows(), stream.decode_threads)
     with prefetched(batches, stream.prefetch_batches) as ready:
         _use_up(ready, stream.prefetch_batches + 1)
         return setting.loader_images / _seconds(
@@ -312,40 +346,32 @@ def _stream_speed(setting: Setting, shards: list[Shard], stream: StreamConfig) -
         )
 
 
-def _batches(setting: Setting, rows: Any, threads: int) -> Any:
-    return training_batches(
-        rows,
-        batch_size=setting.batch_size,
-        image_size=setting.image_size,
-        augment=AugmentConfig(),
-        captions=CaptionConfig(),
-        seed=0,
-        start=Position(),
-        threads=threads,
-    )
+def _batches(
+    setting: Setting, source: Source, rows: Generator[Numbered, None, None], threads: int
+) -> Generator[Batch, None, None]:
+    decoding = Decoding(setting.image_size, AugmentConfig(), CaptionConfig(), seed=0)
+    return training_batches(rows, source.share, decoding, threads=threads)
 
 
-def _rows_seconds(shards: list[Shard], stream: StreamConfig) -> float:
-    """Return the seconds per 1,000 rows after the first one, before which Ray Data starts an execution."""
-    start = beginning(Order(1, 1, buffer=stream.shuffle_buffer, shards=stream.shuffle_shards))
-    with closing(shuffled_rows(shards, _columns(), start, 0)) as rows:
+def _rows_seconds(source: Source, count: int) -> float:
+    """Return the seconds per 1,000 rows after the first one, before which Ray Data starts an execution.
+
+    Args:
+        count: of rows, whole windows of them: a window is read before its first row is handed out.
+    """
+    with closing(source.rows()) as rows:
         _use_up(rows, 1)
-        return _seconds(lambda: _use_up(rows, 4 * STAGE_IMAGES)) / (4 * STAGE_IMAGES) * 1000
+        return _seconds(lambda: _use_up(rows, count)) / count * 1000
 
 
-def _read_in_turn(shards: list[Shard], stream: StreamConfig) -> Iterator[Any]:
-    """Yield tables of STAGE_IMAGES rows in all, as a read task makes them."""
-    together = shards[: stream.shuffle_shards]
-    each = STAGE_IMAGES // len(together)
-    return read_bundle(Bundle(tuple(Segment(shard, range(each)) for shard in together)), _columns())
+def _read(bundles: list[Bundle]) -> list[Any]:
+    """Return the tables that read tasks make of bundles."""
+    return [table for bundle in bundles for table in read_bundle(bundle, _columns())]
 
 
-def _read_seconds(shards: list[Shard], stream: StreamConfig) -> float:
-    return _seconds(lambda: list(_read_in_turn(shards, stream))) / STAGE_IMAGES * 1000
-
-
-def _decode_seconds(setting: Setting, rows: list[Row]) -> float:
-    with closing(_batches(setting, (row for row in cycle(rows)), threads=1)) as batches:
+def _decode_seconds(setting: Setting, source: Source, rows: list[Row]) -> float:
+    numbered = (pair for pair in enumerate(cycle(rows)))  # a generator, since it is closed
+    with closing(_batches(setting, source, numbered, threads=1)) as batches:
         count = STAGE_IMAGES // setting.batch_size
         return _seconds(lambda: _use_up(batches, count)) / (count * setting.batch_size) * 1000
 

@@ -29,7 +29,7 @@ class StreamConfig:
     batch_size: Count | None = None
     """Images in a global batch, over all workers; by default chosen from the number of images."""
     shuffle_window: Count = 4096
-    """Samples from all over the data that are shuffled among each other; up to twice as many are held encoded."""
+    """Samples from all over the data that are shuffled among each other; twice as many are held, encoded."""
     decode_threads: Count = 2
     """Threads that decode and crop, in each worker."""
     prefetch_batches: Count = 4

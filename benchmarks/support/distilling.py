@@ -1,11 +1,10 @@
 """Distil a student of a study: our method and training step, in this process, on images in memory."""
 
 import torch
-from support.emoji_pairs import Pairs, endless_rows
+from support.emoji_pairs import Pairs, endless_batches
 
 from beamclip.data.config import AugmentConfig, CaptionConfig
-from beamclip.data.position import Position
-from beamclip.data.stream import prefetched, training_batches
+from beamclip.data.stream import Decoding, prefetched
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import LoadedClip
 from beamclip.models.config import StudentConfig
@@ -44,17 +43,8 @@ def distilled(
     method.to(memory_format=torch.channels_last).train()
     total = total_steps(optim, len(pairs.keys), batch_size)
     training = Training(method, optim, total_steps=total, device=torch.device("cpu"), seed=seed)
-    stream = training_batches(
-        endless_rows(pairs, seed),
-        batch_size=batch_size,
-        image_size=clip.image_size,
-        augment=augmentation,
-        captions=CaptionConfig(),
-        seed=seed,
-        start=Position(),
-        threads=1,
-    )
-    with prefetched(stream, 4) as batches:
+    decoding = Decoding(clip.image_size, augmentation, CaptionConfig(), seed)
+    with prefetched(endless_batches(pairs, batch_size, decoding), 4) as batches:
         while training.step < total:
             training.advance([next(batches)])
     learner.model.eval()

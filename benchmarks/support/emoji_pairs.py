@@ -1,7 +1,9 @@
 """Captioned images held in memory, so that small studies need no cluster."""
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ import yaml
 from torch import Tensor
 
 from beamclip.corpus.glyphs import GlyphConfig, write_corpus
-from beamclip.data.shards import Row
+from beamclip.data.config import StreamConfig
+from beamclip.data.order import order_of
+from beamclip.data.stream import Batch, Decoding, Numbered, WorkerShare, training_batches
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
@@ -83,19 +87,30 @@ def shuffle_captions(pairs: Pairs, share: float, seed: int) -> Pairs:
     return replace(pairs, captions=captions)
 
 
-def endless_rows(pairs: Pairs, seed: int) -> Generator[Row, None, None]:
-    """Yield rows like those of a stream of shards, without end, each epoch in an order of its own."""
-    epoch = 0
-    while True:
-        for i in np.random.default_rng((seed, epoch)).permutation(len(pairs.keys)):
-            yield {
-                "key": pairs.keys[i],
-                "image": pairs.images[i],
-                "texts": [pairs.captions[i], *(pairs.more_texts[i] if pairs.more_texts else ())],
-                "epoch": epoch,
-                "problem": None,
-            }
-        epoch += 1
+def endless_batches(pairs: Pairs, batch_size: int, decoding: Decoding) -> Generator[Batch, None, None]:
+    """Yield the batches of a lone worker, without end, each epoch in an order of its own."""
+    counts = np.array([len(pairs.keys)])
+    # A lone worker serves all samples of a step, so its share is the same in any order.
+    order = order_of(counts, StreamConfig().shuffle_window, decoding.seed, num_workers=1)
+    rows = _endless_rows(pairs, decoding.seed)
+    with closing(training_batches(rows, WorkerShare(order, batch_size), decoding, threads=1)) as batches:
+        yield from batches
+
+
+def _endless_rows(pairs: Pairs, seed: int) -> Generator[Numbered, None, None]:
+    for epoch in count():
+        order = np.random.default_rng((seed, epoch)).permutation(len(pairs.keys))
+        for number, i in enumerate(order, epoch * len(pairs.keys)):
+            yield (
+                number,
+                {
+                    "key": pairs.keys[i],
+                    "image": pairs.images[i],
+                    "texts": [pairs.captions[i], *(pairs.more_texts[i] if pairs.more_texts else ())],
+                    "epoch": epoch,
+                    "problem": None,
+                },
+            )
 
 
 def encode_pairs(clip: LoadedClip, pairs: Pairs, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

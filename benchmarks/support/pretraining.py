@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from support.emoji_pairs import Pairs, encode_pairs, endless_rows
+from support.emoji_pairs import Pairs, encode_pairs, endless_batches
 
 from beamclip.data.config import AugmentConfig, CaptionConfig
-from beamclip.data.position import Position
-from beamclip.data.stream import prefetched, training_batches
+from beamclip.data.stream import Decoding, prefetched
 from beamclip.evaluation.retrieval import retrieval_metrics
 from beamclip.evaluation.zeroshot import topk_accuracy
 from beamclip.losses.config import Objective, PsdConfig
@@ -57,18 +56,9 @@ def train(recipe: Recipe, pairs: Pairs, seed: int) -> tuple[LoadedClip, dict[str
     steps_per_epoch = len(pairs.keys) // recipe.batch_size
     total = recipe.optim.steps or round(recipe.optim.epochs * steps_per_epoch)
     clip, training = build(recipe, seed, total)
-    stream = training_batches(
-        endless_rows(pairs, seed),
-        batch_size=recipe.batch_size,
-        image_size=clip.image_size,
-        augment=recipe.augmentation,
-        captions=CaptionConfig(),
-        seed=seed,
-        start=Position(),
-        threads=1,
-    )
+    decoding = Decoding(clip.image_size, recipe.augmentation, CaptionConfig(), seed)
     began, waited, sums = time.perf_counter(), 0.0, dict[str, float]()
-    with prefetched(stream, 4) as batches:
+    with prefetched(endless_batches(pairs, recipe.batch_size, decoding), 4) as batches:
         while training.step < total:
             asked = time.perf_counter()
             batch = next(batches)

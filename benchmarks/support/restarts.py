@@ -1,6 +1,7 @@
 """Interrupt runs again and again, and check that they saw the samples that uninterrupted ones see."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +22,8 @@ import psutil
 import torch
 from PIL import Image
 
-from beamclip.data.listing import list_shards
-from beamclip.data.order import Order
-from beamclip.data.position import DataPosition, continued, from_plain
+from beamclip.data.order import Order, windows_from
+from beamclip.data.position import DataPosition, from_plain
 from beamclip.json_lines import read_json_lines
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import find_checkpoint
@@ -62,6 +63,8 @@ class Run:
     steps: int
     seed: int = 0
     batch_size: int = 24
+    window: int = 256
+    """Samples that are shuffled among each other."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def _start(run: Run, workers: int) -> subprocess.Popen[str]:
         "--data", run.data.folder, "--model", model, "--seed", run.seed,
         "--steps", run.steps, "--batch-size", run.batch_size,
         "--num-workers", workers, "--cpus-per-worker", 0.5, "--threads-per-worker", 1,
-        "--log-every", 1, "--checkpoint-every", 20, "--shuffle-buffer", 100, "--trace-samples",
+        "--log-every", 1, "--checkpoint-every", 20, "--shuffle-window", run.window, "--trace-samples",
         "--max-failures", 100, "--no-system-metrics",
     ]  # fmt: skip
     with (run.out.parent / f"{run.out.name}.log").open("a") as log:
@@ -273,17 +276,7 @@ def accounts(run: Run) -> Accounts:
     Raises:
         RuntimeError: the trace lacks steps.
     """
-    position = from_plain(final_state(run)["position"])
-    samples = np.array([shard.samples for shard in list_shards(str(run.data.folder))])
-    # Any order will do: continuing with it gives the rows that are left.
-    rest = continued(position, Order(run.seed + 1, 1, 1, 1), samples)
-    expected = {
-        (epoch, key)
-        for epoch in range(max([rest.ranks[0].epoch, *rest.leftovers]) + 1)
-        for shard, keys in enumerate(run.data.keys)
-        for row, key in enumerate(keys)
-        if key and not _is_left(rest, epoch, shard, row)
-    }
+    expected = _usable_before(from_plain(final_state(run)["position"]), run.data)
     trace = read_trace(run.out / "trace")
     if sorted(trace) != list(range(1, run.steps + 1)):
         raise RuntimeError(f"{run.out}: the trace lacks steps")
@@ -297,13 +290,17 @@ def accounts(run: Run) -> Accounts:
     )
 
 
-def _is_left(rest: DataPosition, epoch: int, shard: int, row: int) -> bool:
-    rows = rest.leftovers.get(epoch)
-    if rows is None:
-        return epoch >= rest.ranks[0].epoch
-    return bool(rows.whole[shard]) or any(
-        shard == of and start <= row < stop for of, start, stop in rows.runs.tolist()
-    )
+def _usable_before(position: DataPosition, data: Data) -> set[tuple[int, str]]:
+    """Return epoch and key of each usable sample that comes before a position."""
+    counts = np.array([len(keys) for keys in data.keys])
+    epochs, rest = divmod(position.samples, int(counts.sum()))
+    order = Order(counts, position.lanes, position.piece, position.seed)
+    # Only the last epoch's part depends on the order: of a whole epoch, the order is to miss and repeat none.
+    windows = windows_from(order, epochs * order.rows, rank=0, world_size=1)
+    places = chain.from_iterable(np.stack([window.shard, window.row], 1).tolist() for window in windows)
+    found = {(epochs, data.keys[shard][row]) for shard, row in islice(places, rest)}
+    found |= {(epoch, key) for epoch in range(epochs) for keys in data.keys for key in keys}
+    return {(epoch, key) for epoch, key in found if key}
 
 
 def final_state(run: Run) -> dict[str, Any]:
@@ -316,6 +313,15 @@ def weights(run: Run) -> torch.Tensor:
     return torch.cat([value.flatten().float() for value in final_state(run)["method"].values()])
 
 
-def same_order(run: Run, other: Run) -> bool:
-    """Whether two runs saw the same samples in the same order."""
-    return read_trace(run.out / "trace") == read_trace(other.out / "trace")
+def step_hashes(run: Run) -> dict[int, str]:
+    """Return a hash of the samples of each step, in their order, whichever workers served them."""
+    return {
+        step: hashlib.sha256(json.dumps([(one.epoch, one.key) for one in seen]).encode()).hexdigest()
+        for step, seen in read_trace(run.out / "trace").items()
+    }
+
+
+def changed_steps(run: Run, other: Run) -> list[int]:
+    """Return the steps whose samples, or their order, differ between two runs."""
+    mine, theirs = step_hashes(run), step_hashes(other)
+    return [step for step in sorted(mine.keys() | theirs.keys()) if mine.get(step) != theirs.get(step)]

@@ -67,15 +67,14 @@ def _start(recipe: Recipe) -> tuple[Training, Batch]:
     count, size = recipe.batch_size, clip.image_size
     pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     captions = [f"thing number {i}" for i in range(count)]
-    draws = torch.rand(count, AUGMENT_DRAWS, generator=generator)
     return training, Batch(
-        pixels,
-        draws,
-        captions,
-        keys=captions,
-        epochs=[0] * count,
+        pixels=pixels,
+        draws=torch.rand(count, AUGMENT_DRAWS, generator=generator),
+        captions=captions,
         weights=torch.ones(count),
         numbers=torch.arange(count),
         global_size=count,
         good=count,
+        keys=captions,
+        epochs=[0] * count,
     )
