@@ -28,7 +28,7 @@ ROWS_PER_TASK = 256
 """Rows that a read task aims at: a task costs Ray some milliseconds, whatever it reads."""
 
 SEGMENTS_TOGETHER = 8
-"""Segments of a bundle that are read at a time."""
+"""Segments of a bundle that are read at a time from a store."""
 
 BLOCK_BYTES = 8 << 20
 """Of encoded samples that a read task hands over at a time."""
@@ -128,9 +128,12 @@ def _in_turns(bundle: Bundle, columns: Columns) -> Iterable[Row]:
     ]
     if bundle.turns is None:
         return chain.from_iterable(read() for read in segments)
-    # Together, since each may be a request to a store.
-    with ThreadPoolExecutor(SEGMENTS_TOGETHER) as pool:
-        lying = list(chain.from_iterable(pool.map(lambda read: list(read()), segments)))
+    if all(each.shard.path.startswith("file://") for each in bundle.segments):
+        lying = list(chain.from_iterable(read() for read in segments))
+    else:
+        # Each segment is a request to a store; for files, threads would take longer than the reading.
+        with ThreadPoolExecutor(SEGMENTS_TOGETHER) as pool:
+            lying = list(chain.from_iterable(pool.map(lambda read: list(read()), segments)))
     return [lying[place] for place in bundle.turns.tolist()]
 
 
