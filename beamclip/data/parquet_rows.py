@@ -1,7 +1,8 @@
 """Read rows of a parquet file by number, skipping row groups that have none of them."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from beamclip.data.shard_file import ShardFile
+
 ROWS_PER_BATCH = 256
+
+_MAGIC = b"PAR1"
+
+
+def open_parquet(file: ShardFile) -> pq.ParquetFile:
+    """Open a parquet file, of which a few rows may be wanted: parsing its footer would take longer than them.
+
+    Raises:
+        ValueError: it does not end like a parquet file.
+        Exception: of pyarrow.
+    """
+    file.seek(-8, 2)
+    end = file.read()
+    if end[4:] != _MAGIC:
+        raise ValueError("its end is not that of a parquet file")
+    size = int.from_bytes(end[:4], "little")
+    file.seek(-8 - size, 2)
+    return pq.ParquetFile(file, metadata=_parsed(file.read(size)))
+
+
+@lru_cache(maxsize=64)
+def _parsed(footer: bytes) -> pq.FileMetaData:
+    return pq.read_metadata(BytesIO(_MAGIC + footer + len(footer).to_bytes(4, "little") + _MAGIC))
 
 
 def picked_rows(
@@ -34,9 +60,11 @@ def picked_rows(
     places = asked + (read_before - begins)[np.searchsorted(groups, of_group)]
     read = 0
     # One by one: given several groups, pyarrow reads the last before it yields the first, and a damaged one
-    # would cost the rows before it.
+    # would cost the rows before it. Without threads, which take longer to start than so few rows to read.
     for group in groups.tolist():
-        for batch in parquet.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=names):
+        for batch in parquet.iter_batches(
+            ROWS_PER_BATCH, row_groups=[group], columns=names, use_threads=False
+        ):
             here = places[slice(*np.searchsorted(places, [read, read + batch.num_rows]))]
             yield from _each(batch.take(here - read))
             read += batch.num_rows

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from beamclip.data.cache import CachedViews
 from beamclip.data.captions import CAPTION_CHARACTERS, clean_text, is_missing, texts_of
 from beamclip.data.image_limits import MAX_BYTES
 from beamclip.data.lost_samples import in_words
-from beamclip.data.parquet_rows import picked_rows
+from beamclip.data.parquet_rows import open_parquet, picked_rows
 from beamclip.data.shard_file import Rows, ShardFile, StoreError
 from beamclip.data.tar_samples import Contents, Entry, tar_samples
 
@@ -134,7 +133,7 @@ def read_parquet(file: ShardFile, columns: Columns, rows: Rows) -> Iterator[Pend
         StoreError: the file has no images: img2dataset writes such a file beside a tar.
         Exception: of pyarrow.
     """
-    parquet = pq.ParquetFile(file)
+    parquet = open_parquet(file)
     names = parquet.schema_arrow.names
     image = next((name for name in IMAGE_SUFFIXES if name in names), None)
     if image is None:
@@ -185,7 +184,7 @@ def read_cache(file: ShardFile, columns: Columns, rows: Rows, epoch: int) -> Ite
         TypeError: a column of the view has another type or width than a batch needs.
         Exception: of pyarrow.
     """
-    parquet = pq.ParquetFile(file)
+    parquet = open_parquet(file)
     views = _checked_views(parquet.schema_arrow, columns.views, epoch) if columns.views else []
     from_fields = bool(columns.label or columns.more_texts or columns.everything)
     has_caption = columns.caption or columns.everything
