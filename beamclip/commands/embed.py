@@ -159,7 +159,11 @@ def _load(config: EmbedConfig) -> EmbedInputs:
 
 
 def _name(shard: Shard) -> str:
-    return posixpath.splitext(posixpath.basename(shard.path))[0]
+    """Return the name of a shard's file in the cache, without a suffix; files sort as the shards do."""
+    if shard.format == "loose":
+        return "~beside"
+    # The name of a folder may hold dots, and has no suffix.
+    return shard.name if shard.format == "folder" else posixpath.splitext(shard.name)[0]
 
 
 def _samples(inputs: EmbedInputs) -> int:

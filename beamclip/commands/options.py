@@ -39,8 +39,8 @@ class DistillConfig:
     """Transfer a CLIP teacher into a small student, from images alone."""
 
     data: PathOrAddress = None
-    """Required. Folder or address of the shards that beamclip ingest wrote, or of a teacher cache that
-    beamclip embed built from them: with a cache, no teacher runs."""
+    """Required. Folder or address of shards (of beamclip ingest, or other tars of samples), of images, or of
+    a teacher cache that beamclip embed built from such: with a cache, no teacher runs."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
     open_clip:NAME/FILE, or a run of beamclip pretrain."""
@@ -102,7 +102,7 @@ class PretrainConfig:
     """Train an image and a text tower from captioned images."""
 
     data: PathOrAddress = None
-    """Required. Folder or address of the shards that beamclip ingest wrote."""
+    """Required. Folder or address of shards: of beamclip ingest, or other tars of images and captions."""
     model: str = "tiny-resnet18"
     """A small config of beamclip (tiny-resnet18, tiny-msclip-s, ...), a config of open_clip, or a JSON file
     in open_clip's format."""
@@ -141,7 +141,7 @@ class EmbedConfig:
     """Embed images by a teacher once, for any number of distillations."""
 
     data: PathOrAddress = None
-    """Required. Folder or address of the shards that beamclip ingest wrote."""
+    """Required. Folder or address of shards (of beamclip ingest, or other tars of samples) or of images."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
     open_clip:NAME/FILE, or a run of beamclip pretrain."""

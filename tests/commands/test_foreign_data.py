@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.distill import distill
-from beamclip.commands.options import DistillConfig
+from beamclip.commands.embed import embed
+from beamclip.commands.options import DistillConfig, EmbedConfig
 from beamclip.data.config import StreamConfig
 from beamclip.data.listing import list_shards
 from beamclip.errors import InputError
@@ -75,6 +77,19 @@ def test_a_student_is_trained_on_each_image_of_it(teacher, corpus, tmp_path, wri
     )
     summary = distill(config)
     assert (summary.counts.attempted, summary.counts.succeeded) == (IMAGES, IMAGES)
+
+
+def test_class_folders_whose_names_hold_dots_are_embedded_apart(teacher, tmp_path):
+    for name in ("a.1", "a.2"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "data" / name / f"{number}.png").write_bytes(png(number))
+    (tmp_path / "data" / "notes.txt").write_text("no class")
+    config = EmbedConfig(data=str(tmp_path / "data"), teacher=str(teacher[0]), out=str(tmp_path / "cache"))
+    summary = embed(replace(config, augmentations=1, captions=False))
+    assert (summary.counts.attempted, summary.counts.succeeded) == (7, 6)
+    counts = [shard.samples for shard in list_shards(str(tmp_path / "cache"))]
+    assert counts == [shard.samples for shard in list_shards(str(tmp_path / "data"))] == [3, 3, 1]
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
