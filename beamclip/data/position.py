@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from beamclip.data.order import Order
+from beamclip.data.order import PIECE, Order
 
 
 class OtherOrderError(ValueError):
@@ -66,13 +66,9 @@ def check_order(position: DataPosition, order: Order) -> None:
     Raises:
         OtherOrderError: the order's window or seed is not the one that the position was taken in.
     """
-    for name, there, here in (
-        ("--shuffle-window", position.lanes, order.lanes),
-        ("--seed", position.seed, order.seed),
-        ("the number of samples", position.piece, order.piece),
-    ):
-        if there != here:
-            raise OtherOrderError(
-                f"{name} is not what the run was begun with, and gives another order of the samples. "
-                "Resume it with the options in its config.yaml."
-            )
+    if (position.lanes, position.piece, position.seed) == (order.lanes, order.piece, order.seed):
+        return
+    raise OtherOrderError(
+        "the run was begun in another order of its samples. Resume it with --shuffle-window "
+        f"{position.lanes * PIECE} and --seed {position.seed}, on the data that it was begun with."
+    )

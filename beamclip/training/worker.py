@@ -223,8 +223,8 @@ def _order(job: TrainingJob, state: State | None, world_size: int) -> tuple[Orde
     check_order(position, order)
     if position.samples != state["step"] * job.batch_size:
         raise OtherOrderError(
-            f"--batch-size {job.batch_size}: the run was begun with {position.samples // state['step']}. "
-            "Resume it with the options in its config.yaml."
+            f"--batch-size {job.batch_size}: the run was begun with another. "
+            f"Give --batch-size {position.samples // state['step']}."
         )
     return order, position.skipped
 
