@@ -1,15 +1,12 @@
 """Samples of a tar: neighbouring members of one key, read forwards, each within its limit."""
 
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from beamclip.data.shard_file import Rows, ShardFile, StoreError
-
-HEADER_BYTES = 16 << 10
-"""Of one member. tarfile reads long names and extended headers whole, whatever size they claim."""
+from beamclip.data.tar_headers import Headers, Member, members
 
 
 @dataclass(frozen=True)
@@ -49,9 +46,9 @@ def tar_samples(
     asked = iter(np.asarray(rows).tolist())
     index, key, contents, number = entry.row, "", Contents(), next(asked, None)
     file.seek(entry.byte)
-    headers, broken = _Headers(file), None
+    headers, broken = Headers(file), None
     try:
-        for member in _members(headers):
+        for member in members(headers):
             stem, suffix = _split(member.name)
             if key and stem != key:
                 if index == number:
@@ -80,10 +77,10 @@ def sample_starts(file: ShardFile) -> Iterator[int]:
         Exception: see `tar_samples`; the samples before the break were yielded.
     """
     key = ""
-    for member in _members(_Headers(file)):
+    for member in members(Headers(file)):
         stem, _ = _split(member.name)
         if stem != key:
-            yield member.offset
+            yield member.start
         key = stem
 
 
@@ -94,59 +91,16 @@ def _split(name: str) -> tuple[str, str]:
     return name[:folder_end] + stem, suffix.lower()
 
 
-class _Headers:
-    """The file as tarfile sees it: of each member, no more than a header's worth."""
-
-    def __init__(self, file: ShardFile) -> None:
-        self._file = file
-        self.left = HEADER_BYTES
-        """Bytes that tarfile may still read for the member it is at."""
-        self.ended_as_a_tar = False
-        """Whether the last block that was read is the mark at the end of a tar."""
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        """Return `size` bytes for tarfile; raise ReadError beyond the limit of the member's header."""
-        if not 0 <= size <= self.left:
-            raise tarfile.ReadError(f"a header of more than {HEADER_BYTES} bytes")
-        self.left -= size
-        data = self._file.read(size)
-        self.ended_as_a_tar = data == bytes(tarfile.BLOCKSIZE)
-        return data
-
-
-def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
-    """The regular files that are not hidden.
-
-    Raises:
-        Exception: see `tar_samples`.
-    """
-    tar = tarfile.TarFile(fileobj=headers)  # type: ignore[arg-type]
-    while (member := tar.next()) is not None:
-        # tarfile remembers every header; a shard of 10,000 samples has 30,000
-        tar.members = []  # type: ignore[attr-defined]
-        headers.left = HEADER_BYTES
-        if member.size < 0 or tar.offset < member.offset_data:
-            # Some versions of tarfile would go back, and round and round.
-            raise tarfile.ReadError(f"{member.name} has the size {member.size}")
-        # As webdataset does, hidden files are passed over: macOS adds one for each file.
-        hidden = member.name.rpartition("/")[2].startswith(".")
-        if member.isfile() and not member.issparse() and not hidden:
-            yield member
-    if not headers.ended_as_a_tar:
-        raise EOFError("it breaks off, or a header in it is damaged")
-
-
 def _is_whole(contents: Contents, limits: Mapping[str, int], images: tuple[str, ...]) -> bool:
     """Whether a sample at a break has all that was asked for: an image, and each of the other members."""
     has_image = any(suffix in contents for suffix in images)
     return has_image and all(suffix in contents for suffix in limits if suffix not in images)
 
 
-def _content(file: ShardFile, member: tarfile.TarInfo, limit: int, *, cut: bool) -> bytes | None:
-    if member.offset_data + member.size > file.size:
+def _content(file: ShardFile, member: Member, limit: int, *, cut: bool) -> bytes | None:
+    if member.place + member.size > file.size:
         raise EOFError(f"{member.name} is cut off: {member.size} bytes in its header")
     if member.size > limit and not cut:
         return None
-    file.seek(member.offset_data)
+    file.seek(member.place)
     return file.read(min(member.size, limit))
