@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from beamclip.data.stream import Batch
+from beamclip.errors import InputError
 from beamclip.training.average import WeightAverage
 from beamclip.training.checkpoint import State
 from beamclip.training.config import CadenceConfig, OptimConfig
@@ -307,8 +308,10 @@ def run_loop(
 
     Raises:
         NonFiniteLossError: the loss or its gradient is not finite; nothing is saved after that.
+        InputError: the last step is done, and none had a usable sample; nothing is saved.
     """
     record: dict[str, float] = {}
+    changed = False
     window = Window(training.device)
     if training.device.type == "cuda":
         batches = on_gpu(batches, training.device)
@@ -316,6 +319,7 @@ def run_loop(
         micro = [window.timed(batches) for _ in range(training.config.accumulation)]
         norm, metrics = training.advance(micro)
         window.add({**metrics, "grad_norm": norm} if metrics else {}, sum(batch.good for batch in micro))
+        changed = changed or bool(metrics)
         hooks.seen(training.step, micro)
         done = training.step == training.total_steps
         request: Request = "nothing" if done else hooks.asked(training.step)
@@ -325,6 +329,11 @@ def run_loop(
         record = window.close(training)
         check_finite(record)
         hooks.log(record)
+        if done and not changed:
+            raise InputError(
+                f"no step had a sample with a usable image, so nothing was learned; skipped on this worker: "
+                f"{micro[-1].skipped}."
+            )
         if saving:
             hooks.save(training.state(), micro[-1].skipped, record)
             window.restart()

@@ -19,6 +19,8 @@ from beamclip.errors import InputError
 from beamclip.models.config import StudentConfig
 from beamclip.training.config import CadenceConfig, OptimConfig
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 41
 
 

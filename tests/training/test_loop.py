@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,14 @@ def test_a_step_without_a_good_sample_changes_nothing_but_the_step() -> None:
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     training.advance([photos(3)])
     assert method.steps == (0, 2)
+
+
+def test_a_run_without_a_good_sample_ends_with_an_error_and_saves_nothing() -> None:
+    log = Log()
+    nothing = (empty(step) for step in count())
+    with pytest.raises(InputError, match="no step had a sample with a usable image"):
+        run_loop(train(Brightness(), total_steps=3), nothing, CadenceConfig(log_every=1), log)
+    assert (log.steps(), log.saved) == ([1, 2, 3], [])
 
 
 def test_an_average_begins_with_the_first_weights_that_were_learned() -> None:
