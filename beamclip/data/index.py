@@ -9,6 +9,7 @@ Free of torch: the processes that read shards import this module.
 
 import contextlib
 import json
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from beamclip.data.order import PIECE
 from beamclip.data.shard_file import ShardFile, StoreError, open_shard
 from beamclip.data.shards import Shard
 from beamclip.data.tar_samples import BEGINNING, Entry, sample_starts
+from beamclip.errors import InputError
+
+log = logging.getLogger(__name__)
 
 INDEX_SUFFIX = ".index"
 
@@ -49,20 +53,28 @@ def read_starts(shards: Sequence[Shard]) -> tuple[list[NDArray[np.int64]], int]:
     """
     tars = [shard.path for shard in shards if shard.format == "tar"]
     with ThreadPoolExecutor(_READERS) as pool:
-        found = dict(zip(tars, pool.map(_indexed, tars), strict=True))
+        found = dict(zip(tars, pool.map(_indexed_if_there, tars), strict=True))
     starts = [found.get(shard.path, (_NOTHING, False))[0].starts for shard in shards]
     return starts, sum(made for _, made in found.values())
 
 
 def count_samples(paths: Sequence[str]) -> dict[str, int]:
-    """Count the samples of tars, from their indexes or by reading them; 0 where one cannot be opened.
+    """Count the samples of tars, from their indexes or by reading them.
 
     Returns:
         The count of each path, in order.
+
+    Raises:
+        InputError: one cannot be read.
     """
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(_indexed, paths)
-        return {path: index.samples for path, (index, _) in zip(paths, found, strict=True)}
+    try:
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = list(pool.map(_indexed, paths))
+    except StoreError as error:
+        raise InputError(
+            f"a tar cannot be read ({error}). Make it readable, or move it elsewhere."
+        ) from error
+    return {path: index.samples for path, (index, _) in zip(paths, found, strict=True)}
 
 
 def entry_of(starts: NDArray[np.int64], row: int) -> Entry:
@@ -81,40 +93,62 @@ def write_index(path: str) -> None:
         OSError: the index cannot be written.
     """
     with open_shard(path) as file:
-        _write(path, file.size, _found(file))
+        _write(path, _version(path, file.size), _found(file))
 
 
-def _write(path: str, size: int, index: _Index) -> None:
-    known = {"bytes": size, "samples": index.samples, "every": PIECE, "starts": index.starts.tolist()}
+def _write(path: str, version: str, index: _Index) -> None:
+    known = {"version": version, "samples": index.samples, "every": PIECE, "starts": index.starts.tolist()}
     fs, place = fsspec.core.url_to_fs(_index_of(path))
     fs.pipe_file(place, json.dumps(known).encode())
 
 
-def _indexed(path: str) -> tuple[_Index, bool]:
-    """Return the index of a tar, and whether it had to be made."""
+def _version(path: str, size: int) -> str:
+    """What changes whenever a file is written: its size, and what its store says of it."""
+    fs, place = fsspec.core.url_to_fs(path)
     try:
-        with open_shard(path) as file:
-            kept = _kept(path, file.size)
-            if kept is not None:
-                return kept, False
-            index = _found(file)
-            # Data that belong to somebody else may be read-only: then every training looks again.
-            with contextlib.suppress(OSError):
-                _write(path, file.size, index)
+        info = fs.info(place)
+    except Exception as error:
+        raise StoreError(error) from error
+    marks = [
+        str(info[name]) for name in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(name)
+    ]
+    return f"{size} {' '.join(marks[:1])}"
+
+
+def _indexed_if_there(path: str) -> tuple[_Index, bool]:
+    try:
+        return _indexed(path)
     except StoreError:
         # Whoever reads the shard says what is wrong with it.
         return _NOTHING, False
+
+
+def _indexed(path: str) -> tuple[_Index, bool]:
+    """Return the index of a tar, and whether it had to be made.
+
+    Raises:
+        StoreError: the tar cannot be read.
+    """
+    with open_shard(path) as file:
+        version = _version(path, file.size)
+        kept = _kept(path, version, file.size)
+        if kept is not None:
+            return kept, False
+        index = _found(file)
+        # Data that belong to somebody else may be read-only: then every training looks again.
+        with contextlib.suppress(OSError):
+            _write(path, version, index)
     return index, True
 
 
-def _kept(path: str, size: int) -> _Index | None:
-    """What the index of a tar says; None if there is none, or none of a tar of this size."""
+def _kept(path: str, version: str, size: int) -> _Index | None:
+    """What the index of a tar says; None if there is none, or none of this version of the tar."""
     fs, place = fsspec.core.url_to_fs(_index_of(path))
     try:
         content = json.loads(fs.cat_file(place))
         starts, samples = np.array(content["starts"], np.int64), content["samples"]
-        fits = (content["bytes"], content["every"]) == (size, PIECE) and _fitting(starts, samples, size)
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        fits = (content["version"], content["every"]) == (version, PIECE) and _fitting(starts, samples, size)
+    except Exception:  # of the store, where there is none; of JSON; or because it has another shape
         return None
     return _Index(samples, starts) if fits else None
 
@@ -126,12 +160,15 @@ def _fitting(starts: NDArray[np.int64], samples: int, size: int) -> bool:
 
 def _found(file: ShardFile) -> _Index:
     starts, samples = [], 0
-    # Of a damaged tar, the samples before the break; the readers count the others as lost.
-    with contextlib.suppress(Exception):
+    try:
         for start in sample_starts(file):
             if samples % PIECE == 0:
                 starts.append(start)
             samples += 1
+    except StoreError:
+        raise
+    except Exception as error:  # of a damaged tar: the readers count what comes after the break as lost
+        log.debug("%d samples before a break: %s", samples, error)
     return _Index(samples, np.array(starts, np.int64))
 
 

@@ -1,6 +1,7 @@
 """Where the samples of a tar begin: found once, kept beside it, and read from."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from beamclip.data.index import INDEX_SUFFIX, entry_of, read_starts, write_index
+from beamclip.data.index import INDEX_SUFFIX, count_samples, entry_of, read_starts, write_index
 from beamclip.data.listing import list_shards
 from beamclip.data.order import PIECE
 from beamclip.data.shards import BROKEN_SHARD, Columns, Shard, iterate_rows
+from beamclip.errors import InputError
 
 ROWS = 3 * PIECE + 5
 CAPTIONED = Columns(caption=True)
@@ -46,7 +48,9 @@ def test_an_index_is_made_once(shard: Shard, tmp_path: Path) -> None:
     assert (tmp_path / f"00000{INDEX_SUFFIX}").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1", b'{"bytes": 1, "every": 16, "starts": "x"}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1", b'{"version": 1, "every": 16, "starts": "x"}', b"\xff"]
+)
 def test_an_index_that_says_nothing_is_made_anew(shard: Shard, tmp_path: Path, content: bytes) -> None:
     expected, _ = read_starts([shard])
     path = tmp_path / f"00000{INDEX_SUFFIX}"
@@ -64,6 +68,24 @@ def test_the_index_of_another_tar_is_made_anew(
     write_tar(tmp_path, 0, make_samples(0, 3 * ROWS))
     (starts,), made = read_starts(list_shards(str(tmp_path)))
     assert (len(starts), made) == (-(-3 * ROWS // PIECE), 1)
+
+
+def test_the_index_of_another_tar_of_the_same_size_is_made_anew(
+    shard: Shard, tmp_path: Path, make_samples: Callable[..., Any], write_tar: Callable[..., Path]
+) -> None:
+    write_index(shard.path)
+    before = (tmp_path / "00000.tar").stat()
+    write_tar(tmp_path, 0, make_samples(1, ROWS))
+    (tmp_path / "00000.tar").write_bytes((tmp_path / "00000.tar").read_bytes().ljust(before.st_size, b"\0"))
+    os.utime(tmp_path / "00000.tar", ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    assert (tmp_path / "00000.tar").stat().st_size == before.st_size
+    (starts,), made = read_starts(list_shards(str(tmp_path)))
+    assert (len(starts), made) == (4, 1)
+
+
+def test_a_tar_of_others_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a tar cannot be read"):
+        count_samples([str(tmp_path / "gone.tar")])
 
 
 def test_a_cut_shard_has_entries_up_to_its_break(shard: Shard, tmp_path: Path) -> None:
