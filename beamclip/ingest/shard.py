@@ -8,6 +8,7 @@ already decoded, see `resizer`), and the sample writers (which get rows in the o
 `row_order`).
 """
 
+import contextlib
 import io
 import json
 import math
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beamclip.data.index import write_index
+from beamclip.data.shard_file import StoreError
 from beamclip.ingest.body_memory import BodyMemory
 from beamclip.ingest.hosts import WEB_PORTS
 from beamclip.ingest.opener import FetchRules, install_guarded_opener
@@ -107,9 +109,10 @@ def download_shard(
         raise RuntimeError(f"shard {task.shard_id} failed")
     folder, name = Folder(settings.folder), shard_name(task.shard_id)
     _check_counts(folder, name)
-    # In a bucket, this would read the shard once more; there, the first training makes the index.
+    # In a bucket, this would read the shard once more. Without an index, the first training makes it.
     if settings.format == "webdataset" and folder.is_local:
-        write_index(folder.path(name + ".tar"))
+        with contextlib.suppress(OSError, StoreError):
+            write_index(folder.path(name + ".tar"))
 
 
 def shard_name(shard_id: int) -> str:

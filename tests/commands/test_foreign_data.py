@@ -81,7 +81,7 @@ def test_a_student_is_trained_on_each_image_of_it(teacher, corpus, tmp_path, wri
     assert (summary.counts.attempted, summary.counts.succeeded) == (IMAGES, IMAGES)
 
 
-def test_class_folders_whose_names_hold_dots_are_embedded_apart(teacher, tmp_path):
+def test_class_folders_whose_names_hold_dots_are_embedded_apart(ray_cluster, teacher, tmp_path):
     for name in ("a.1", "a.2"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(3):
