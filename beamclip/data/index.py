@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from beamclip.data.order import PIECE
 from beamclip.data.shard_file import ShardFile, StoreError, open_shard
 from beamclip.data.shards import Shard
-from beamclip.data.tar_samples import BEGINNING, Entry, sample_starts
+from beamclip.data.tar_samples import BEGINNING, ReadStart, sample_starts
 from beamclip.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -77,12 +77,12 @@ def count_samples(paths: Sequence[str]) -> dict[str, int]:
     return {path: index.samples for path, (index, _) in zip(paths, found, strict=True)}
 
 
-def entry_of(starts: NDArray[np.int64], row: int) -> Entry:
+def entry_of(starts: NDArray[np.int64], row: int) -> ReadStart:
     """Where to begin reading for a row of a shard."""
     if len(starts) == 0:
         return BEGINNING
     piece = min(row // PIECE, len(starts) - 1)
-    return Entry(piece * PIECE, int(starts[piece]))
+    return ReadStart(piece * PIECE, int(starts[piece]))
 
 
 def write_index(path: str) -> None:

@@ -22,7 +22,7 @@ from beamclip.data.index import entry_of
 from beamclip.data.order import Window
 from beamclip.data.shard_file import MissingShardError, Rows, UnansweredShardError
 from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
-from beamclip.data.tar_samples import BEGINNING, Entry
+from beamclip.data.tar_samples import BEGINNING, ReadStart
 
 ROWS_PER_TASK = 256
 """Rows that a read task aims at: a task costs Ray some milliseconds, whatever it reads."""
@@ -49,7 +49,7 @@ class Segment:
 
     shard: Shard
     rows: Rows
-    entry: Entry = BEGINNING
+    entry: ReadStart = BEGINNING
     """Where reading a tar begins."""
 
 

@@ -17,7 +17,7 @@ from beamclip.data.image_limits import MAX_BYTES
 from beamclip.data.lost_samples import in_words
 from beamclip.data.parquet_rows import open_parquet, picked_rows
 from beamclip.data.shard_file import Rows, ShardFile, StoreError
-from beamclip.data.tar_samples import Contents, Entry, tar_samples
+from beamclip.data.tar_samples import Contents, ReadStart, tar_samples
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
@@ -75,7 +75,7 @@ class Columns:
     """What to read from a teacher cache; None reads it as plain images."""
 
 
-def read_tar(file: ShardFile, columns: Columns, rows: Rows, entry: Entry) -> Iterator[Pending]:
+def read_tar(file: ShardFile, columns: Columns, rows: Rows, entry: ReadStart) -> Iterator[Pending]:
     """Yield the samples of a tar with these row numbers, none of them before the entry.
 
     Raises:

@@ -33,7 +33,7 @@ from beamclip.data.sample_rows import (
     read_tar,
 )
 from beamclip.data.shard_file import MissingShardError, Rows, StoreError, UnansweredShardError, open_shard
-from beamclip.data.tar_samples import BEGINNING, Entry
+from beamclip.data.tar_samples import BEGINNING, ReadStart
 
 __all__ = [
     "BROKEN_SHARD",
@@ -86,7 +86,7 @@ def _as_text(name: str) -> str:
 
 
 def iterate_rows(
-    shard: Shard, columns: Columns, rows: Rows, epoch: int = 0, *, entry: Entry = BEGINNING
+    shard: Shard, columns: Columns, rows: Rows, epoch: int = 0, *, entry: ReadStart = BEGINNING
 ) -> Iterator[Row]:
     """The rows of a shard with these numbers, one each (see ROW_SCHEMA), whatever became of the shard.
 
@@ -135,7 +135,7 @@ def _unread(shard: Shard, error: StoreError) -> MissingShardError | UnansweredSh
     )
 
 
-def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int, entry: Entry) -> Iterator[Pending]:
+def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int, entry: ReadStart) -> Iterator[Pending]:
     if shard.format in ("folder", "loose"):
         yield from (_read_folder if shard.format == "folder" else _read_loose)(shard, rows)
         return

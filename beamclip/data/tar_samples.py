@@ -10,7 +10,7 @@ from beamclip.data.tar_headers import Headers, Member, members
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReadStart:
     """A place from which a tar can be read, other than its beginning."""
 
     row: int = 0
@@ -18,7 +18,7 @@ class Entry:
     byte: int = 0
 
 
-BEGINNING = Entry()
+BEGINNING = ReadStart()
 
 Contents = dict[str, bytes | None]
 """What was read of a sample's members, by suffix; None for one over its limit."""
@@ -29,7 +29,7 @@ def tar_samples(
     limits: Mapping[str, int],
     rows: Rows,
     images: tuple[str, ...],
-    entry: Entry = BEGINNING,
+    entry: ReadStart = BEGINNING,
 ) -> Iterator[tuple[str, Contents]]:
     """Key and contents of each sample that is asked for; the others stay unread.
 

@@ -5,7 +5,7 @@ gradients pass through the gather. The caller has scaled the weights by world_si
 in the global batch). DistributedDataParallel's average over ranks is then exactly the gradient of the mean
 over these samples.
 
-Each row has a number in the global batch. Columns are in the order of these numbers, and those of weight 0
+Each row has a number in the global batch. Columns stand in the order of these numbers, and those of weight 0
 take no part, so neither loss nor gradient depends on how the samples are spread over ranks. All ranks must
 hold equally many rows, of which some may be padding; unequal batches are not detected, because that would
 cost one more collective a step.
@@ -81,7 +81,7 @@ def check_pairs(image: Tensor, text: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Columns:
+class GlobalColumns:
     """The N columns that a rank's rows are compared with: the global batch in the order of its numbers."""
 
     source: Tensor
@@ -106,7 +106,7 @@ class Columns:
         return logits.masked_fill(~self.good, MASKED_LOGIT)
 
 
-def global_columns(rows: GlobalRows | None, x: Tensor) -> Columns:
+def global_columns(rows: GlobalRows | None, x: Tensor) -> GlobalColumns:
     """Find the columns of the global batch, without waiting for the device; a collective.
 
     Args:
@@ -130,7 +130,7 @@ def global_columns(rows: GlobalRows | None, x: Tensor) -> Columns:
     )
     spread = weights.new_zeros(rows.size + 1).scatter_(0, numbers, weights)
     own = rows.numbers.clamp(max=rows.size - 1)
-    return Columns(source[:-1], spread[:-1] != 0, own, rows.weights)
+    return GlobalColumns(source[:-1], spread[:-1] != 0, own, rows.weights)
 
 
 def gather_with_grad(x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beamclip.losses.config import PsdConfig
-from beamclip.losses.contrastive import Columns, GlobalRows, global_columns
+from beamclip.losses.contrastive import GlobalColumns, GlobalRows, global_columns
 from beamclip.losses.similarity import similarities
 from beamclip.losses.weighted import weighted_sum
 
@@ -128,7 +128,7 @@ def _check(
         raise ValueError("target ema, and no other, takes the embeddings of a moving average as teacher.")
 
 
-def _logits(pairs: tuple[Tensor, Tensor], scale: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
+def _logits(pairs: tuple[Tensor, Tensor], scale: Tensor, columns: GlobalColumns) -> tuple[Tensor, Tensor]:
     """Scaled similarities [B, N] of images with texts and of texts with images."""
     image, text = (part.to(scale.dtype) for part in pairs)
     return (
@@ -137,14 +137,14 @@ def _logits(pairs: tuple[Tensor, Tensor], scale: Tensor, columns: Columns) -> tu
     )
 
 
-def _identity(caption_ids: Tensor, columns: Columns, dtype: torch.dtype) -> Tensor:
+def _identity(caption_ids: Tensor, columns: GlobalColumns, dtype: torch.dtype) -> Tensor:
     """[B, N]: each row's mass on the captions that equal its own; sums to 1 in rows that count."""
     same = (caption_ids[:, None] == columns.values(caption_ids)) & columns.good
     return same.to(dtype) / same.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _soft_targets(
-    image_logits: Tensor, text_logits: Tensor, columns: Columns, config: PsdConfig
+    image_logits: Tensor, text_logits: Tensor, columns: GlobalColumns, config: PsdConfig
 ) -> tuple[Tensor, Tensor]:
     """Alignments [B, N] of images with texts and of texts with images; rows sum to 1."""
     # Masked again: a small sharpness would bring masked logits near the others.
@@ -162,7 +162,7 @@ def _soft_targets(
     )
 
 
-def _balanced(of_rows: Tensor, of_columns: Tensor, columns: Columns, rounds: int) -> Tensor:
+def _balanced(of_rows: Tensor, of_columns: Tensor, columns: GlobalColumns, rounds: int) -> Tensor:
     """Row-normalised exp(of_rows) after its columns were scaled to sum to one, `rounds` times alternating.
 
     `of_columns` [B, N] are this rank's columns of the [N, N] matrix whose rows of this rank are `of_rows`
@@ -177,7 +177,7 @@ def _balanced(of_rows: Tensor, of_columns: Tensor, columns: Columns, rounds: int
     return (of_rows + column_offset).softmax(dim=1)
 
 
-def _chosen_rows(image_logits: Tensor, text_logits: Tensor, columns: Columns, step: PsdStep) -> Tensor:
+def _chosen_rows(image_logits: Tensor, text_logits: Tensor, columns: GlobalColumns, step: PsdStep) -> Tensor:
     """bool [B]: which of this rank's rows are self-distilled; all ranks make the same global choice."""
     total = image_logits.shape[1]
     count = round(step.share * total)

@@ -6,14 +6,12 @@ times their weights, and all output goes through the callbacks of `Hooks`.
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -23,6 +21,7 @@ from beamclip.errors import InputError
 from beamclip.training.average import WeightAverage
 from beamclip.training.checkpoint import State
 from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.metric_sums import MetricSums, summed_over_ranks, world_size
 from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate
 
 
@@ -160,12 +159,12 @@ class Training:
             does not wait for them. No metrics if nothing changed.
         """
         weights = [batch.weights.to(self.device, non_blocking=True) for batch in batches]
-        samples = _summed_over_ranks(torch.cat(weights).sum())
+        samples = summed_over_ranks(torch.cat(weights).sum())
         # Only a rank without a good sample of its own has to ask, and so to wait for the device.
         if not any(batch.good for batch in batches) and not samples.item():
             self.step += 1
             return torch.zeros((), device=self.device), {}
-        scale = _world_size() / samples.clamp(min=1)
+        scale = world_size() / samples.clamp(min=1)
         norm, metrics = self._update(
             [replace(batch, weights=own * scale) for batch, own in zip(batches, weights, strict=True)]
         )
@@ -245,16 +244,6 @@ class Training:
             yield
 
 
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _summed_over_ranks(values: Tensor) -> Tensor:
-    if _world_size() > 1:
-        dist.all_reduce(values)
-    return values
-
-
 def trained_weights(state: State) -> dict[str, Tensor]:
     """Return the weights that a run produces: the moving average if there is one, else the last ones."""
     return dict(state["method"] if state["ema"] is None else state["ema"])
@@ -308,35 +297,34 @@ def run_loop(
 
     Raises:
         NonFiniteLossError: the loss or its gradient is not finite; nothing is saved after that.
-        InputError: the last step is done, and none had a usable sample; nothing is saved.
+        InputError: the last step is done, and none of the run had a usable sample; nothing more is saved.
     """
     record: dict[str, float] = {}
-    changed = False
-    window = Window(training.device)
+    sums = MetricSums(training.device)
     if training.device.type == "cuda":
         batches = on_gpu(batches, training.device)
     while training.step < training.total_steps:
-        micro = [window.timed(batches) for _ in range(training.config.accumulation)]
+        micro = [sums.timed(batches) for _ in range(training.config.accumulation)]
         norm, metrics = training.advance(micro)
-        window.add({**metrics, "grad_norm": norm} if metrics else {}, sum(batch.good for batch in micro))
-        changed = changed or bool(metrics)
+        sums.add({**metrics, "grad_norm": norm} if metrics else {}, sum(batch.good for batch in micro))
         hooks.seen(training.step, micro)
         done = training.step == training.total_steps
         request: Request = "nothing" if done else hooks.asked(training.step)
         saving = done or request != "nothing" or training.step % cadence.checkpoint_every == 0
         if not (saving or training.step % cadence.log_every == 0):
             continue
-        record = window.close(training)
+        record = sums.close(training.step, training.optimizer.param_groups[0]["lr"])
         check_finite(record)
         hooks.log(record)
-        if done and not changed:
+        # An optimiser has a state from its first update on, also in a resumed run.
+        if done and not training.optimizer.state:
             raise InputError(
                 f"no step had a sample with a usable image, so nothing was learned; skipped on this worker: "
                 f"{micro[-1].skipped}."
             )
         if saving:
             hooks.save(training.state(), micro[-1].skipped, record)
-            window.restart()
+            sums.restart()
         if request == "stop":
             break
     return record
@@ -351,57 +339,3 @@ def check_finite(record: dict[str, float]) -> None:
             f"step {int(record['step'])}: {values}. Training stopped; earlier checkpoints are good. "
             "Lower --lr, lengthen --warmup, or set --precision fp32."
         )
-
-
-class Window:
-    """Sums of the metrics since the last record, kept on the device until the next record is made."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.restart()
-
-    def restart(self) -> None:
-        """Reset the sums and the clock, so that the time spent on saving does not count as training."""
-        self.sums: dict[str, Tensor] = {}
-        self.steps, self.empty_steps, self.images, self.waited = 0, 0, 0, 0.0
-        self.began = time.perf_counter()
-
-    def timed(self, batches: Iterator[Batch]) -> Batch:
-        """Return the next batch; the time it took counts as waiting for data."""
-        asked = time.perf_counter()
-        batch = next(batches)
-        self.waited += time.perf_counter() - asked
-        return batch
-
-    def add(self, metrics: dict[str, Tensor], images: int) -> None:
-        """Add the metrics of one step, none if it changed nothing, and its good images on this rank."""
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
-        self.steps += 1
-        self.empty_steps += not metrics
-        self.images += images
-
-    def close(self, training: Training) -> dict[str, float]:
-        """Return the record of the window, and restart it.
-
-        The record has means over the ranks and the steps that changed something, and rates over all ranks.
-        Every rank must call this.
-        """
-        images = torch.tensor(float(self.images), device=self.device)
-        *sums, images_of_all = _summed_over_ranks(torch.stack([*self.sums.values(), images])).tolist()
-        divisor = _world_size() * max(1, self.steps - self.empty_steps)
-        seconds = time.perf_counter() - self.began
-        record = {
-            "step": training.step,
-            **{name: value / divisor for name, value in zip(self.sums, sums, strict=True)},
-            "lr": training.optimizer.param_groups[0]["lr"],
-            "images_per_second": images_of_all / seconds,
-            "data_wait_share": self.waited / seconds,
-            "window_seconds": seconds,
-        }
-        if self.empty_steps:
-            record["empty_steps"] = self.empty_steps
-        if training.device.type == "cuda":
-            record["gpu_memory_gib"] = torch.cuda.max_memory_allocated(training.device) / 2**30
-        self.restart()
-        return record

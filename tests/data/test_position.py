@@ -24,7 +24,9 @@ def test_a_place_survives_a_checkpoint_in_a_few_bytes() -> None:
 def test_it_is_the_same_for_any_number_of_workers() -> None:
     position = position_in(order_of(COUNTS, 4096, 3, 2), 10, {})
     for workers in (1, 3, 7):
-        check_order(position, order_of(COUNTS, 4096, 3, workers))
+        order = order_of(COUNTS, 4096, 3, workers)
+        check_order(position, order)
+        assert position_in(order, 10, {}) == position
 
 
 @pytest.mark.parametrize(("window", "seed"), [(2048, 3), (4096, 4)])

@@ -38,10 +38,11 @@ from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.events import Event, Lost, Recorded, Saved
 from beamclip.training.launch import TrainingEnd, fit, interrupts
 from beamclip.training.method import Distillation
+from beamclip.training.questions import Questions
 from beamclip.training.ray_train import _cause
 from beamclip.training.trace import Seen, read_trace
 from beamclip.training.waiting import waiting_workers
-from beamclip.training.worker import Questions, Storage, TrainingError, TrainingJob
+from beamclip.training.worker import Storage, TrainingError, TrainingJob
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

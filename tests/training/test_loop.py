@@ -293,6 +293,15 @@ def test_a_run_without_a_good_sample_ends_with_an_error_and_saves_nothing() -> N
     assert (log.steps(), log.saved) == ([1, 2, 3], [])
 
 
+def test_last_steps_without_a_good_sample_do_not_undo_what_was_learned() -> None:
+    first, log = train(Brightness(), total_steps=1), Log()
+    run_loop(first, endless(), CadenceConfig(log_every=1), log)
+    resumed = train(Brightness(), total_steps=2)
+    resumed.load(log.saved[-1])
+    run_loop(resumed, (empty(step) for step in count()), CadenceConfig(log_every=1), log)
+    assert [state["step"] for state in log.saved] == [1, 2]
+
+
 def test_an_average_begins_with_the_first_weights_that_were_learned() -> None:
     training = train(Brightness(), replace(FP32, lr=0.1, ema_decay=0.75))
     for batch in (empty(0), photos(1)):
