@@ -43,7 +43,7 @@ class CachedTeacher:
     """A teacher whose embeddings a cache holds."""
 
     address: str
-    """As it was given."""
+    """Address of the teacher, as it was given to `beamclip embed`."""
     fingerprint: str
     """sha256 of its weights and configs."""
     embed_dim: int
@@ -60,7 +60,7 @@ class CachedViews:
     teachers: tuple[int, ...]
     """By their places in the manifest."""
     augmentations: int
-    """Views that there are."""
+    """Number of views of each image in the cache."""
     widths: tuple[int, ...] = ()
     """Bytes of a row's random numbers, then of each of these teachers' embeddings."""
 
@@ -78,7 +78,7 @@ class CacheManifest:
     image_size: int
     """Side of the crops that were embedded, pixels."""
     augmentations: int
-    """Views of each image."""
+    """Number of views of each image."""
     augmentation: dict[str, Any]
     """The fields of AugmentConfig."""
     seed: int

@@ -48,7 +48,7 @@ class Order:
 
     @cached_property
     def rows(self) -> int:
-        """Rows of an epoch."""
+        """Number of rows in an epoch."""
         return int(self.counts.sum())
 
     @cached_property

@@ -28,7 +28,7 @@ class DataPosition:
 
 
 def position_in(order: Order, samples: int, skipped: dict[str, int]) -> DataPosition:
-    """A place in an order."""
+    """Return the place after so many samples of an order, with what was skipped before it, by reason."""
     return DataPosition(samples, order.lanes, order.piece, order.seed, skipped)
 
 

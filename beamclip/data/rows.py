@@ -45,7 +45,7 @@ TASKS_PER_EXECUTION = 200
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows of one shard."""
+    """Rows of one shard that are read together."""
 
     shard: Shard
     rows: Rows
@@ -65,7 +65,7 @@ class Bundle:
 
     @property
     def rows(self) -> int:
-        """How many."""
+        """Number of rows in the bundle."""
         return sum(len(segment.rows) for segment in self.segments)
 
 
@@ -213,7 +213,7 @@ class IdleThrottle:
     """
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Nothing."""
+        """Do nothing: a callback of Ray Data that is not needed."""
 
     def on_execution_step(self, executor: Any) -> None:
         """Rest; in one step it takes over all blocks that are there, and starts all tasks that may."""
@@ -221,10 +221,10 @@ class IdleThrottle:
             time.sleep(0.01)
 
     def after_execution_succeeds(self, executor: Any) -> None:
-        """Nothing."""
+        """Do nothing: a callback of Ray Data that is not needed."""
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Nothing."""
+        """Do nothing: a callback of Ray Data that is not needed."""
 
 
 def tasks_of(bundles: Iterable[Bundle]) -> Iterator[list[Bundle]]:

@@ -85,11 +85,11 @@ class ShardFile:
         return self._place
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True: a shard is only ever read."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Return True: any byte of a shard can be the next one."""
         return True
 
     def close(self) -> None:
