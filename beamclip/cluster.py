@@ -55,7 +55,6 @@ _ENVIRONMENT = {
     # A rank that is lost inside a collective must become an error, which restarts the workers.
     # Long enough for rank 0 to read a whole checkpoint while the others wait.
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "900",
-    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray prints a page for each lost worker; the commands say in one line where they resume.

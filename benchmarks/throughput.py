@@ -36,6 +36,7 @@ from beamclip.cluster import ray_session, set_ray_environment
 from beamclip.commands.console import percent, table
 from beamclip.data.cache import CachedViews, embedding_column
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.decoding import Decoding
 from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
 from beamclip.data.order import order_of, windows_from
@@ -43,7 +44,6 @@ from beamclip.data.rows import ROWS_PER_TASK, Bundle, bundles_of, read_bundle
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
 from beamclip.data.stream import (
     Batch,
-    Decoding,
     Numbered,
     WorkerShare,
     prefetched,

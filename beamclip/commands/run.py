@@ -36,6 +36,7 @@ from beamclip.runs.folder import (
 from beamclip.runs.recorder import Recorder, read_history
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
+from beamclip.training.decode_place import placed
 from beamclip.training.events import Damaged, Event, Indexed, Lost, Recorded, Saved, Started
 from beamclip.training.launch import TrainingEnd, fit
 from beamclip.training.loop import trained_weights
@@ -129,8 +130,10 @@ class Run:
             KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint and a summary are written.
         """
         workers = self.config.workers
+        job = placed(job, workers)
         who = "this process" if workers.without_ray else plural(workers.num_workers, "worker")
         where = f"{who} on {'GPU' if workers.use_gpu else 'CPU'}"
+        where += ", images decoded in tasks" if job.stream.decode == "tasks" else ""
         print_stage("training", f"{title}, {plural(job.total_steps, 'step')}, batch {job.batch_size}", where)
         progress = Progress(read_history(self.folder))
         recorder = Recorder(self.folder, self.tracking)

@@ -30,8 +30,11 @@ class StreamConfig:
     """Images in a global batch, over all workers; by default chosen from the number of images."""
     shuffle_window: Count = 4096
     """Samples from all over the data that are shuffled among each other; twice as many are held, encoded."""
+    decode: Literal["auto", "worker", "tasks"] = "auto"
+    """Where images are decoded. worker: in threads of each training worker. tasks: in tasks of Ray Data, by
+    the CPUs of all nodes. auto: in tasks where workers train on GPUs and leave four CPUs each or more."""
     decode_threads: Count = 2
-    """Threads that decode and crop, in each worker."""
+    """Threads that decode and crop in each worker, with --decode worker."""
     prefetch_batches: Count = 4
     """Batches decoded ahead of the training loop, in each worker."""
     allow_missing_shards: bool = False

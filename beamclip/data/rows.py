@@ -5,6 +5,7 @@ Free of torch: every process that runs a read task imports this module, and torc
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +21,13 @@ from numpy.typing import NDArray
 
 from beamclip.data.index import entry_of
 from beamclip.data.order import Window
+from beamclip.data.sample_rows import CROP
 from beamclip.data.shard_file import MissingShardError, Rows, UnansweredShardError
 from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
 from beamclip.data.tar_samples import BEGINNING, ReadStart
+
+if TYPE_CHECKING:
+    from beamclip.data.decoding import Decoding
 
 ROWS_PER_TASK = 256
 """Rows that a read task aims at: a task costs Ray some milliseconds, whatever it reads."""
@@ -34,10 +39,17 @@ BLOCK_BYTES = 8 << 20
 """Of encoded samples that a read task hands over at a time."""
 
 READ_AHEAD_BYTES = 128 << 20
-"""What read tasks may have in the object store that a rank has not taken yet; about twice this is met."""
+"""Encoded samples that read tasks may have in the object store and a rank has not taken yet; about twice this
+is met."""
+
+CROPS_AHEAD_BYTES = 1 << 30
+"""The same of crops: the rows of 27 tasks at 224 px, so that as many cores decode for a rank."""
 
 LONGEST_REST = 0.5
 """Seconds between two steps of Ray Data's executor while a rank has rows to draw from."""
+
+LONGEST_WAIT = 300.0
+"""Seconds without a row, while a rank waits for one, after which reading fails."""
 
 TASKS_PER_EXECUTION = 200
 """Read tasks in one execution of Ray Data. Each start costs about 0.3 s, and each task some memory."""
@@ -108,17 +120,30 @@ def bundle_numbers(window: Window) -> NDArray[np.int64]:
     return lane * bundles // max(1, len(lanes))
 
 
-def read_bundle(bundle: Bundle, columns: Columns) -> Iterator[pa.Table]:
-    """The rows of a bundle, as tables of ROW_SCHEMA of ROWS_PER_BLOCK rows or BLOCK_BYTES each."""
+def read_bundle(bundle: Bundle, columns: Columns, decoding: "Decoding | None" = None) -> Iterator[pa.Table]:
+    """The rows of a bundle, as tables of ROWS_PER_BLOCK rows or BLOCK_BYTES of encoded images each.
+
+    Args:
+        decoding: how the images are decoded here; None: not at all.
+
+    Returns:
+        Tables of ROW_SCHEMA, or as decoding.crop_table makes them.
+    """
+    made = partial(pa.Table.from_pylist, schema=ROW_SCHEMA)
+    if decoding is not None:
+        # Imports torch, which a process that only reads does without.
+        from beamclip.data.decoding import crop_table
+
+        made = partial(crop_table, decoding=decoding)
     rows, size = list[Row](), 0
     for row in _in_turns(bundle, columns):
         rows.append(row)
         size += len(row.get("image") or b"")
         if len(rows) == ROWS_PER_BLOCK or size >= BLOCK_BYTES:
-            yield pa.Table.from_pylist(rows, ROW_SCHEMA)
+            yield made(rows)
             rows, size = [], 0
     if rows:
-        yield pa.Table.from_pylist(rows, ROW_SCHEMA)
+        yield made(rows)
 
 
 def _in_turns(bundle: Bundle, columns: Columns) -> Iterable[Row]:
@@ -137,15 +162,36 @@ def _in_turns(bundle: Bundle, columns: Columns) -> Iterable[Row]:
     return [lying[place] for place in bundle.turns.tolist()]
 
 
-RowReader = Callable[[Iterable[Bundle], Columns], Generator[Row, None, None]]
-"""Streams the rows of any number of bundles, in the order given."""
+RowReader = Callable[[Iterable[Bundle], Columns, "Decoding | None"], Generator[Row, None, None]]
+"""Streams the rows of any number of bundles, in the order given, decoded or not."""
 
 
-def read_rows_here(bundles: Iterable[Bundle], columns: Columns) -> Generator[Row, None, None]:
-    """The rows of bundles, read in the calling thread; see RowReader."""
+def read_rows_here(
+    bundles: Iterable[Bundle], columns: Columns, decoding: "Decoding | None" = None
+) -> Generator[Row, None, None]:
+    """The rows of bundles, read and decoded in the calling thread; see RowReader."""
     for bundle in bundles:
-        for table in read_bundle(bundle, columns):
-            yield from table.to_pylist()
+        for table in read_bundle(bundle, columns, decoding):
+            yield from rows_of(table)
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    """The rows of a table, with views of its crops if it holds any: no pixel is copied."""
+    if CROP not in table.column_names:
+        return table.to_pylist()
+    rows: list[Row] = table.drop_columns(CROP).to_pylist()
+    crops = chain.from_iterable(map(_pixels, table[CROP].chunks))
+    for row, crop in zip(rows, crops, strict=True):
+        row[CROP] = None if row["problem"] else crop
+    return rows
+
+
+def _pixels(crops: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
+    """uint8 [rows, side, side, 3], in the memory of the array."""
+    width = crops.type.byte_width
+    side = math.isqrt(width // 3)
+    held = np.frombuffer(crops.buffers()[1], np.uint8, len(crops) * width, crops.offset * width)
+    return held.reshape(len(crops), side, side, 3)
 
 
 def read_batches_here(tasks: Iterable[list[Bundle]], columns: Columns, batch_size: int) -> Iterator[pa.Table]:
@@ -160,33 +206,70 @@ def read_batches_here(tasks: Iterable[list[Bundle]], columns: Columns, batch_siz
         yield held
 
 
-def read_rows(bundles: Iterable[Bundle], columns: Columns) -> Generator[Row, None, None]:
-    """The rows of bundles through Ray Data, whose tasks read them on any node; see RowReader."""
+def read_rows(
+    bundles: Iterable[Bundle], columns: Columns, decoding: "Decoding | None" = None
+) -> Generator[Row, None, None]:
+    """The rows of bundles through Ray Data, whose tasks read and decode them on any node; see RowReader."""
     import ray.data
 
+    ahead, block = READ_AHEAD_BYTES, BLOCK_BYTES
+    if decoding is not None:
+        ahead, block = CROPS_AHEAD_BYTES, BLOCK_BYTES + ROWS_PER_BLOCK * decoding.crop_bytes
     for tasks in executions(tasks_of(bundles)):
-        dataset = read_dataset(tasks, columns)
+        dataset = read_dataset(tasks, columns, decoding)
         # Ray would read ahead until half of its store is full, and join what a task yields to 128 MiB.
-        limits = ray.data.ExecutionResources(object_store_memory=READ_AHEAD_BYTES)
+        limits = ray.data.ExecutionResources(object_store_memory=ahead)
         dataset.context.execution_options.resource_limits = limits
-        dataset.context.target_max_block_size = BLOCK_BYTES
+        dataset.context.target_max_block_size = block
         dataset.context.custom_execution_callback_classes = [IdleThrottle]
-        tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        yield from _delivered(dataset, tasks)
+
+
+def _delivered(dataset: Any, tasks: list[list[Bundle]]) -> Iterator[Row]:
+    tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    rows = 0
+    try:
         while (table := _awaited(tables)) is not None:
-            yield from table.to_pylist()
+            yield from rows_of(table)
+            rows += len(table)
+    except _StalledError as error:
+        raise UnansweredShardError(
+            f"{_next_segment(tasks, rows)}, or what is read after it: no row came in {LONGEST_WAIT:.0f} s. "
+            "The store does not answer, or no node has a CPU left to read with."
+        ) from error
 
 
-_waiting = threading.Event()
-"""Whether somebody in this process waits for rows."""
+def _next_segment(tasks: list[list[Bundle]], rows: int) -> str:
+    """Name the segment with which the first bundle begins that was not handed over as a whole."""
+    bundles = list(chain.from_iterable(tasks))
+    ends = np.cumsum([bundle.rows for bundle in bundles])
+    segment = bundles[min(int(np.searchsorted(ends, rows, "right")), len(bundles) - 1)].segments[0]
+    return f"{segment.shard.path}, rows {segment.rows[0]} to {segment.rows[-1]}"
+
+
+class _StalledError(Exception):
+    """Somebody has waited for rows for too long."""
+
+
+class _Wait:
+    """Whether somebody in this process waits for rows, and since when."""
+
+    def __init__(self) -> None:
+        self.on = threading.Event()
+        self.since = 0.0
+
+
+_wait = _Wait()
 
 
 def _awaited(tables: Iterator[pa.Table]) -> pa.Table | None:
-    _waiting.set()
+    _wait.since = time.monotonic()
+    _wait.on.set()
     try:
         with own_errors():
             return next(tables, None)
     finally:
-        _waiting.clear()
+        _wait.on.clear()
 
 
 @contextlib.contextmanager
@@ -206,19 +289,26 @@ def own_errors() -> Iterator[None]:
 
 
 class IdleThrottle:
-    """Lets Ray Data's executor rest while nobody waits for it; the names are those of its callbacks.
+    """Lets Ray Data's executor rest while nobody waits for it, and ends it where the wait has been too long.
 
     It runs in a thread of the process that trains. While its limits hold tasks back it would look at them
-    again and again: a core's worth of looking, and with Python's lock in its hands.
+    again and again: a core's worth of looking, and with Python's lock in its hands. The names are those of
+    Ray Data's callbacks.
     """
 
     def before_execution_starts(self, executor: Any) -> None:
         """Do nothing: a callback of Ray Data that is not needed."""
 
     def on_execution_step(self, executor: Any) -> None:
-        """Rest; in one step it takes over all blocks that are there, and starts all tasks that may."""
-        if _waiting.wait(LONGEST_REST):
+        """Rest; in one step it takes over all blocks that are there, and starts all tasks that may.
+
+        Raises:
+            _StalledError: rows have been waited for too long. `iter_batches` raises it.
+        """
+        if _wait.on.wait(LONGEST_REST):
             time.sleep(0.01)
+            if time.monotonic() - _wait.since > LONGEST_WAIT:
+                raise _StalledError
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Do nothing: a callback of Ray Data that is not needed."""
@@ -253,11 +343,11 @@ def executions(tasks: Iterable[list[Bundle]]) -> Iterator[list[list[Bundle]]]:
         yield execution
 
 
-def read_dataset(tasks: list[list[Bundle]], columns: Columns) -> Any:
+def read_dataset(tasks: list[list[Bundle]], columns: Columns, decoding: "Decoding | None" = None) -> Any:
     """A ray.data.Dataset of the rows of read tasks, in the order given."""
     import ray.data
 
-    dataset = ray.data.read_datasource(_datasource(tasks, columns), override_num_blocks=len(tasks))
+    dataset = ray.data.read_datasource(_datasource(tasks, columns, decoding), override_num_blocks=len(tasks))
     dataset.context.execution_options.preserve_order = True
     return prepared_dataset(dataset)
 
@@ -266,7 +356,8 @@ def prepared_dataset(dataset: Any) -> Any:
     """Set what all executions of this project share in the context of a ray.data.Dataset; return it.
 
     Ray Data ends an execution in which no block has moved for 300 s. A slow student takes longer for the rows
-    of a block, and a teacher on CPUs for a shard of 10,000 images. So there is no such limit here.
+    of a block, and a teacher on CPUs for a shard of 10,000 images. So there is no such limit: it is waiting
+    for rows that must not take too long (IdleThrottle).
     """
     # The executor logs every start and end at INFO to the terminal.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -285,7 +376,7 @@ def read_batches(dataset: Any, **options: Any) -> Iterator[Any]:
         yield from dataset.iter_batches(**options)
 
 
-def _datasource(tasks: list[list[Bundle]], columns: Columns) -> Any:
+def _datasource(tasks: list[list[Bundle]], columns: Columns, decoding: "Decoding | None") -> Any:
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
 
@@ -296,10 +387,13 @@ def _datasource(tasks: list[list[Bundle]], columns: Columns) -> Any:
             return None
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-            return [ReadTask(_reader(task, columns), BlockMetadata(None, None, None, None)) for task in tasks]
+            unknown = BlockMetadata(None, None, None, None)
+            return [ReadTask(_reader(task, columns, decoding), unknown) for task in tasks]
 
     return Bundles()
 
 
-def _reader(task: list[Bundle], columns: Columns) -> Callable[[], Iterable[pa.Table]]:
-    return lambda: chain.from_iterable(read_bundle(bundle, columns) for bundle in task)
+def _reader(
+    task: list[Bundle], columns: Columns, decoding: "Decoding | None"
+) -> Callable[[], Iterable[pa.Table]]:
+    return lambda: chain.from_iterable(read_bundle(bundle, columns, decoding) for bundle in task)

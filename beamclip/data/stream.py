@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain, count, groupby, islice, tee
-from operator import itemgetter
+from functools import partial
+from itertools import chain, count, islice, tee
 
 import numpy as np
 import torch
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.data.captions import choose_caption
-from beamclip.data.config import AugmentConfig, CaptionConfig
-from beamclip.data.image_limits import refusal_reason
-from beamclip.data.lost_samples import FirstLost, LostSample, in_words, lost_sample
+from beamclip.data.decoding import Decoding, crop_of, row_draws
+from beamclip.data.lost_samples import FirstLost, LostSample, lost_sample
 from beamclip.data.order import Order, Window, shares, windows_from
 from beamclip.data.rows import RowReader, bundle_numbers, bundles_of, read_rows
+from beamclip.data.sample_rows import CROP
 from beamclip.data.shards import Columns, Row, Shard
-from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, DRAWS, load_training_image, sample_uniforms
+from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, DRAWS
 from beamclip.errors import InputError
 
 LEAST_HOPELESS = 64
@@ -109,19 +109,6 @@ class WorkerShare:
         return max(LEAST_HOPELESS, window // self.world_size)
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How rows become pixels and texts."""
-
-    image_size: int
-    """Height and width of the pixels."""
-    augment: AugmentConfig
-    captions: CaptionConfig
-    seed: int
-    embedding_bytes: tuple[int, ...] = ()
-    """Of each teacher's embedding in a cache."""
-
-
 def worker_rows(
     shards: list[Shard],
     starts: list[NDArray[np.int64]],
@@ -129,18 +116,20 @@ def worker_rows(
     share: WorkerShare,
     sample: int,
     read: RowReader = read_rows,
+    decoding: Decoding | None = None,
 ) -> Generator[Numbered, None, None]:
     """A worker's samples from one of the run on, without end, in the order of the run.
 
     Args:
         starts: of the shards, from index.read_starts.
+        decoding: how the reader makes crops of the images; None: it hands them over as they are encoded.
     """
     # The reader plans windows ahead of the one that is taken from.
     planned, taken = tee(windows_from(share.order, sample, share.rank, share.world_size))
     bundles = chain.from_iterable(bundles_of(window, shards, starts) for window in planned)
     left = threading.Event()
     with (
-        contextlib.closing(read(bundles, columns)) as rows,
+        contextlib.closing(read(bundles, columns, decoding)) as rows,
         ThreadPoolExecutor(1, "beamclip-window") as pool,
     ):
         try:
@@ -173,10 +162,10 @@ def training_batches(
     step: int = 0,
     skipped: dict[str, int] | None = None,
 ) -> Generator[Batch, None, None]:
-    """Decode a worker's samples into the micro-batches of one step after the other.
+    """Make a worker's samples the micro-batches of one step after the other.
 
     Args:
-        rows: from the first sample of `step` on.
+        rows: from the first sample of `step` on, decoded or not.
         threads: that decode.
         skipped: what was lost before, by reason.
 
@@ -216,13 +205,19 @@ def training_batches(
 def load_batch(
     rows: list[Row], decoding: Decoding, pool: ThreadPoolExecutor, *, size: int
 ) -> tuple[Batch, list[Row]]:
-    """Decode rows into a batch of `size` rows, filled up at weight 0, numbered as they stand.
+    """Make rows a batch of `size` rows, filled up at weight 0, numbered as they stand.
+
+    Args:
+        pool: decodes the rows that are not decoded yet.
 
     Returns:
         The batch, and the rows without a usable image.
     """
-    draws = _uniforms(rows, decoding.seed)
-    images = list(pool.map(lambda row, own: _load(row, own, decoding), rows, draws))
+    draws = row_draws(rows, decoding.seed)
+    if rows and CROP in rows[0]:
+        images = [row[CROP] for row in rows]
+    else:
+        images = list(pool.map(partial(crop_of, decoding=decoding), rows, draws))
     bad = [row for row, image in zip(rows, images, strict=True) if image is None]
     good = [place for place, image in enumerate(images) if image is not None]
     if not good:
@@ -238,26 +233,6 @@ def load_batch(
     return replace(batch, weights=weights, good=len(good), keys=keys, epochs=epochs), bad
 
 
-def _uniforms(rows: list[Row], seed: int) -> list[NDArray[np.float32]]:
-    """The random numbers of each row: those that a cache replays, else drawn at once for an epoch's rows."""
-    kept = [row.get("draws") for row in rows]
-    if any(kept):
-        # A row that was lost has none, and needs none.
-        return [np.frombuffer(each or bytes(4 * DRAWS), "<f4") for each in kept]
-    epochs = groupby(rows, key=itemgetter("epoch"))
-    return [u for epoch, part in epochs for u in sample_uniforms(seed, epoch, [row["key"] for row in part])]
-
-
-def _load(row: Row, draws: NDArray[np.float32], decoding: Decoding) -> NDArray[np.uint8] | None:
-    if row["problem"]:
-        return None
-    try:
-        return load_training_image(row["image"], draws, decoding.image_size, decoding.augment)
-    except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
-        row.update(problem=refusal_reason(error), detail=in_words(error))
-        return None
-
-
 def _collate(
     rows: list[Row],
     draws: list[NDArray[np.float32]],
@@ -268,10 +243,12 @@ def _collate(
         choose_caption(row["texts"], float(draw[-1]), decoding.captions) if row["texts"] else ""
         for row, draw in zip(rows, draws, strict=True)
     ]
+    pixels = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=decoding.pinned)
+    # No operation of torch on so much data in this thread: it would start threads of its own, and where there
+    # are more of them than processors, those of training no longer spin for each other but sleep.
+    np.stack(images, out=pixels.numpy())
     return Batch(
-        # No operation of torch on so much data in this thread: it would start threads of its own, and where
-        # there are more of them than processors, those of training no longer spin for each other but sleep.
-        pixels=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
+        pixels=pixels.permute(0, 3, 1, 2),
         draws=_augment_draws(np.stack(draws)),
         captions=texts,
         weights=torch.ones(len(rows)),
@@ -310,7 +287,7 @@ def _cached_embeddings(rows: Sequence[Row]) -> tuple[Tensor, ...]:
 
 
 def pinned(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-    """The batches in page-locked memory, from which a GPU copies beside its other work."""
+    """The batches with all their tensors in page-locked memory; pixels that are there already stay."""
     with contextlib.closing(batches):
         for batch in batches:
             yield batch.with_tensors(Tensor.pin_memory)

@@ -29,11 +29,12 @@ from beamclip.data.cache import (
     write_cache_shard,
 )
 from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.decoding import Decoding
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.listing import list_shards
 from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
-from beamclip.data.stream import Decoding, load_batch
+from beamclip.data.stream import load_batch
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, augment, load_training_views, sample_uniforms
 from beamclip.models.teacher import ImageTeacher, Teacher
 from beamclip.training.events import Embedded, Lost

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.decoding import Decoding
 from beamclip.data.listing import fingerprint
 from beamclip.data.order import Order, order_of
 from beamclip.data.position import OtherOrderError, added, check_order, from_plain, position_in, to_plain
@@ -25,7 +26,6 @@ from beamclip.data.rows import RowReader, read_rows
 from beamclip.data.shards import Columns, Shard
 from beamclip.data.stream import (
     Batch,
-    Decoding,
     WorkerShare,
     pinned,
     prefetched,
@@ -244,11 +244,18 @@ def _batches(
 ) -> Generator[Batch, None, None]:
     share = WorkerShare(order, job.batch_size, group.rank, group.world_size, job.optim.accumulation)
     views = job.columns.views
+    on_gpu = group.device.type == "cuda"
     decoding = Decoding(
-        job.image_size, job.augmentation, job.captions, job.seed, views.widths[1:] if views else ()
+        job.image_size,
+        job.augmentation,
+        job.captions,
+        job.seed,
+        views.widths[1:] if views else (),
+        pinned=on_gpu,
     )
+    by_tasks = decoding if job.stream.decode == "tasks" else None
     batches = training_batches(
-        worker_rows(job.shards, job.starts, job.columns, share, step * job.batch_size, job.read),
+        worker_rows(job.shards, job.starts, job.columns, share, step * job.batch_size, job.read, by_tasks),
         share,
         decoding,
         threads=job.stream.decode_threads,
@@ -256,7 +263,7 @@ def _batches(
         skipped=skipped,
     )
     batches = _told(batches, job.channel)
-    return pinned(batches) if group.device.type == "cuda" else batches
+    return pinned(batches) if on_gpu else batches
 
 
 def _told(batches: Generator[Batch, None, None], channel: Any) -> Generator[Batch, None, None]:

@@ -4,7 +4,8 @@ import torch
 from support.emoji_pairs import Pairs, endless_batches
 
 from beamclip.data.config import AugmentConfig, CaptionConfig
-from beamclip.data.stream import Decoding, prefetched
+from beamclip.data.decoding import Decoding
+from beamclip.data.stream import prefetched
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import LoadedClip
 from beamclip.models.config import StudentConfig

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from support.emoji_pairs import Pairs, encode_pairs, endless_batches
 
 from beamclip.data.config import AugmentConfig, CaptionConfig
-from beamclip.data.stream import Decoding, prefetched
+from beamclip.data.decoding import Decoding
+from beamclip.data.stream import prefetched
 from beamclip.evaluation.retrieval import retrieval_metrics
 from beamclip.evaluation.zeroshot import topk_accuracy
 from beamclip.losses.config import Objective, PsdConfig

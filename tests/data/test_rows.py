@@ -1,8 +1,10 @@
 """Bundles of rows, and Ray Data's reading of them."""
 
+import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from beamclip.data.rows import (
     read_rows,
     tasks_of,
 )
+from beamclip.data.shard_file import UnansweredShardError
 from beamclip.data.shards import BROKEN_SHARD, Columns
 
 CAPTIONED = Columns(caption=True)
@@ -105,6 +108,18 @@ def test_hundreds_of_small_bundles_share_a_few_read_tasks(ray_cluster: None, fol
     dataset = read_dataset([*tasks_of(made_bundles(folder, 40))], CAPTIONED).materialize()
     assert dataset.count() == 40 * len(IN_TURNS + SOME)
     assert dataset.num_blocks() <= 40 * len(IN_TURNS + SOME) / ROWS_PER_TASK + 1
+
+
+def test_a_read_that_hangs_ends_with_its_shard_named(
+    ray_cluster: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = list_shards(str(folder))[0]
+    pipe = folder / "pipe.tar"
+    os.mkfifo(pipe)  # whoever opens it for reading waits for somebody to write
+    silent = Segment(replace(first, path=f"file://{pipe}"), range(3))
+    monkeypatch.setattr(data_rows, "LONGEST_WAIT", 1.0)
+    with pytest.raises(UnansweredShardError, match=r"pipe\.tar, rows 0 to 2.* no row came in 1 s"):
+        next(read_rows([Bundle((silent,))], CAPTIONED))
 
 
 def test_read_tasks_need_no_torch() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from beamclip.data import rows as data_rows
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.decoding import Decoding
 from beamclip.data.image_limits import CORRUPT_IMAGE, UNSUPPORTED_FORMAT
 from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
@@ -23,7 +24,6 @@ from beamclip.data.shards import BROKEN_SHARD, MISSING_CAPTION, MISSING_IMAGE, C
 from beamclip.data.stream import (
     LEAST_HOPELESS,
     Batch,
-    Decoding,
     WorkerShare,
     prefetched,
     training_batches,
@@ -83,10 +83,13 @@ def batches_of(
     decoding: Decoding = DECODING,
     threads: int = 2,
     read: data_rows.RowReader = read_rows_here,
+    by_reader: bool = False,
 ) -> Generator[Batch, None, None]:
+    """by_reader: whether it decodes, and not the threads."""
     shards = list_shards(str(folder))
     starts, _ = read_starts(shards)
-    rows = worker_rows(shards, starts, CAPTIONED, share, step * share.batch_size, read)
+    decoded = decoding if by_reader else None
+    rows = worker_rows(shards, starts, CAPTIONED, share, step * share.batch_size, read, decoded)
     return training_batches(rows, share, decoding, threads=threads, step=step, skipped=skipped)
 
 
@@ -239,6 +242,18 @@ def test_resuming_goes_on_exactly_where_the_batch_left_off(
         skipped = undisturbed[done - 1].skipped
         resumed = batches_of(damaged_folder, share, step=done, skipped=skipped, read=read_rows)
         assert all(map(same, undisturbed[done:], take(resumed, 28 - done))), done
+
+
+@pytest.mark.parametrize("read", [read_rows_here, read_rows])
+def test_the_reader_decodes_to_the_same_batches_as_the_threads(
+    many_executions: None, damaged_folder: Path, read: data_rows.RowReader
+) -> None:
+    share = share_in(damaged_folder, 11, passes=2)
+    by_threads = take(batches_of(damaged_folder, share), 24)
+    by_reader = take(batches_of(damaged_folder, share, read=read, by_reader=True), 24)
+    assert max(by_threads[-1].epochs) > 2
+    assert sum((Counter(batch.skipped) for batch in by_reader[-1:]), Counter()) == DAMAGE
+    assert all(map(same, by_threads, by_reader))
 
 
 def test_data_without_a_usable_image_are_refused(

@@ -23,9 +23,10 @@ from beamclip.data.cache import (
     write_manifest,
 )
 from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.decoding import Decoding
 from beamclip.data.listing import list_shards
 from beamclip.data.shards import Columns, Shard, iterate_rows
-from beamclip.data.stream import Decoding, load_batch
+from beamclip.data.stream import load_batch
 from beamclip.data.transforms import DRAWS, augment
 from beamclip.models.clip import LoadedClip, new_clip, text_tower
 from beamclip.models.teacher import Teacher

@@ -16,11 +16,12 @@ from torch import nn
 
 from beamclip.cluster import WorkersConfig
 from beamclip.data.config import AugmentConfig, StreamConfig
+from beamclip.data.decoding import Decoding
 from beamclip.data.index import read_starts
 from beamclip.data.order import order_of
 from beamclip.data.rows import read_rows_here
 from beamclip.data.shards import Columns, Shard
-from beamclip.data.stream import Batch, Decoding, WorkerShare, training_batches, worker_rows
+from beamclip.data.stream import Batch, WorkerShare, training_batches, worker_rows
 from beamclip.models.clip import new_clip
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.events import Event, Recorded

@@ -1,0 +1,75 @@
+"""Encoded rows -> crops: the same bits from the threads of a worker and from tasks of Ray Data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.image_limits import refusal_reason
+from beamclip.data.lost_samples import in_words
+from beamclip.data.sample_rows import CROP, ROW_SCHEMA, Row
+from beamclip.data.transforms import DRAWS, load_training_image, sample_uniforms
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How rows become pixels and texts."""
+
+    image_size: int
+    """Height and width of the pixels."""
+    augment: AugmentConfig
+    captions: CaptionConfig
+    seed: int
+    embedding_bytes: tuple[int, ...] = ()
+    """Of each teacher's embedding in a cache."""
+    pinned: bool = False
+    """Whether pixels of a batch lie in page-locked memory, from which a GPU copies beside its other work."""
+
+    @property
+    def crop_bytes(self) -> int:
+        """Bytes of one crop."""
+        return 3 * self.image_size**2
+
+
+def row_draws(rows: Sequence[Row], seed: int) -> list[NDArray[np.float32]]:
+    """The random numbers of each row: those that it carries, else drawn at once for an epoch's rows."""
+    kept = [row.get("draws") for row in rows]
+    if any(kept):
+        # A row that was lost has none, and needs none.
+        return [np.frombuffer(each or bytes(4 * DRAWS), "<f4") for each in kept]
+    epochs = groupby(rows, key=itemgetter("epoch"))
+    return [u for epoch, part in epochs for u in sample_uniforms(seed, epoch, [row["key"] for row in part])]
+
+
+def crop_of(row: Row, draws: NDArray[np.float32], decoding: Decoding) -> NDArray[np.uint8] | None:
+    """Decode and crop the image of a row; None, with the row's problem set, if it has no usable one."""
+    if row["problem"]:
+        return None
+    try:
+        return load_training_image(row["image"], draws, decoding.image_size, decoding.augment)
+    except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
+        row.update(problem=refusal_reason(error), detail=in_words(error))
+        return None
+
+
+def crop_table(rows: list[Row], decoding: Decoding) -> pa.Table:
+    """Decode rows in the calling thread.
+
+    Returns:
+        A table of ROW_SCHEMA without encoded images, with each row's draws and, in fixed-size binary, its
+        crop; a row without a usable image has zeros for it.
+    """
+    crops = np.zeros((len(rows), decoding.crop_bytes), np.uint8)
+    for row, draws, pixels in zip(rows, row_draws(rows, decoding.seed), crops, strict=True):
+        crop = crop_of(row, draws, decoding)
+        if crop is not None:
+            pixels[:] = crop.reshape(-1)
+        row.update(image=None, draws=draws.tobytes())
+    kind = pa.binary(decoding.crop_bytes)
+    column = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(crops)])
+    return pa.Table.from_pylist(rows, ROW_SCHEMA).append_column(CROP, column)
