@@ -14,6 +14,7 @@ from beamclip.data.shards import Shard
 from beamclip.errors import InputError
 from beamclip.option_texts import check_required
 from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.training.decode_place import check_decode
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def load_data(config: DistillConfig) -> DistillData:
     shards = list_shards(config.data, allow_missing=allow_missing) if config.data else []
     check_options(config)
     check_batches(sized(config, shards), shards)
+    check_decode(config.stream, config.workers)
     classes = load_classes(config.classes) if config.classes else []
     check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
     if config.scoring.eval_data:

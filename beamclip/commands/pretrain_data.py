@@ -15,6 +15,7 @@ from beamclip.errors import InputError
 from beamclip.losses.config import PsdConfig
 from beamclip.option_texts import check_required
 from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.training.decode_place import check_decode
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def load_data(config: PretrainConfig) -> PretrainData:
     allow_missing = config.stream.allow_missing_shards
     shards = list_shards(config.data, allow_missing=allow_missing)
     check_batches(sized(config, shards), shards)
+    check_decode(config.stream, config.workers)
     check_texts(shards, columns_of(config), config.data)
     classes = load_classes(config.classes) if config.classes else []
     if config.scoring.eval_data:

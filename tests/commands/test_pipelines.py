@@ -409,6 +409,14 @@ def test_commands_that_are_nothing_without_ray(capsys, config, body, message):
     assert f"--num-workers 0: {message} Give 1 or more." in text
 
 
+def test_tasks_that_are_to_decode_without_ray(teacher, corpus, workspace, capsys):
+    stream = StreamConfig(decode="tasks")
+    config = distill_config(teacher, corpus, workspace / "no-tasks", workers=HERE, stream=stream)
+    assert "--decode tasks with --num-workers 0: without Ray there are no tasks." in messages(
+        capsys, config, distill
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_of_this_process_that_is_not_there(teacher, corpus, workspace, capsys):
     workers = WorkersConfig(num_workers=0, use_gpu=True)

@@ -238,6 +238,16 @@ def test_a_run_in_this_process_equals_one_in_a_worker_of_ray_train(
     assert_same_state(state, undisturbed.outcome.state)
 
 
+def test_a_run_whose_images_are_decoded_in_tasks_equals_one_whose_worker_decodes(
+    new_run: NewRun, undisturbed: Finished
+) -> None:
+    run = new_run()
+    run.job = replace(run.job, stream=replace(run.job.stream, decode="tasks"))
+    outcome = run.go()
+    assert run.losses == undisturbed.run.losses
+    assert_same_state(outcome.state, undisturbed.outcome.state)
+
+
 def test_a_run_in_this_process_fails_by_a_line_and_leaves_no_thread_when_left(new_run: NewRun) -> None:
     run = new_run(fault=break_weights)
     run.events, problem = ray.get(single_process.remote(run.job))
