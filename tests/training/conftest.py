@@ -39,6 +39,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
     return list_shards(str(folder))
 
 
+@pytest.fixture(scope="session")
+def damaged_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 70 samples: a tar that breaks off, an image that is none, a sample without caption."""
+    folder = tmp_path_factory.mktemp("damaged")
+    generator = np.random.default_rng(0)
+    for index, samples in enumerate((33, 20, 17)):
+        write_shard(folder / f"{index:05d}.tar", index, samples, generator)
+    first, second = (folder / f"{index:05d}.tar" for index in range(2))
+    content = first.read_bytes()
+    first.write_bytes(content.replace(b"PNG", b"PNX", 1).replace(b"a red square", b" " * 12, 1))
+    second.write_bytes(second.read_bytes()[:9000])
+    return folder
+
+
 def write_shard(path: Path, index: int, samples: int, generator: np.random.Generator) -> None:
     """Write a finished tar shard of images in random colours, each with its colour in the caption."""
     with tarfile.open(path, "w") as tar:
