@@ -1,4 +1,4 @@
-"""The one training loop: steps, precision, clipping, accumulation and cadence.
+"""The one training loop: steps, micro-batches, precision, clipping and cadence.
 
 It knows no loss, no Ray and no MLflow: a method turns batches into (loss, metrics), sums over the samples
 times their weights, and all output goes through the callbacks of `Hooks`.
@@ -304,7 +304,9 @@ def run_loop(
     if training.device.type == "cuda":
         batches = on_gpu(batches, training.device)
     while training.step < training.total_steps:
-        micro = [sums.timed(batches) for _ in range(training.config.accumulation)]
+        micro = [sums.timed(batches)]
+        while not micro[-1].ends_step:
+            micro.append(sums.timed(batches))
         norm, metrics = training.advance(micro)
         sums.add({**metrics, "grad_norm": norm} if metrics else {}, sum(batch.good for batch in micro))
         hooks.seen(training.step, micro)

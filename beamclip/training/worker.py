@@ -242,7 +242,7 @@ def _training(job: TrainingJob, group: WorkerGroup) -> Training:
 def _batches(
     job: TrainingJob, order: Order, step: int, skipped: dict[str, int], group: WorkerGroup
 ) -> Generator[Batch, None, None]:
-    share = WorkerShare(order, job.batch_size, group.rank, group.world_size, job.optim.accumulation)
+    share = WorkerShare(order, job.batch_size, group.rank, group.world_size, job.optim.micro_batch)
     views = job.columns.views
     decoding = Decoding(
         job.image_size, job.augmentation, job.captions, job.seed, views.widths[1:] if views else ()
