@@ -1,4 +1,4 @@
-"""Events of a training that its command hears of, in order; all but the first come from workers.
+"""Events of a training that its command hears of, in order; most of them come from workers.
 
 This module does not import torch, since processes that only pass events on import it.
 """
@@ -22,6 +22,18 @@ class Started:
 
     step: int
     """Step of the checkpoint that they resume from; 0 for the beginning."""
+    workers: int
+    """How many they are."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The cluster has no room for the workers."""
+
+    room: int
+    """How many workers it has room for."""
+    least: int
+    """How many are needed."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Recorded:
 
     values: dict[str, float]
     """Name -> value: "step", "loss" and the method's own metrics, as means over the ranks and the steps since
-    the last record; "pid" is the process of rank 0."""
+    the last record; "workers" is the number of ranks, "pid" the process of rank 0."""
 
 
 @dataclass(frozen=True)
@@ -67,4 +79,4 @@ class Embedded:
     """Seconds since 1970."""
 
 
-Event = Indexed | Started | Damaged | Saved | Lost | Recorded | Embedded
+Event = Indexed | Started | Waiting | Damaged | Saved | Lost | Recorded | Embedded

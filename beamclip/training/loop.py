@@ -8,7 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,14 +23,11 @@ from beamclip.training.checkpoint import State
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.metric_sums import MetricSums, summed_over_ranks, world_size
 from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate
+from beamclip.training.questions import Request
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient became infinite or not a number."""
-
-
-Request = Literal["nothing", "save", "stop"]
-"""What the loop is to do after a step; "stop" saves as well."""
 
 
 class Hooks(Protocol):

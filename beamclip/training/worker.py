@@ -37,10 +37,10 @@ from beamclip.training.checkpoint_store import discard_after, holds_claim, no_wh
 from beamclip.training.checkpoint_writer import CheckpointWriter
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.events import Damaged, Lost, Recorded, Saved, Started
-from beamclip.training.loop import NonFiniteLossError, Request, Training, run_loop
+from beamclip.training.loop import NonFiniteLossError, Training, run_loop
 from beamclip.training.manifest import Manifest
 from beamclip.training.process import prepare_process
-from beamclip.training.questions import Questions
+from beamclip.training.questions import Questions, Request
 from beamclip.training.trace import Trace
 from beamclip.training.worker_group import WorkerGroup, single_process
 
@@ -197,7 +197,7 @@ def _start(job: TrainingJob, group: WorkerGroup) -> tuple[_Start, State | None]:
         discard_after(job.storage.checkpoints, after=start.step)
         for damage in damaged:
             job.channel.put(Damaged(f"{damage}; passed over"))
-        job.channel.put(Started(start.step))
+        job.channel.put(Started(start.step, group.world_size))
     # Plain numbers: to pass on a _Start, a process of Ray would have to import this module, and torch.
     number, step = group.broadcast_from_rank_zero(start and (start.number, start.step))
     if step and group.rank != 0:
@@ -327,7 +327,7 @@ class _Hooks:
         """On rank 0, send a record to the command; raise the error of a failed write of a checkpoint."""
         if self.writer is not None:
             self.writer.check()
-            self.job.channel.put(Recorded({**record, "pid": os.getpid()}))
+            self.job.channel.put(Recorded({**record, "workers": self.group.world_size, "pid": os.getpid()}))
 
     def save(self, state: State, skipped: dict[str, int], record: dict[str, float]) -> None:
         """Gather what all ranks have skipped; on rank 0, have the checkpoint written.
@@ -348,25 +348,24 @@ class _Hooks:
         self.writer.submit({**state, "position": to_plain(position)}, record.get("loss"))
 
     def asked(self, step: int) -> Request:
-        """Return "stop" after Ctrl-C; or, once, "save" if a node will soon be taken away."""
+        """Return "stop" after Ctrl-C; "save" before the workers are restarted or a node is taken away."""
         if step < self.ask_step:
             return "nothing"
         # Rank 0 answers for all ranks, and decides when to ask again: their clocks would not agree.
-        stop, steps = self.group.broadcast_from_rank_zero(
+        request: Request
+        request, steps = self.group.broadcast_from_rank_zero(
             self._answer(step) if self.group.rank == 0 else None
         )
         self.ask_step = step + steps
-        if stop:
-            return "stop"
-        if not self.warned and self.group.preempted():
+        if request == "nothing" and not self.warned and self.group.preempted():
             self.warned = True
             return "save"
-        return "nothing"
+        return request
 
-    def _answer(self, step: int) -> tuple[bool, int]:
-        """Return whether the run is to end, and the number of steps until the next question."""
-        stop = self.job.channel.stop_requested()
-        return stop, self.questions.steps_until_next(step, time.monotonic())
+    def _answer(self, step: int) -> tuple[Request, int]:
+        """Return what the run is to do, and the number of steps until the next question."""
+        request: Request = self.job.channel.request(step)
+        return request, self.questions.steps_until_next(step, time.monotonic())
 
 
 def _gathered(counts: dict[str, int], world_size: int) -> list[dict[str, int]]:

@@ -29,9 +29,10 @@ from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.checkpoint import read_checkpoint, write_checkpoint
 from beamclip.training.config import CadenceConfig, OptimConfig
-from beamclip.training.loop import NonFiniteLossError, Request, Training, run_loop
+from beamclip.training.loop import NonFiniteLossError, Training, run_loop
 from beamclip.training.method import Distillation, ImageTextPretraining
 from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate
+from beamclip.training.questions import Request
 
 CPU = torch.device("cpu")
 FP32 = OptimConfig(lr=1e-3, precision="fp32")
