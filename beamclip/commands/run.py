@@ -36,7 +36,17 @@ from beamclip.runs.folder import (
 from beamclip.runs.recorder import Recorder, read_history
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
-from beamclip.training.events import Damaged, Event, Indexed, Lost, Recorded, Saved, Started, Waiting
+from beamclip.training.events import (
+    Damaged,
+    Event,
+    Indexed,
+    Lost,
+    Recorded,
+    Resizing,
+    Saved,
+    Started,
+    Waiting,
+)
 from beamclip.training.launch import TrainingEnd, fit
 from beamclip.training.loop import trained_weights
 from beamclip.training.waiting import WaitingWorkers
@@ -151,6 +161,9 @@ class Run:
                 case Started(step, number):
                     line.close()
                     progress.begin(recorder.rewind(step), step, number)
+                case Resizing(number):
+                    line.close()
+                    print_stage("resizing", f"to {plural(number, 'worker')}, after a checkpoint")
                 case Waiting(found, least):
                     line.close()
                     print_stage("waiting", f"for {plural(least, 'worker')}: the cluster has room for {found}")

@@ -37,6 +37,14 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Resizing:
+    """The workers are to write a checkpoint, and to start again from it in another number."""
+
+    workers: int
+    """How many they will be."""
+
+
+@dataclass(frozen=True)
 class Damaged:
     """A damaged checkpoint was passed over when looking for one to resume from."""
 
@@ -79,4 +87,4 @@ class Embedded:
     """Seconds since 1970."""
 
 
-Event = Indexed | Started | Waiting | Damaged | Saved | Lost | Recorded | Embedded
+Event = Indexed | Started | Waiting | Resizing | Damaged | Saved | Lost | Recorded | Embedded

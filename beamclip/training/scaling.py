@@ -4,7 +4,7 @@ Ray Train starts its workers anew whenever their number changes, after the loss 
 added. This policy adds three things to Ray's own:
 
 1. Room is counted node by node, and each node keeps CPUs to read data with (see cluster.room).
-2. Where more workers would fit, those that train write a checkpoint first, and start again only once it is
+2. Where another number would fit, the workers write a checkpoint first, and start again only once it is
    written. They train on meanwhile; the steps after the checkpoint are repeated.
 3. Workers train for ten minutes before they are started again for the sake of their number.
 
@@ -31,15 +31,15 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from beamclip.cluster import WorkersConfig, room
 from beamclip.training.channel import RemoteChannel
-from beamclip.training.events import Waiting
+from beamclip.training.events import Resizing, Waiting
 
 SECONDS_BETWEEN_RESIZES = 600.0
-"""Least time that workers train before they are started again only to be more: a start takes seconds, or
-minutes with --compile."""
+"""Least time that workers train before they are started again for the sake of their number: a start takes
+seconds, or minutes with --compile."""
 SAVE_WITHIN_S = 900.0
 """Time for a checkpoint, seconds; if it is not written by then, the number of workers stays as it is."""
 SECONDS_BETWEEN_LOOKS = 10.0
-"""How often a run looks whether there is room for more workers, in seconds."""
+"""How often a run looks how many workers there is room for, in seconds."""
 SECONDS_BETWEEN_NOTICES = 60.0
 """How often a run that waits for room says so, in seconds."""
 
@@ -123,6 +123,7 @@ class WorkerScaling(ElasticScalingPolicy):
             if isinstance(decision, ResizeDecision):
                 self._coming, self._save_by = decision, now + SAVE_WITHIN_S
                 self._channel.request_save()
+                self._channel.put(Resizing(decision.num_workers))
             return NoopDecision()
         if self._channel.saved():
             coming, self._coming = self._coming, None

@@ -421,7 +421,7 @@ def test_workers_that_leave_no_cpu_for_the_data(teacher, corpus, workspace, caps
         teacher, corpus, workspace / "starved", workers=WorkersConfig(num_workers=2, cpus_per_worker=64.0)
     )
     text = messages(capsys, config, distill)
-    assert "2 workers x 64 CPU leave 0 of" in text
+    assert "--num-workers 2 with 64 CPU each: of " in text
     assert "Lower --num-workers or --cpus-per-worker." in text
 
 
