@@ -4,6 +4,7 @@ import logging
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import ray
@@ -32,7 +33,9 @@ def starving(cpus: float) -> WorkersConfig:
 
 
 def test_workers_that_leave_no_cpu_to_ray_data_are_refused_with_the_sum(cpus: float) -> None:
-    want = f"^1 workers x {cpus:g} CPU leave 0 of {cpus:g} CPUs to Ray Data, .*--cpus-per-worker"
+    want = (
+        f"^--num-workers 1 with {cpus:g} CPU each: of {cpus:g} CPUs, each node keeps 1 .* room for 0.*--cpus"
+    )
     with pytest.raises(InputError, match=want):
         check_resources(starving(cpus))
 
@@ -40,6 +43,13 @@ def test_workers_that_leave_no_cpu_to_ray_data_are_refused_with_the_sum(cpus: fl
 def test_workers_that_leave_one_cpu_are_accepted(cpus: float) -> None:
     exact = WorkersConfig(num_workers=1, cpus_per_worker=cpus - 1)
     assert check_resources(exact) is None  # type: ignore[func-returns-value]
+
+
+def test_a_range_of_workers_starts_where_its_least_number_fits(cpus: float) -> None:
+    config = WorkersConfig(num_workers="1..64", cpus_per_worker=cpus - 1)
+    assert check_resources(config) is None  # type: ignore[func-returns-value]
+    with pytest.raises(InputError, match=r"^--num-workers 2\.\.64 with .* there is room for 1\."):
+        check_resources(replace(config, num_workers="2..64"))
 
 
 def test_more_workers_than_gpus_are_refused_with_both_numbers(cpus: float) -> None:
@@ -62,7 +72,7 @@ def test_a_cluster_that_was_joined_does_not_grow_for_workers_that_fit_and_starve
     cpus: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(InputError, match="Ray Data"):
+    with pytest.raises(InputError, match="each node keeps 1 to read data"):
         check_resources(starving(cpus))
 
 
@@ -99,7 +109,7 @@ def test_sigterm_while_ray_starts_ends_a_command_as_ctrl_c_does() -> None:
 
 
 def test_workers_may_share_a_gpu() -> None:
-    assert WorkersConfig(use_gpu=True, gpus_per_worker=0.25).resources == {"CPU": 0.5, "GPU": 0.25}
+    assert WorkersConfig(use_gpu=True, gpus_per_worker=0.25).resources == {"CPU": 1.0, "GPU": 0.25}
     assert WorkersConfig(gpus_per_worker=0.25).resources == {"CPU": 0.5}
     with pytest.raises(InputError, match="gpus_per_worker is 0"):
         WorkersConfig(gpus_per_worker=0.0)

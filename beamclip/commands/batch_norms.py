@@ -18,8 +18,9 @@ def check_batch_norms(config: DistillConfig | PretrainConfig, clip: LoadedClip) 
     Raises:
         InputError: torch refuses to train the image tower on one image.
     """
-    batch, passes = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
-    if batch is None or batch > passes:
+    batch, workers = config.stream.batch_size, config.workers.world_size
+    too_small = batch is not None and batch <= workers
+    if not too_small and config.optim.micro_batch != 1:
         return
     # The meta device takes no memory or arithmetic; torch itself says whether it would train.
     tower = deepcopy(clip.image_tower.network).to("meta").train()
@@ -28,7 +29,8 @@ def check_batch_norms(config: DistillConfig | PretrainConfig, clip: LoadedClip) 
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
+        option, least = (f"--batch-size {batch}", 2 * workers) if too_small else ("--micro-batch 1", 2)
         raise InputError(
-            f"--batch-size {batch}: one image in each of the {passes} passes of a step "
-            f"(workers x accumulation) leaves batch norms nothing to average over. Give {2 * passes} or more."
+            f"{option}: one image at a time in each of {workers} workers leaves batch norms nothing to "
+            f"average over. Give {least} or more."
         ) from error

@@ -51,21 +51,21 @@ def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
         config: as returned by `sized`.
 
     Raises:
-        InputError: the batch is smaller than workers x accumulation, the data hold fewer samples, or the
+        InputError: the batch is smaller than the number of workers, the data hold fewer samples, or the
             shuffle window has too few lanes for the workers.
     """
-    batch, parts = config.stream.batch_size, config.workers.world_size * config.optim.accumulation
+    batch, workers = config.stream.batch_size, config.workers.world_size
     assert batch is not None
-    if batch < parts:
+    if batch < workers:
         raise InputError(
-            f"--batch-size {batch}: leaves some of {config.workers.world_size} workers x "
-            f"{config.optim.accumulation} accumulated passes without a sample. Give {parts} or more."
+            f"--batch-size {batch}: leaves some of {workers} workers without a sample. "
+            f"Give {workers} or more."
         )
     counts = np.array([shard.samples for shard in shards], np.int64)
-    order_of(counts, config.stream.shuffle_window, config.seed, config.workers.world_size)
+    order_of(counts, config.stream.shuffle_window, config.seed, workers)
     samples = int(counts.sum())
     if samples < batch:
         raise InputError(
             f"{config.data}: {plural(samples, 'sample')} cannot fill a batch of {batch}. "
-            f"Give --batch-size {samples // parts * parts or parts} or less, or more data."
+            f"Give --batch-size {samples // workers * workers or workers} or less, or more data."
         )

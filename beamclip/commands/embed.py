@@ -143,10 +143,6 @@ def _load(config: EmbedConfig) -> EmbedInputs:
     check_required(config)
     if config.workers.without_ray:
         raise InputError("--num-workers 0: embedding runs in actors of Ray. Give 1 or more.")
-    if config.min_workers > config.workers.num_workers:
-        raise InputError(
-            f"--min-workers {config.min_workers} is more than --num-workers {config.workers.num_workers}."
-        )
     folder = Folder(absolute(str(config.out)))
     shards = list_shards(str(config.data), allow_missing=config.allow_missing_shards)
     folder.prepare("--out")
@@ -225,7 +221,7 @@ def _precision(config: EmbedConfig) -> str:
 
 def _job(config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest) -> EmbeddingJob:
     nodes = sum(node["Alive"] for node in ray.nodes())
-    on_each = -(-config.workers.num_workers // max(1, nodes))
+    on_each = -(-config.workers.most_workers // max(1, nodes))
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, nodes))
     return EmbeddingJob(
         teachers=tuple(ray.put(clip.image_tower) for clip in inputs.teachers),
@@ -255,9 +251,9 @@ def _build(config: EmbedConfig, inputs: EmbedInputs, job: EmbeddingJob, referenc
         fn_constructor_args=([reference],),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            min_size=min(config.min_workers, len(items)), max_size=min(workers.num_workers, len(items))
+            min_size=min(workers.least_workers, len(items)), max_size=min(workers.most_workers, len(items))
         ),
-        num_cpus=workers.cpus_per_worker,
+        num_cpus=workers.worker_cpus,
         num_gpus=1 if workers.use_gpu else 0,
     )
     progress = _Progress(job.channel, sum(shard.samples for shard in inputs.todo))

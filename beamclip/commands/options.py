@@ -168,8 +168,6 @@ class EmbedConfig:
     """Views encoded at a time."""
     decode_threads: Count = 2
     """Threads that decode and crop, in each worker."""
-    min_workers: Count = 1
-    """Workers to start with; their number rises to --num-workers while shards wait."""
     verify: Natural = 64
     """Images to embed once more when the cache is complete, as a check; 0 skips it."""
     allow_missing_shards: bool = False

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from beamclip.cluster import check_resources
+from beamclip.cluster import WorkersConfig, check_resources
 from beamclip.commands.after_training import AfterTraining
 from beamclip.commands.console import ProgressLine, format_duration, percent, plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig
@@ -36,8 +36,17 @@ from beamclip.runs.folder import (
 from beamclip.runs.recorder import Recorder, read_history
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
-from beamclip.training.decode_place import placed
-from beamclip.training.events import Damaged, Event, Indexed, Lost, Recorded, Saved, Started
+from beamclip.training.events import (
+    Damaged,
+    Event,
+    Indexed,
+    Lost,
+    Recorded,
+    Resizing,
+    Saved,
+    Started,
+    Waiting,
+)
 from beamclip.training.launch import TrainingEnd, fit
 from beamclip.training.loop import trained_weights
 from beamclip.training.waiting import WaitingWorkers
@@ -61,10 +70,10 @@ class Progress:
         """The last recorded step; 0 before the first."""
         return int(self.history[-1]["step"]) if self.history else 0
 
-    def begin(self, history: list[dict[str, float]], step: int) -> None:
+    def begin(self, history: list[dict[str, float]], step: int, workers: int) -> None:
         """Note that workers start, or start again, after `step`; `history` holds the records up to it."""
         if self.started or step:
-            print_stage("resumed", f"at step {step}")
+            print_stage("resumed", f"at step {step} with {plural(workers, 'worker')}")
         # A restart goes back behind the first start if that start's checkpoint was damaged since.
         self.first_step = min(self.first_step, step) if self.started else step
         self.history, self.started = history, True
@@ -130,10 +139,8 @@ class Run:
             KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint and a summary are written.
         """
         workers = self.config.workers
-        job = placed(job, workers)
-        who = "this process" if workers.without_ray else plural(workers.num_workers, "worker")
+        who = "this process" if workers.without_ray else _numbered(workers)
         where = f"{who} on {'GPU' if workers.use_gpu else 'CPU'}"
-        where += ", images decoded in tasks" if job.stream.decode == "tasks" else ""
         print_stage("training", f"{title}, {plural(job.total_steps, 'step')}, batch {job.batch_size}", where)
         progress = Progress(read_history(self.folder))
         recorder = Recorder(self.folder, self.tracking)
@@ -151,17 +158,24 @@ class Run:
                 case Damaged(text):
                     line.close()
                     print_stage("damaged", text)
-                case Started(step):
+                case Started(step, number, decode):
                     line.close()
-                    progress.begin(recorder.rewind(step), step)
+                    progress.begin(recorder.rewind(step), step, number)
+                    if decode == "tasks":
+                        print_stage("decoding", "in tasks of Ray Data, by the CPUs of all nodes")
+                case Resizing(number):
+                    line.close()
+                    print_stage("resizing", f"to {plural(number, 'worker')}, after a checkpoint")
+                case Waiting(found, least):
+                    line.close()
+                    print_stage("waiting", f"for {plural(least, 'worker')}: the cluster has room for {found}")
                 case Saved():
                     copier.submit(back_up, job.storage.checkpoints, self.folder)
                 case Recorded(values):
                     progress.history.append(values)
                     recorder.keep(values)
-                    line.show(
-                        _progress_text(progress, job.total_steps), last=values["step"] == job.total_steps
-                    )
+                    text = _progress_text(progress, job.total_steps, show_workers=workers.is_elastic)
+                    line.show(text, last=values["step"] == job.total_steps)
 
         # Not in this thread, which must hear Ctrl-C: a slow store may block for minutes.
         with ThreadPoolExecutor(1) as copier:
@@ -205,7 +219,7 @@ class Run:
             counts=Counts(attempted=samples, succeeded=samples - lost, skipped=trained.skipped),
             mlflow_run_id=self.tracking.run_id,
             paths={"metrics": HISTORY_FILE, "model": MODEL, "plots": PLOTS},
-            stages={"training_seconds": trained.seconds, **stages},
+            stages={"training_seconds": trained.seconds, "workers": last.get("workers"), **stages},
             notes=after.notes,
         )
         write_summary(self.folder, summary)
@@ -294,15 +308,22 @@ def track_run(
         yield tracking
 
 
-def _progress_text(progress: Progress, total: int) -> str:
+def _numbered(workers: WorkersConfig) -> str:
+    """`4 workers`, or `2 to 8 workers`."""
+    least = f"{workers.least_workers} to " if workers.is_elastic else ""
+    return f"{least}{plural(workers.most_workers, 'worker')}"
+
+
+def _progress_text(progress: Progress, total: int, *, show_workers: bool) -> str:
     record = progress.history[-1]
     # Training time alone: the seconds until the first batch would make the first estimates far too long.
     eta = progress.training_seconds / (progress.step - progress.first_step) * (total - progress.step)
     # Steps without a usable image have no loss.
     loss = record.get("loss", math.nan)
+    workers = f"  {plural(int(record['workers']), 'worker')}" if show_workers else ""
     return (
         f"step {progress.step}/{total}  loss {loss:.3f}  {record['images_per_second']:,.0f} img/s  "
-        f"data {100 * record['data_wait_share']:.0f} %  eta {format_duration(eta)}"
+        f"data {100 * record['data_wait_share']:.0f} %{workers}  eta {format_duration(eta)}"
     )
 
 

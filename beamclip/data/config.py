@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 from beamclip.errors import InputError
 from beamclip.ranges import Count, Positive, Range, Share, check_ranges
 
+DecodePlace = Literal["worker", "tasks"]
+"""Where images are decoded: in the threads of a training worker, or in tasks of Ray Data."""
+
 
 @dataclass(frozen=True)
 class CaptionConfig:

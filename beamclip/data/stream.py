@@ -64,6 +64,8 @@ class Batch:
     """Samples that the worker has lost so far in the first pass over the data, by reason."""
     embeddings: tuple[Tensor, ...] = ()
     """From a teacher cache: float16 [B, D] for each teacher, of the image as `draws` augments it."""
+    ends_step: bool = True
+    """Whether this is the last micro-batch of a step, on all workers alike."""
     lost: tuple[LostSample, ...] = ()
     """Samples that were lost on the way to this batch: the first few of the stream for each reason."""
 
@@ -93,14 +95,19 @@ class WorkerShare:
     """Samples of a step, over all workers."""
     rank: int = 0
     world_size: int = 1
-    passes: int = 1
-    """Micro-batches that a step is divided into."""
+    micro_batch: int | None = None
+    """Most rows of a micro-batch; None: a step is one micro-batch."""
 
-    def of_step(self, step: int) -> tuple[int, int]:
-        """The worker's samples of a step, counted from 0, and the rows of each of its micro-batches."""
+    def of_step(self, step: int) -> tuple[int, int, int]:
+        """A worker's samples of a step, counted from 0; the step's micro-batches, and the rows of each.
+
+        The last two follow from the largest share of all workers, so that they agree on them.
+        """
         first = step * self.batch_size
         every = shares(self.order, first, first + self.batch_size, self.world_size)
-        return int(every[self.rank]), -(-int(every.max()) // self.passes)
+        largest = int(every.max())
+        passes = -(-largest // (self.micro_batch or largest))
+        return int(every[self.rank]), passes, -(-largest // passes)
 
     @property
     def hopeless(self) -> int:
@@ -177,10 +184,10 @@ def training_batches(
     # Closing the rows ends the execution of Ray Data behind them.
     with contextlib.closing(rows), ThreadPoolExecutor(threads) as pool:
         for step_number in count(step):
-            own, size = share.of_step(step_number)
+            own, passes, size = share.of_step(step_number)
             taken = list(islice(rows, own))
-            for begin in range(0, share.passes * size, size):
-                part = taken[begin : begin + size]
+            for index in range(passes):
+                part = taken[index * size : (index + 1) * size]
                 numbers = [number - step_number * share.batch_size for number, _ in part]
                 batch, bad = load_batch([row for _, row in part], decoding, pool, size=size)
                 for row in bad:
@@ -198,6 +205,7 @@ def training_batches(
                     numbers=torch.tensor(numbers),
                     global_size=share.batch_size,
                     skipped=dict(lost),
+                    ends_step=index == passes - 1,
                     lost=tuple(first_lost.new(map(lost_sample, bad))),
                 )
 

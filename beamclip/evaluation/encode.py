@@ -296,8 +296,8 @@ def _encoded_batches(
         fn_constructor_args=([ray.put(clip)],),
         batch_size=spec.batch_size,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=workers.num_workers),
-        num_cpus=workers.cpus_per_worker,
+        compute=ActorPoolStrategy(min_size=workers.least_workers, max_size=workers.most_workers),
+        num_cpus=workers.worker_cpus,
         num_gpus=1 if workers.use_gpu else 0,
     )
     yield from read_batches(encoded, batch_size=None, batch_format="numpy")

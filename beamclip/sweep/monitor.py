@@ -88,7 +88,7 @@ class SweepMonitor:
         trial = self.trials[number]
         for event in report["events"]:
             match event:
-                case Started(step):
+                case Started(step=step):
                     self.recorders[number].rewind(step)
                 case Recorded(values):
                     self.recorders[number].keep(values)

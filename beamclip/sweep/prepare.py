@@ -211,7 +211,7 @@ def _base(config: SweepConfig, data: str, out: Path, concurrent: int) -> Distill
     threads = config.workers.threads_per_worker
     if threads is None and not config.workers.use_gpu:
         cpus = int(ray.cluster_resources().get("CPU", 1))
-        threads = max(1, cpus // (concurrent * config.workers.num_workers))
+        threads = max(1, cpus // (concurrent * config.workers.most_workers))
     return replace(
         DistillConfig(**values),
         data=data,

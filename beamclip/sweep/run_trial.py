@@ -19,7 +19,6 @@ from beamclip.sweep.space import applied
 from beamclip.sweep.trial import METRIC
 from beamclip.training.checkpoint import State, read_checkpoint
 from beamclip.training.checkpoint_store import discard_after
-from beamclip.training.decode_place import placed
 from beamclip.training.events import Event, Recorded, Saved, Started
 from beamclip.training.launch import fit
 from beamclip.training.loop import trained_weights
@@ -101,7 +100,7 @@ def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
 
     try:
         with _workers_of(config) as waiting:
-            outcome = fit(placed(job, config.workers), config.workers, on_event, waiting)
+            outcome = fit(job, config.workers, on_event, waiting)
         reporter.report(outcome.state)
     except (TrainingError, InputError) as error:
         problem = {"problem": str(error), "events": reporter.events}

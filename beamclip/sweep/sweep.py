@@ -52,7 +52,7 @@ def sweep(config: SweepConfig) -> Summary:
     workers = config.workers
     with (
         forked_python() as python,
-        ray_session(tune_environment(workers), dashboard=workers.num_workers > 1, python=python),
+        ray_session(tune_environment(workers), dashboard=workers.most_workers > 1, python=python),
         track_run(config, out, "sweep", varied=loaded.space) as tracking,
     ):
         concurrent = trials_at_once(config, _wanted(config, loaded.space), ray.cluster_resources())
@@ -118,10 +118,10 @@ def trials_at_once(config: SweepConfig, wanted: int, cluster: Mapping[str, float
             no CPU to read data with, or need more GPUs than there are.
     """
     workers = config.workers
-    outer = resources(workers)["CPU"] if workers.num_workers > 1 else 0.0
-    cpus = outer + workers.num_workers * workers.cpus_per_worker
+    outer = resources(workers)["CPU"] if workers.most_workers > 1 else 0.0
+    cpus = outer + workers.most_workers * workers.worker_cpus
     room = [int((cluster.get("CPU", 0.0) - 1) / cpus)] if cpus else []
-    share = workers.num_workers * workers.gpus_per_worker
+    share = workers.most_workers * workers.gpus_per_worker
     room += [int(cluster.get("GPU", 0.0) / share)] if workers.use_gpu else []
     most = min(room, default=wanted)
     asked = config.search.max_concurrent
@@ -137,7 +137,7 @@ def trials_at_once(config: SweepConfig, wanted: int, cluster: Mapping[str, float
             )
         )
     # On CPUs, each worker of a trial uses at least one thread.
-    full = most if workers.use_gpu else min(most, int(cluster.get("CPU", 1.0)) // workers.num_workers)
+    full = most if workers.use_gpu else min(most, int(cluster.get("CPU", 1.0)) // workers.most_workers)
     return asked or max(1, min(full, wanted))
 
 
@@ -202,7 +202,7 @@ def _suggestions(config: SweepConfig, space: Space, trials: dict[int, Trial]) ->
 def _threads(shared: TrialInputs) -> str:
     workers = shared.base.workers
     if workers.use_gpu:
-        return f"{workers.num_workers * workers.gpus_per_worker:g} GPUs each"
+        return f"{workers.most_workers * workers.gpus_per_worker:g} GPUs each"
     own = f"{plural(workers.threads_per_worker or 1, 'thread')} each"
     return own if workers.num_workers == 1 else f"{workers.num_workers} workers each, {own}"
 

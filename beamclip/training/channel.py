@@ -1,20 +1,26 @@
 """The channel between workers and the command that started them.
 
-Workers send events through it, and rank 0 asks it whether the user pressed Ctrl-C. It lives beside the
-command, so that it survives the restart of a worker, and only the command talks to MLflow.
+Workers send events through it, and rank 0 asks it what to do: the user may have pressed Ctrl-C, or more
+workers may be about to start. It lives beside the command, so that it survives the restart of a worker, and
+only the command talks to MLflow.
 """
 
+import math
 from typing import Any
 
-from beamclip.training.events import Event
+from beamclip.training.events import Event, Saved
+from beamclip.training.questions import Request
 
 
 class Channel:
-    """A queue of events and one flag, for the threads of one process."""
+    """A queue of events and the requests of a run, for the threads of one process."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._stop = False
+        self._save = False
+        self._save_step = math.inf
+        self._saved = False
 
     def put(self, event: Event, *, wait: bool = False) -> None:
         """Add an event.
@@ -23,6 +29,9 @@ class Channel:
             wait: ignored, since the event arrives at once; see RemoteChannel.
         """
         self._events.append(event)
+        # A checkpoint of an earlier step was on its way already.
+        if isinstance(event, Saved) and event.step >= self._save_step:
+            self._saved = True
 
     def take(self) -> list[Event]:
         """Return all events since the last call, in order."""
@@ -37,6 +46,23 @@ class Channel:
     def stop_requested(self) -> bool:
         """Return whether request_stop was called."""
         return self._stop
+
+    def request_save(self) -> None:
+        """Ask the workers for a checkpoint; they train on."""
+        self._save, self._save_step, self._saved = True, math.inf, False
+
+    def saved(self) -> bool:
+        """Return whether the checkpoint that request_save last asked for is written."""
+        return self._saved
+
+    def request(self, step: int) -> Request:
+        """Return what the workers are to do after a step; a checkpoint is asked for once."""
+        if self._stop:
+            return "stop"
+        if not self._save:
+            return "nothing"
+        self._save, self._save_step = False, step
+        return "save"
 
 
 class RemoteChannel:
@@ -79,6 +105,23 @@ class RemoteChannel:
         import ray
 
         return bool(ray.get(self._actor.stop_requested.remote()))
+
+    def request_save(self) -> None:
+        """Ask the workers for a checkpoint; they train on."""
+        self._actor.request_save.remote()
+
+    def saved(self) -> bool:
+        """Return whether the checkpoint that request_save last asked for is written."""
+        import ray
+
+        return bool(ray.get(self._actor.saved.remote()))
+
+    def request(self, step: int) -> Request:
+        """Return what the workers are to do after a step; a checkpoint is asked for once."""
+        import ray
+
+        asked: Request = ray.get(self._actor.request.remote(step))
+        return asked
 
     def give(self, job: Any) -> None:
         """Hand the workers a job, given as a reference into Ray's object store."""

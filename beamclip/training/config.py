@@ -26,9 +26,10 @@ class OptimConfig:
     """Share of the steps over which the learning rate rises from 0, before a cosine decay to 0."""
     clip_norm: NonNegative = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
-    accumulation: Count = 1
-    """Micro-batches per optimiser step: equal parts of a batch, for less memory. A contrastive loss still
-    compares all pairs of the batch, at the cost of a second forward pass."""
+    micro_batch: Count | None = None
+    """Most images that a worker passes through the networks at a time, for less memory; by default its whole
+    share of a batch. A contrastive loss still compares all pairs of the batch, at the cost of a second
+    forward pass."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, slower."""
     compile: bool = False

@@ -1,10 +1,11 @@
-"""Events of a training that its command hears of, in order; all but the first come from workers.
+"""Events of a training that its command hears of, in order; most of them come from workers.
 
 This module does not import torch, since processes that only pass events on import it.
 """
 
 from dataclasses import dataclass
 
+from beamclip.data.config import DecodePlace
 from beamclip.data.lost_samples import LostSample
 
 
@@ -22,6 +23,28 @@ class Started:
 
     step: int
     """Step of the checkpoint that they resume from; 0 for the beginning."""
+    workers: int
+    """How many they are."""
+    decode: DecodePlace
+    """Where images are decoded."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The cluster has no room for the workers."""
+
+    room: int
+    """How many workers it has room for."""
+    least: int
+    """How many are needed."""
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """The workers are to write a checkpoint, and to start again from it in another number."""
+
+    workers: int
+    """How many they will be."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +77,7 @@ class Recorded:
 
     values: dict[str, float]
     """Name -> value: "step", "loss" and the method's own metrics, as means over the ranks and the steps since
-    the last record; "pid" is the process of rank 0."""
+    the last record; "workers" is the number of ranks, "pid" the process of rank 0."""
 
 
 @dataclass(frozen=True)
@@ -67,4 +90,4 @@ class Embedded:
     """Seconds since 1970."""
 
 
-Event = Indexed | Started | Damaged | Saved | Lost | Recorded | Embedded
+Event = Indexed | Started | Waiting | Resizing | Damaged | Saved | Lost | Recorded | Embedded

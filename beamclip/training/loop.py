@@ -1,4 +1,4 @@
-"""The one training loop: steps, precision, clipping, accumulation and cadence.
+"""The one training loop: steps, micro-batches, precision, clipping and cadence.
 
 It knows no loss, no Ray and no MLflow: a method turns batches into (loss, metrics), sums over the samples
 times their weights, and all output goes through the callbacks of `Hooks`.
@@ -8,7 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,14 +23,11 @@ from beamclip.training.checkpoint import State
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.metric_sums import MetricSums, summed_over_ranks, world_size
 from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate
+from beamclip.training.questions import Request
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient became infinite or not a number."""
-
-
-Request = Literal["nothing", "save", "stop"]
-"""What the loop is to do after a step; "stop" saves as well."""
 
 
 class Hooks(Protocol):
@@ -304,7 +301,9 @@ def run_loop(
     if training.device.type == "cuda":
         batches = on_gpu(batches, training.device)
     while training.step < training.total_steps:
-        micro = [sums.timed(batches) for _ in range(training.config.accumulation)]
+        micro = [sums.timed(batches)]
+        while not micro[-1].ends_step:
+            micro.append(sums.timed(batches))
         norm, metrics = training.advance(micro)
         sums.add({**metrics, "grad_norm": norm} if metrics else {}, sum(batch.good for batch in micro))
         hooks.seen(training.step, micro)

@@ -1,12 +1,17 @@
-"""When the workers of a training ask whether it is to end."""
+"""When the workers of a training ask what it is to do, and what they may be told."""
+
+from typing import Literal
+
+Request = Literal["nothing", "save", "stop"]
+"""What a training is to do after a step; "stop" saves as well."""
 
 SECONDS_BETWEEN_QUESTIONS = 1.0
-"""Target interval, in seconds, at which workers ask whether the run is to end: a node is taken away a minute
+"""Target interval, in seconds, at which workers ask what to do: a node is taken away a minute
 or two after the notice. They ask between steps, so at most once a step."""
 
 
 class Questions:
-    """Decides after how many steps to ask again whether a run is to end: as many as take about a second."""
+    """Decides after how many steps to ask again: as many as take about a second."""
 
     def __init__(self, first_step: int) -> None:
         self._step = first_step

@@ -17,6 +17,7 @@ from beamclip.cluster import WorkersConfig
 from beamclip.data.rows import prepared_dataset
 from beamclip.training.channel import RemoteChannel
 from beamclip.training.process import CPU_WORKER_ENVIRONMENT
+from beamclip.training.scaling import ScalingTrainer, StoppedWhileWaitingError, WorkerScaling
 from beamclip.training.worker import (
     NonRetryableError,
     TrainingError,
@@ -33,7 +34,8 @@ SECONDS_BETWEEN_LOOKS = 0.1
 def run_workers(channel: RemoteChannel, workers: WorkersConfig) -> None:
     """Run workers until they finish the job that they find in `channel`; if one is lost, restart all.
 
-    The workers end without a job if the channel asks them to stop before it has one.
+    The workers end without a job if the channel asks them to stop before it has one, and so does a run that
+    waits for room for workers.
 
     Raises:
         TrainingError: they were lost more often than allowed, or met an error that a restart would repeat.
@@ -42,16 +44,16 @@ def run_workers(channel: RemoteChannel, workers: WorkersConfig) -> None:
         try:
             _trainer(channel, workers, scratch).fit()
         except (ray.train.TrainingFailedError, NonRetryableError) as error:
+            if isinstance(getattr(error, "controller_failure", None), StoppedWhileWaitingError):
+                return
             raise TrainingError(_cause(error)) from error
 
 
-def _trainer(channel: RemoteChannel, workers: WorkersConfig, scratch: str) -> ray.train.torch.TorchTrainer:
-    return ray.train.torch.TorchTrainer(
+def _trainer(channel: RemoteChannel, workers: WorkersConfig, scratch: str) -> ScalingTrainer:
+    return ScalingTrainer(
         train_worker,
         train_loop_config={"channel": channel},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
-        ),
+        policy=WorkerScaling(workers, channel),
         run_config=ray.train.RunConfig(
             # Ray keeps nothing of value there: the workers write their checkpoints themselves.
             name="train",
@@ -103,7 +105,13 @@ def ray_train_group() -> WorkerGroup:
         broadcast_from_rank_zero=ray.train.collective.broadcast_from_rank_zero,
         prepared=_data_parallel,
         preempted=lambda: ray.train.get_preemption_info() is not None,
+        spare=_spare(context.get_world_size()),
     )
+
+
+def _spare(world_size: int) -> dict[str, float]:
+    total, own = ray.cluster_resources(), ray.get_runtime_context().get_assigned_resources()
+    return {name: amount - world_size * own.get(name, 0.0) for name, amount in total.items()}
 
 
 def _data_parallel(method: nn.Module) -> nn.Module:

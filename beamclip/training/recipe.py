@@ -24,7 +24,7 @@ class Recipe:
     batch_size: int
     """Minimum images in a batch, if the data has that many."""
     largest_batch: int
-    """Maximum images in a batch, unless LEAST_IN_A_PASS asks for more; `batch_size` times a power of two."""
+    """Maximum images in a batch, unless LEAST_IN_A_SHARE asks for more; `batch_size` times a power of two."""
     lr: float
     """Peak learning rate."""
 
@@ -32,8 +32,8 @@ class Recipe:
 DISTILLATION = Recipe(epochs=10, steps=1200, batch_size=64, largest_batch=256, lr=2e-3)
 PRETRAINING = Recipe(epochs=20, steps=600, batch_size=128, largest_batch=256, lr=1e-3)
 
-LEAST_IN_A_PASS = 16
-"""Minimum images in one worker's forward pass: batch norms estimate their statistics from them."""
+LEAST_IN_A_SHARE = 16
+"""Minimum images of a batch for each worker: batch norms estimate their statistics from them."""
 
 
 def complete(
@@ -43,10 +43,9 @@ def complete(
 
     Args:
         images: number of images in all shards, > 0.
-        num_workers: a chosen batch size is a multiple of `num_workers` times the accumulation.
+        num_workers: a chosen batch size is a multiple of it.
     """
-    parts = num_workers * optim.accumulation
-    batch = stream.batch_size or _batch_size(recipe, images, parts)
+    batch = stream.batch_size or _batch_size(recipe, images, num_workers)
     epochs = optim.epochs
     if epochs is None and optim.steps is None:
         epochs = float(max(recipe.epochs, math.ceil(recipe.steps * batch / images)))
@@ -54,9 +53,9 @@ def complete(
     return replace(stream, batch_size=batch), replace(optim, epochs=epochs, lr=lr)
 
 
-def _batch_size(recipe: Recipe, images: int, parts: int) -> int:
+def _batch_size(recipe: Recipe, images: int, num_workers: int) -> int:
     batch = recipe.batch_size
     while 2 * batch <= recipe.largest_batch and recipe.epochs * images >= recipe.steps * 2 * batch:
         batch *= 2
-    batch = min(max(batch, LEAST_IN_A_PASS * parts), images)
-    return max(batch // parts, 1) * parts
+    batch = min(max(batch, LEAST_IN_A_SHARE * num_workers), images)
+    return max(batch // num_workers, 1) * num_workers

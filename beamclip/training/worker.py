@@ -17,7 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
-from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig, DecodePlace, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import fingerprint
 from beamclip.data.order import Order, order_of
@@ -36,11 +36,12 @@ from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint
 from beamclip.training.checkpoint_store import discard_after, holds_claim, no_whole_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter
 from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.decode_place import crop_store_bytes, decode_place
 from beamclip.training.events import Damaged, Lost, Recorded, Saved, Started
-from beamclip.training.loop import NonFiniteLossError, Request, Training, run_loop
+from beamclip.training.loop import NonFiniteLossError, Training, run_loop
 from beamclip.training.manifest import Manifest
 from beamclip.training.process import prepare_process
-from beamclip.training.questions import Questions
+from beamclip.training.questions import Questions, Request
 from beamclip.training.trace import Trace
 from beamclip.training.worker_group import WorkerGroup, single_process
 
@@ -150,12 +151,13 @@ def _train(job: TrainingJob, group: WorkerGroup) -> None:
     # Ray sets OMP_NUM_THREADS to the worker's share of a CPU, which may be one half.
     prepare_process(job.threads or max(1, (os.cpu_count() or 1) // group.local_world_size), job.seed)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    start, state = _start(job, group)
+    place = _place(job, group)
+    start, state = _start(job, group, place)
     order, skipped = _order(job, state, world_size)
     # Before the model: the first rows arrive while it is built.
     with contextlib.ExitStack() as stack:
         # What was lost before is counted once, by rank 0.
-        stream = _batches(job, order, start.step, skipped if rank == 0 else {}, group)
+        stream = _batches(job, order, start.step, skipped if rank == 0 else {}, group, place)
         batches = stack.enter_context(prefetched(stream, job.stream.prefetch_batches))
         training = _training(job, group)
         if state:
@@ -175,7 +177,14 @@ class _Start:
     """Step of the checkpoint to resume from; 0 for the beginning."""
 
 
-def _start(job: TrainingJob, group: WorkerGroup) -> tuple[_Start, State | None]:
+def _place(job: TrainingJob, group: WorkerGroup) -> DecodePlace:
+    window = min(job.stream.shuffle_window, sum(shard.samples for shard in job.shards))
+    needed = crop_store_bytes(window, job.image_size, group.world_size)
+    on_gpu = group.device.type == "cuda"
+    return decode_place(job.stream.decode, needed, group.world_size, group.spare, on_gpu=on_gpu)
+
+
+def _start(job: TrainingJob, group: WorkerGroup, place: DecodePlace) -> tuple[_Start, State | None]:
     """Return where to start, and the state: rank 0 chooses the newest whole checkpoint.
 
     Each rank loads that checkpoint, and hashes it once.
@@ -197,7 +206,7 @@ def _start(job: TrainingJob, group: WorkerGroup) -> tuple[_Start, State | None]:
         discard_after(job.storage.checkpoints, after=start.step)
         for damage in damaged:
             job.channel.put(Damaged(f"{damage}; passed over"))
-        job.channel.put(Started(start.step))
+        job.channel.put(Started(start.step, group.world_size, place))
     # Plain numbers: to pass on a _Start, a process of Ray would have to import this module, and torch.
     number, step = group.broadcast_from_rank_zero(start and (start.number, start.step))
     if step and group.rank != 0:
@@ -240,9 +249,9 @@ def _training(job: TrainingJob, group: WorkerGroup) -> Training:
 
 
 def _batches(
-    job: TrainingJob, order: Order, step: int, skipped: dict[str, int], group: WorkerGroup
+    job: TrainingJob, order: Order, step: int, skipped: dict[str, int], group: WorkerGroup, place: DecodePlace
 ) -> Generator[Batch, None, None]:
-    share = WorkerShare(order, job.batch_size, group.rank, group.world_size, job.optim.accumulation)
+    share = WorkerShare(order, job.batch_size, group.rank, group.world_size, job.optim.micro_batch)
     views = job.columns.views
     on_gpu = group.device.type == "cuda"
     decoding = Decoding(
@@ -253,7 +262,7 @@ def _batches(
         views.widths[1:] if views else (),
         pinned=on_gpu,
     )
-    by_tasks = decoding if job.stream.decode == "tasks" else None
+    by_tasks = decoding if place == "tasks" else None
     batches = training_batches(
         worker_rows(job.shards, job.starts, job.columns, share, step * job.batch_size, job.read, by_tasks),
         share,
@@ -334,7 +343,7 @@ class _Hooks:
         """On rank 0, send a record to the command; raise the error of a failed write of a checkpoint."""
         if self.writer is not None:
             self.writer.check()
-            self.job.channel.put(Recorded({**record, "pid": os.getpid()}))
+            self.job.channel.put(Recorded({**record, "workers": self.group.world_size, "pid": os.getpid()}))
 
     def save(self, state: State, skipped: dict[str, int], record: dict[str, float]) -> None:
         """Gather what all ranks have skipped; on rank 0, have the checkpoint written.
@@ -355,25 +364,24 @@ class _Hooks:
         self.writer.submit({**state, "position": to_plain(position)}, record.get("loss"))
 
     def asked(self, step: int) -> Request:
-        """Return "stop" after Ctrl-C; or, once, "save" if a node will soon be taken away."""
+        """Return "stop" after Ctrl-C; "save" before the workers are restarted or a node is taken away."""
         if step < self.ask_step:
             return "nothing"
         # Rank 0 answers for all ranks, and decides when to ask again: their clocks would not agree.
-        stop, steps = self.group.broadcast_from_rank_zero(
+        request: Request
+        request, steps = self.group.broadcast_from_rank_zero(
             self._answer(step) if self.group.rank == 0 else None
         )
         self.ask_step = step + steps
-        if stop:
-            return "stop"
-        if not self.warned and self.group.preempted():
+        if request == "nothing" and not self.warned and self.group.preempted():
             self.warned = True
             return "save"
-        return "nothing"
+        return request
 
-    def _answer(self, step: int) -> tuple[bool, int]:
-        """Return whether the run is to end, and the number of steps until the next question."""
-        stop = self.job.channel.stop_requested()
-        return stop, self.questions.steps_until_next(step, time.monotonic())
+    def _answer(self, step: int) -> tuple[Request, int]:
+        """Return what the run is to do, and the number of steps until the next question."""
+        request: Request = self.job.channel.request(step)
+        return request, self.questions.steps_until_next(step, time.monotonic())
 
 
 def _gathered(counts: dict[str, int], world_size: int) -> list[dict[str, int]]:

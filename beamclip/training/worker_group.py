@@ -1,6 +1,6 @@
 """The workers that train together, as one of them sees them: Ray Train workers, or a single process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ class WorkerGroup:
     """Wraps a method so that its gradients are averaged over all workers."""
     preempted: Callable[[], bool]
     """Returns whether a node will soon be taken away; all ranks must call it equally often."""
+    spare: Mapping[str, float] | None = None
+    """What the workers leave of the cluster's resources; None if Ray does not run them."""
 
 
 def single_process(*, use_gpu: bool) -> WorkerGroup:

@@ -12,10 +12,10 @@ from beamclip.models.clip import LoadedClip, new_clip
 from beamclip.training.config import OptimConfig
 
 
-def refused(clip: LoadedClip, batch: int, workers: int = 1, accumulation: int = 1) -> str | None:
+def refused(clip: LoadedClip, batch: int, workers: int = 1, micro_batch: int | None = None) -> str | None:
     config = PretrainConfig(
         stream=StreamConfig(batch_size=batch),
-        optim=OptimConfig(accumulation=accumulation),
+        optim=OptimConfig(micro_batch=micro_batch),
         workers=WorkersConfig(num_workers=workers),
     )
     try:
@@ -40,9 +40,10 @@ def test_one_image_a_pass_is_refused_exactly_where_torch_cannot_train_on_it(size
     assert trains == (said is None)
 
 
-def test_the_passes_of_all_workers_are_counted() -> None:
+def test_what_is_refused_is_one_image_in_a_pass_of_a_worker() -> None:
     clip = new_clip("nano-resnet10t", seed=0)
     clip.preprocess_cfg["size"] = clip.model.visual.image_size = 32
-    assert "--batch-size 4: one image in each of the 4 passes" in str(refused(clip, 4, 2, 2))
-    assert "Give 8 or more." in str(refused(clip, 4, 2, 2))
-    assert refused(clip, 8, 2, 2) is None
+    assert "--batch-size 4: one image at a time in each of 4 workers" in str(refused(clip, 4, 4))
+    assert "Give 8 or more." in str(refused(clip, 4, 4))
+    assert "--micro-batch 1: one image at a time" in str(refused(clip, 8, 1, 1))
+    assert refused(clip, 8, 4, 2) is None

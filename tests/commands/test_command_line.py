@@ -78,7 +78,10 @@ def test_a_written_config_reads_back_as_it_was(config, tmp_path):
         ({"tau-student": 1, "tau_student": 1}, "given twice, as tau_student and as tau_student."),
         ({"resume": "runs/a"}, "resume: cannot be set in a file."),
         ({"seed": "9" * 5000}, "seed: '99999"),
-        ({"workers": {"num_workers": -1}}, "workers: num_workers is -1: give 0 or more."),
+        (
+            {"workers": {"num_workers": -1}},
+            "workers: num_workers is -1: give 0 or more, or a range such as 2..8.",
+        ),
     ],
 )
 def test_yaml_with_a_wrong_key_or_type_is_refused_with_its_path(content, message, tmp_path):
@@ -100,6 +103,20 @@ def test_values_and_names_in_yaml_are_read_as_on_the_command_line(tmp_path):
     assert read[0] == read[1]
     assert (read[0].optim.lr, read[0].csm.tau_student, read[0].workers.use_gpu) == (0.001, 0.07, True)
     assert (read[0].teacher, read[0].classes) == ("2026-02-30", None)
+
+
+@pytest.mark.parametrize("given", [4, "2..8"])
+def test_a_number_or_range_of_workers_is_the_same_in_files_flags_and_what_is_recorded(given, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"num_workers: {given}\n")
+    from_file, from_flag = (
+        read_config(DistillConfig, path),
+        parse(DistillConfig, ["--num-workers", str(given)], ""),
+    )
+    assert from_file == from_flag
+    assert parameters(from_flag)["num_workers"] == given
+    write_config(from_flag, path)
+    assert read_config(DistillConfig, path) == from_flag
 
 
 def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch):

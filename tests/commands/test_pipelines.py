@@ -215,7 +215,7 @@ def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_m
         captions=CaptionConfig(caption_columns=("label",), caption_join="concat", caption_dropout=0.3),
         out=out,
         stream=StreamConfig(batch_size=32),
-        optim=OptimConfig(steps=8, accumulation=2, grad_checkpointing=True),
+        optim=OptimConfig(steps=8, micro_batch=16, grad_checkpointing=True),
         cadence=CadenceConfig(log_every=4),
         workers=WorkersConfig(max_failures=0),
     )
@@ -377,7 +377,7 @@ def test_a_window_of_too_few_lanes_for_the_workers(teacher, corpus, workspace, c
         ({"psd": PsdConfig(psd_end=0.3)}, "--psd-end has no effect with --objective clip."),
         ({"captions": CaptionConfig(caption_dropout=0.3)}, "no effect without --caption-columns."),
         ({"captions": CaptionConfig(("tags",))}, "has a text in tags. Ingest with --keep-columns tags"),
-        ({"workers": WorkersConfig(num_workers=64)}, "leaves some of 64 workers x 1 accumulated"),
+        ({"workers": WorkersConfig(num_workers=64)}, "leaves some of 64 workers without a sample"),
     ],
 )
 def test_options_of_a_pretraining_that_cannot_be_followed(corpus, workspace, capsys, change, message):
@@ -385,7 +385,7 @@ def test_options_of_a_pretraining_that_cannot_be_followed(corpus, workspace, cap
     assert message in messages(capsys, replace(config, **change), pretrain)
 
 
-@pytest.mark.parametrize("option", [["--num-workers", "-1"], ["--accumulation", "0"], ["--objective", "nce"]])
+@pytest.mark.parametrize("option", [["--num-workers", "-1"], ["--micro-batch", "0"], ["--objective", "nce"]])
 def test_values_that_no_run_can_have(capsys, option):
     assert run_command(PretrainConfig, lambda _: None, "", argv=option) == 2
     text = capsys.readouterr().err
@@ -429,7 +429,7 @@ def test_workers_that_leave_no_cpu_for_the_data(teacher, corpus, workspace, caps
         teacher, corpus, workspace / "starved", workers=WorkersConfig(num_workers=2, cpus_per_worker=64.0)
     )
     text = messages(capsys, config, distill)
-    assert "2 workers x 64 CPU leave 0 of" in text
+    assert "--num-workers 2 with 64 CPU each: of " in text
     assert "Lower --num-workers or --cpus-per-worker." in text
 
 

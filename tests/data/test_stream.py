@@ -1,9 +1,10 @@
 """Batches: the samples of each step, what fills them up, resuming, and the count of what is lost."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,9 @@ def order_in(folder: Path, seed: int = SEED) -> Order:
 
 
 def share_in(
-    folder: Path, batch_size: int = 4, rank: int = 0, world_size: int = 1, passes: int = 1
+    folder: Path, batch_size: int = 4, rank: int = 0, world_size: int = 1, micro_batch: int | None = None
 ) -> WorkerShare:
-    return WorkerShare(order_in(folder), batch_size, rank, world_size, passes)
+    return WorkerShare(order_in(folder), batch_size, rank, world_size, micro_batch)
 
 
 def batches_of(
@@ -99,6 +100,17 @@ def take(items: Generator[Any, None, None], count: int) -> list[Any]:
         return list(islice(items, count))
     finally:
         items.close()
+
+
+def passes_of(batches: Generator[Batch, None, None], steps: int) -> list[list[Batch]]:
+    """The micro-batches of each of the first steps."""
+    found: list[list[Batch]] = [[]]
+    with contextlib.closing(batches):
+        while len(found) <= steps:
+            found[-1].append(next(batches))
+            if found[-1][-1].ends_step:
+                found.append([])
+    return found[:-1]
 
 
 def steps_of(folder: Path, world_size: int, steps: int, batch_size: int, **options: Any) -> list[list[Any]]:
@@ -175,20 +187,17 @@ def test_a_batch_may_be_larger_than_an_epoch(folder: Path) -> None:
     assert Counter(batch.epochs) == {0: 23, 1: 23, 2: 14}
 
 
-@pytest.mark.parametrize(("world_size", "passes"), [(1, 1), (1, 3), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, None), (1, 4), (3, None), (3, 2), (3, 1)])
 def test_what_cannot_be_used_and_what_fills_up_has_no_weight(
-    damaged_folder: Path, world_size: int, passes: int
+    damaged_folder: Path, world_size: int, micro_batch: int | None
 ) -> None:
-    steps = 12
-    batches = [
-        take(
-            batches_of(damaged_folder, share_in(damaged_folder, 11, rank, world_size, passes)), steps * passes
-        )
-        for rank in range(world_size)
-    ]
-    for step in range(steps):
-        parts = [batch for of_rank in batches for batch in of_rank[step * passes : (step + 1) * passes]]
+    shares = [share_in(damaged_folder, 11, rank, world_size, micro_batch) for rank in range(world_size)]
+    for steps in zip(*(passes_of(batches_of(damaged_folder, share), 12) for share in shares), strict=True):
+        # All workers take part in each exchange of gradients, so they have equally many passes.
+        assert len({len(passes) for passes in steps}) == 1
+        parts = list(chain(*steps))
         assert len({len(batch.weights) for batch in parts}) == 1
+        assert micro_batch is None or len(parts[0].weights) <= micro_batch
         numbers = torch.cat([batch.numbers for batch in parts])
         assert sorted(numbers[numbers < 11].tolist()) == list(range(11))
         for batch in parts:

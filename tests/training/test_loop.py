@@ -29,9 +29,10 @@ from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.checkpoint import read_checkpoint, write_checkpoint
 from beamclip.training.config import CadenceConfig, OptimConfig
-from beamclip.training.loop import NonFiniteLossError, Request, Training, run_loop
+from beamclip.training.loop import NonFiniteLossError, Training, run_loop
 from beamclip.training.method import Distillation, ImageTextPretraining
 from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate
+from beamclip.training.questions import Request
 
 CPU = torch.device("cpu")
 FP32 = OptimConfig(lr=1e-3, precision="fp32")
@@ -67,6 +68,12 @@ def endless(start: int = 0) -> Iterator[Batch]:
     while True:
         yield photos(start)
         start += 1
+
+
+def in_steps_of(count: int) -> Iterator[Batch]:
+    """The same batches, as many of them the micro-batches of a step."""
+    for number, batch in enumerate(endless(), 1):
+        yield replace(batch, ends_step=number % count == 0)
 
 
 def train(method: nn.Module, config: OptimConfig = FP32, total_steps: int = 10) -> Training:
@@ -439,8 +446,7 @@ def test_a_record_holds_means_over_the_steps_since_the_last_one() -> None:
 
 def test_rates_of_a_record_add_up_to_its_images() -> None:
     log = Log()
-    config = replace(FP32, accumulation=3)
-    run_loop(train(Brightness(), config, 4), endless(), CadenceConfig(log_every=2), log)
+    run_loop(train(Brightness(), FP32, 4), in_steps_of(3), CadenceConfig(log_every=2), log)
     for record in log.records:
         assert record["images_per_second"] * record["window_seconds"] == pytest.approx(2 * 3 * 4)
         assert 0 < record["data_wait_share"] < 1
@@ -460,10 +466,10 @@ def test_a_record_leaves_out_what_taught_nothing() -> None:
     assert len(log.saved) == 1
 
 
-def test_a_step_takes_as_many_batches_as_it_accumulates() -> None:
+def test_a_step_takes_its_micro_batches_and_no_more() -> None:
     log = Log()
-    batches = endless()
-    run_loop(train(Brightness(), replace(FP32, accumulation=3), 2), batches, CadenceConfig(), log)
+    batches = in_steps_of(3)
+    run_loop(train(Brightness(), FP32, 2), batches, CadenceConfig(), log)
     assert log.skipped[-1] == {"seed": 5}
     assert next(batches).skipped == {"seed": 6}
 
@@ -482,8 +488,8 @@ def test_a_loop_that_is_asked_to_save_saves_once_and_goes_on() -> None:
 
 
 def test_the_samples_of_each_step_are_told() -> None:
-    log, batches = Log(), endless()
-    run_loop(train(Brightness(), replace(FP32, accumulation=2), 3), batches, CadenceConfig(), log)
+    log = Log()
+    run_loop(train(Brightness(), FP32, 3), in_steps_of(2), CadenceConfig(), log)
     fresh = endless()
     assert log.keys == {step: next(fresh).keys + next(fresh).keys for step in (1, 2, 3)}
 
