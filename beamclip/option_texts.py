@@ -1,6 +1,6 @@
 """The text of each option: the docstring below its field, which --help shows.
 
-An option whose text begins with "Required." is None until it is given, and `check_required` refuses None.
+An option whose text begins with "Required." is None or () until it is given, which `check_required` refuses.
 """
 
 import ast
@@ -37,7 +37,7 @@ def check_required(
     """Refuse a configuration that lacks required options, all of them in one message.
 
     Args:
-        config: a dataclass of options; an option that was not given is None.
+        config: a dataclass of options; an option that was not given is None or ().
         also: flag -> value of further options that this command requires, from sections that commands share.
         hint: last sentence of the message.
 
@@ -47,7 +47,7 @@ def check_required(
     section: type = type(config)
     required = [name for name in option_texts(section) if is_required(section, name)]
     given = {f"--{name.replace('_', '-')}": getattr(config, name) for name in required} | dict(also or {})
-    missing = [flag for flag, value in given.items() if value is None]
+    missing = [flag for flag, value in given.items() if value in (None, ())]
     if missing:
         *first, last = missing
         flags = f"{', '.join(first)} and {last} are" if first else f"{last} is"

@@ -65,6 +65,24 @@ LocalPath = Annotated[
 ]
 """Type of an option that takes a path of this machine, or None."""
 
+Places = Annotated[
+    tuple[
+        Annotated[
+            str,
+            PrimitiveConstructorSpec(
+                nargs=1,
+                metavar="PATH|ADDRESS",
+                instance_from_str=lambda words: words[0],
+                is_instance=lambda value: isinstance(value, str | Path),
+                str_from_instance=lambda value: [str(value)],
+            ),
+        ],
+        ...,
+    ],
+    pydantic.BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
+"""Type of an option that takes paths of this machine or fsspec addresses; a file may give one as a text."""
+
 PathOrAddress = Annotated[
     str | None,
     PrimitiveConstructorSpec(

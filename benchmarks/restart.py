@@ -38,6 +38,7 @@ from support.restarts import (
 )
 
 from beamclip.commands.console import table
+from beamclip.data.mixture import Mixture
 from beamclip.data.order import order_of, windows_from
 from beamclip.data.position import DataPosition, position_in, to_plain
 
@@ -175,7 +176,7 @@ def position_table() -> list[list[str]]:
     counts = np.random.default_rng(0).integers(mean // 2, 3 * mean // 2 + 1, LARGE_SHARDS)
     order = order_of(counts, LARGE_WINDOW, 0, LARGE_WORKERS)
     place = 2 * order.rows + order.rows // 3
-    position = position_in(order, place, {"broken shard": 1_234, "corrupt image": 56_789})
+    position = position_in(Mixture((order,)), place, {"broken shard": 1_234, "corrupt image": 56_789})
     seconds = {
         "write it to a checkpoint": lambda: saved_bytes(position),
         "find it: the order of its epoch": lambda: order_of(counts, LARGE_WINDOW, 0, LARGE_WORKERS).epoch(2),

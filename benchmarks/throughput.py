@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, cycle, islice
 from multiprocessing import get_context
@@ -39,7 +39,7 @@ from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
-from beamclip.data.order import order_of, windows_from
+from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.rows import ROWS_PER_TASK, Bundle, bundles_of, read_bundle
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
 from beamclip.data.stream import (
@@ -287,9 +287,9 @@ def _batch(setting: Setting) -> Batch:
     )
 
 
-def _columns() -> Columns:
-    """Return the columns that a run on a cache of one teacher reads."""
-    return Columns(views=CachedViews((0,), VIEWS))
+def _with_views(shard: Shard) -> Shard:
+    """Return a shard of a cache as a run on one of its teachers reads it."""
+    return replace(shard, views=CachedViews((0,), VIEWS))
 
 
 @dataclass(frozen=True)
@@ -303,19 +303,19 @@ class Source:
 
     def rows(self) -> Generator[Numbered, None, None]:
         """Yield its samples through Ray Data, from the first one on."""
-        return worker_rows(self.shards, self.starts, _columns(), self.share, sample=0)
+        return worker_rows(self.shards, self.starts, Columns(), self.share, sample=0)
 
     def bundles(self) -> list[Bundle]:
         """Return the first bundles that its read tasks read, of about STAGE_IMAGES rows in all."""
-        windows = windows_from(self.share.order, 0, 0, 1)
+        windows = self.share.mixture.windows_from(0, 0, 1)
         bundles = chain.from_iterable(bundles_of(window, self.shards, self.starts) for window in windows)
         return list(islice(bundles, STAGE_IMAGES // ROWS_PER_TASK))
 
 
 def _source(setting: Setting, inputs: Inputs, window: int) -> Source:
-    shards = list_shards(str(inputs.cache))
-    order = order_of(np.array([shard.samples for shard in shards]), window, seed=0, num_workers=1)
-    return Source(shards, read_starts(shards)[0], WorkerShare(order, setting.batch_size))
+    shards = [_with_views(shard) for shard in list_shards(str(inputs.cache))]
+    mixture = mixture_of(source_counts(shards), (), window, seed=0, num_workers=1)
+    return Source(shards, read_starts(shards)[0], WorkerShare(mixture, setting.batch_size))
 
 
 def measure_loader(setting: Setting, inputs: Inputs) -> Figures:
@@ -366,7 +366,7 @@ def _rows_seconds(source: Source, count: int) -> float:
 
 def _read(bundles: list[Bundle]) -> list[Any]:
     """Return the tables that read tasks make of bundles."""
-    return [table for bundle in bundles for table in read_bundle(bundle, _columns())]
+    return [table for bundle in bundles for table in read_bundle(bundle, Columns())]
 
 
 def _decode_seconds(setting: Setting, source: Source, rows: list[Row]) -> float:
@@ -410,7 +410,7 @@ def cache_figures(setting: Setting, inputs: Inputs) -> Figures:
     """Return what it costs per sample to store and to read embeddings, in bytes and microseconds."""
     shard = list_shards(str(inputs.cache))[0]
     plain, cached = (
-        _median_seconds(partial(_read_all, shard, columns)) for columns in (Columns(), _columns())
+        _median_seconds(partial(_read_all, each, Columns())) for each in (shard, _with_views(shard))
     )
     column = _median_seconds(lambda: _embeddings(shard))
     samples = setting.photos.samples

@@ -6,11 +6,9 @@ Free of torch: batches are checked before a model is loaded.
 from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
-
 from beamclip.commands.console import plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig, SweepConfig
-from beamclip.data.order import order_of
+from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.shards import Shard
 from beamclip.errors import InputError
 from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
@@ -34,7 +32,7 @@ def show_chosen(given: TrainConfig, config: TrainConfig, shards: list[Shard]) ->
     chosen = []
     if given.stream.batch_size is None:
         chosen.append(f"batch {config.stream.batch_size}")
-    if given.optim.epochs is None and given.optim.steps is None:
+    if not given.optim.has_length:
         chosen.append(f"{config.optim.epochs:g} epochs")
     if given.optim.lr is None:
         chosen.append(f"lr {config.optim.lr:g}")
@@ -52,7 +50,7 @@ def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
 
     Raises:
         InputError: the batch is smaller than the number of workers, the data hold fewer samples, or the
-            shuffle window has too few lanes for the workers.
+            shuffle window has too few lanes for the workers, or for the weight of a data set.
     """
     batch, workers = config.stream.batch_size, config.workers.world_size
     assert batch is not None
@@ -61,11 +59,10 @@ def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
             f"--batch-size {batch}: leaves some of {workers} workers without a sample. "
             f"Give {workers} or more."
         )
-    counts = np.array([shard.samples for shard in shards], np.int64)
-    order_of(counts, config.stream.shuffle_window, config.seed, workers)
-    samples = int(counts.sum())
+    stream, counts = config.stream, source_counts(shards)
+    samples = mixture_of(counts, stream.data_weights, stream.shuffle_window, config.seed, workers).rows
     if samples < batch:
         raise InputError(
-            f"{config.data}: {plural(samples, 'sample')} cannot fill a batch of {batch}. "
+            f"{' '.join(config.data)}: {plural(samples, 'sample')} cannot fill a batch of {batch}. "
             f"Give --batch-size {samples // workers * workers or workers} or less, or more data."
         )

@@ -55,13 +55,13 @@ def refuse_alike(prompts: Sequence[Sequence[str]]) -> int:
 
 
 def check_contexts(
-    classes: Sequence[ClassEntry], config: PromptConfig, data: str | None, *, allow_missing: bool = False
+    classes: Sequence[ClassEntry], config: PromptConfig, data: Sequence[str], *, allow_missing: bool = False
 ) -> None:
     """Refuse contexts that no source can give, before anything is started; captions are not counted yet.
 
     Args:
         classes: empty where the command was given no class list.
-        data: address of the command's shards, if it has any.
+        data: addresses of the command's shards, if it has any.
         allow_missing: see `list_shards`.
 
     Raises:
@@ -71,9 +71,9 @@ def check_contexts(
     lexicon = _lexicon(config)
     for name in (names or (NONE,)) if config.num_contexts else ():
         if name == CAPTIONS:
-            address = _address(config, data)
-            shards = list_shards(address, allow_missing=allow_missing)
-            check_texts(shards, _columns(config), address)
+            for address in _addresses(config, data):
+                shards = list_shards(address, allow_missing=allow_missing)
+                check_texts(shards, _columns(config), address)
         else:
             class_contexts(classes, name, config.num_contexts, lexicon)
     if classes:
@@ -86,7 +86,7 @@ def check_contexts(
 def context_sources(
     classes: Sequence[ClassEntry],
     config: PromptConfig,
-    data: str | None,
+    data: Sequence[str],
     cache_dir: Path,
     *,
     allow_missing: bool = False,
@@ -96,23 +96,24 @@ def context_sources(
     Only those that the configuration asks for, by name; captions are read on Ray.
 
     Args:
-        data: address of the command's shards, if it has any.
+        data: addresses of the command's shards, if it has any.
         cache_dir: folder in which the words found in captions are kept.
         allow_missing: see `list_shards`.
     """
     sources = _lexicon(config)
     if config.num_contexts and CAPTIONS in source_names(config.context_source):
-        shards = list_shards(_address(config, data), allow_missing=allow_missing)
+        addresses = _addresses(config, data)
+        shards = [each for address in addresses for each in list_shards(address, allow_missing=allow_missing)]
         words = _words(sorted({entry.name for entry in classes}), config, shards, cache_dir)
         sources[CAPTIONS] = lambda entry: words[entry.name]
     return sources
 
 
-def _address(config: PromptConfig, data: str | None) -> str:
-    address = config.context_data or data
-    if address is None:
+def _addresses(config: PromptConfig, data: Sequence[str]) -> Sequence[str]:
+    addresses = [config.context_data] if config.context_data else data
+    if not addresses:
         raise InputError("context_source captions reads the captions of shards. Give --data SHARDS.")
-    return address
+    return addresses
 
 
 def _columns(config: PromptConfig) -> Columns:

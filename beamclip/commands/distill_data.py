@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from beamclip.commands.batches import check_batches, sized
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import DistillConfig
-from beamclip.data.cache import CacheManifest, finished_manifest, is_cache
-from beamclip.data.listing import list_labelled, list_shards
+from beamclip.commands.sources import list_sources, read_manifests
+from beamclip.data.cache import CacheManifest
+from beamclip.data.listing import list_labelled
 from beamclip.data.shards import Shard
 from beamclip.errors import InputError
 from beamclip.option_texts import check_required
@@ -22,9 +23,10 @@ class DistillData:
     """What the options of a distillation name, without its models."""
 
     shards: list[Shard]
+    """Of all data sets, one after the other."""
     classes: list[ClassEntry]
-    manifest: CacheManifest | None
-    """Manifest of the teacher cache; None if the data are plain shards."""
+    manifests: tuple[CacheManifest, ...]
+    """Of the teacher caches, one for each data set; empty if the data are plain shards."""
 
 
 def load_data(config: DistillConfig) -> DistillData:
@@ -35,7 +37,7 @@ def load_data(config: DistillConfig) -> DistillData:
     """
     # A wrong address is reported before a missing option.
     allow_missing = config.stream.allow_missing_shards
-    shards = list_shards(config.data, allow_missing=allow_missing) if config.data else []
+    shards = list_sources(config)
     check_options(config)
     check_batches(sized(config, shards), shards)
     check_decode(config.stream, config.workers)
@@ -43,8 +45,7 @@ def load_data(config: DistillConfig) -> DistillData:
     check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
-    manifest = finished_manifest(str(config.data)) if is_cache(str(config.data)) else None
-    return DistillData(shards, classes, manifest)
+    return DistillData(shards, classes, read_manifests(config.data))
 
 
 def check_options(config: DistillConfig) -> None:

@@ -34,19 +34,18 @@ class DistillInputs:
     """Everything that the options of a distillation name, loaded and checked."""
 
     data: DistillData
+    """Its shards know what to read from them, if they are of teacher caches."""
     teachers: list[LoadedClip]
     """Without their image towers, which the workers run; with a cache, nobody needs them."""
     image_towers: list[ImageTower]
     """Image towers of the teachers; empty with a cache."""
     student: LoadedClip
-    views: CachedViews | None
-    """What training reads from the cache; None if the data are plain shards."""
 
     @property
     def image_size(self) -> int:
         """Side of the images that training sees, pixels."""
-        manifest = self.data.manifest
-        return manifest.image_size if manifest else needed_size(self.teachers, self.student)
+        manifests = self.data.manifests
+        return manifests[0].image_size if manifests else needed_size(self.teachers, self.student)
 
 
 def load_inputs(config: DistillConfig, data: DistillData) -> DistillInputs:
@@ -61,14 +60,15 @@ def load_inputs(config: DistillConfig, data: DistillData) -> DistillInputs:
     loaded = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
     teachers = [text_tower(clip) for clip in loaded]
     student = build_student(config.student, teachers[0], config.seed)
-    shards, manifest = data.shards, data.manifest
+    shards, manifests = data.shards, data.manifests
     check_batch_norms(sized(config, shards), student)
     _show_init(config.student, student)
-    views = cached_views(config, manifest, teachers, student) if manifest else None
+    data = with_views(config, data, teachers, student)
     images = f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}"
-    print_stage("shards", images, f"{plural(manifest.augmentations, 'cached view')} each" if manifest else "")
-    towers = [] if manifest else [clip.image_tower for clip in loaded]
-    return DistillInputs(data, teachers, towers, student, views)
+    views = "/".join(dict.fromkeys(str(manifest.augmentations) for manifest in manifests))
+    print_stage("shards", images, f"cached views of each: {views}" if manifests else "")
+    towers = [] if manifests else [clip.image_tower for clip in loaded]
+    return DistillInputs(data, teachers, towers, student)
 
 
 def _show_init(config: StudentConfig, student: LoadedClip) -> None:
@@ -83,32 +83,46 @@ def needed_size(teachers: list[LoadedClip], student: LoadedClip) -> int:
     return max(clip.image_size for clip in (*teachers, student))
 
 
-def cached_views(
-    config: DistillConfig, manifest: CacheManifest, teachers: list[LoadedClip], student: LoadedClip
-) -> CachedViews:
-    """Return what training reads from a cache, which must suit this distillation.
+def with_views(
+    config: DistillConfig, data: DistillData, teachers: list[LoadedClip], student: LoadedClip
+) -> DistillData:
+    """Return the data with what training reads from teacher caches, which must suit this distillation.
 
     Raises:
-        InputError: the cache was made with other teachers, smaller images or another augmentation.
+        InputError: a cache was made with other teachers, smaller images or another augmentation.
     """
+    if not data.manifests:
+        return data
+    caches = zip(config.data, data.manifests, strict=True)
+    views = [_cached_views(address, config, manifest, teachers, student) for address, manifest in caches]
+    return replace(data, shards=[replace(shard, views=views[shard.source]) for shard in data.shards])
+
+
+def _cached_views(
+    address: str,
+    config: DistillConfig,
+    manifest: CacheManifest,
+    teachers: list[LoadedClip],
+    student: LoadedClip,
+) -> CachedViews:
     places = {teacher.fingerprint: index for index, teacher in enumerate(manifest.teachers)}
     for teacher in teachers:
         if teacher.fingerprint not in places:
             held = ", ".join(f"{each.address} ({each.fingerprint[:12]})" for each in manifest.teachers)
             raise InputError(
-                f"{config.data}: holds no embeddings by {teacher.address} ({teacher.fingerprint[:12]}), "
+                f"{address}: holds no embeddings by {teacher.address} ({teacher.fingerprint[:12]}), "
                 f"but by {held}. Give one of these as --teacher, or build another cache with beamclip embed."
             )
     size = needed_size(teachers, student)
     if manifest.image_size < size:
         raise InputError(
-            f"{config.data}: was made from images of {manifest.image_size} px, and {config.student.student} "
+            f"{address}: was made from images of {manifest.image_size} px, and {config.student.student} "
             f"takes {size} px. Build a cache with --image-size {size}, or lower --student-image-size."
         )
     differing = augmentation_differences(manifest.augmentation, asdict(config.augmentation))
     if differing:
         raise InputError(
-            f"{config.data}: was made with another augmentation: {'; '.join(differing)}. Use that of the "
+            f"{address}: was made with another augmentation: {'; '.join(differing)}. Use that of the "
             "cache (--config with its distill.yaml), or build another cache."
         )
     return manifest.views(tuple(places[teacher.fingerprint] for teacher in teachers))
@@ -129,8 +143,8 @@ def check_templates(config: DistillConfig, inputs: DistillInputs, cache: Path) -
     """
     if not inputs.data.classes:
         return
-    if inputs.views:
-        embed = kept_in(inputs.views, inputs.data.shards)
+    if inputs.data.manifests:
+        embed = kept_in(inputs.data.shards)
     else:
         embed = embedded_by(inputs.image_towers[0], inputs.data.shards, config.workers)
     warn_of_misfit(config.prompts, inputs.data.classes, inputs.teachers[0], embed, config.workers, cache)

@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from beamclip.commands.options import DistillConfig
-from beamclip.data.cache import CachedViews
 from beamclip.data.shards import Columns, Shard
 from beamclip.training.builders import DistillationBuilder
-from beamclip.training.optim import total_steps
+from beamclip.training.recipe import total_steps
 from beamclip.training.worker import Storage, TrainingJob
 
 
@@ -19,8 +18,7 @@ class TrainingData:
     """What a distillation trains on."""
 
     shards: list[Shard]
-    views: CachedViews | None
-    """What to read from a teacher cache; None for plain shards."""
+    """Of all data sets, one after the other, with what to read from them if they are of teacher caches."""
     size: int
     """Side of the images that reach the method, pixels."""
 
@@ -59,7 +57,7 @@ def distillation_job(
             config.optim.compile,
         ),
         shards=images.shards,
-        columns=Columns(views=images.views),
+        columns=Columns(),
         image_size=images.size,
         batch_size=batch_size,
         total_steps=total_steps(config.optim, images.samples, batch_size),

@@ -19,6 +19,7 @@ from beamclip.commands.distill_job import TrainingData, distillation_job, restor
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.run import TrainingResult, show_skipped, started_run
 from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
+from beamclip.commands.sources import show_sources
 from beamclip.errors import InputError
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip, load_clip
@@ -42,16 +43,17 @@ def run_distillation(
         began: time.perf_counter() when the command began.
     """
     inputs = load_inputs(config, data)
-    given, config = config, sized(config, data.shards)
-    show_chosen(given, config, data.shards)
+    given, config, shards = config, sized(config, data.shards), inputs.data.shards
+    show_chosen(given, config, shards)
+    show_sources(config, shards)
     config = with_own_templates(config, inputs)
-    with started_run("distill", config, run_dir, data.shards, workers, began=began) as run:
+    with started_run("distill", config, run_dir, shards, workers, began=began) as run:
         if config.resume is None:
             check_templates(config, inputs, run_dir.parent / "anchors")
         anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")
         job = distillation_job(
             config,
-            TrainingData(data.shards, inputs.views, inputs.image_size),
+            TrainingData(shards, inputs.image_size),
             teachers=[share(tower, config.workers) for tower in inputs.image_towers],
             student=share(inputs.student.image_tower, config.workers),
             anchors=share(anchors, config.workers),
@@ -161,14 +163,14 @@ def _card(config: DistillConfig, metrics: dict[str, float]) -> dict[str, Any]:
     return {
         "teacher": " + ".join(map(str, (config.teacher, *config.more_teachers))),
         "student": config.student.student,
-        "data": config.data,
+        "data": " + ".join(config.data),
         "metrics": metrics,
     }
 
 
 def _title(config: DistillConfig, inputs: DistillInputs) -> str:
     names = " + ".join(_teacher_name(teacher) for teacher in inputs.teachers)
-    return f"{config.student.student} <- {names}{', cached' if inputs.data.manifest else ''}"
+    return f"{config.student.student} <- {names}{', cached' if inputs.data.manifests else ''}"
 
 
 def _teacher_name(teacher: LoadedClip) -> str:

@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     classes = load_classes(class_list)
     refuse_one_class(classes)
     if "zeroshot" in config.tasks:
-        check_contexts(classes, config.prompts, address, allow_missing=config.allow_missing_shards)
+        check_contexts(classes, config.prompts, [address], allow_missing=config.allow_missing_shards)
     clip = load_clip(model)
     if "zeroshot" in config.tasks:
         config = replace(config, prompts=with_templates(config.prompts, clip))
@@ -123,7 +123,7 @@ def _run_tasks(
     if "zeroshot" in config.tasks:
         cache = run_dir.parent / "anchors"
         external_sources = context_sources(
-            classes, config.prompts, config.data, cache, allow_missing=config.allow_missing_shards
+            classes, config.prompts, [str(config.data)], cache, allow_missing=config.allow_missing_shards
         )
         warn_of_misfit(config.prompts, classes, clip, lambda: encoded.embeddings, config.workers, cache)
         anchors = class_anchors(classes, config.prompts, external_sources, clip, config.workers, cache)

@@ -10,6 +10,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from beamclip.option_texts import REQUIRED, is_required, option_texts
+from beamclip.places import Places
 from beamclip.ranges import ranges_of
 
 
@@ -43,6 +44,8 @@ def _text(section: type, name: str) -> str:
 
 def _metavar(kind: Any) -> str | None:
     """Show the type as `INT`, or `STR ...` for several; None leaves choices and types of places to tyro."""
+    if kind == Places:
+        return "PATH|ADDRESS ..."
     repeated = ""
     inner = [part for part in typing.get_args(kind) if part is not NoneType]
     if typing.get_origin(kind) is tuple and inner[-1] is ...:

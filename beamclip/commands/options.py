@@ -12,7 +12,7 @@ from beamclip.commands.search import SearchConfig
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
 from beamclip.models.config import StudentConfig
-from beamclip.places import LocalPath, PathOrAddress
+from beamclip.places import LocalPath, PathOrAddress, Places
 from beamclip.prompts.config import PromptConfig
 from beamclip.ranges import Count, Natural, check_ranges
 from beamclip.tracking.config import TrackingConfig
@@ -38,9 +38,10 @@ class ScoringConfig:
 class DistillConfig:
     """Transfer a CLIP teacher into a small student, from images alone."""
 
-    data: PathOrAddress = None
+    data: Places = ()
     """Required. Folder or address of shards (of beamclip ingest, or other tars of samples), of images, or of
-    a teacher cache that beamclip embed built from such: with a cache, no teacher runs."""
+    a teacher cache that beamclip embed built from such: with a cache, no teacher runs. Several are trained on
+    together."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
     open_clip:NAME/FILE, or a run of beamclip pretrain."""
@@ -101,8 +102,9 @@ class SweepConfig(DistillConfig):
 class PretrainConfig:
     """Train an image and a text tower from captioned images."""
 
-    data: PathOrAddress = None
-    """Required. Folder or address of shards: of beamclip ingest, or other tars of images and captions."""
+    data: Places = ()
+    """Required. Folder or address of shards: of beamclip ingest, or other tars of images and captions.
+    Several are trained on together."""
     model: str = "tiny-resnet18"
     """A small config of beamclip (tiny-resnet18, tiny-msclip-s, ...), a config of open_clip, or a JSON file
     in open_clip's format."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields
 from beamclip.commands.batches import check_batches, sized
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import PretrainConfig
+from beamclip.commands.sources import list_sources, of_each
 from beamclip.data.config import CaptionConfig
-from beamclip.data.listing import check_texts, list_labelled, list_shards
+from beamclip.data.listing import check_texts, list_labelled
 from beamclip.data.shards import Columns, Shard
 from beamclip.errors import InputError
 from beamclip.losses.config import PsdConfig
@@ -23,6 +24,7 @@ class PretrainData:
     """What the options of a pre-training name, without its model."""
 
     shards: list[Shard]
+    """Of all data sets, one after the other."""
     classes: list[ClassEntry]
 
 
@@ -33,15 +35,15 @@ def load_data(config: PretrainConfig) -> PretrainData:
         InputError: for the first input that cannot be used.
     """
     check_required(config)
-    assert config.data is not None, "check_required() refuses it"
     if config.scoring.eval_data and config.classes is None:
         raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
     _refuse_idle_options(config)
     allow_missing = config.stream.allow_missing_shards
-    shards = list_shards(config.data, allow_missing=allow_missing)
+    shards = list_sources(config)
     check_batches(sized(config, shards), shards)
     check_decode(config.stream, config.workers)
-    check_texts(shards, columns_of(config), config.data)
+    for address, own in zip(config.data, of_each(shards), strict=True):
+        check_texts(own, columns_of(config), address)
     classes = load_classes(config.classes) if config.classes else []
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data, allow_missing=allow_missing)

@@ -17,6 +17,7 @@ from beamclip.commands.options import PretrainConfig
 from beamclip.commands.pretrain_data import PretrainData, columns_of
 from beamclip.commands.run import show_skipped, started_run
 from beamclip.commands.scoring import ScoredData, score_zeroshot
+from beamclip.commands.sources import show_sources
 from beamclip.commands.templates import seen_captions, with_templates
 from beamclip.data.shards import Shard
 from beamclip.models.clip import LoadedClip, assemble, new_clip
@@ -27,7 +28,7 @@ from beamclip.runs.folder import MODEL
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder
 from beamclip.training.method import initial_logits
-from beamclip.training.optim import total_steps
+from beamclip.training.recipe import total_steps
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import Storage, TrainingJob
 
@@ -57,6 +58,7 @@ def run_pretraining(
     untrained = _new_model(config, data)
     given, config = config, sized(config, data.shards)
     show_chosen(given, config, data.shards)
+    show_sources(config, data.shards)
     config = replace(config, prompts=with_templates(config.prompts, untrained))
     with started_run("pretrain", config, run_dir, data.shards, workers, began=began) as run:
         job = _job(config, data.shards, untrained, run.storage)
@@ -79,7 +81,12 @@ def run_pretraining(
 
 
 def _card(config: PretrainConfig, metrics: dict[str, float]) -> dict[str, Any]:
-    return {"model": config.model, "objective": config.objective, "data": config.data, "metrics": metrics}
+    return {
+        "model": config.model,
+        "objective": config.objective,
+        "data": " + ".join(config.data),
+        "metrics": metrics,
+    }
 
 
 def _job(config: PretrainConfig, shards: list[Shard], clip: LoadedClip, storage: Storage) -> TrainingJob:

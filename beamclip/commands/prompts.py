@@ -105,16 +105,20 @@ def _load(config: PromptsConfig) -> tuple[list[ClassEntry], LoadedClip, ImageTow
     assert config.classes is not None, "check_required() refuses it"
     classes = load_classes(config.classes)
     refuse_one_class(classes)
-    check_contexts(classes, config.prompts, config.data, allow_missing=config.allow_missing_shards)
+    check_contexts(classes, config.prompts, _data(config), allow_missing=config.allow_missing_shards)
     if config.data is not None:
         list_shards(config.data, allow_missing=config.allow_missing_shards)
     clip = load_clip(str(config.teacher))
     return classes, text_tower(clip), clip.image_tower
 
 
+def _data(config: PromptsConfig) -> list[str]:
+    return [config.data] if config.data is not None else []
+
+
 def _compare(config: PromptsConfig, classes: list[ClassEntry], clip: LoadedClip, cache: Path) -> Compared:
     external_sources = context_sources(
-        classes, config.prompts, config.data, cache, allow_missing=config.allow_missing_shards
+        classes, config.prompts, _data(config), cache, allow_missing=config.allow_missing_shards
     )
     bare, chosen = replace(config.prompts, num_contexts=0), config.prompts
 

@@ -88,7 +88,7 @@ def quickstart(runs: Path = RUNS) -> Summary:
     )
     shards = {split: _shards(corpus, split, runs) for split in ("train", "test")}
     scoring = replace(SCORING, eval_data=str(shards["test"]))
-    inputs: dict[str, Any] = {"data": str(shards["train"]), "classes": paths.classes, "scoring": scoring}
+    inputs: dict[str, Any] = {"data": (str(shards["train"]),), "classes": paths.classes, "scoring": scoring}
     teacher_config = replace(TEACHER, **inputs)
     teacher = _run_dir("teacher", teacher_config, runs)
     student_config = replace(STUDENT, **inputs, teacher=str(teacher))

@@ -14,7 +14,6 @@ from torch import Tensor
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.anchors import encoded_prompts
 from beamclip.commands.console import print_stage
-from beamclip.data.cache import CachedViews
 from beamclip.data.captions import choose_caption
 from beamclip.data.config import CaptionConfig
 from beamclip.data.shards import Columns, Shard, iterate_rows
@@ -168,11 +167,11 @@ def embedded_by(tower: ImageTower, shards: list[Shard], workers: WorkersConfig) 
     return embed
 
 
-def kept_in(views: CachedViews, shards: list[Shard]) -> Embed:
-    """Return a function that reads embeddings of some images by the first teacher in `views` from a cache."""
+def kept_in(shards: list[Shard]) -> Embed:
+    """Return a function that reads embeddings of some images by the first teacher from teacher caches."""
 
     def embed() -> Tensor:
-        kept = [row["embeddings"][0] for row in _some_rows(shards, Columns(views=views))]
+        kept = [row["embeddings"][0] for row in _some_rows(shards, Columns())]
         vectors = [torch.frombuffer(bytearray(each), dtype=torch.float16).float() for each in kept if each]
         return torch.stack(vectors) if vectors else torch.zeros(0, 0)
 

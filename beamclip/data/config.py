@@ -31,6 +31,9 @@ class StreamConfig:
 
     batch_size: Count | None = None
     """Images in a global batch, over all workers; by default chosen from the number of images."""
+    data_weights: tuple[Positive, ...] = ()
+    """Shares of the data sets of --data in each batch, in their order: `2 1` takes twice as many samples of
+    the first. By default all are one data set, of which each epoch has each sample once."""
     shuffle_window: Count = 4096
     """Samples from all over the data that are shuffled among each other; twice as many are held, encoded."""
     decode: Literal["auto", "worker", "tasks"] = "auto"

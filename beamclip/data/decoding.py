@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -42,8 +40,13 @@ def row_draws(rows: Sequence[Row], seed: int) -> list[NDArray[np.float32]]:
     if any(kept):
         # A row that was lost has none, and needs none.
         return [np.frombuffer(each or bytes(4 * DRAWS), "<f4") for each in kept]
-    epochs = groupby(rows, key=itemgetter("epoch"))
-    return [u for epoch, part in epochs for u in sample_uniforms(seed, epoch, [row["key"] for row in part])]
+    draws = [np.empty(0, np.float32)] * len(rows)
+    for epoch in {row["epoch"] for row in rows}:
+        places = [place for place, row in enumerate(rows) if row["epoch"] == epoch]
+        own = sample_uniforms(seed, epoch, [rows[place]["key"] for place in places])
+        for place, drawn in zip(places, own, strict=True):
+            draws[place] = drawn
+    return draws
 
 
 def crop_of(row: Row, draws: NDArray[np.float32], decoding: Decoding) -> NDArray[np.uint8] | None:

@@ -143,7 +143,7 @@ def fingerprint(shards: list[Shard]) -> str:
     """Names a data set by what positions in it depend on: the names of its shards and their counts."""
     digest = hashlib.sha256()
     for shard in shards:
-        digest.update(f"{shard.name} {shard.samples}\n".encode())
+        digest.update(f"{shard.source} {shard.name} {shard.samples}\n".encode())
     samples = sum(shard.samples for shard in shards)
     return f"{len(shards)} shards, {samples} samples, {digest.hexdigest()[:16]}"
 

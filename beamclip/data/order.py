@@ -1,4 +1,6 @@
-"""The order of a run: which row of which shard is its i-th sample, by arithmetic alone.
+"""The order of a data source: which row of which shard is its i-th sample, by arithmetic alone.
+
+A run takes all its samples from one source, or mixes several, each of which has an order (see mixture.py).
 
 The rows of each shard are cut into pieces of neighbours, which are read together. Each epoch permutes all
 pieces and lays them end to end. This line is cut into windows of one piece a lane. Within a window, each lane
@@ -36,7 +38,7 @@ _ROUNDS = 6
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """What the order of a run follows from."""
+    """What the order of a source follows from."""
 
     counts: Ints
     """[shards], rows of each shard."""
@@ -56,7 +58,7 @@ class Order:
         """[shards + 1], number of the first piece of each shard, and the number of pieces."""
         return np.concatenate([[0], np.cumsum(-(-self.counts // self.piece))])
 
-    @lru_cache(maxsize=4)  # noqa: B019 (a run has one order)
+    @lru_cache(maxsize=64)  # noqa: B019 (a run has few orders, and needs two epochs of each at a time)
     def epoch(self, number: int) -> "Epoch":
         """The order of one epoch."""
         pieces = int(self.first_pieces[-1])
@@ -72,7 +74,7 @@ class Order:
 
 
 def order_of(counts: Ints, window: int, seed: int, num_workers: int) -> Order:
-    """The order of a data set.
+    """The order of a data set that fills the window alone.
 
     Args:
         counts: [shards], rows of each shard.
@@ -82,15 +84,28 @@ def order_of(counts: Ints, window: int, seed: int, num_workers: int) -> Order:
     Raises:
         InputError: the window has too few lanes for the workers.
     """
+    return order_over(counts, lanes_in(window, num_workers), seed)
+
+
+def order_over(counts: Ints, lanes: int, seed: int) -> Order:
+    """The order of a data set over so many lanes."""
+    # Pieces of few rows where the data are few: whole pieces would fill few lanes, and nothing be shuffled.
+    return Order(counts, lanes, min(PIECE, max(1, int(counts.sum()) // lanes)), seed)
+
+
+def lanes_in(window: int, num_workers: int) -> int:
+    """How many lanes a window has.
+
+    Raises:
+        InputError: they are too few for the workers.
+    """
     lanes = window // PIECE
     if lanes < LANES_PER_WORKER * num_workers:
         raise InputError(
             f"--shuffle-window {window}: has {lanes} lanes of {PIECE} samples, too few for {num_workers} "
             f"workers. Give {LANES_PER_WORKER * num_workers * PIECE} or more."
         )
-    # Pieces of few rows where the data are few: whole pieces would fill few lanes, and nothing be shuffled.
-    piece = min(PIECE, max(1, int(counts.sum()) // lanes))
-    return Order(counts, lanes, piece, seed)
+    return lanes
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,8 @@ class Window:
     """The samples of one window that one worker serves, in the order in which they leave it."""
 
     epoch: int
+    first: int
+    """Number of the window's first sample, whichever worker serves it."""
     lane: Ints
     """[rows], ascending wherever the place is the same."""
     shard: Ints
@@ -138,11 +155,11 @@ class Window:
     row: Ints
     """[rows], row numbers within the shard."""
     number: Ints
-    """[rows], numbers of the samples in the run."""
+    """[rows], ascending, numbers of the samples."""
 
 
 def windows_from(order: Order, sample: int, rank: int, world_size: int) -> Iterator[Window]:
-    """The windows of one worker from a sample of the run on, without end; some may have no row of its."""
+    """The windows of one worker from a sample on, without end; some may have no row of its."""
     for epoch_number in count(sample // order.rows):
         epoch, before = order.epoch(epoch_number), epoch_number * order.rows
         first = int(np.searchsorted(epoch.starts, max(0, sample - before), "right")) - 1
@@ -155,11 +172,12 @@ def windows_from(order: Order, sample: int, rank: int, world_size: int) -> Itera
             # multiple of the workers, sample i is served by worker i modulo world_size.
             mine = (lane + before + int(epoch.starts[index])) % world_size == rank
             mine &= number >= sample
-            yield Window(epoch_number, lane[mine], shard[mine], row[mine], number[mine])
+            begin = max(sample, before + int(epoch.starts[index]))
+            yield Window(epoch_number, begin, lane[mine], shard[mine], row[mine], number[mine])
 
 
 def shares(order: Order, first: int, stop: int, world_size: int) -> Ints:
-    """int64 [world_size], how many of the samples [first, stop) of a run each worker serves.
+    """int64 [world_size], how many of the samples [first, stop) each worker serves.
 
     They differ by one at most where the lanes are a multiple of the workers, else by a few.
     """

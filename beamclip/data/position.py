@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from beamclip.data.order import PIECE, Order
+from beamclip.data.mixture import Mixture
+from beamclip.data.order import PIECE
 
 
 class OtherOrderError(ValueError):
@@ -18,18 +19,19 @@ class DataPosition:
 
     samples: int
     """Samples before it, since the beginning of the run."""
-    lanes: int
-    """Of a window of the order."""
-    piece: int
-    """Rows of a piece of the order."""
+    lanes: tuple[int, ...]
+    """For each source, lanes of its order."""
+    pieces: tuple[int, ...]
+    """For each source, rows of a piece of its order."""
     seed: int
     skipped: dict[str, int] = field(default_factory=dict)
     """Samples lost in the first pass over the data, by reason."""
 
 
-def position_in(order: Order, samples: int, skipped: dict[str, int]) -> DataPosition:
-    """Return the place after so many samples of an order, with what was skipped before it, by reason."""
-    return DataPosition(samples, order.lanes, order.piece, order.seed, skipped)
+def position_in(mixture: Mixture, samples: int, skipped: dict[str, int]) -> DataPosition:
+    """Return the place after so many samples of a run, with what was skipped before it, by reason."""
+    lanes, pieces = zip(*((order.lanes, order.piece) for order in mixture.orders), strict=True)
+    return DataPosition(samples, lanes, pieces, mixture.orders[0].seed, skipped)
 
 
 def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -52,23 +54,27 @@ def from_plain(content: dict[str, Any]) -> DataPosition:
         OtherOrderError: an earlier version made it, whose order of the samples was another.
     """
     try:
-        return DataPosition(**content)
-    except TypeError as error:
+        whole = {name: tuple(content[name]) for name in ("lanes", "pieces")}
+        return DataPosition(**{**content, **whole})
+    except (KeyError, TypeError) as error:
         raise OtherOrderError(
             "its checkpoints are of an earlier version of beamclip, which took the samples in another order: "
             "the run cannot be resumed. Its model can be trained further as a new run's --init-checkpoint."
         ) from error
 
 
-def check_order(position: DataPosition, order: Order) -> None:
+def check_order(position: DataPosition, mixture: Mixture) -> None:
     """Refuse to go on in another order.
 
     Raises:
-        OtherOrderError: the order's window or seed is not the one that the position was taken in.
+        OtherOrderError: the weights, the window or the seed are not those that the position was taken in.
     """
-    if (position.lanes, position.piece, position.seed) == (order.lanes, order.piece, order.seed):
+    if replace(position, samples=0, skipped={}) == position_in(mixture, 0, {}):
         return
+    # Lanes are weights that give just these lanes again.
+    weights = f"--data-weights {' '.join(map(str, position.lanes))}, "
     raise OtherOrderError(
-        "the run was begun in another order of its samples. Resume it with --shuffle-window "
-        f"{position.lanes * PIECE} and --seed {position.seed}, on the data that it was begun with."
+        "the run was begun in another order of its samples. Resume it with "
+        f"{weights if len(position.lanes) > 1 else ''}--shuffle-window {sum(position.lanes) * PIECE} and "
+        f"--seed {position.seed}, on the data that it was begun with."
     )

@@ -75,8 +75,6 @@ class Columns:
     """Field of the sample's JSON (or parquet column) that holds the label."""
     everything: bool = False
     """Whether to read the caption and all other fields; a sample without a caption is still used."""
-    views: CachedViews | None = None
-    """What to read from a teacher cache; None reads it as plain images."""
 
 
 def read_tar(file: ShardFile, columns: Columns, rows: Rows, entry: ReadStart) -> Iterator[Pending]:
@@ -180,8 +178,10 @@ def _first_text(value: Any) -> str | None:
     return next(iter(texts_of([value])), None)
 
 
-def read_cache(file: ShardFile, columns: Columns, rows: Rows, epoch: int) -> Iterator[Pending]:
-    """Yield the samples of a teacher cache with these row numbers, each with its view for the epoch.
+def read_cache(
+    file: ShardFile, columns: Columns, rows: Rows, views: CachedViews | None, epoch: int
+) -> Iterator[Pending]:
+    """Yield the samples of a teacher cache with these row numbers, each with its view for the epoch, if any.
 
     Raises:
         KeyError: the cache lacks a column of the view.
@@ -189,7 +189,7 @@ def read_cache(file: ShardFile, columns: Columns, rows: Rows, epoch: int) -> Ite
         Exception: of pyarrow.
     """
     parquet = open_parquet(file)
-    views = _checked_views(parquet.schema_arrow, columns.views, epoch) if columns.views else []
+    seen = _checked_views(parquet.schema_arrow, views, epoch) if views else []
     from_fields = bool(columns.label or columns.more_texts or columns.everything)
     has_caption = columns.caption or columns.everything
     names = [
@@ -200,8 +200,8 @@ def read_cache(file: ShardFile, columns: Columns, rows: Rows, epoch: int) -> Ite
         *(["json"] if from_fields else []),
     ]
     asked = np.asarray(rows)
-    for number, pick in zip(asked.tolist(), picked_rows(parquet, [*names, *views], asked), strict=False):
-        yield f"row {number}", partial(_cache_row, pick, columns, views)
+    for number, pick in zip(asked.tolist(), picked_rows(parquet, [*names, *seen], asked), strict=False):
+        yield f"row {number}", partial(_cache_row, pick, columns, seen)
 
 
 def _checked_views(schema: pa.Schema, views: CachedViews, epoch: int) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import fsspec
 
+from beamclip.data.cache import CachedViews
 from beamclip.data.class_folders import OUTSIDE, class_folders, folder_entries, read_entry
 from beamclip.data.lost_samples import in_words
 from beamclip.data.sample_rows import (
@@ -73,6 +74,10 @@ class Shard:
     """`folder`: one class of a folder of class folders; `loose`: the files beside those."""
     may_be_missing: bool = False
     """Whether its samples just count as lost where it cannot be opened."""
+    source: int = 0
+    """Place of its data set among those that a training draws from."""
+    views: CachedViews | None = None
+    """What to read from it if it is of a teacher cache; None reads it as plain images."""
 
     @property
     def name(self) -> str:
@@ -145,7 +150,7 @@ def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int, entry: Read
         elif shard.format == "parquet":
             yield from read_parquet(file, columns, rows)
         else:
-            yield from read_cache(file, columns, rows, epoch)
+            yield from read_cache(file, columns, rows, shard.views, epoch)
 
 
 def _row(key: str, build: Callable[[], Row], columns: Columns, shard: Shard, epoch: int) -> Row:

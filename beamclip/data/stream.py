@@ -1,20 +1,23 @@
 """Shards -> Ray Data -> shuffled uint8 batches: step t is made of the same samples for any number of workers.
 
-Each worker reads its lanes of a window (see order.py), holds the encoded samples, and decodes them in
-threads, batch by batch, since decoded pixels are many times the bytes to move. A sample that cannot be used
-keeps its place, at weight 0; rows of weight 0 also fill a batch up where another worker has more samples of
-the step. So all workers have batches of one shape, and no sample moves to another step.
+Each worker reads its lanes of a window (see order.py) of each source (see mixture.py), holds the encoded
+samples, and decodes them in threads, batch by batch, since decoded pixels are many times the bytes to move. A
+sample that cannot be used keeps its place, at weight 0; rows of weight 0 also fill a batch up where another
+worker has more samples of the step. So all workers have batches of one shape, and no sample moves to another
+step.
 """
 
 import contextlib
 import queue
 import threading
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count, islice, tee
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -24,7 +27,8 @@ from torch import Tensor
 from beamclip.data.captions import choose_caption
 from beamclip.data.decoding import Decoding, crop_of, row_draws
 from beamclip.data.lost_samples import FirstLost, LostSample, lost_sample
-from beamclip.data.order import Order, Window, shares, windows_from
+from beamclip.data.mixture import Mixture
+from beamclip.data.order import Window
 from beamclip.data.rows import RowReader, bundle_numbers, bundles_of, read_rows
 from beamclip.data.sample_rows import CROP
 from beamclip.data.shards import Columns, Row, Shard
@@ -90,7 +94,7 @@ class Batch:
 class WorkerShare:
     """Which samples of each step a worker serves."""
 
-    order: Order
+    mixture: Mixture
     batch_size: int
     """Samples of a step, over all workers."""
     rank: int = 0
@@ -104,7 +108,7 @@ class WorkerShare:
         The last two follow from the largest share of all workers, so that they agree on them.
         """
         first = step * self.batch_size
-        every = shares(self.order, first, first + self.batch_size, self.world_size)
+        every = self.mixture.shares(first, first + self.batch_size, self.world_size)
         largest = int(every.max())
         passes = -(-largest // (self.micro_batch or largest))
         return int(every[self.rank]), passes, -(-largest // passes)
@@ -112,7 +116,8 @@ class WorkerShare:
     @property
     def hopeless(self) -> int:
         """Samples in a row without a usable image after which it gives up: a window's, or two epochs'."""
-        window = min(self.order.lanes * self.order.piece, 2 * self.order.rows)
+        windows = sum(order.lanes * order.piece for order in self.mixture.orders)
+        window = min(windows, 2 * self.mixture.rows)
         return max(LEAST_HOPELESS, window // self.world_size)
 
 
@@ -131,21 +136,29 @@ def worker_rows(
         starts: of the shards, from index.read_starts.
         decoding: how the reader makes crops of the images; None: it hands them over as they are encoded.
     """
-    # The reader plans windows ahead of the one that is taken from.
-    planned, taken = tee(windows_from(share.order, sample, share.rank, share.world_size))
+    # The reader plans windows ahead of those that are taken from.
+    planned, taken = tee(share.mixture.windows_from(sample, share.rank, share.world_size))
     bundles = chain.from_iterable(bundles_of(window, shards, starts) for window in planned)
     left = threading.Event()
     with (
         contextlib.closing(read(bundles, columns, decoding)) as rows,
         ThreadPoolExecutor(1, "beamclip-window") as pool,
     ):
+
+        def coming() -> tuple[int, Future[list[Numbered]]]:
+            window = next(taken)
+            return window.first, pool.submit(_filled, window, rows, left)
+
         try:
-            # The next window is read while this one is taken from.
-            coming = pool.submit(_filled, next(taken), rows, left)
+            # The next window of each source is read while the last ones are taken from.
+            ahead = deque(coming() for _ in share.mixture.orders)
+            held: list[Numbered] = []
             while True:
-                window = coming.result()
-                coming = pool.submit(_filled, next(taken), rows, left)
-                yield from window
+                held = sorted([*held, *ahead.popleft()[1].result()], key=itemgetter(0))
+                ahead.append(coming())
+                whole = bisect_left(held, ahead[0][0], key=itemgetter(0))
+                yield from held[:whole]
+                held = held[whole:]
         finally:
             left.set()
 

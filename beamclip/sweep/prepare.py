@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,18 +19,18 @@ from beamclip.commands.distill_data import check_options, load_data
 from beamclip.commands.distill_inputs import (
     DistillInputs,
     anchors_of,
-    cached_views,
     check_templates,
     load_inputs,
     needed_size,
+    with_views,
 )
 from beamclip.commands.distill_job import TrainingData
 from beamclip.commands.embed import build_cache
 from beamclip.commands.options import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
+from beamclip.commands.sources import list_sources, read_manifests
 from beamclip.commands.templates import own_templates
-from beamclip.data.cache import finished_manifest, is_cache, read_manifest
-from beamclip.data.listing import list_shards
+from beamclip.data.cache import is_cache, read_manifest
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import load_held_out
 from beamclip.heap import trim_heap
@@ -86,8 +87,7 @@ def load_sweep(config: SweepConfig) -> Loaded:
         student = build_student(changed.student, inputs.teachers[0], changed.seed)
         for sizes in _partial(space, config, ("stream", "optim")):
             check_batch_norms(sized(applied(changed, sizes), inputs.data.shards), student)
-        if inputs.data.manifest is not None:
-            cached_views(changed, inputs.data.manifest, inputs.teachers, student)
+        with_views(changed, inputs.data, inputs.teachers, student)
         students[student_key(changed.student, changed.seed)] = student
     tried = " x ".join(f"{name} ({_extent(choice)})" for name, choice in space.items())
     total = combinations(space)
@@ -149,14 +149,12 @@ def prepare_sweep(
     """
     # Before building the cache, which may take hours: this checks that the labels match the classes.
     students = _students(config, loaded)
-    data = _cache(config, loaded, out)
-    base = _base(config, data, out, concurrent)
-    shards = list_shards(data, allow_missing=config.stream.allow_missing_shards)
-    manifest = finished_manifest(data)
-    cached = replace(loaded.inputs, data=replace(loaded.inputs.data, shards=shards, manifest=manifest))
-    views = [cached_views(base, manifest, cached.teachers, clip) for clip in loaded.students.values()]
+    base = _base(config, _caches(config, loaded, out), out, concurrent)
+    cached = replace(loaded.inputs.data, shards=list_sources(base), manifests=read_manifests(base.data))
+    for student in loaded.students.values():
+        data = with_views(base, cached, loaded.inputs.teachers, student)
     if "templates" not in loaded.space:
-        check_templates(base, replace(cached, views=views[0]), out.parent / "anchors")
+        check_templates(base, replace(loaded.inputs, data=data), out.parent / "anchors")
     prompts = [applied(base, settings).prompts for settings in _partial(loaded.space, base, ("prompts",))]
     anchors = {
         prompts_key(each): anchors_of(replace(base, prompts=each), loaded.inputs, out.parent / "anchors")
@@ -164,10 +162,10 @@ def prepare_sweep(
     }
     shared = TrialInputs(
         base=base,
-        images=TrainingData(shards, views[0], manifest.image_size),
+        images=TrainingData(data.shards, data.manifests[0].image_size),
         students=students,
         anchors={key: (ray.put(used), ray.put(own)) for key, (used, own) in anchors.items()},
-        num_classes=len(cached.data.classes),
+        num_classes=len(data.classes),
         checkpoints=checkpoint_address(config.checkpoint.checkpoints, out),
         scores=config.search.scores,
         temperature=SCORING_TEMPERATURE,
@@ -178,18 +176,28 @@ def prepare_sweep(
     return shared, {key: _digest(used) for key, (used, _) in anchors.items()}
 
 
-def _cache(config: SweepConfig, loaded: Loaded, out: Path) -> str:
-    """Return the address of the teacher cache: the data, or one built from it now or by an earlier start."""
-    if loaded.inputs.data.manifest is not None:
-        return str(config.data)
-    address = str((out / CACHE).resolve())
+def _caches(config: SweepConfig, loaded: Loaded, out: Path) -> tuple[str, ...]:
+    """Return the addresses of the teacher caches: the data, or one each, built now or by an earlier start."""
+    if loaded.inputs.data.manifests:
+        return config.data
+    root = (out / CACHE).resolve()
+    if len(config.data) == 1:
+        return (_cache(config, loaded, config.data[0], str(root)),)
+    return tuple(
+        _cache(config, loaded, data, str(root / f"{number}-{posixpath.basename(data.rstrip('/'))}"))
+        for number, data in enumerate(config.data)
+    )
+
+
+def _cache(config: SweepConfig, loaded: Loaded, data: str, address: str) -> str:
+    """Build the teacher cache of a data set unless it is there; return its address."""
     if not is_cache(address) or read_manifest(address).samples is None:
         sizes = [needed_size(loaded.inputs.teachers, student) for student in loaded.students.values()]
         gpus = int(ray.cluster_resources().get("GPU", 0))
         workers = replace(config.workers, num_workers=max(1, gpus if config.workers.use_gpu else 1))
         build_cache(
             EmbedConfig(
-                data=config.data,
+                data=data,
                 teacher=config.teacher,
                 more_teachers=config.more_teachers,
                 out=address,
@@ -205,7 +213,7 @@ def _cache(config: SweepConfig, loaded: Loaded, out: Path) -> str:
     return address
 
 
-def _base(config: SweepConfig, data: str, out: Path, concurrent: int) -> DistillConfig:
+def _base(config: SweepConfig, data: tuple[str, ...], out: Path, concurrent: int) -> DistillConfig:
     """Return the distillation whose options the trials vary, and from which best.yaml is made."""
     values = {item.name: getattr(config, item.name) for item in fields(DistillConfig)}
     threads = config.workers.threads_per_worker

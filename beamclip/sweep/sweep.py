@@ -16,6 +16,7 @@ from beamclip.commands.distill_inputs import with_own_templates
 from beamclip.commands.options import DistillConfig, SweepConfig
 from beamclip.commands.run import track_run
 from beamclip.commands.search import DEFAULT_TRIALS
+from beamclip.commands.sources import show_sources
 from beamclip.config import with_absolute_paths, write_config
 from beamclip.errors import InputError
 from beamclip.runs.folder import CONFIG_FILE, PLOTS, checkpoint_address, make_run_dir, new_run_dir
@@ -47,6 +48,7 @@ def sweep(config: SweepConfig) -> Summary:
     loaded = load_sweep(config)
     given, config = config, sized(config, loaded.inputs.data.shards)
     show_chosen(given, config, loaded.inputs.data.shards)
+    show_sources(config, loaded.inputs.data.shards)
     config = with_own_templates(config, loaded.inputs)
     _open_sweep_dir(config, loaded.space, out)
     workers = config.workers

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from beamclip.errors import InputError
 from beamclip.places import PathOrAddress
 from beamclip.ranges import Count, NonNegative, Positive, Share, check_ranges
 
@@ -12,9 +13,12 @@ class OptimConfig:
     """Optimisation of a run."""
 
     epochs: Positive | None = None
-    """Passes over the data; by default chosen from the number of images. Ignored if `steps` is given."""
+    """Passes over the data: as many samples as all data sets hold together; by default chosen from their
+    number. Ignored if `steps` or `samples` is given."""
     steps: Count | None = None
     """Optimiser steps; by default as many as `epochs` takes."""
+    samples: Count | None = None
+    """Samples to see, rounded up to whole batches, in place of `epochs` or `steps`."""
     lr: Positive | None = None
     """Peak learning rate of AdamW (arXiv 1711.05101), not scaled by the batch size; by default 0.002 for
     distillation and 0.001 for pre-training."""
@@ -43,6 +47,13 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.steps is not None and self.samples is not None:
+            raise InputError(f"steps is {self.steps} and samples {self.samples}: give one of them.")
+
+    @property
+    def has_length(self) -> bool:
+        """Whether the length of the training is given."""
+        return (self.epochs, self.steps, self.samples) != (None, None, None)
 
 
 @dataclass(frozen=True)

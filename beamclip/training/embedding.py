@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -254,6 +254,7 @@ def _views_at_even_distances(shards: list[Shard], manifest: CacheManifest, sampl
     for turn, place in enumerate(np.unique(np.linspace(0, ends[-1] - 1, samples).astype(np.int64)).tolist()):
         shard = int(np.searchsorted(ends, place, "right"))
         number = place - int(ends[shard]) + shards[shard].samples
-        found = iterate_rows(shards[shard], Columns(views=views), range(number, number + 1), epoch=turn)
+        own = replace(shards[shard], views=views)
+        found = iterate_rows(own, Columns(), range(number, number + 1), epoch=turn)
         chosen += [row for row in found if row["problem"] is None]
     return chosen

@@ -1,4 +1,4 @@
-"""AdamW for a method: number of steps, learning rate, parameter groups, and precision."""
+"""AdamW for a method: learning rate, parameter groups, and precision."""
 
 import math
 from typing import Any, Literal
@@ -7,20 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from beamclip.training.config import OptimConfig
-
-
-def total_steps(config: OptimConfig, samples: int, batch_size: int) -> int:
-    """Return the number of optimiser steps of a run, rounded up so that the last epoch is complete.
-
-    Args:
-        config: must have epochs or steps; see training.recipe.
-        samples: number of samples in the data.
-        batch_size: samples per step, over all workers.
-    """
-    if config.steps is not None:
-        return config.steps
-    assert config.epochs is not None
-    return math.ceil(config.epochs * samples / batch_size)
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:

@@ -47,10 +47,26 @@ def complete(
     """
     batch = stream.batch_size or _batch_size(recipe, images, num_workers)
     epochs = optim.epochs
-    if epochs is None and optim.steps is None:
+    if not optim.has_length:
         epochs = float(max(recipe.epochs, math.ceil(recipe.steps * batch / images)))
     lr = recipe.lr if optim.lr is None else optim.lr
     return replace(stream, batch_size=batch), replace(optim, epochs=epochs, lr=lr)
+
+
+def total_steps(config: OptimConfig, samples: int, batch_size: int) -> int:
+    """Return the number of optimiser steps of a run, rounded up so that the last epoch is complete.
+
+    Args:
+        config: must have epochs, steps or samples; see `complete`.
+        samples: number of samples in the data.
+        batch_size: samples per step, over all workers.
+    """
+    if config.steps is not None:
+        return config.steps
+    if config.samples is not None:
+        return math.ceil(config.samples / batch_size)
+    assert config.epochs is not None
+    return math.ceil(config.epochs * samples / batch_size)
 
 
 def _batch_size(recipe: Recipe, images: int, num_workers: int) -> int:

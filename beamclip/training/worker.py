@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import nn
 
 from beamclip.data.config import AugmentConfig, CaptionConfig, DecodePlace, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import fingerprint
-from beamclip.data.order import Order, order_of
+from beamclip.data.mixture import Mixture, mixture_of, source_counts
+from beamclip.data.order import Ints
 from beamclip.data.position import OtherOrderError, added, check_order, from_plain, position_in, to_plain
 from beamclip.data.rows import RowReader, read_rows
 from beamclip.data.shards import Columns, Shard
@@ -92,6 +91,7 @@ class TrainingJob:
 
     build_method: Callable[[torch.device], nn.Module]
     shards: list[Shard]
+    """Of all data sets, one after the other."""
     columns: Columns
     image_size: int
     """Height and width of the pixels that reach the method."""
@@ -108,7 +108,7 @@ class TrainingJob:
     storage: Storage
     channel: Any = None
     """A Channel or RemoteChannel."""
-    starts: list[NDArray[np.int64]] = field(default_factory=list)
+    starts: list[Ints] = field(default_factory=list)
     """Where the samples of each shard begin; `launch.fit` sets it, as index.read_starts returns it."""
     read: RowReader = read_rows
     """How rows reach a worker: `read_rows`, through Ray Data, or `read_rows_here`."""
@@ -153,17 +153,17 @@ def _train(job: TrainingJob, group: WorkerGroup) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     place = _place(job, group)
     start, state = _start(job, group, place)
-    order, skipped = _order(job, state, world_size)
+    mixture, skipped = _mixture(job, state, world_size)
     # Before the model: the first rows arrive while it is built.
     with contextlib.ExitStack() as stack:
         # What was lost before is counted once, by rank 0.
-        stream = _batches(job, order, start.step, skipped if rank == 0 else {}, group, place)
+        stream = _batches(job, mixture, start.step, skipped if rank == 0 else {}, group, place)
         batches = stack.enter_context(prefetched(stream, job.stream.prefetch_batches))
         training = _training(job, group)
         if state:
             training.load(state)
         writer = stack.enter_context(_writer(job, world_size)) if rank == 0 else None
-        hooks = _Hooks(job, order, start.step, group, writer, _trace(job, start, group, stack))
+        hooks = _Hooks(job, mixture, start.step, group, writer, _trace(job, start, group, stack))
         run_loop(training, batches, job.cadence, hooks)
 
 
@@ -214,24 +214,24 @@ def _start(job: TrainingJob, group: WorkerGroup, place: DecodePlace) -> tuple[_S
     return _Start(number, step), state
 
 
-def _order(job: TrainingJob, state: State | None, world_size: int) -> tuple[Order, dict[str, int]]:
+def _mixture(job: TrainingJob, state: State | None, world_size: int) -> tuple[Mixture, dict[str, int]]:
     """Return the order of the run, and what it has skipped before.
 
     Raises:
         OtherOrderError: the checkpoint's place in the data means something else in that order.
     """
-    counts = np.array([shard.samples for shard in job.shards], np.int64)
-    order = order_of(counts, job.stream.shuffle_window, job.seed, world_size)
+    stream, counts = job.stream, source_counts(job.shards)
+    mixture = mixture_of(counts, stream.data_weights, stream.shuffle_window, job.seed, world_size)
     if state is None:
-        return order, {}
+        return mixture, {}
     position = from_plain(state["position"])
-    check_order(position, order)
+    check_order(position, mixture)
     if position.samples != state["step"] * job.batch_size:
         raise OtherOrderError(
             f"--batch-size {job.batch_size}: the run was begun with another. "
             f"Give --batch-size {position.samples // state['step']}."
         )
-    return order, position.skipped
+    return mixture, position.skipped
 
 
 def _training(job: TrainingJob, group: WorkerGroup) -> Training:
@@ -249,10 +249,15 @@ def _training(job: TrainingJob, group: WorkerGroup) -> Training:
 
 
 def _batches(
-    job: TrainingJob, order: Order, step: int, skipped: dict[str, int], group: WorkerGroup, place: DecodePlace
+    job: TrainingJob,
+    mixture: Mixture,
+    step: int,
+    skipped: dict[str, int],
+    group: WorkerGroup,
+    place: DecodePlace,
 ) -> Generator[Batch, None, None]:
-    share = WorkerShare(order, job.batch_size, group.rank, group.world_size, job.optim.micro_batch)
-    views = job.columns.views
+    share = WorkerShare(mixture, job.batch_size, group.rank, group.world_size, job.optim.micro_batch)
+    views = job.shards[0].views
     on_gpu = group.device.type == "cuda"
     decoding = Decoding(
         job.image_size,
@@ -318,7 +323,7 @@ class _Hooks:
     def __init__(
         self,
         job: TrainingJob,
-        order: Order,
+        mixture: Mixture,
         first_step: int,
         group: WorkerGroup,
         writer: CheckpointWriter | None,
@@ -326,7 +331,7 @@ class _Hooks:
     ) -> None:
         """Start at step `first_step`; only rank 0 has a `writer`."""
         self.job = job
-        self.order = order
+        self.mixture = mixture
         self.group = group
         self.writer = writer
         self.trace = trace
@@ -360,7 +365,7 @@ class _Hooks:
                 f"{self.job.storage.checkpoints}: another command has taken over this run. "
                 "This one ends and leaves the checkpoints to it."
             )
-        position = position_in(self.order, state["step"] * self.job.batch_size, added(every))
+        position = position_in(self.mixture, state["step"] * self.job.batch_size, added(every))
         self.writer.submit({**state, "position": to_plain(position)}, record.get("loss"))
 
     def asked(self, step: int) -> Request:

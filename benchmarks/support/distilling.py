@@ -15,7 +15,7 @@ from beamclip.prompts.anchors import Anchors
 from beamclip.training.config import OptimConfig
 from beamclip.training.loop import Training
 from beamclip.training.method import Distillation
-from beamclip.training.optim import total_steps
+from beamclip.training.recipe import total_steps
 
 
 def distilled(

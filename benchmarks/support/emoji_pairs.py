@@ -15,7 +15,7 @@ from torch import Tensor
 from beamclip.corpus.glyphs import GlyphConfig, write_corpus
 from beamclip.data.config import StreamConfig
 from beamclip.data.decoding import Decoding
-from beamclip.data.order import order_of
+from beamclip.data.mixture import mixture_of
 from beamclip.data.stream import Batch, Numbered, WorkerShare, training_batches
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.models.clip import LoadedClip
@@ -92,9 +92,9 @@ def endless_batches(pairs: Pairs, batch_size: int, decoding: Decoding) -> Genera
     """Yield the batches of a lone worker, without end, each epoch in an order of its own."""
     counts = np.array([len(pairs.keys)])
     # A lone worker serves all samples of a step, so its share is the same in any order.
-    order = order_of(counts, StreamConfig().shuffle_window, decoding.seed, num_workers=1)
+    mixture = mixture_of([counts], (), StreamConfig().shuffle_window, decoding.seed, num_workers=1)
     rows = _endless_rows(pairs, decoding.seed)
-    with closing(training_batches(rows, WorkerShare(order, batch_size), decoding, threads=1)) as batches:
+    with closing(training_batches(rows, WorkerShare(mixture, batch_size), decoding, threads=1)) as batches:
         yield from batches
 
 

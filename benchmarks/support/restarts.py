@@ -294,7 +294,7 @@ def _usable_before(position: DataPosition, data: Data) -> set[tuple[int, str]]:
     """Return epoch and key of each usable sample that comes before a position."""
     counts = np.array([len(keys) for keys in data.keys])
     epochs, rest = divmod(position.samples, int(counts.sum()))
-    order = Order(counts, position.lanes, position.piece, position.seed)
+    order = Order(counts, *position.lanes, *position.pieces, position.seed)
     # Only the last epoch's part depends on the order: of a whole epoch, the order is to miss and repeat none.
     windows = windows_from(order, epochs * order.rows, rank=0, world_size=1)
     places = chain.from_iterable(np.stack([window.shard, window.row], 1).tolist() for window in windows)

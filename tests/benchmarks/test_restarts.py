@@ -52,7 +52,7 @@ def finished_run(data: Any, out: Path, samples: int, *steps: list[Sample]) -> An
     """A run of steps that saw these samples and ended after so many."""
     from support.restarts import Run
 
-    position = DataPosition(samples, LANES, PIECE, SEED)
+    position = DataPosition(samples, (LANES,), (PIECE,), SEED)
     state = {"step": len(steps), "position": to_plain(position), "method": {}}
     write_checkpoint(str(out / "checkpoints"), state, loss=1.0, world_size=1, data="")
     trace = Trace(out / "trace", started=1, first_step=0, rank=0, world_size=1)

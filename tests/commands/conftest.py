@@ -83,7 +83,7 @@ def model_file(workspace) -> Path:
 def teacher(corpus, model_file, workspace) -> tuple[Path, Summary]:
     """The run directory and summary of a short pre-training."""
     config = PretrainConfig(
-        data=str(corpus.train),
+        data=(str(corpus.train),),
         model=str(model_file),
         classes=corpus.classes,
         out=workspace / "teacher",

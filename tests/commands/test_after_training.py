@@ -37,7 +37,7 @@ def test_a_model_whose_scoring_fails_is_there_and_the_command_says_how_to_score_
 ):
     out = tmp_path / "run"
     config = DistillConfig(
-        data=str(corpus.train),
+        data=(str(corpus.train),),
         teacher=str(teacher[0]),
         classes=unscorable(tmp_path),
         out=out,

@@ -55,7 +55,7 @@ def test_a_flag_wins_over_yaml_and_yaml_over_the_default(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [DistillConfig(seed=7, data="s3://b/x"), PretrainConfig(out=Path("runs/a"))]
+    "config", [DistillConfig(seed=7, data=("s3://b/x",)), PretrainConfig(out=Path("runs/a"))]
 )
 def test_a_written_config_reads_back_as_it_was(config, tmp_path):
     write_config(config, tmp_path / "config.yaml")
@@ -126,7 +126,7 @@ def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
     monkeypatch.chdir(tmp_path / "work")
     given = DistillConfig(
-        data="../shards",
+        data=("../shards",),
         teacher="open_clip:ViT-B-32/openai",
         more_teachers=("../resnet18", "gone"),
         classes=Path("../classes.txt"),
@@ -136,7 +136,7 @@ def test_paths_hold_in_any_folder_and_other_addresses_stay(tmp_path, monkeypatch
     monkeypatch.chdir("/")
     assert read_config(DistillConfig, tmp_path / "config.yaml") == replace(
         given,
-        data=str(tmp_path / "shards"),
+        data=(str(tmp_path / "shards"),),
         more_teachers=(str(tmp_path / "resnet18"), "gone"),
         classes=tmp_path / "classes.txt",
     )
@@ -166,7 +166,7 @@ SECRET = "https://user:hunter2@host/x?X-Amz-Signature=hunter2"
 
 def test_what_lets_a_reader_in_is_not_written_down_and_is_asked_for_again(tmp_path, capsys):
     config = DistillConfig(
-        data=SECRET, checkpoint=CheckpointConfig(checkpoints="s3://KEY:hunter2@bucket/run")
+        data=(SECRET,), checkpoint=CheckpointConfig(checkpoints="s3://KEY:hunter2@bucket/run")
     )
     write_config(config, tmp_path / "config.yaml")
     assert "hunter2" not in (tmp_path / "config.yaml").read_text()
@@ -176,7 +176,7 @@ def test_what_lets_a_reader_in_is_not_written_down_and_is_asked_for_again(tmp_pa
     with pytest.raises(InputError, match="--checkpoints"):
         parse(DistillConfig, ["--resume", str(tmp_path), "--data", SECRET], "")
     again = ["--resume", str(tmp_path), "--data", SECRET, "--checkpoints", "s3://KEY:hunter2@bucket/run"]
-    assert parse(DistillConfig, again, "").data == SECRET
+    assert parse(DistillConfig, again, "").data == (SECRET,)
 
 
 def test_no_message_and_no_traceback_shows_what_lets_a_reader_in(tmp_path, capsys):

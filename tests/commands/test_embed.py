@@ -62,7 +62,7 @@ def cache(config):
 def distill_config(teacher, corpus, data, out, **changes) -> DistillConfig:
     """Small steps, so that rounding does not grow to a difference that means something."""
     config = DistillConfig(
-        data=str(data),
+        data=(str(data),),
         teacher=str(teacher[0]),
         teacher_precision="fp32",
         classes=corpus.classes,
@@ -94,7 +94,7 @@ def test_a_cache_holds_what_its_summary_says(cache, config, corpus):
     assert written["command"] == "embed"
     assert written["status"] == "finished"
     fitting = yaml.safe_load((folder / "distill.yaml").read_text())
-    assert read_config(DistillConfig, folder / "distill.yaml").data == fitting["data"] == str(folder)
+    assert read_config(DistillConfig, folder / "distill.yaml").data == (fitting["data"],) == (str(folder),)
 
 
 def test_training_from_a_cache_is_training_with_the_teacher(teacher, corpus, cache, workspace):
@@ -103,7 +103,7 @@ def test_training_from_a_cache_is_training_with_the_teacher(teacher, corpus, cac
     live = distill_config(teacher, corpus, corpus.train, workspace / "live")
     scoring = ScoringConfig(eval_data=str(corpus.test))
     distill(live)
-    summary = distill(replace(live, data=str(folder), out=workspace / "cached", scoring=scoring))
+    summary = distill(replace(live, data=(str(folder),), out=workspace / "cached", scoring=scoring))
     first, second = ([r["loss"] for r in read_history(workspace / name)] for name in ("live", "cached"))
     assert len(first) == len(second) >= 18
     assert second == pytest.approx(first, rel=2e-3)

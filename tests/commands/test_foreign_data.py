@@ -67,7 +67,7 @@ def test_a_student_is_trained_on_each_image_of_it(teacher, corpus, tmp_path, wri
     data.mkdir()
     write(data)
     config = DistillConfig(
-        data=str(data),
+        data=(str(data),),
         teacher=str(teacher[0]),
         classes=corpus.classes,
         out=tmp_path / "run",

@@ -54,7 +54,7 @@ TEST_IMAGES = 60
 
 def distill_config(teacher, corpus, out, **changes) -> DistillConfig:
     config = DistillConfig(
-        data=str(corpus.train),
+        data=(str(corpus.train),),
         teacher=str(teacher[0]),
         classes=corpus.classes,
         out=out,
@@ -208,7 +208,7 @@ def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_m
     soil(sorted(soiled.glob("*.tar"))[0])
     out = workspace / "psd"
     config = PretrainConfig(
-        data=str(soiled),
+        data=(str(soiled),),
         model=str(model_file),
         objective="psd",
         psd=PsdConfig(psd_target="ema", psd_warmup=0.0),
@@ -254,7 +254,7 @@ def test_damaged_shards_are_counted_exactly_and_training_ends(teacher, corpus, w
     whole = cut_after_samples(tars[1], 30)
     tars[2].write_bytes(b"")
     out = workspace / "from-damaged"
-    config = distill_config(teacher, corpus, out, data=str(damaged))
+    config = distill_config(teacher, corpus, out, data=(str(damaged),))
     changes = {"scoring": ScoringConfig(), "optim": OptimConfig(epochs=2, steps=None), "workers": HERE}
     summary = distill(replace(config, **changes))
     assert summary.counts.skipped == {"unsupported image format": corrupt, "broken shard": (50 - whole) + 50}
@@ -301,7 +301,7 @@ def messages(capsys, config, body) -> str:
 
 
 def test_a_missing_shard_folder(teacher, corpus, workspace, capsys):
-    config = distill_config(teacher, corpus, workspace / "no", data=str(workspace / "nowhere"))
+    config = distill_config(teacher, corpus, workspace / "no", data=(str(workspace / "nowhere"),))
     assert "nowhere: no such folder" in messages(capsys, config, distill)
     assert not (workspace / "no").exists()
 
@@ -312,7 +312,7 @@ def test_shards_without_their_data(teacher, corpus, workspace, capsys):
     lost = sorted(data.glob("*.tar"))[-1]
     lost.unlink()
     want = f"shards have statistics and no data: {lost.name}. Bring them back, or give --allow-missing-shards"
-    config = distill_config(teacher, corpus, workspace / "no", data=str(data))
+    config = distill_config(teacher, corpus, workspace / "no", data=(str(data),))
     assert want in messages(capsys, config, distill)
     config = EvaluateConfig(model=str(teacher[0]), data=str(data), classes=corpus.classes)
     assert want in messages(capsys, config, evaluate)
@@ -381,7 +381,7 @@ def test_a_window_of_too_few_lanes_for_the_workers(teacher, corpus, workspace, c
     ],
 )
 def test_options_of_a_pretraining_that_cannot_be_followed(corpus, workspace, capsys, change, message):
-    config = PretrainConfig(data=str(corpus.train), out=workspace / "no", stream=StreamConfig(batch_size=32))
+    config = PretrainConfig(data=(str(corpus.train),), out=workspace / "no")
     assert message in messages(capsys, replace(config, **change), pretrain)
 
 

@@ -85,9 +85,8 @@ def cache(tmp_path: Path) -> Path:
 def test_each_row_has_its_own_embeddings_of_the_epochs_view(
     cache: Path, epoch: int, teachers: tuple[int, ...]
 ) -> None:
-    (shard,) = list_shards(str(cache))
-    columns = Columns(views=CachedViews(teachers, 2))
-    rows = list(iterate_rows(shard, columns, range(ROWS), epoch))
+    shard = replace(list_shards(str(cache))[0], views=CachedViews(teachers, 2))
+    rows = list(iterate_rows(shard, Columns(), range(ROWS), epoch))
     assert [row["key"] for row in rows] == [f"{row:04d}" for row in range(ROWS)]
     assert {number for number, row in enumerate(rows) if row["problem"]} == LOST
     view = epoch % 2
@@ -105,7 +104,8 @@ def test_each_row_has_its_own_embeddings_of_the_epochs_view(
 def test_rows_far_apart_come_without_the_others(cache: Path) -> None:
     (shard,) = list_shards(str(cache))
     asked = np.array([1, 127, 129, 290])
-    rows = list(iterate_rows(shard, Columns(views=CachedViews((0,), 2)), asked, epoch=1))
+    shard = replace(shard, views=CachedViews((0,), 2))
+    rows = list(iterate_rows(shard, Columns(), asked, epoch=1))
     assert [row["key"] for row in rows] == ["0001", "0127", "0129", "0290"]
     found = [np.frombuffer(row["embeddings"][0], "<f2")[0] for row in rows]
     assert found == [value(number, 1, 0) for number in asked.tolist()]

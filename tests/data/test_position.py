@@ -1,19 +1,27 @@
 """The place of a run in its data, as a checkpoint holds it."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from beamclip.data.order import order_of
+from beamclip.data.mixture import Mixture, mixture_of
 from beamclip.data.position import OtherOrderError, added, check_order, from_plain, position_in, to_plain
 
-COUNTS = np.array([40, 2, 977])
+COUNTS = [np.array([40, 2, 977]), np.array([130, 40])]
+WEIGHTS = (2.0, 1.0)
+
+
+def mixture(
+    weights: tuple[float, ...] = WEIGHTS, window: int = 4096, seed: int = 3, workers: int = 1
+) -> Mixture:
+    return mixture_of(COUNTS, weights, window, seed, workers)
 
 
 def test_a_place_survives_a_checkpoint_in_a_few_bytes() -> None:
-    position = position_in(order_of(COUNTS, 4096, 3, 2), 123_456, {"broken shard": 7})
+    position = position_in(mixture(), 123_456, {"broken shard": 7})
     file = io.BytesIO()
     torch.save(to_plain(position), file)
     assert file.tell() < 2000
@@ -22,18 +30,27 @@ def test_a_place_survives_a_checkpoint_in_a_few_bytes() -> None:
 
 
 def test_it_is_the_same_for_any_number_of_workers() -> None:
-    position = position_in(order_of(COUNTS, 4096, 3, 2), 10, {})
+    position = position_in(mixture(), 10, {})
     for workers in (1, 3, 7):
-        order = order_of(COUNTS, 4096, 3, workers)
-        check_order(position, order)
-        assert position_in(order, 10, {}) == position
+        again = mixture(workers=workers)
+        check_order(position, again)
+        assert position_in(again, 10, {}) == position
 
 
-@pytest.mark.parametrize(("window", "seed"), [(2048, 3), (4096, 4)])
-def test_another_order_is_refused_with_the_options_of_the_first(window: int, seed: int) -> None:
-    position = position_in(order_of(COUNTS, 4096, 3, 1), 10, {})
+@pytest.mark.parametrize(
+    "other", [{"window": 2048}, {"seed": 4}, {"weights": (1.0, 1.0)}, {"weights": ()}], ids=str
+)
+def test_another_order_is_refused_with_the_options_of_the_first(other: dict[str, Any]) -> None:
+    position = position_in(mixture(), 10, {})
+    advice = "Resume it with --data-weights 171 85, --shuffle-window 4096 and --seed 3, on the data"
+    with pytest.raises(OtherOrderError, match=advice):
+        check_order(position, mixture(**other))
+    check_order(position, mixture(weights=(171.0, 85.0)))
+
+
+def test_the_advice_names_no_weights_where_there_were_none() -> None:
     with pytest.raises(OtherOrderError, match="Resume it with --shuffle-window 4096 and --seed 3, on the"):
-        check_order(position, order_of(COUNTS, window, seed, 1))
+        check_order(position_in(mixture(()), 10, {}), mixture())
 
 
 def test_the_place_of_an_earlier_version_is_refused_with_advice() -> None:

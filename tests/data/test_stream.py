@@ -4,7 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from beamclip.data.decoding import Decoding
 from beamclip.data.image_limits import CORRUPT_IMAGE, UNSUPPORTED_FORMAT
 from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
+from beamclip.data.mixture import Mixture, source_counts
 from beamclip.data.order import Order
 from beamclip.data.rows import read_rows, read_rows_here
-from beamclip.data.shards import BROKEN_SHARD, MISSING_CAPTION, MISSING_IMAGE, Columns, iterate_rows
+from beamclip.data.shards import BROKEN_SHARD, MISSING_CAPTION, MISSING_IMAGE, Columns, Shard, iterate_rows
 from beamclip.data.stream import (
     LEAST_HOPELESS,
     Batch,
@@ -72,7 +73,7 @@ def order_in(folder: Path, seed: int = SEED) -> Order:
 def share_in(
     folder: Path, batch_size: int = 4, rank: int = 0, world_size: int = 1, micro_batch: int | None = None
 ) -> WorkerShare:
-    return WorkerShare(order_in(folder), batch_size, rank, world_size, micro_batch)
+    return WorkerShare(Mixture((order_in(folder),)), batch_size, rank, world_size, micro_batch)
 
 
 def batches_of(
@@ -152,6 +153,41 @@ def test_ray_data_gives_the_same_samples(many_executions: None, damaged_folder: 
     expected = steps_of(damaged_folder, 1, 20, 11)
     for world_size in (1, 2):
         assert steps_of(damaged_folder, world_size, 20, 11, read=read_rows) == expected
+
+
+@pytest.fixture
+def two_sources(tmp_path: Path, make_samples: Make, write_tar: Write) -> list[Shard]:
+    """Three shards of one source and one of another, whose windows begin and end elsewhere."""
+    sizes = ([11, 5, 9], [17])
+    for source, of_source in enumerate(sizes):
+        (tmp_path / str(source)).mkdir()
+        for number, size in enumerate(of_source):
+            write_tar(tmp_path / str(source), number, make_samples(10 * source + number, size))
+    listed = [list_shards(str(tmp_path / str(source))) for source in range(len(sizes))]
+    return [replace(shard, source=source) for source, shards in enumerate(listed) for shard in shards]
+
+
+@pytest.mark.parametrize("read", [read_rows_here, read_rows])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_samples_of_several_sources_leave_in_the_order_of_the_run(
+    many_executions: None, two_sources: list[Shard], world_size: int, read: data_rows.RowReader
+) -> None:
+    first, stop = 29, 160
+    keys = [[row["key"] for row in iterate_rows(s, CAPTIONED, range(s.samples))] for s in two_sources]
+    counts = source_counts(two_sources)
+    mixture = Mixture((Order(counts[0], lanes=5, piece=3, seed=1), Order(counts[1], 2, 4, 2)))
+    starts, _ = read_starts(two_sources)
+    for rank in range(world_size):
+        windows = takewhile(lambda each: each.first < stop, mixture.windows_from(first, rank, world_size))
+        expected = sorted(
+            (number, keys[shard][row], window.epoch)
+            for window in windows
+            for number, shard, row in zip(window.number, window.shard, window.row, strict=True)
+        )
+        share = WorkerShare(mixture, 4, rank, world_size)
+        rows = worker_rows(two_sources, starts, CAPTIONED, share, first, read)
+        found = [(number, row["key"], row["epoch"]) for number, row in take(rows, len(expected) // 2)]
+        assert found == expected[: len(found)]
 
 
 def test_an_epoch_has_each_usable_sample_once(damaged_folder: Path) -> None:

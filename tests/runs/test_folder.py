@@ -93,14 +93,20 @@ def test_a_run_whose_folder_is_lost_comes_back_from_its_checkpoints(
     lost = run.parent / "lost"
     lost.mkdir()
     config = config_class(
-        data="s3://shards", optim=OptimConfig(steps=70), checkpoint=CheckpointConfig(checkpoints=address)
+        data=("s3://shards",), optim=OptimConfig(steps=70), checkpoint=CheckpointConfig(checkpoints=address)
     )
     write_config(config, lost / "config.yaml")
     remember_tracked_run(lost, "abc")
     append_history(lost, {"step": 3.0, "loss": 2.0})
     back_up(address, lost)
     got = parse(config_class, ["--resume", address, "--out", str(run), "--seed", "4"], "")
-    assert (got.data, got.optim.steps, got.seed, got.out, got.resume) == ("s3://shards", 70, 4, run, address)
+    assert (got.data, got.optim.steps, got.seed, got.out, got.resume) == (
+        ("s3://shards",),
+        70,
+        4,
+        run,
+        address,
+    )
     assert got.checkpoint.checkpoints == address
     assert (read_history(run), tracked_run_id(run)) == ([{"step": 3.0, "loss": 2.0}], "abc")
 

@@ -12,7 +12,7 @@ from beamclip.sweep.report import best_of, table_rows, write_report
 from beamclip.sweep.space import Range, applied, parse_space
 from beamclip.sweep.trial import Score, Trial, ranked, read_trials, write_trial
 
-BASE = DistillConfig(data="shards", teacher="open_clip:ViT-B-32/openai")
+BASE = DistillConfig(data=("shards",), teacher="open_clip:ViT-B-32/openai")
 SPACE = parse_space(["tau_teacher=0.1,0.2", "num_contexts=0,1,2", "lr=1e-4..1e-2"], BASE)
 
 

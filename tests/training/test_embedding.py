@@ -114,11 +114,11 @@ def test_every_embedding_is_the_teachers_of_the_view_that_training_replays(
     job: EmbeddingJob, teachers: list[LoadedClip], view: int
 ) -> None:
     """In all shards, beyond their first batch, and after each row that was lost."""
-    columns = Columns(views=CachedViews((0, 1), VIEWS))
+    views = CachedViews((0, 1), VIEWS)
     rows = [
         row
         for shard in list_shards(job.out)
-        for row in iterate_rows(shard, columns, range(shard.samples), epoch=view)
+        for row in iterate_rows(replace(shard, views=views), Columns(), range(shard.samples), epoch=view)
     ]
     assert sum(row["problem"] is not None for row in rows) == 3
     good = [row for row in rows if row["problem"] is None]
@@ -135,12 +135,9 @@ def test_every_embedding_is_the_teachers_of_the_view_that_training_replays(
 
 
 def test_views_differ_and_are_those_of_a_live_trainings_first_epochs(job: EmbeddingJob) -> None:
-    shard = list_shards(job.out)[0]
+    shard = replace(list_shards(job.out)[0], views=CachedViews((0,), VIEWS))
     draws = [
-        [
-            row["draws"]
-            for row in iterate_rows(shard, Columns(views=CachedViews((0,), VIEWS)), range(5), epoch=view)
-        ]
+        [row["draws"] for row in iterate_rows(shard, Columns(), range(5), epoch=view)]
         for view in range(VIEWS)
     ]
     assert len({each for of_view in draws for each in of_view}) == 5 * VIEWS

@@ -6,8 +6,7 @@ import pytest
 
 from beamclip.data.config import StreamConfig
 from beamclip.training.config import OptimConfig
-from beamclip.training.optim import total_steps
-from beamclip.training.recipe import DISTILLATION, LEAST_IN_A_SHARE, PRETRAINING, complete
+from beamclip.training.recipe import DISTILLATION, LEAST_IN_A_SHARE, PRETRAINING, complete, total_steps
 
 OPEN = (StreamConfig(), OptimConfig())
 RECIPES = pytest.mark.parametrize("recipe", [DISTILLATION, PRETRAINING], ids=["distillation", "pretraining"])

@@ -18,7 +18,7 @@ from beamclip.cluster import WorkersConfig
 from beamclip.data.config import AugmentConfig, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import read_starts
-from beamclip.data.order import order_of
+from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.rows import read_rows_here
 from beamclip.data.shards import Columns, Shard
 from beamclip.data.stream import Batch, WorkerShare, training_batches, worker_rows
@@ -49,9 +49,8 @@ class PretrainingBuilder:
 
 def batches_of(job: TrainingJob, world_size: int, rank: int) -> Generator[Batch, None, None]:
     """What a worker gets, without Ray Data and Ray Train."""
-    counts = np.array([shard.samples for shard in job.shards])
-    order = order_of(counts, job.stream.shuffle_window, job.seed, world_size)
-    share = WorkerShare(order, job.batch_size, rank, world_size)
+    mixture = mixture_of(source_counts(job.shards), (), job.stream.shuffle_window, job.seed, world_size)
+    share = WorkerShare(mixture, job.batch_size, rank, world_size)
     starts, _ = read_starts(job.shards)
     rows = worker_rows(job.shards, starts, job.columns, share, 0, read_rows_here)
     decoding = Decoding(job.image_size, job.augmentation, job.captions, job.seed)
