@@ -1,6 +1,7 @@
 """Text anchors of a run, made from a class list, the shards' captions or both."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def captions_as_anchors(
     captions: dict[str, None] = {}
     lost = FirstLost()
     for index in np.random.default_rng(seed).permutation(len(shards)):
-        for row in iterate_rows(shards[index], Columns(caption=True), range(shards[index].samples)):
+        shard = replace(shards[index], views=None)
+        for row in iterate_rows(shard, Columns(caption=True), range(shard.samples)):
             if row.get("caption"):
                 captions[row["caption"]] = None
             elif row["problem"] != MISSING_CAPTION:

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from beamclip.cluster import WorkersConfig
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.embed import embed
-from beamclip.commands.options import DistillConfig, EmbedConfig, PretrainConfig
+from beamclip.commands.options import DistillConfig, EmbedConfig, PretrainConfig, SweepConfig
 from beamclip.commands.pretrain import pretrain
+from beamclip.config import read_config
 from beamclip.data.config import StreamConfig
 from beamclip.errors import InputError
 from beamclip.models.config import StudentConfig
 from beamclip.runs.recorder import read_history
+from beamclip.sweep.sweep import sweep
+from beamclip.sweep.trial import read_trials
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.trace import read_trace
 from beamclip.training.worker import TrainingError
@@ -67,7 +71,7 @@ def seen_in(run: Path) -> dict[int, list[tuple[int, str]]]:
 
 
 def source_of(key: str) -> int:
-    """The folder that a sample is in: a key begins with the number of its shard, and the second has one shard."""
+    """The folder that a sample is in: its key begins with the number of its shard."""
     return int(key[:5] == "00002")
 
 
@@ -208,6 +212,17 @@ def test_one_of_several_data_sets_that_is_not_there_is_named(sources, capsys, tm
     assert f"{tmp_path / 'no'}: no such folder" in said
 
 
+def test_every_data_set_must_have_captions_where_they_are_needed(teacher, sources, capsys, tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    data = ("--data", sources[0], tmp_path / "images", "--batch-size", 16, "--out", tmp_path / "run")
+    words = f"{tmp_path / 'images'}: none of the first 4 samples"
+    assert words in refused(capsys, pretrain, *data)
+    given = ("--teacher", teacher[0], "--anchors", "captions", "--context-source", "captions")
+    assert words in refused(capsys, distill, *data, *given, "--num-contexts", 1)
+
+
 def test_caches_that_do_not_fit_together_are_refused(teacher, corpus, sources, caches, capsys, tmp_path):
     given = ("--teacher", teacher[0], "--classes", corpus.classes, "--student", "test_resnet")
     out = ("--out", tmp_path / "run", "--num-workers", 0)
@@ -226,3 +241,29 @@ def test_caches_that_do_not_fit_together_are_refused(teacher, corpus, sources, c
         changed = f"{change}0" if change.endswith('"') else f"{change.split(':')[0]}: 48"
         (other / "cache.json").write_text(text.replace(change, changed))
         assert message in refused(capsys, distill, "--data", caches[0], other, *given, *out)
+
+
+@pytest.mark.slow
+def test_a_sweep_builds_a_cache_of_each_data_set(teacher, corpus, sources, capsys, tmp_path):
+    given = ("--data", *sources, "--data-weights", 3, 1, "--teacher", teacher[0], "--classes", corpus.classes)
+    options = ("--eval-data", corpus.test, "--student", "test_resnet", "--batch-size", 32, "--samples", 96)
+    words = (
+        *given,
+        *options,
+        "--augmentations",
+        1,
+        "--scores",
+        1,
+        "--vary",
+        "lr=1e-3",
+        "--out",
+        tmp_path / "run",
+    )
+    assert run_command(SweepConfig, sweep, "", [str(word) for word in (*given, *options, *search)]) == 0
+    best = read_config(DistillConfig, tmp_path / "run" / "best.yaml")
+    folders = [f"{number}-{source.name}" for number, source in enumerate(sources)]
+    assert best.data == tuple(str(tmp_path / "run" / "cache" / folder) for folder in folders)
+    assert best.stream.data_weights == (3.0, 1.0)
+    (trial,) = read_trials(tmp_path / "run").values()
+    assert (trial.status, trial.steps) == ("finished", 3)
+    assert "75.0 % of each batch" in capsys.readouterr().out
