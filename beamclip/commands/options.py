@@ -39,9 +39,9 @@ class DistillConfig:
     """Transfer a CLIP teacher into a small student, from images alone."""
 
     data: Places = ()
-    """Required. Folder or address of shards (of beamclip ingest, or other tars of samples), of images, or of
-    a teacher cache that beamclip embed built from such: with a cache, no teacher runs. Several are trained on
-    together."""
+    """Required. Folders or addresses, one or several, of shards (of beamclip ingest, or other tars of
+    samples), of images, or of teacher caches that beamclip embed built from such: with a cache, no teacher
+    runs."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
     open_clip:NAME/FILE, or a run of beamclip pretrain."""
@@ -103,8 +103,8 @@ class PretrainConfig:
     """Train an image and a text tower from captioned images."""
 
     data: Places = ()
-    """Required. Folder or address of shards: of beamclip ingest, or other tars of images and captions.
-    Several are trained on together."""
+    """Required. Folders or addresses, one or several, of shards: of beamclip ingest, or other tars of images
+    and captions."""
     model: str = "tiny-resnet18"
     """A small config of beamclip (tiny-resnet18, tiny-msclip-s, ...), a config of open_clip, or a JSON file
     in open_clip's format."""

@@ -247,18 +247,7 @@ def test_caches_that_do_not_fit_together_are_refused(teacher, corpus, sources, c
 def test_a_sweep_builds_a_cache_of_each_data_set(teacher, corpus, sources, capsys, tmp_path):
     given = ("--data", *sources, "--data-weights", 3, 1, "--teacher", teacher[0], "--classes", corpus.classes)
     options = ("--eval-data", corpus.test, "--student", "test_resnet", "--batch-size", 32, "--samples", 96)
-    words = (
-        *given,
-        *options,
-        "--augmentations",
-        1,
-        "--scores",
-        1,
-        "--vary",
-        "lr=1e-3",
-        "--out",
-        tmp_path / "run",
-    )
+    search = ("--augmentations", 1, "--scores", 1, "--vary", "lr=1e-3", "--out", tmp_path / "run")
     assert run_command(SweepConfig, sweep, "", [str(word) for word in (*given, *options, *search)]) == 0
     best = read_config(DistillConfig, tmp_path / "run" / "best.yaml")
     folders = [f"{number}-{source.name}" for number, source in enumerate(sources)]
