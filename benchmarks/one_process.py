@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 from support.made_shards import Photos, photo_shards
 from support.reports import circumstances
@@ -28,7 +27,7 @@ from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
-from beamclip.data.order import order_of
+from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.rows import ROWS_PER_TASK, Bundle, RowReader, read_bundle, rows_of
 from beamclip.data.shards import Columns, Row
 from beamclip.data.stream import Batch, WorkerShare, training_batches, worker_rows
@@ -104,8 +103,8 @@ def measure(shards: Path, name: str) -> Figures:
 
 def _batches(folder: Path, *, crops: bool) -> Generator[Batch, None, None]:
     shards = list_shards(str(folder))
-    order = order_of(np.array([shard.samples for shard in shards]), WINDOW, seed=0, num_workers=1)
-    share, decoding = WorkerShare(order, BATCH), Decoding(SIDE, AugmentConfig(), CaptionConfig(), seed=0)
+    mixture = mixture_of(source_counts(shards), (), WINDOW, seed=0, num_workers=1)
+    share, decoding = WorkerShare(mixture, BATCH), Decoding(SIDE, AugmentConfig(), CaptionConfig(), seed=0)
     decoded = decoding if crops else None
     starts, _ = read_starts(shards)
     rows = worker_rows(shards, starts, Columns(), share, 0, _memory(decoded), decoded)

@@ -12,7 +12,6 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
-from beamclip.data.order import order_of
+from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.rows import read_rows_here
 from beamclip.data.shards import Columns
 from beamclip.data.stream import Batch, WorkerShare, training_batches, worker_rows
@@ -60,8 +59,8 @@ def distillation(config: str) -> Distillation:
 def batches_of(shards_folder: str, rank: int, world_size: int, columns: Columns, steps: int) -> list[Batch]:
     """Return a worker's batches of the first steps."""
     shards = list_shards(shards_folder)
-    order = order_of(np.array([shard.samples for shard in shards]), 512, seed=0, num_workers=world_size)
-    share = WorkerShare(order, BATCH, rank, world_size)
+    mixture = mixture_of(source_counts(shards), (), 512, seed=0, num_workers=world_size)
+    share = WorkerShare(mixture, BATCH, rank, world_size)
     decoding = Decoding(32, AugmentConfig(), CaptionConfig(), seed=0)
     rows = worker_rows(shards, read_starts(shards)[0], columns, share, 0, read_rows_here)
     with closing(training_batches(rows, share, decoding, threads=1)) as batches:
