@@ -3,9 +3,10 @@
 python benchmarks/restart.py [--interruptions 24]
 
 Trains the same small model again and again by the public command: uninterrupted, and killed, stopped and
-resumed at random, with one worker, with two, and with two, then one, then two. Each run's trace of samples is
-checked against the data, and compared step by step with that of an uninterrupted run, as are its final
-weights. The rest is arithmetic on synthetic counts: the position at web scale, and the mixing of shards.
+resumed at random, with one worker, with two, and with two, then one, then two; and by one to two workers,
+while a node is added and lost. Each run's trace of samples is checked against the data, and compared step by
+step with that of an uninterrupted run, as are its final weights. The rest is arithmetic on synthetic counts:
+the position at web scale, and the mixing of shards.
 """
 
 import argparse
@@ -23,9 +24,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from support.elastic import train_elastic
 from support.reports import circumstances, markdown_table, write_figures
 from support.restarts import (
     KINDS,
+    NODE_KINDS,
     Accounts,
     Interruption,
     Lost,
@@ -44,6 +47,8 @@ from beamclip.data.position import DataPosition, position_in, to_plain
 
 SHARDS = [150, 130, 90, 160, 70]
 STEPS = 300
+ELASTIC_STEPS = 3000
+"""Long enough for nodes to start and to be lost while it trains."""
 WORKERS = {"1 worker": [1], "2 workers": [2], "2, then 1, then 2 workers": [2, 1]}
 """Number of workers at each start of a run, repeated in a cycle."""
 PER_RUN = 4
@@ -62,10 +67,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--interruptions", type=int, default=24, help="over all runs together")
+    parser.add_argument("--node-changes", type=int, default=3, help="times that a node is added and lost")
     parser.add_argument("--out", type=Path, default=Path("runs/restart"), help="a new folder for the runs")
     parser.add_argument("--report", type=Path, default=Path("docs/studies/restart.md"), help="to write")
     options = parser.parse_args()
     outcomes, lost = interrupted_runs(options.out, options.interruptions)
+    elastic, changes = elastic_run(options.out, options.node_changes)
+    outcomes, lost = {**outcomes, **elastic}, [*lost, *changes]
     tables = {
         "Runs": runs_table(outcomes),
         "Seconds lost": lost_table(lost),
@@ -115,6 +123,17 @@ def interrupted_runs(out: Path, interruptions: int) -> tuple[Outcomes, list[Lost
     raise AssertionError("a cycle does not end")
 
 
+def elastic_run(out: Path, rounds: int) -> tuple[Outcomes, list[Lost]]:
+    """Train by one to two workers while a node is added and lost, and by one worker that is left alone."""
+    data = draw_shards(out / "data", SHARDS)
+    calm, run = (Run(data, out / name, ELASTIC_STEPS) for name in ("calm-long", "elastic"))
+    train(calm, 1, iter(()))
+    lost = train_elastic(run, rounds)
+    outcome = accounts(run), *compared(run, calm, calm)
+    print(f"1 to 2 workers, {len(lost)} changes: {outcome}", flush=True)
+    return {f"1 to 2 workers, {len(lost)} changes of the nodes": outcome}, lost
+
+
 def random_interruptions(seed: int, workers: list[int]) -> Iterator[Interruption]:
     """Yield interruptions of all kinds, at random times."""
     generator = random.Random(seed)
@@ -161,7 +180,7 @@ def runs_table(outcomes: Outcomes) -> list[list[str]]:
 def lost_table(lost: list[Lost]) -> list[list[str]]:
     """Build a row for each kind of interruption and number of workers."""
     rows = [["interruption", "workers", "times", "seconds, median", "least", "most"]]
-    for kind in KINDS:
+    for kind in (*KINDS, *NODE_KINDS):
         for workers in (1, 2):
             found = [one.seconds for one in lost if (one.kind, one.workers) == (kind, workers)]
             if found:

@@ -11,7 +11,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -39,8 +39,10 @@ MODEL = {
 }
 """Two tiny towers that start at once; the cost of an interruption does not depend on the model."""
 
-Kind = Literal["worker killed", "driver killed", "Ctrl-C", "SIGTERM"]
+Kind = Literal["worker killed", "driver killed", "Ctrl-C", "SIGTERM", "node added", "node lost"]
 KINDS: tuple[Kind, ...] = ("worker killed", "driver killed", "Ctrl-C", "SIGTERM")
+"""What happens at random; nodes are added and lost in elastic runs (support.elastic)."""
+NODE_KINDS: tuple[Kind, ...] = ("node added", "node lost")
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def train(run: Run, workers: int, interruptions: Iterator[Interruption]) -> list
         RuntimeError: the command ended with an unexpected exit code, or got stuck.
     """
     lost: list[Lost] = []
-    process, reached = _start(run, workers), 0
+    process, reached = start(run, workers), 0
     struck: tuple[Kind, int, float] | None = None
     try:
         while _passes(run, reached, process):
@@ -169,29 +171,44 @@ def train(run: Run, workers: int, interruptions: Iterator[Interruption]) -> list
             reached = last_step(run)
             if ended:
                 workers = interruption.then_workers
-                process = _start(run, workers)
-        _expect(process, 0)
+                process = start(run, workers)
+        expect_exit(process, 0)
     finally:
         if process.poll() is None:
-            _kill_all(process)
+            kill_all(process)
     return lost
 
 
-def _start(run: Run, workers: int) -> subprocess.Popen[str]:
+def start(
+    run: Run,
+    workers: int | str,
+    *,
+    cpus: float = 0.5,
+    launcher: Sequence[str] = (sys.executable,),
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """Start the public command that trains a run, or resumes it.
+
+    Args:
+        workers, cpus: number of workers, or a range of it, and CPUs of each.
+        launcher: what runs the command's program, with its options.
+        environment: of the command; None: that of this process.
+    """
     model = run.out.parent / "model.json"
     model.write_text(json.dumps(MODEL))
     resume = (run.out / "checkpoints").exists() and find_checkpoint(str(run.out / "checkpoints")).manifest
     options = ["--resume", run.out] if resume else ["--out", run.out]
     command = [
-        sys.executable, ROOT / "pipelines" / "pretrain.py", *options,
+        *launcher, ROOT / "pipelines" / "pretrain.py", *options,
         "--data", run.data.folder, "--model", model, "--seed", run.seed,
         "--steps", run.steps, "--batch-size", run.batch_size,
-        "--num-workers", workers, "--cpus-per-worker", 0.5, "--threads-per-worker", 1,
+        "--num-workers", workers, "--cpus-per-worker", cpus, "--threads-per-worker", 1,
         "--log-every", 1, "--checkpoint-every", 20, "--shuffle-window", run.window, "--trace-samples",
         "--max-failures", 100, "--no-system-metrics",
     ]  # fmt: skip
     with (run.out.parent / f"{run.out.name}.log").open("a") as log:
-        return subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, text=True, cwd=ROOT)
+        words = [str(word) for word in command]
+        return subprocess.Popen(words, stdout=log, stderr=log, text=True, cwd=ROOT, env=environment)
 
 
 def last_step(run: Run) -> int:
@@ -230,10 +247,10 @@ def _interrupt(process: subprocess.Popen[str], interruption: Interruption) -> bo
         time.sleep(1.0)
         return False
     if interruption.kind == "driver killed":
-        _kill_all(process)
+        kill_all(process)
     else:
         process.send_signal(signal.SIGINT if interruption.kind == "Ctrl-C" else signal.SIGTERM)
-        _expect(process, 130)
+        expect_exit(process, 130)
     return True
 
 
@@ -249,7 +266,7 @@ def _train_workers(process: subprocess.Popen[str]) -> list[int]:
     return sorted(found)
 
 
-def _kill_all(process: subprocess.Popen[str]) -> None:
+def kill_all(process: subprocess.Popen[str]) -> None:
     """Kill a command; its workers must end by themselves, other processes that Ray leaves are killed."""
     below = psutil.Process(process.pid).children(recursive=True)
     workers = [psutil.Process(pid) for pid in _train_workers(process)]
@@ -263,8 +280,9 @@ def _kill_all(process: subprocess.Popen[str]) -> None:
         raise RuntimeError(f"{len(alive)} workers outlived their command by {PATIENCE_SECONDS:.0f} s")
 
 
-def _expect(process: subprocess.Popen[str], code: int) -> None:
-    ended = process.wait(PATIENCE_SECONDS)
+def expect_exit(process: subprocess.Popen[str], code: int, within: float = PATIENCE_SECONDS) -> None:
+    """Wait until a command ends, by 0 or this exit code."""
+    ended = process.wait(within)
     # A command that had finished its steps may end before the signal reaches it.
     if ended not in (code, 0):
         raise RuntimeError(f"the command ended with exit code {ended}, and {code} was expected")
