@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from support.restarts import PATIENCE_SECONDS, Lost, Run, expect_exit, kill_all, last_step, start
 
 from beamclip.json_lines import read_json_lines
@@ -68,16 +68,17 @@ def _node(environment: dict[str, str], *options: str) -> Iterator[None]:
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     try:
         if "--head" in options:
             _wait_for_head(options, node)
         yield
     finally:
-        # Its own program ends its processes, one by one.
-        node.send_signal(signal.SIGTERM)
-        node.wait(PATIENCE_SECONDS)
+        # All at once, as a machine is lost.
+        for child in [*psutil.Process(node.pid).children(recursive=True), node]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        node.wait()
 
 
 def _wait_for_head(options: tuple[str, ...], node: subprocess.Popen[bytes]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import ray.cloudpickle
@@ -430,7 +431,9 @@ def add_node(ray_cluster: None) -> Iterator[Callable[[float], Node]]:
             process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
             def take_away() -> None:
-                process.terminate()
+                if process.poll() is None:
+                    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                        child.kill()
                 process.wait()
 
             stack.callback(take_away)
