@@ -15,6 +15,7 @@ from PIL import Image
 from beamclip.cluster import WorkersConfig
 from beamclip.data import rows
 from beamclip.data.class_folders import OUTSIDE
+from beamclip.data.image_folder import NO_IMAGE_BESIDE
 from beamclip.data.image_limits import CORRUPT_IMAGE, TOO_NARROW, UNSUPPORTED_FORMAT
 from beamclip.data.listing import list_labelled
 from beamclip.data.shards import (
@@ -232,7 +233,7 @@ def test_a_folder_of_class_folders_is_encoded_by_folder_name(
         UNKNOWN_LABEL: 1,
         MISSING_IMAGE: 1,
         CORRUPT_IMAGE: 1,
-        UNSUPPORTED_FORMAT: 1,
+        NO_IMAGE_BESIDE: 1,
         TOO_NARROW: 1,
         OUTSIDE: 2,
     }
