@@ -10,9 +10,11 @@ import json
 import logging
 import mimetypes
 import posixpath
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
@@ -54,23 +56,36 @@ _CAPTION_ADVICE = {
 }
 
 
+_ANY_NAME = "*"
+
+_SPLITS = frozenset({"train", "training", "test", "testing", "eval", "val", "valid", "validation", "dev"})
+"""Folders of these names are no classes, if one of them is `train`."""
+
+_SPLIT_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")
+"""Names that Hugging Face datasets give to the files of a split."""
+
+
 def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
     """Shards below an address, sorted by name.
 
     Args:
         address: folder of img2dataset output, of other tars or parquet files of samples, or of images; a
-            local path or any fsspec address (s3://, gs://, memory://).
+            local path or any fsspec address (s3://, gs://, memory://). Its last part may be a pattern for the
+            names of shards, as in `data/train-*`.
         allow_missing: whether shards may be missing, here or on the node that reads them.
 
     Raises:
         InputError: the folder is missing, holds nothing of these, or lacks a shard that has statistics.
     """
-    fs, root = _open_folder(address, "Give the folder that `beamclip ingest --out` wrote.")
-    files = {posixpath.basename(path.rstrip("/")): path for path in fs.ls(root, detail=False)}
+    fs, root, pattern = _open_folder(address, "Give the folder that `beamclip ingest --out` wrote.")
+    named = {posixpath.basename(path.rstrip("/")): path for path in fs.ls(root, detail=False)}
+    files = {name: path for name, path in named.items() if fnmatchcase(name, pattern)}
     stats = sorted(name for name in files if name.endswith(STATS_SUFFIX))
     if stats:
         return _finished_shards(address, fs, files, stats, allow_missing=allow_missing)
-    shards = [] if _INGEST in files else _foreign_shards(fs, root, files)
+    shards = [] if _INGEST in named else _foreign_tars(fs, files) or _foreign_parquets(fs, address, files)
+    if not shards and _INGEST not in named and pattern == _ANY_NAME:
+        shards = _images(fs, root)
     if not shards:
         raise InputError(
             f"{address}: no finished shard (no *{STATS_SUFFIX} among {len(files)} files), no tar of samples, "
@@ -105,15 +120,15 @@ def _finished_shards(
     return shards
 
 
-def _foreign_shards(fs: Any, root: str, files: Mapping[str, str]) -> list[Shard]:
-    """What others wrote: tars, else parquet files, else images."""
-    shards = _foreign_tars(fs, files) or _foreign_parquets(fs, files)
-    if shards:
-        return shards
+def _images(fs: Any, root: str) -> list[Shard]:
+    """A folder of images, or of folders of images; empty if no file in them has the name of an image."""
     listings, beside = _image_folders(fs, root)
     names = (name for listing in listings.values() for name in listing.names())
-    is_image = ((mimetypes.guess_type(name)[0] or "").startswith("image/") for name in names)
-    return _folder_shards(fs, root, listings, beside) if any(is_image) else []
+    return _folder_shards(fs, root, listings, beside) if any(map(_is_image, names)) else []
+
+
+def _is_image(name: str) -> bool:
+    return (mimetypes.guess_type(name)[0] or "").startswith("image/")
 
 
 def _advice(fs: Any, root: str) -> str:
@@ -134,8 +149,14 @@ def _foreign_tars(fs: Any, files: Mapping[str, str]) -> list[Shard]:
     return [Shard(path, samples, "tar") for path, samples in count_samples(paths).items() if samples]
 
 
-def _foreign_parquets(fs: Any, files: Mapping[str, str]) -> list[Shard]:
+def _foreign_parquets(fs: Any, address: str, files: Mapping[str, str]) -> list[Shard]:
     """Parquet files without statistics, if any of them has images; those without a row are left out."""
+    splits = sorted({split[1] for split in map(_SPLIT_FILE.fullmatch, files) if split})
+    if len(splits) > 1:
+        raise InputError(
+            f"{address}: holds the splits {', '.join(splits)}. Give the files of one: "
+            f"'{address.rstrip('/')}/{'train' if 'train' in splits else splits[0]}-*'."
+        )
     names = [name for name in sorted(files) if name.endswith(".parquet") and name not in METADATA_FILES]
     paths = [fs.unstrip_protocol(files[name]) for name in names]
     with ThreadPoolExecutor(32) as pool:
@@ -159,12 +180,21 @@ def _counted_rows(path: str) -> int | None:
         ) from error
 
 
-def _image_folders(fs: Any, root: str) -> tuple[dict[str, Listing], list[str]]:
-    """Listings of the class folders and the files beside them; or of `root` itself, and no files beside."""
+def _image_folders(fs: Any, root: str, *, as_classes: bool = False) -> tuple[dict[str, Listing], list[str]]:
+    """Listings of the class folders and the files beside them; or of `root` itself, and no files beside.
+
+    Args:
+        as_classes: whether folders are classes even if images lie beside them.
+    """
     folders, files = class_folders(fs, root)
     is_described = any(posixpath.basename(path) in METADATA_FILES for path in files)
-    if is_described or not folders:
+    if is_described or not folders or (not as_classes and any(map(_is_image, files))):
         return {root: list_folder(fs, root)}, []
+    splits = {posixpath.basename(path): path for path in folders if posixpath.basename(path) in _SPLITS}
+    if "train" in splits and len(splits) > 1:
+        raise InputError(
+            f"{root}: holds the splits {', '.join(splits)}. Give the folder of one: {splits['train']}."
+        )
     return {folder: list_folder(fs, folder) for folder in folders}, files
 
 
@@ -192,13 +222,15 @@ def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
     Raises:
         InputError: it is no such data set; see `list_shards`.
     """
-    fs, root = _open_folder(address, "Give shards with a label column, or a folder of class folders.")
+    advice = "Give shards with a label column, or a folder of class folders."
+    fs, root, pattern = _open_folder(address, advice)
     _, files = class_folders(fs, root)
     names = {posixpath.basename(path) for path in files} - {*METADATA_FILES}
-    if any(name.endswith((STATS_SUFFIX, ".tar", ".parquet")) for name in names):
+    if pattern != _ANY_NAME or any(name.endswith((STATS_SUFFIX, ".tar", ".parquet")) for name in names):
         return list_shards(address, allow_missing=allow_missing)
-    listings, beside = _image_folders(fs, root)
-    usable = any(True for listing in listings.values() for _ in listing.names())
+    listings, beside = _image_folders(fs, root, as_classes=True)
+    names_of_images = (name for listing in listings.values() for name in listing.names())
+    usable = any(not name.endswith(".parquet") for name in names_of_images)
     if not usable or (root in listings and not listings[root].has_fields):
         raise InputError(
             f"{address}: neither finished shards nor class folders with images in it, and no image that has "
@@ -246,13 +278,17 @@ def _field_advice(shard: Shard, name: str) -> str:
     return f"Ingest with --keep-columns {name}"
 
 
-def _open_folder(address: str, advice: str) -> tuple[Any, str]:
+def _open_folder(address: str, advice: str) -> tuple[Any, str, str]:
+    """Return the file system, the folder, and the pattern of names in it that the address ends with."""
     with reachable(address, advice):
         fs, root = fsspec.core.url_to_fs(str(address))
-        is_folder = fs.isdir(root)
+        is_folder, pattern = fs.isdir(root), _ANY_NAME
+        if not is_folder and _ANY_NAME in posixpath.basename(root):
+            root, pattern = posixpath.split(root)
+            is_folder = fs.isdir(root)
     if not is_folder:
         raise InputError(f"{address}: no such folder. {advice}")
-    return fs, root
+    return fs, root, pattern
 
 
 def _claimed_samples(fs: Any, path: str) -> int:

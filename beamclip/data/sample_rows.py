@@ -187,7 +187,7 @@ def _parquet_row(pick: Callable[[], Row], key: str, image: ImageColumn, columns:
         fields = {**row, "caption": _first_text(caption)}
     return {
         "key": str(key if own_key is None else own_key),
-        "image": content.get("bytes") if isinstance(content, dict) else content,
+        "image": content["bytes"] if content and image.part != image.name else content,
         "caption": _first_text(caption),
         "texts": texts_of([caption, *(row.get(name) for name in columns.more_texts)]),
         "label": label_of(row, columns),

@@ -222,6 +222,7 @@ def test_a_folder_of_class_folders_is_encoded_by_folder_name(
     picture(0).save(tmp_path / "dog" / "0.png")
     (tmp_path / "cat" / "empty.jpg").write_bytes(b"")
     (tmp_path / "cat" / "README.txt").write_text("Three cats.")
+    (tmp_path / "cat" / "LICENSE").write_text("Free cats.")
     (tmp_path / "cat" / "thin.png").write_bytes(png(picture(1, 900, 1)))
     for i in (2, 5):  # in another format under another name, and behind links
         picture(i).save(tmp_path / f"{i}.tif")
@@ -234,6 +235,7 @@ def test_a_folder_of_class_folders_is_encoded_by_folder_name(
         MISSING_IMAGE: 1,
         CORRUPT_IMAGE: 1,
         NO_IMAGE_BESIDE: 1,
+        UNSUPPORTED_FORMAT: 1,
         TOO_NARROW: 1,
         OUTSIDE: 2,
     }
