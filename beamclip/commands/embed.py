@@ -159,7 +159,7 @@ def _name(shard: Shard) -> str:
     if shard.format == "loose":
         return "~beside"
     # The name of a folder may hold dots, and has no suffix.
-    return shard.name if shard.format == "folder" else posixpath.splitext(shard.name)[0]
+    return shard.name if shard.format in ("folder", "images") else posixpath.splitext(shard.name)[0]
 
 
 def _samples(inputs: EmbedInputs) -> int:

@@ -24,9 +24,10 @@ class ScoringConfig:
     """What a trained model is scored on when training ends."""
 
     eval_data: PathOrAddress = None
-    """Labelled images to score on: shards with a label column, or a folder of class folders."""
+    """Labelled images to score on: shards with a label column, a folder of class folders, or images with a
+    metadata file."""
     label_column: str = "label"
-    """Field of a sample's JSON that holds the id of its class."""
+    """Field (or column) of a sample that holds the id of its class; class folders need none."""
     scoring_batch: Count = 256
     """Images encoded at a time."""
 
@@ -39,9 +40,9 @@ class DistillConfig:
     """Transfer a CLIP teacher into a small student, from images alone."""
 
     data: Places = ()
-    """Required. Folders or addresses, one or several, of shards (of beamclip ingest, or other tars of
-    samples), of images, or of teacher caches that beamclip embed built from such: with a cache, no teacher
-    runs."""
+    """Required. Folders or addresses, one or several, of shards (of beamclip ingest, or other tars or parquet
+    files of samples), of images, or of teacher caches that beamclip embed built from such: with a cache, no
+    teacher runs."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
     open_clip:NAME/FILE, or a run of beamclip pretrain."""
@@ -103,8 +104,8 @@ class PretrainConfig:
     """Train an image and a text tower from captioned images."""
 
     data: Places = ()
-    """Required. Folders or addresses, one or several, of shards: of beamclip ingest, or other tars of images
-    and captions."""
+    """Required. Folders or addresses, one or several, of shards (of beamclip ingest, or other tars or parquet
+    files of samples) or of images with captions."""
     model: str = "tiny-resnet18"
     """A small config of beamclip (tiny-resnet18, tiny-msclip-s, ...), a config of open_clip, or a JSON file
     in open_clip's format."""
@@ -143,7 +144,8 @@ class EmbedConfig:
     """Embed images by a teacher once, for any number of distillations."""
 
     data: PathOrAddress = None
-    """Required. Folder or address of shards (of beamclip ingest, or other tars of samples) or of images."""
+    """Required. Folder or address of shards (of beamclip ingest, or other tars or parquet files of samples)
+    or of images."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
     open_clip:NAME/FILE, or a run of beamclip pretrain."""
@@ -217,7 +219,8 @@ class EvaluateConfig:
     """Required. A run, a local open_clip directory or checkpoint, open_clip:NAME/TAG, hf-hub:ORG/NAME, or
     open_clip:NAME/FILE."""
     data: PathOrAddress = None
-    """Required. Labelled images: shards with a label column, or a folder of class folders."""
+    """Required. Labelled images: shards with a label column, a folder of class folders, or images with a
+    metadata file."""
     classes: LocalPath = None
     """Required. Class list (text, YAML or JSON); its ids are the labels."""
     tasks: tuple[Literal["zeroshot", "probe"], ...] = ("zeroshot",)
@@ -225,7 +228,7 @@ class EvaluateConfig:
     train_data: PathOrAddress = None
     """Labelled images to fit the probe on; required with --tasks probe."""
     label_column: str = "label"
-    """Field of a sample's JSON that holds the id of its class."""
+    """Field (or column) of a sample that holds the id of its class; class folders need none."""
     scoring_batch: Count = 256
     """Images encoded at a time."""
     allow_missing_shards: bool = False

@@ -5,7 +5,7 @@ As with augmentation, the choice is a function of (seed, epoch, sample key): see
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,12 @@ CAPTION_CHARACTERS = 2048
 
 MOST_TEXTS = 256
 """Largest number of texts that are read from one sample."""
+
+CAPTION_FIELDS = ("caption", "text")
+"""Fields that hold the caption of a sample which has no text of its own, in order: the first that is there.
+
+What others write: `caption` is img2dataset's, `text` is that of Hugging Face datasets. Fields of other names,
+as the `title` of open_clip's CSV files, are texts if `--caption-columns` names them."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 """JSON may hold half of a surrogate pair; neither Arrow nor tokenizers accept it."""
@@ -49,6 +55,12 @@ def texts_of(values: Sequence[Any]) -> list[str]:
     flat = (item for value in values for item in (value if isinstance(value, list | tuple) else [value]))
     texts = [clean_text(item) for item in islice(flat, MOST_TEXTS) if not is_missing(item)]
     return list(dict.fromkeys(text for text in texts if text))
+
+
+def caption_of(fields: Mapping[str, Any]) -> Any:
+    """The caption among the fields of a sample, which may be a list of them; None if there is none."""
+    found = (fields[name] for name in CAPTION_FIELDS if not is_missing(fields.get(name)))
+    return next(found, None)
 
 
 def clean_text(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Which shards a data set has, and how many samples each holds.
 
 A shard that img2dataset wrote counts as finished when its `<name>_stats.json` lies beside it, which also
-holds the number of samples. Tars of others are read once for their samples (see index); a folder of images
-is a data set too.
+holds the number of samples. Tars of others are read once for their samples (see index), parquet files of
+others say it in their footers; a folder of images is a data set too (see image_folder).
 """
 
 import hashlib
@@ -10,9 +10,11 @@ import json
 import logging
 import mimetypes
 import posixpath
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
@@ -20,9 +22,13 @@ import fsspec
 
 from beamclip.addresses import reachable
 from beamclip.data.cache import CACHE_FILE
-from beamclip.data.class_folders import Entry, class_folders, folder_entries
+from beamclip.data.captions import CAPTION_FIELDS
+from beamclip.data.class_folders import class_folders
+from beamclip.data.image_folder import Listing, list_folder
 from beamclip.data.index import count_samples
 from beamclip.data.lost_samples import in_words
+from beamclip.data.metadata import METADATA_FILES
+from beamclip.data.parquet_rows import count_rows
 from beamclip.data.sample_rows import MISSING_CAPTION, Columns
 from beamclip.data.shards import ROWS_PER_BLOCK, Shard, iterate_rows
 from beamclip.errors import InputError
@@ -40,27 +46,50 @@ _INGEST = ".ingest"
 """A folder of this name lies where `beamclip ingest` writes: what has no statistics there is not finished."""
 
 
+_INGEST_ADVICE = "Ingest with --caption-column, from a column that is not empty."
+_CAPTION_NAMES = " or ".join(CAPTION_FIELDS)
+_FOLDER_ADVICE = f"Put it into x.txt beside x.jpg, or into {METADATA_FILES[0]} as {_CAPTION_NAMES}."
+_CAPTION_ADVICE = {
+    "folder": _FOLDER_ADVICE,
+    "images": _FOLDER_ADVICE,
+    "parquet": f"Name its column {_CAPTION_NAMES}, or give --caption-columns.",
+}
+
+
+_ANY_NAME = "*"
+
+_SPLITS = frozenset({"train", "training", "test", "testing", "eval", "val", "valid", "validation", "dev"})
+"""Folders of these names are no classes, if one of them is `train`."""
+
+_SPLIT_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")
+"""Names that Hugging Face datasets give to the files of a split."""
+
+
 def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
     """Shards below an address, sorted by name.
 
     Args:
-        address: folder of img2dataset output, of other tars of samples, or of images; a local path or any
-            fsspec address (s3://, gs://, memory://).
+        address: folder of img2dataset output, of other tars or parquet files of samples, or of images; a
+            local path or any fsspec address (s3://, gs://, memory://). Its last part may be a pattern for the
+            names of shards, as in `data/train-*`.
         allow_missing: whether shards may be missing, here or on the node that reads them.
 
     Raises:
         InputError: the folder is missing, holds nothing of these, or lacks a shard that has statistics.
     """
-    fs, root = _open_folder(address, "Give the folder that `beamclip ingest --out` wrote.")
-    files = {posixpath.basename(path.rstrip("/")): path for path in fs.ls(root, detail=False)}
+    fs, root, pattern = _open_folder(address, "Give the folder that `beamclip ingest --out` wrote.")
+    named = {posixpath.basename(path.rstrip("/")): path for path in fs.ls(root, detail=False)}
+    files = {name: path for name, path in named.items() if fnmatchcase(name, pattern)}
     stats = sorted(name for name in files if name.endswith(STATS_SUFFIX))
     if stats:
         return _finished_shards(address, fs, files, stats, allow_missing=allow_missing)
-    shards = [] if _INGEST in files else _foreign_tars(fs, files) or _image_folders(fs, root)
+    shards = [] if _INGEST in named else _foreign_tars(fs, files) or _foreign_parquets(fs, address, files)
+    if not shards and _INGEST not in named and pattern == _ANY_NAME:
+        shards = _images(fs, root)
     if not shards:
         raise InputError(
-            f"{address}: no finished shard (no *{STATS_SUFFIX} among {len(files)} files), no tar of samples "
-            "and no image. Run beamclip ingest, or give the folder that holds its shards."
+            f"{address}: no finished shard (no *{STATS_SUFFIX} among {len(files)} files), no tar of samples, "
+            f"no parquet file of images and no image. {_advice(fs, root)}"
         )
     return [replace(shard, may_be_missing=allow_missing) for shard in shards]
 
@@ -91,6 +120,27 @@ def _finished_shards(
     return shards
 
 
+def _images(fs: Any, root: str) -> list[Shard]:
+    """A folder of images, or of folders of images; empty if no file in them has the name of an image."""
+    listings, beside = _image_folders(fs, root)
+    names = (name for listing in listings.values() for name in listing.names())
+    return _folder_shards(fs, root, listings, beside) if any(map(_is_image, names)) else []
+
+
+def _is_image(name: str) -> bool:
+    return (mimetypes.guess_type(name)[0] or "").startswith("image/")
+
+
+def _advice(fs: Any, root: str) -> str:
+    """What to give instead of a folder without data: the one below it that holds parquet files, if any."""
+    top = root.rstrip("/")
+    found = fs.glob(f"{top}/*/*.parquet") or fs.glob(f"{top}/*/*/*.parquet")
+    if not found:
+        return "Run beamclip ingest, or give the folder that holds its shards."
+    folder = fs.unstrip_protocol(posixpath.dirname(sorted(found)[0])).removeprefix("file://")
+    return f"Give the folder that holds the parquet files: {folder}."
+
+
 def _foreign_tars(fs: Any, files: Mapping[str, str]) -> list[Shard]:
     """Tars without statistics, which others wrote; those without a sample are left out."""
     paths = [fs.unstrip_protocol(files[name]) for name in sorted(files) if name.endswith(".tar")]
@@ -99,44 +149,96 @@ def _foreign_tars(fs: Any, files: Mapping[str, str]) -> list[Shard]:
     return [Shard(path, samples, "tar") for path, samples in count_samples(paths).items() if samples]
 
 
-def _image_folders(fs: Any, root: str) -> list[Shard]:
-    """A folder of images, or of folders of images; empty if no file in them has the name of an image."""
+def _foreign_parquets(fs: Any, address: str, files: Mapping[str, str]) -> list[Shard]:
+    """Parquet files without statistics, if any of them has images; those without a row are left out."""
+    splits = sorted({split[1] for split in map(_SPLIT_FILE.fullmatch, files) if split})
+    if len(splits) > 1:
+        raise InputError(
+            f"{address}: holds the splits {', '.join(splits)}. Give the files of one: "
+            f"'{address.rstrip('/')}/{'train' if 'train' in splits else splits[0]}-*'."
+        )
+    names = [name for name in sorted(files) if name.endswith(".parquet") and name not in METADATA_FILES]
+    paths = [fs.unstrip_protocol(files[name]) for name in names]
+    with ThreadPoolExecutor(32) as pool:
+        counts = list(pool.map(_counted_rows, paths))
+    if all(count is None for count in counts):
+        return []  # lists or labels beside images
+    if None in counts:
+        raise InputError(
+            f"{paths[counts.index(None)]}: no column of images, or several and none named image, but other "
+            "parquet files beside it have one. Move it elsewhere."
+        )
+    return [Shard(path, count, "parquet") for path, count in zip(paths, counts, strict=True) if count]
+
+
+def _counted_rows(path: str) -> int | None:
+    try:
+        return count_rows(path)
+    except Exception as error:  # of the store, or of pyarrow
+        raise InputError(
+            f"{path}: cannot be read as parquet ({in_words(error)}). Bring it back, or move it elsewhere."
+        ) from error
+
+
+def _image_folders(fs: Any, root: str, *, as_classes: bool = False) -> tuple[dict[str, Listing], list[str]]:
+    """Listings of the class folders and the files beside them; or of `root` itself, and no files beside.
+
+    Args:
+        as_classes: whether folders are classes even if images lie beside them.
+    """
     folders, files = class_folders(fs, root)
-    entries = {folder: folder_entries(fs, folder) for folder in folders or [root]}
-    names = [path for found in entries.values() for path, _ in found]
-    if not any((mimetypes.guess_type(name)[0] or "").startswith("image/") for name in names):
-        return []
-    return _folder_shards(fs, root, entries, files if folders else [])
+    is_described = any(posixpath.basename(path) in METADATA_FILES for path in files)
+    if is_described or not folders or (not as_classes and any(map(_is_image, files))):
+        return {root: list_folder(fs, root)}, []
+    splits = {posixpath.basename(path): path for path in folders if posixpath.basename(path) in _SPLITS}
+    if "train" in splits and len(splits) > 1:
+        raise InputError(
+            f"{root}: holds the splits {', '.join(splits)}. Give the folder of one: {splits['train']}."
+        )
+    return {folder: list_folder(fs, folder) for folder in folders}, files
 
 
-def _folder_shards(
-    fs: Any, root: str, entries: Mapping[str, Sequence[Entry]], beside: Sequence[str]
-) -> list[Shard]:
+def _folder_shards(fs: Any, root: str, listings: Mapping[str, Listing], beside: Sequence[str]) -> list[Shard]:
     """A shard for each folder that is not empty, and one for the files beside the folders."""
     shards = [
-        Shard(fs.unstrip_protocol(folder), len(found), "folder") for folder, found in entries.items() if found
+        Shard(
+            fs.unstrip_protocol(folder),
+            len(listing),
+            "images" if folder == root else "folder",
+            version=listing.version,
+        )
+        for folder, listing in listings.items()
+        if len(listing)
     ]
     return [*shards, Shard(fs.unstrip_protocol(root), len(beside), "loose")] if beside else shards
 
 
 def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
-    """Shards of a labelled data set: finished shards, or a folder with one folder of images per class.
+    """Shards of a labelled data set: those of `list_shards`, but images need class folders or fields.
 
     Args:
         allow_missing: see `list_shards`.
 
     Raises:
-        InputError: it is neither; see `list_shards`.
+        InputError: it is no such data set; see `list_shards`.
     """
-    fs, root = _open_folder(address, "Give shards with a label column, or a folder of class folders.")
-    folders, files = class_folders(fs, root)
-    names = [posixpath.basename(path) for path in files]
-    if any(name.endswith((STATS_SUFFIX, ".tar")) for name in names):
+    advice = "Give shards with a label column, or a folder of class folders."
+    fs, root, pattern = _open_folder(address, advice)
+    _, files = class_folders(fs, root)
+    names = {posixpath.basename(path) for path in files} - {*METADATA_FILES}
+    if pattern != _ANY_NAME or any(name.endswith((STATS_SUFFIX, ".tar", ".parquet")) for name in names):
         return list_shards(address, allow_missing=allow_missing)
-    entries = {folder: folder_entries(fs, folder) for folder in folders}
-    if not any(problem is None for found in entries.values() for _, problem in found):
-        raise InputError(f"{address}: neither finished shards nor class folders with images in it.")
-    return _folder_shards(fs, root, entries, files)
+    listings, beside = _image_folders(fs, root, as_classes=True)
+    names_of_images = (name for listing in listings.values() for name in listing.names())
+    usable = any(not name.endswith(".parquet") for name in names_of_images)
+    if not usable or (root in listings and not listings[root].has_fields):
+        raise InputError(
+            f"{address}: neither finished shards nor class folders with images in it, and no image that has "
+            f"fields. Label by folders, by {METADATA_FILES[0]} or by a JSON beside each. {_advice(fs, root)}"
+        )
+    return [
+        replace(shard, may_be_missing=allow_missing) for shard in _folder_shards(fs, root, listings, beside)
+    ]
 
 
 def fingerprint(shards: list[Shard]) -> str:
@@ -165,18 +267,28 @@ def check_texts(shards: list[Shard], columns: Columns, address: str) -> None:
     where = f"{address}: none of the first {count} samples in {first.path} has"
     for name in columns.more_texts:
         if all_lack(Columns(more_texts=(name,))):
-            raise InputError(f"{where} a text in {name}. Ingest with --keep-columns {name}, or leave it out.")
+            raise InputError(f"{where} a text in {name}. {_field_advice(first, name)}, or leave it out.")
     if all_lack(columns):
-        raise InputError(f"{where} a caption. Ingest with --caption-column, from a column that is not empty.")
+        raise InputError(f"{where} a caption. {_CAPTION_ADVICE.get(first.format, _INGEST_ADVICE)}")
 
 
-def _open_folder(address: str, advice: str) -> tuple[Any, str]:
+def _field_advice(shard: Shard, name: str) -> str:
+    if shard.format in ("folder", "images"):
+        return f"Add it to {METADATA_FILES[0]} or to a JSON beside each image"
+    return f"Ingest with --keep-columns {name}"
+
+
+def _open_folder(address: str, advice: str) -> tuple[Any, str, str]:
+    """Return the file system, the folder, and the pattern of names in it that the address ends with."""
     with reachable(address, advice):
         fs, root = fsspec.core.url_to_fs(str(address))
-        is_folder = fs.isdir(root)
+        is_folder, pattern = fs.isdir(root), _ANY_NAME
+        if not is_folder and _ANY_NAME in posixpath.basename(root):
+            root, pattern = posixpath.split(root)
+            is_folder = fs.isdir(root)
     if not is_folder:
         raise InputError(f"{address}: no such folder. {advice}")
-    return fs, root
+    return fs, root, pattern
 
 
 def _claimed_samples(fs: Any, path: str) -> int:

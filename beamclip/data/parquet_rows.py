@@ -1,20 +1,91 @@
-"""Read rows of a parquet file by number, skipping row groups that have none of them."""
+"""Read rows of a parquet file by number, skipping row groups that have none of them.
+
+The images are in a column that is named as img2dataset names it (jpg, png, ...), or in one as Hugging Face
+datasets write it: a struct of `bytes` and `path`, or plain bytes, of the name `image` if there are several.
+"""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from beamclip.data.shard_file import ShardFile
+from beamclip.data.shard_file import ShardFile, open_shard
 
 ROWS_PER_BATCH = 256
 
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
 _MAGIC = b"PAR1"
+
+
+@dataclass(frozen=True)
+class ImageColumn:
+    """Where a parquet file has its images."""
+
+    name: str
+    part: str
+    """What is read of it: the column itself, or its bytes."""
+
+    @property
+    def by_img2dataset(self) -> bool:
+        """Whether the file is img2dataset's, which keeps a row for every URL, and the key of each sample."""
+        return self.part in IMAGE_SUFFIXES
+
+
+def image_column(schema: pa.Schema) -> ImageColumn | None:
+    """Return the column of images; None if there is none, or several and none of them is named `image`."""
+    structs = [field.name for field in schema if _has_bytes(field.type)]
+    suffix = next((name for name in IMAGE_SUFFIXES if name in schema.names and name not in structs), None)
+    if suffix is not None:
+        return ImageColumn(suffix, suffix)
+    found = structs or [field.name for field in schema if _is_bytes(field.type)]
+    if len(found) != 1 and "image" not in found:
+        return None
+    name = "image" if "image" in found else found[0]
+    return ImageColumn(name, f"{name}.bytes" if structs else name)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    """Whether the values of a column are bytes, which JSON cannot hold."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and any(part.name == "bytes" and _is_bytes(part.type) for part in kind)
+
+
+def successful_rows(parquet: pq.ParquetFile, image: ImageColumn) -> NDArray[np.int64] | None:
+    """Return the numbers of the rows that are samples; None if all are.
+
+    img2dataset keeps a row for every URL; only the successful ones count as samples.
+    """
+    if not image.by_img2dataset or "status" not in parquet.schema_arrow.names:
+        return None
+    status = parquet.read(columns=["status"])["status"]
+    return np.flatnonzero(pc.equal(status, "success").to_numpy())
+
+
+def count_rows(path: str) -> int | None:
+    """Count the samples of a parquet file by its footer; None if it has no column of images.
+
+    Raises:
+        StoreError: the file cannot be opened.
+        Exception: of pyarrow, or ValueError: it is damaged.
+    """
+    with open_shard(path) as file:
+        parquet = open_parquet(file)
+        image = image_column(parquet.schema_arrow)
+        if image is None:
+            return None
+        samples = successful_rows(parquet, image)
+        return int(parquet.metadata.num_rows) if samples is None else len(samples)
 
 
 def open_parquet(file: ShardFile) -> pq.ParquetFile:

@@ -9,17 +9,28 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from beamclip.data.cache import CachedViews
-from beamclip.data.captions import CAPTION_CHARACTERS, clean_text, is_missing, texts_of
+from beamclip.data.captions import (
+    CAPTION_CHARACTERS,
+    CAPTION_FIELDS,
+    caption_of,
+    clean_text,
+    is_missing,
+    texts_of,
+)
 from beamclip.data.image_limits import MAX_BYTES
 from beamclip.data.lost_samples import in_words
-from beamclip.data.parquet_rows import open_parquet, picked_rows
+from beamclip.data.parquet_rows import (
+    IMAGE_SUFFIXES,
+    ImageColumn,
+    image_column,
+    open_parquet,
+    picked_rows,
+    successful_rows,
+)
 from beamclip.data.shard_file import Rows, ShardFile, StoreError
 from beamclip.data.tar_samples import Contents, ReadStart, tar_samples
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 MISSING_IMAGE = "missing image"
 MISSING_CAPTION = "missing caption"
@@ -98,19 +109,19 @@ def _tar_row(key: str, contents: Contents, columns: Columns) -> Row:
     if large:
         return {"key": key, "problem": TOO_LARGE, "detail": f"its {large[0]}"}
     caption = clean_text(contents["txt"]) if "txt" in contents else None
-    fields, detail = _json_fields(contents.get("json"))
+    fields, detail = json_fields(contents.get("json"))
     return {
         "key": key,
         "image": next((contents[suffix] for suffix in IMAGE_SUFFIXES if suffix in contents), None),
         "caption": caption,
         "texts": texts_of([caption, *(fields.get(name) for name in columns.more_texts)]),
-        "label": _label(fields, columns),
+        "label": label_of(fields, columns),
         "fields": json.dumps(fields) if columns.everything else None,
         "detail": detail,
     }
 
 
-def _json_fields(text: bytes | str | None) -> tuple[dict[str, Any], str | None]:
+def json_fields(text: bytes | str | None) -> tuple[dict[str, Any], str | None]:
     """Return the fields and None; if the text is not a JSON object, no fields and why."""
     if not text:
         return {}, None
@@ -123,52 +134,61 @@ def _json_fields(text: bytes | str | None) -> tuple[dict[str, Any], str | None]:
     return (fields, None) if isinstance(fields, dict) else ({}, "its JSON is not an object")
 
 
-def _label(fields: dict[str, Any], columns: Columns) -> str | None:
+def label_of(fields: dict[str, Any], columns: Columns) -> str | None:
+    """Return the label among the fields of a sample as a text; None if it is not asked for or missing."""
     value = fields.get(columns.label) if columns.label else None
     return None if is_missing(value) else clean_text(value)
 
 
-def read_parquet(file: ShardFile, columns: Columns, rows: Rows) -> Iterator[Pending]:
+def read_parquet(file: ShardFile, columns: Columns, rows: Rows, name: str) -> Iterator[Pending]:
     """Yield the samples of a parquet file with these row numbers, which count successful downloads only.
+
+    Args:
+        name: of the file, with which the keys of samples begin that have none of their own.
 
     Raises:
         StoreError: the file has no images: img2dataset writes such a file beside a tar.
         Exception: of pyarrow.
     """
     parquet = open_parquet(file)
-    names = parquet.schema_arrow.names
-    image = next((name for name in IMAGE_SUFFIXES if name in names), None)
+    schema = parquet.schema_arrow
+    image = image_column(schema)
     if image is None:
         raise StoreError(FileNotFoundError("it has no images, and no tar lies beside it"))
+    caption = [each for each in CAPTION_FIELDS if each in schema.names] if columns.caption else []
     fields = [*columns.more_texts, *([columns.label] if columns.label else [])]
-    wanted = [image, "key", *(["caption"] if columns.caption else []), *fields]
-    others = [name for name in names if name not in IMAGE_SUFFIXES]
-    taken = [image, *others] if columns.everything else [name for name in wanted if name in names]
+    wanted = ["key", *caption, *fields] if not columns.everything else _without_images(schema)
+    taken = [image.part, *(each for each in dict.fromkeys(wanted) if each in schema.names)]
     asked = np.asarray(rows)
     numbers = iter(asked.tolist())
-    # img2dataset keeps a row for every URL; only the successful ones count as samples.
-    if "status" in names:
-        status = parquet.read(columns=["status"])["status"]
-        samples = np.flatnonzero(pc.equal(status, "success").to_numpy())
+    samples = successful_rows(parquet, image)
+    if samples is not None:
         asked = samples[asked[asked < len(samples)]]
     for pick in picked_rows(parquet, taken, asked):
         number = next(numbers)
-        yield f"row {number}", partial(_parquet_row, pick, number, image, columns)
+        key = f"{name.removesuffix('.parquet')}/{number}"
+        yield key, partial(_parquet_row, pick, key, image, columns)
 
 
-def _parquet_row(pick: Callable[[], Row], number: int, image: str, columns: Columns) -> Row:
+def _without_images(schema: pa.Schema) -> list[str]:
+    """Names of the columns whose values JSON can hold: those with bytes nowhere inside."""
+    return [field.name for field in schema if "binary" not in str(field.type)]
+
+
+def _parquet_row(pick: Callable[[], Row], key: str, image: ImageColumn, columns: Columns) -> Row:
     row = pick()
-    key = row.get("key")
-    caption = row.get("caption") if columns.caption or columns.everything else None
-    fields = {name: value for name, value in row.items() if name != image}
+    own_key = row.get("key") if image.by_img2dataset else None
+    content = row.pop(image.name)
+    caption = caption_of(row) if columns.caption or columns.everything else None
+    fields = row
     if columns.everything:
-        fields["caption"] = _first_text(caption)
+        fields = {**row, "caption": _first_text(caption)}
     return {
-        "key": str(number if key is None else key),
-        "image": row[image],
+        "key": str(key if own_key is None else own_key),
+        "image": content["bytes"] if content and image.part != image.name else content,
         "caption": _first_text(caption),
         "texts": texts_of([caption, *(row.get(name) for name in columns.more_texts)]),
-        "label": _label(row, columns),
+        "label": label_of(row, columns),
         "fields": json.dumps(fields, default=str) if columns.everything else None,
     }
 
@@ -218,7 +238,7 @@ def _cache_row(pick: Callable[[], Row], columns: Columns, views: list[str]) -> R
     row = pick()
     if row["problem"]:
         return {"key": row["key"], "problem": clean_text(row["problem"])}
-    fields, detail = _json_fields(row.get("json"))
+    fields, detail = json_fields(row.get("json"))
     seen = [row[name] for name in views]
     if None in seen:
         raise ValueError(f"no {views[seen.index(None)]}")
@@ -228,7 +248,7 @@ def _cache_row(pick: Callable[[], Row], columns: Columns, views: list[str]) -> R
         "image": row["image"],
         "caption": _first_text(row.get("caption")),
         "texts": texts_of([row.get("caption"), *(fields.get(name) for name in columns.more_texts)]),
-        "label": _label(fields, columns),
+        "label": label_of(fields, columns),
         "fields": json.dumps(fields) if columns.everything else None,
         "draws": draws,
         "embeddings": embeddings,

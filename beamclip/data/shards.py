@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import fsspec
 
 from beamclip.data.cache import CachedViews
-from beamclip.data.class_folders import OUTSIDE, class_folders, folder_entries, read_entry
+from beamclip.data.class_folders import OUTSIDE, class_folders
+from beamclip.data.folder_rows import read_folder
 from beamclip.data.lost_samples import in_words
 from beamclip.data.sample_rows import (
-    IMAGE_SUFFIXES,
     MISSING_CAPTION,
     MISSING_IMAGE,
     MISSING_LABEL,
@@ -38,7 +38,6 @@ from beamclip.data.tar_samples import BEGINNING, ReadStart
 
 __all__ = [
     "BROKEN_SHARD",
-    "IMAGE_SUFFIXES",
     "MISSING_CAPTION",
     "MISSING_IMAGE",
     "MISSING_LABEL",
@@ -64,20 +63,23 @@ RETRY_PAUSES = (1.0, 5.0, 15.0)
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of samples, or one folder of a folder-per-class data set."""
+    """One file of samples, or one folder of images."""
 
     path: str
     """fsspec address of the file (or folder)."""
     samples: int
     """Samples it holds, from its statistics file (or the number of image files)."""
-    format: Literal["tar", "parquet", "folder", "loose", "cache"]
-    """`folder`: one class of a folder of class folders; `loose`: the files beside those."""
+    format: Literal["tar", "parquet", "folder", "images", "loose", "cache"]
+    """`folder`: one class of a folder of class folders; `loose`: the files beside those; `images`: a folder
+    of images whose name is no class."""
     may_be_missing: bool = False
     """Whether its samples just count as lost where it cannot be opened."""
     source: int = 0
     """Place of its data set among those that a training draws from."""
     views: CachedViews | None = None
     """What to read from it if it is of a teacher cache; None reads it as plain images."""
+    version: str = ""
+    """Of a folder of images: changes with its listing (see image_folder)."""
 
     @property
     def name(self) -> str:
@@ -141,14 +143,18 @@ def _unread(shard: Shard, error: StoreError) -> MissingShardError | UnansweredSh
 
 
 def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int, entry: ReadStart) -> Iterator[Pending]:
-    if shard.format in ("folder", "loose"):
-        yield from (_read_folder if shard.format == "folder" else _read_loose)(shard, rows)
+    if shard.format == "loose":
+        yield from _read_loose(shard, rows)
+        return
+    if shard.format in ("folder", "images"):
+        label = shard.name if shard.format == "folder" else None
+        yield from read_folder(shard.path, shard.version, columns, rows, label)
         return
     with open_shard(shard.path) as file:
         if shard.format == "tar":
             yield from read_tar(file, columns, rows, entry)
         elif shard.format == "parquet":
-            yield from read_parquet(file, columns, rows)
+            yield from read_parquet(file, columns, rows, shard.name)
         else:
             yield from read_cache(file, columns, rows, shard.views, epoch)
 
@@ -169,21 +175,6 @@ def _row(key: str, build: Callable[[], Row], columns: Columns, shard: Shard, epo
 
 def _lost(key: str, problem: str, detail: str | None, shard: Shard, epoch: int) -> Row:
     return {"key": key, "epoch": epoch, "problem": problem, "detail": detail, "shard": shard.name}
-
-
-def _read_folder(shard: Shard, rows: Rows) -> Iterator[Pending]:
-    fs, root = fsspec.core.url_to_fs(shard.path)
-    label = _as_text(posixpath.basename(root.rstrip("/")))
-    entries = folder_entries(fs, root)
-    # Files that are gone since they were counted are counted as lost.
-    for path, problem in (entries[number] for number in rows if number < len(entries)):
-        key = f"{label}/{posixpath.relpath(path, root)}"
-        yield key, partial(_file_row, fs, path, key, label, problem)
-
-
-def _file_row(fs: Any, path: str, key: str, label: str, problem: str | None) -> Row:
-    content, problem = (None, problem) if problem else read_entry(fs, path)
-    return {"key": key, "image": content, "caption": None, "texts": [], "label": label, "problem": problem}
 
 
 def _read_loose(shard: Shard, rows: Rows) -> Iterator[Pending]:

@@ -22,6 +22,7 @@ import ray
 
 from beamclip.data import sample_rows, shards
 from beamclip.data.captions import CAPTION_CHARACTERS
+from beamclip.data.image_folder import NO_IMAGE_BESIDE
 from beamclip.data.listing import check_texts, fingerprint, list_labelled, list_shards
 from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.rows import Bundle, Segment, read_bundle
@@ -144,8 +145,9 @@ def test_class_folders_are_listed_with_their_images(tmp_path: Path) -> None:
         ("cat/c", "cat", b"c"),
         ("dog/a.jpg", "dog", b"a.jpg"),
         ("dog/b.PNG", "dog", b"b.PNG"),
-        ("dog/notes.txt", "dog", b"notes.txt"),
+        ("dog/notes.txt", None, None),
     ]
+    assert losses(rows) == {NO_IMAGE_BESIDE: 1}
 
 
 @pytest.fixture
@@ -205,7 +207,10 @@ def test_a_file_that_cannot_be_read_costs_no_other(tmp_path: Path, monkeypatch: 
         file.truncate(1 << 40)  # a terabyte without a block on the disk
     assert losses(rows_of(shard, ALL_BUT_CAPTION)) == {"image too large": 1}
     (tmp_path / "dog/b.jpg").unlink()
-    assert keys(rows_of(shard, ALL_BUT_CAPTION)) == ["dog/a.jpg", "dog/c.jpg"]
+    rows = rows_of(shard, ALL_BUT_CAPTION)
+    assert keys(rows) == ["dog/a.jpg", "dog/c.jpg"]
+    # Rows keep their numbers.
+    assert [row["problem"] for row in rows] == [None, "unreadable file", None]
 
 
 def test_a_class_folder_whose_name_is_not_utf8_is_read_like_any(tmp_path: Path) -> None:
@@ -778,7 +783,8 @@ def test_parquet_columns_of_another_type_cost_what_cannot_be_used_of_them(
     assert outcome(key=pa.array([{"a": 1}] * 5)) == captions
     assert outcome(caption=not_utf8(captions)) == {UNREADABLE: 1}
     assert outcome(caption=pa.array([{"en": caption} for caption in captions])) == {UNREADABLE: 5}
-    assert outcome(jpg=pa.array([{"bytes": image} for image in images])) == {UNREADABLE: 5}
+    assert outcome(jpg=pa.array([{"bytes": image} for image in images])) == captions
+    assert outcome(jpg=pa.array([{"pixels": image} for image in images])) == {UNREADABLE: 5}
     assert outcome(jpg=pa.array(["text"] * 5)) == {UNREADABLE: 5}
     assert outcome(jpg=pa.array(range(1, 6))) == {UNREADABLE: 5}
     assert outcome(status=pa.array(range(5))) == {BROKEN_SHARD: 5}

@@ -15,6 +15,7 @@ from PIL import Image
 from beamclip.cluster import WorkersConfig
 from beamclip.data import rows
 from beamclip.data.class_folders import OUTSIDE
+from beamclip.data.image_folder import NO_IMAGE_BESIDE
 from beamclip.data.image_limits import CORRUPT_IMAGE, TOO_NARROW, UNSUPPORTED_FORMAT
 from beamclip.data.listing import list_labelled
 from beamclip.data.shards import (
@@ -221,6 +222,7 @@ def test_a_folder_of_class_folders_is_encoded_by_folder_name(
     picture(0).save(tmp_path / "dog" / "0.png")
     (tmp_path / "cat" / "empty.jpg").write_bytes(b"")
     (tmp_path / "cat" / "README.txt").write_text("Three cats.")
+    (tmp_path / "cat" / "LICENSE").write_text("Free cats.")
     (tmp_path / "cat" / "thin.png").write_bytes(png(picture(1, 900, 1)))
     for i in (2, 5):  # in another format under another name, and behind links
         picture(i).save(tmp_path / f"{i}.tif")
@@ -232,6 +234,7 @@ def test_a_folder_of_class_folders_is_encoded_by_folder_name(
         UNKNOWN_LABEL: 1,
         MISSING_IMAGE: 1,
         CORRUPT_IMAGE: 1,
+        NO_IMAGE_BESIDE: 1,
         UNSUPPORTED_FORMAT: 1,
         TOO_NARROW: 1,
         OUTSIDE: 2,
