@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=440.0, help="for everything together")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="go through everything in small")
+    parser.add_argument("--parts", nargs="+", default=[name for name, _, _ in PARTS], help="all by default")
     parser.add_argument("--report", type=Path, default=Path("docs/benchmarks/gpu.json"), help="file to write")
     options = parser.parse_args()
     began = time.time()
@@ -41,6 +42,8 @@ def main() -> None:
         bench = Bench(TINY if options.tiny else FULL, Path(folder), options.device, beside)
         report = Report(Path(folder, "figures.jsonl"), began, began + options.seconds)
         for name, least, function in PARTS:
+            if name not in ("inputs", *options.parts):
+                continue
             run_part(report, name, 5 if options.tiny else least, _part, function, bench)
             _write(report, options.report, f"python benchmarks/gpu.py --seconds {options.seconds:g}")
         print()

@@ -53,17 +53,17 @@ FULL = Sizes(
 TINY = Sizes(
     side=64,
     photos=Photos(64, 64, 512, 64, 128),
-    batch=32,
-    large_batch=64,
+    batch=16,
+    large_batch=32,
     steps=2,
     seconds=1.0,
-    window=128,
+    window=64,
     threads=(2,),
     processes=2,
     one_process={"crops": 512, "encoded": 256},
     csm=(16, 200, 64),
     teacher="tiny-vit",
-    teacher_batch=32,
+    teacher_batch=16,
     embedded=1,
 )
 

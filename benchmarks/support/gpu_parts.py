@@ -89,7 +89,7 @@ def measure_training(report: Report, bench: Bench) -> None:
 
 def _training(bench: Bench, *, compile: bool) -> Training:
     method = distillation(bench.teacher).to(bench.device)
-    optim = OptimConfig(lr=1e-3, compile=compile, precision="bf16")
+    optim = OptimConfig(lr=1e-3, compile=compile)
     return Training(method, optim, total_steps=10_000, device=torch.device(bench.device), seed=0)
 
 
@@ -122,7 +122,7 @@ def _profile(report: Report, bench: Bench, training: Training, batch: Batch) -> 
         for _ in range(3):
             training.advance([batch])
         _wait(bench)
-    order = "self_cuda_time_total" if bench.device == "cuda" else "self_cpu_time_total"
+    order = "self_device_time_total" if bench.device == "cuda" else "self_cpu_time_total"
     averages = profile.key_averages()
     text = averages.table(sort_by=order, row_limit=40, max_name_column_width=60)
     (bench.beside / "profile.txt").write_text(text)
