@@ -17,6 +17,8 @@ class Sizes:
     photos: Photos
     batch: int
     large_batch: int
+    warm_up: int
+    """Steps before those that are measured."""
     steps: int
     """Steps that a ceiling is measured over."""
     seconds: float
@@ -39,6 +41,7 @@ FULL = Sizes(
     photos=Photos(256, 256, 16384, 2048, 1024),
     batch=256,
     large_batch=512,
+    warm_up=5,
     steps=60,
     seconds=6.0,
     window=4096,
@@ -51,11 +54,12 @@ FULL = Sizes(
     embedded=5,
 )
 TINY = Sizes(
-    side=64,
-    photos=Photos(64, 64, 512, 64, 128),
-    batch=16,
-    large_batch=32,
-    steps=2,
+    side=32,
+    photos=Photos(32, 32, 256, 32, 64),
+    batch=8,
+    large_batch=16,
+    warm_up=1,
+    steps=1,
     seconds=1.0,
     window=64,
     threads=(2,),
@@ -94,6 +98,11 @@ class Bench:
     def teacher(self) -> Path:
         """Folder of the cache's teacher."""
         return self.folder / "teacher"
+
+    @property
+    def cpu_threads(self) -> int:
+        """Threads of torch: all of them, as of a lone worker; one where the rehearsal shares its machine."""
+        return CPUS if self.device == "cuda" else 1
 
     @property
     def on_gpu(self) -> list[str]:

@@ -24,7 +24,7 @@ from support.cached_distillation import (
     write_teacher,
 )
 from support.decode_pool import decode_pool
-from support.gpu_bench import CPUS, Bench
+from support.gpu_bench import Bench
 from support.made_shards import photo_shards
 from support.pipelines import rates_of, run_pipeline
 from support.random_cache import write_random_cache
@@ -67,7 +67,7 @@ def make_inputs(report: Report, bench: Bench) -> None:
 def measure_training(report: Report, bench: Bench) -> None:
     """Measure ceilings, then each way to read, alone and under the same student."""
     set_ray_environment()
-    prepare_process(CPUS, seed=0)
+    prepare_process(bench.cpu_threads, seed=0)
     batch = batch_to_device(random_batch(bench.sizes.batch, bench.sizes.side), torch.device(bench.device))
     _ceiling(report, bench, "ceiling, not compiled", _training(bench, compile=False), batch)
     training = _training(bench, compile=True)
@@ -89,14 +89,14 @@ def measure_training(report: Report, bench: Bench) -> None:
 
 def _training(bench: Bench, *, compile: bool) -> Training:
     method = distillation(bench.teacher).to(bench.device)
-    optim = OptimConfig(lr=1e-3, compile=compile)
+    optim = OptimConfig(lr=1e-3, compile=compile and bench.device == "cuda")
     return Training(method, optim, total_steps=10_000, device=torch.device(bench.device), seed=0)
 
 
 def _ceiling(report: Report, bench: Bench, name: str, training: Training, batch: Batch) -> None:
     """Measure steps on a batch that lies on the device, and how long the host takes to queue one."""
     began = time.perf_counter()
-    for _ in range(5):
+    for _ in range(bench.sizes.warm_up):
         training.advance([batch])
     _wait(bench)
     report.say(f"{name}: ready after {time.perf_counter() - began:.1f} s")
@@ -218,7 +218,7 @@ class _Records:
 
 def measure_csm(report: Report, bench: Bench) -> None:
     """Measure the loss over many anchors, forward and backward, all at once and in chunks."""
-    prepare_process(CPUS, seed=0)
+    prepare_process(bench.cpu_threads, seed=0)
     count, anchors, chunk = bench.sizes.csm
     generator = torch.Generator().manual_seed(0)
     student, teacher, points = (
@@ -230,7 +230,7 @@ def measure_csm(report: Report, bench: Bench) -> None:
     step = report.figures().get(f"ceiling, batch {bench.sizes.batch}, images/s")
     for name, size in (("plain", None), (f"chunks of {chunk}", chunk)):
         body = partial(csm_loss, student, teacher, points, chunk_size=size, weights=weights, **TAUS)
-        for _ in range(3):
+        for _ in range(bench.sizes.warm_up):
             body().backward()
         _wait(bench)
         held = torch.cuda.memory_allocated() if bench.device == "cuda" else 0
@@ -302,7 +302,7 @@ def measure_distill_without_ray(report: Report, bench: Bench) -> None:
 
 def measure_teacher(report: Report, bench: Bench) -> None:
     """Measure a teacher: on a batch on the device, on crops of a pool, and by the public command."""
-    prepare_process(CPUS, seed=0)
+    prepare_process(bench.cpu_threads, seed=0)
     sizes = bench.sizes
     clip = new_clip(sizes.teacher, seed=0)
     large = bench.folder / "large-teacher"
@@ -314,14 +314,15 @@ def measure_teacher(report: Report, bench: Bench) -> None:
     _forward(report, bench, "teacher", teacher, pixels[:64])
     _forward(report, bench, "teacher", teacher, pixels)
     report.attempt("teacher, by command", 50, partial(_embed, report, bench, large))
-    teacher.compile_network()
+    if bench.device == "cuda":
+        teacher.compile_network()
     _forward(report, bench, "teacher, compiled", teacher, pixels)
     if clip.image_size == sizes.side:
         report.attempt("teacher, pool", 15, partial(_embed_from_pool, report, bench, teacher))
 
 
 def _forward(report: Report, bench: Bench, name: str, teacher: ImageTeacher, pixels: torch.Tensor) -> None:
-    for _ in range(3):
+    for _ in range(bench.sizes.warm_up):
         teacher.encode_image(pixels)
     _wait(bench)
     began = time.perf_counter()
@@ -372,7 +373,7 @@ def _embed(report: Report, bench: Bench, teacher: Path) -> None:
 
 def measure_large_batch(report: Report, bench: Bench) -> None:
     """Measure the ceiling of a larger batch."""
-    prepare_process(CPUS, seed=0)
+    prepare_process(bench.cpu_threads, seed=0)
     batch = batch_to_device(
         random_batch(bench.sizes.large_batch, bench.sizes.side), torch.device(bench.device)
     )
