@@ -81,9 +81,9 @@ PARTS: tuple[tuple[str, float, str], ...] = (
     ("inputs", 25, "make_inputs"),
     ("training", 60, "measure_training"),
     ("CSM", 12, "measure_csm"),
+    ("one process", 25, "measure_one_process"),
     ("distill", 60, "measure_distill"),
     ("teacher", 40, "measure_teacher"),
-    ("one process", 25, "measure_one_process"),
     ("large batch", 40, "measure_large_batch"),
     ("distill without Ray", 60, "measure_distill_without_ray"),
 )
