@@ -68,7 +68,7 @@ def main() -> None:
     found: dict[str, list[Figures]] = {name: [] for name in IMAGES}
     for _ in range(options.rounds):
         for name, figures in found.items():
-            figures.append(measure(shards, name))
+            figures.append(measure(shards, name, IMAGES[name]))
     rows = [["median of the rounds", *found]]
     medians = {
         key: {
@@ -85,9 +85,14 @@ def main() -> None:
     options.report.write_text(json.dumps({"circumstances": lines, **medians}, indent=2) + "\n")
 
 
-def measure(shards: Path, name: str) -> Figures:
-    """Measure one way of reading: the stream alone, and once more beside a thread that counts."""
-    count = IMAGES[name] // BATCH
+def measure(shards: Path, name: str, images: int) -> Figures:
+    """Measure one way of reading: the stream alone, and once more beside a thread that counts.
+
+    Args:
+        name: one of IMAGES.
+        images: of each of the two.
+    """
+    count = images // BATCH
     with contextlib.closing(_batches(shards, crops=name == "crops")) as batches:
         _use_up(batches, WINDOW // BATCH)
         began, cpu = time.perf_counter(), time.process_time()

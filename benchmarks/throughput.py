@@ -11,14 +11,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, cycle, islice
 from multiprocessing import get_context
@@ -28,13 +26,23 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
+from support.cached_distillation import (
+    EMBED_DIM,
+    STUDENT,
+    VIEWS,
+    distillation,
+    random_batch,
+    with_views,
+    write_classes,
+    write_teacher,
+)
 from support.made_shards import Photos, made, photo_shards
+from support.pipelines import rates_of, run_pipeline
 from support.reports import circumstances
 
 from beamclip.cluster import ray_session, set_ray_environment
 from beamclip.commands.console import percent, table
-from beamclip.data.cache import CachedViews, embedding_column
+from beamclip.data.cache import embedding_column
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import read_starts
@@ -50,27 +58,14 @@ from beamclip.data.stream import (
     training_batches,
     worker_rows,
 )
-from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.json_lines import read_json_lines
-from beamclip.losses.config import CsmConfig, FeatureConfig
-from beamclip.models.clip import load_clip, new_clip
-from beamclip.models.config import StudentConfig
-from beamclip.models.export import write_open_clip_dir
-from beamclip.models.student import build_student
-from beamclip.prompts.anchors import Anchors
 from beamclip.summary import library_versions
 from beamclip.training.config import OptimConfig
 from beamclip.training.loop import Training
-from beamclip.training.method import Distillation
 from beamclip.training.process import prepare_process
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).parents[1]
-STUDENT = "resnet18"
-EMBED_DIM = 512
-VIEWS = 4
-ANCHORS = 1000
 WARM_UP_STEPS = 10
 """Steps that are left out of every figure; a run also logs a record every so many steps."""
 CEILING_STEPS = 40
@@ -174,50 +169,14 @@ def main() -> None:
 def make_inputs(setting: Setting, out: Path) -> Inputs:
     """Make shards, a teacher with random weights, a class list and the teacher's cache, unless they exist."""
     shards = photo_shards(setting.photos, out)
-    teacher = made(out / f"teacher-{setting.image_size}", lambda draft: _write_teacher(setting, draft))
-    classes = out / "classes.txt"
-    classes.write_text("".join(f"thing number {number}\n" for number in range(ANCHORS)))
+    teacher = made(
+        out / f"teacher-{setting.image_size}", lambda draft: write_teacher(setting.image_size, draft)
+    )
+    classes = write_classes(out / "classes.txt")
     cache = out / f"cache-{setting.image_size}-{setting.photos.samples}"
     embed = ["--data", shards, "--teacher", teacher, "--augmentations", VIEWS, "--out"]
     made(cache, lambda draft: run_pipeline("embed", [*embed, draft], out))
     return Inputs(shards, cache, teacher, classes)
-
-
-def _write_teacher(setting: Setting, folder: Path) -> None:
-    """Write a teacher that costs next to nothing; its embeddings do not matter here."""
-    config = {
-        "embed_dim": EMBED_DIM,
-        "vision_cfg": {
-            "image_size": setting.image_size,
-            "patch_size": 32,
-            "width": 64,
-            "head_width": 32,
-            "layers": 1,
-        },
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, "teacher.json")
-        file.write_text(json.dumps(config))
-        write_open_clip_dir(new_clip(file, seed=0), folder, {})
-
-
-def run_pipeline(name: str, options: list[Any], out: Path) -> None:
-    """Run a public command on this machine; append its output to a log in `out`.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    away = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
-    environment = {key: value for key, value in os.environ.items() if key not in away}
-    log = out / f"{name}.log"
-    command = [sys.executable, ROOT / "pipelines" / f"{name}.py", *options]
-    with log.open("a") as file:
-        done = subprocess.run(
-            [str(word) for word in command], stdout=file, stderr=file, env=environment, cwd=out, check=False
-        )
-    if done.returncode:
-        raise RuntimeError(f"pipelines/{name}.py ended with exit code {done.returncode}; see {log}")
 
 
 def measure(setting: Setting, inputs: Inputs, out: Path) -> Figures:
@@ -238,58 +197,19 @@ def measure_ceiling(setting: Setting, inputs: Inputs) -> float:
     """Return images per second of a worker's steps on a batch in memory."""
     prepare_process(THREADS, seed=0)
     training = Training(
-        _method(inputs), OptimConfig(lr=1e-3), total_steps=10_000, device=torch.device("cpu"), seed=0
+        distillation(inputs.teacher),
+        OptimConfig(lr=1e-3),
+        total_steps=10_000,
+        device=torch.device("cpu"),
+        seed=0,
     )
-    batch = _batch(setting)
+    batch = random_batch(setting.batch_size, setting.image_size)
     for _ in range(WARM_UP_STEPS):
         training.advance([batch])
     began = time.perf_counter()
     for _ in range(CEILING_STEPS):
         training.advance([batch])
     return CEILING_STEPS * setting.batch_size / (time.perf_counter() - began)
-
-
-def _method(inputs: Inputs) -> Distillation:
-    """Build the method as a worker does for a cache (see training.builders and training.worker)."""
-    teacher = load_clip(str(inputs.teacher))
-    student = build_student(StudentConfig(student=STUDENT), teacher, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    points = F.normalize(torch.randn(ANCHORS, EMBED_DIM, generator=generator), dim=-1)
-    method = Distillation(
-        student.image_tower,
-        (),
-        [Anchors(points, torch.arange(ANCHORS))],
-        csm=CsmConfig(),
-        feature=FeatureConfig(),
-        augmentation=AugmentConfig(),
-    )
-    method.to(memory_format=torch.channels_last).train()
-    return method
-
-
-def _batch(setting: Setting) -> Batch:
-    """Make a random batch like those from a cache."""
-    generator = torch.Generator().manual_seed(0)
-    count, size = setting.batch_size, setting.image_size
-    names = [str(number) for number in range(count)]
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
-    return Batch(
-        pixels=pixels.contiguous(memory_format=torch.channels_last),
-        draws=torch.rand(count, AUGMENT_DRAWS, generator=generator),
-        captions=names,
-        weights=torch.ones(count),
-        numbers=torch.arange(count),
-        global_size=count,
-        good=count,
-        keys=names,
-        epochs=[0] * count,
-        embeddings=(F.normalize(torch.randn(count, EMBED_DIM, generator=generator), dim=-1).half(),),
-    )
-
-
-def _with_views(shard: Shard) -> Shard:
-    """Return a shard of a cache as a run on one of its teachers reads it."""
-    return replace(shard, views=CachedViews((0,), VIEWS))
 
 
 @dataclass(frozen=True)
@@ -313,7 +233,7 @@ class Source:
 
 
 def _source(setting: Setting, inputs: Inputs, window: int) -> Source:
-    shards = [_with_views(shard) for shard in list_shards(str(inputs.cache))]
+    shards = [with_views(shard) for shard in list_shards(str(inputs.cache))]
     mixture = mixture_of(source_counts(shards), (), window, seed=0, num_workers=1)
     return Source(shards, read_starts(shards)[0], WorkerShare(mixture, setting.batch_size))
 
@@ -399,18 +319,15 @@ def measure_run(setting: Setting, inputs: Inputs, out: Path) -> Figures:
             ],
             out,
         )
-        steady = read_json_lines(Path(run, "metrics.jsonl"))[1:]
-    seconds = sum(record["window_seconds"] for record in steady)
-    images = sum(record["images_per_second"] * record["window_seconds"] for record in steady)
-    waited = sum(record["data_wait_share"] * record["window_seconds"] for record in steady)
-    return {"real": images / seconds, "data_wait_share": waited / seconds}
+        rate, waited = rates_of(read_json_lines(Path(run, "metrics.jsonl"))[1:])
+    return {"real": rate, "data_wait_share": waited}
 
 
 def cache_figures(setting: Setting, inputs: Inputs) -> Figures:
     """Return what it costs per sample to store and to read embeddings, in bytes and microseconds."""
     shard = list_shards(str(inputs.cache))[0]
     plain, cached = (
-        _median_seconds(partial(_read_all, each, Columns())) for each in (shard, _with_views(shard))
+        _median_seconds(partial(_read_all, each, Columns())) for each in (shard, with_views(shard))
     )
     column = _median_seconds(lambda: _embeddings(shard))
     samples = setting.photos.samples

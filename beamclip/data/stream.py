@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, count, islice, tee
+from itertools import chain, count, islice
 from operator import itemgetter
 
 import numpy as np
@@ -136,8 +136,8 @@ def worker_rows(
         starts: of the shards, from index.read_starts.
         decoding: how the reader makes crops of the images; None: it hands them over as they are encoded.
     """
-    # The reader plans windows ahead of those that are taken from.
-    planned, taken = tee(share.mixture.windows_from(sample, share.rank, share.world_size))
+    # The reader plans windows ahead of those that are taken from, in another thread: each has its own.
+    planned, taken = (share.mixture.windows_from(sample, share.rank, share.world_size) for _ in range(2))
     bundles = chain.from_iterable(bundles_of(window, shards, starts) for window in planned)
     left = threading.Event()
     with (

@@ -293,7 +293,7 @@ def test_resuming_goes_on_exactly_where_the_batch_left_off(
 def test_the_reader_decodes_to_the_same_batches_as_the_threads(
     many_executions: None, damaged_folder: Path, read: data_rows.RowReader
 ) -> None:
-    share = share_in(damaged_folder, 11, passes=2)
+    share = share_in(damaged_folder, 11, micro_batch=6)
     by_threads = take(batches_of(damaged_folder, share), 24)
     by_reader = take(batches_of(damaged_folder, share, read=read, by_reader=True), 24)
     assert max(by_threads[-1].epochs) > 2
