@@ -131,7 +131,7 @@ def test_a_teacher_is_trained_on_each_caption_of_it_and_what_has_none_is_counted
         nowhere = MISSING_CAPTION if write is write_texts_beside else NOT_DESCRIBED
         lost = {NO_IMAGE_BESIDE: 1, nowhere: 1}
     config = PretrainConfig(
-        data=str(data),
+        data=(str(data),),
         model=str(model_file),
         out=tmp_path / "run",
         stream=StreamConfig(batch_size=IMAGES + sum(lost.values())),
