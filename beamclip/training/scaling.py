@@ -4,7 +4,7 @@ Ray Train starts its workers anew whenever their number changes, after the loss 
 added. This policy adds three things to Ray's own:
 
 1. Room is counted node by node, and each node keeps CPUs to read data with (see cluster.room).
-2. Where another number would fit, the workers write a checkpoint first, and start again only once it is
+2. Where more workers would fit, those that train write a checkpoint first, and start again only once it is
    written. They train on meanwhile; the steps after the checkpoint are repeated.
 3. Workers train for ten minutes before they are started again for the sake of their number.
 
@@ -89,6 +89,7 @@ class WorkerScaling(ElasticScalingPolicy):
         self._least_age = SECONDS_BETWEEN_RESIZES
         self._coming: ResizeDecision | None = None
         self._save_by = 0.0
+        self._look_at = 0.0
         self._notice_at = math.inf
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
@@ -115,6 +116,9 @@ class WorkerScaling(ElasticScalingPolicy):
     ) -> ScalingDecision:
         """Start the workers again in another number, once they have written a checkpoint."""
         now = time.monotonic()
+        fewer = self._fewer_than(worker_group_state.num_workers, now)
+        if fewer is not None:
+            return fewer
         if self._coming is None:
             if now - worker_group_state.start_time < self._least_age:
                 self._maybe_send_resource_request()
@@ -131,6 +135,19 @@ class WorkerScaling(ElasticScalingPolicy):
         if now > self._save_by:
             self._coming = None
         return NoopDecision()
+
+    def _fewer_than(self, workers: int, now: float) -> ResizeDecision | None:
+        """Return a smaller number of workers if a node was lost that they were started to share.
+
+        Ray takes up to a minute to notice a lost machine. Workers that start before may crowd on the nodes that
+        are left, with no CPU to read with: these take no step, so no checkpoint of theirs is waited for.
+        """
+        if now < self._look_at:
+            return None
+        self._look_at = now + SECONDS_BETWEEN_LOOKS
+        config = self.scaling_config
+        found = room(ray.nodes(), config._resources_per_worker_not_none)
+        return self._get_resize_decision(found) if config.min_workers <= found < workers else None
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
         """Return how many workers there is room for, at most as many as asked for."""

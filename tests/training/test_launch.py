@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 import pytest
 import ray
 import ray.cloudpickle
@@ -431,9 +430,7 @@ def add_node(ray_cluster: None) -> Iterator[Callable[[float], Node]]:
             process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
             def take_away() -> None:
-                if process.poll() is None:
-                    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-                        child.kill()
+                process.terminate()
                 process.wait()
 
             stack.callback(take_away)
