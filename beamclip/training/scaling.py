@@ -139,8 +139,8 @@ class WorkerScaling(ElasticScalingPolicy):
     def _fewer_than(self, workers: int, now: float) -> ResizeDecision | None:
         """Return a smaller number of workers if a node was lost that they were started to share.
 
-        Ray takes up to a minute to notice a lost machine. Workers that start before may crowd on the nodes that
-        are left, with no CPU to read with: these take no step, so no checkpoint of theirs is waited for.
+        Ray takes up to a minute to notice a lost machine. Workers that start before may crowd on the nodes
+        that are left, with no CPU to read with: they take no step, so no checkpoint of theirs is waited for.
         """
         if now < self._look_at:
             return None
