@@ -488,7 +488,8 @@ def test_workers_follow_the_nodes_and_the_samples_of_each_step_stay(
     assert starts == [(0, 1), (6, 2), (8, 1)]
     assert [int(record["workers"]) for record in run.records] == [1] * 6 + [2] * 2 + [1] * 4
     assert run.samples == undisturbed.run.samples
-    assert run.losses == pytest.approx(undisturbed.run.losses, rel=1e-4)
+    # Two workers sum in another order, in bfloat16 where the device computes it.
+    assert run.losses == pytest.approx(undisturbed.run.losses, rel=1e-2)
     assert outcome.state["step"] == STEPS
 
 
