@@ -15,7 +15,7 @@ Free of torch: every process that runs a read task imports this module.
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -24,14 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beamclip.addresses import reachable
+from beamclip.data.order import PIECE
 from beamclip.errors import InputError
 
 CACHE_FILE = "cache.json"
 
 _FORMAT = 2
-_ROW_GROUP_BYTES = 4 << 20
-_ROW_GROUP_ROWS = 128
-"""What a reader holds at a time of each shard that it has open, whichever comes first."""
 
 
 class CacheError(RuntimeError):
@@ -248,16 +246,17 @@ def write_cache_shard(address: str, name: str, tables: Iterable[pa.Table], manif
     fs.pipe_file(posixpath.join(root, f"{name}_stats.json"), json.dumps(stats).encode())
 
 
-def _row_groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
-    gathered: list[pa.Table] = []
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of PIECE rows: whoever wants one of them reads all of its group, and training wants a piece."""
+    held = pa.table({})
     for table in tables:
-        gathered.append(table)
-        rows, size = sum(t.num_rows for t in gathered), sum(t.nbytes for t in gathered)
-        if rows >= _ROW_GROUP_ROWS or size >= _ROW_GROUP_BYTES:
-            yield pa.concat_tables(gathered).combine_chunks()
-            gathered = []
-    if gathered:
-        yield pa.concat_tables(gathered).combine_chunks()
+        held = pa.concat_tables([held, table]) if len(held) else table
+        whole = len(held) - len(held) % PIECE
+        for start in range(0, whole, PIECE):
+            yield held.slice(start, PIECE).combine_chunks()
+        held = held.slice(whole)
+    if len(held):
+        yield held.combine_chunks()
 
 
 def skipped_in(address: str) -> dict[str, int]:

@@ -81,14 +81,23 @@ def count_rows(path: str) -> int | None:
     """
     with open_shard(path) as file:
         parquet = open_parquet(file)
-        image = image_column(parquet.schema_arrow)
+        image = image_column(parquet.file.schema_arrow)
         if image is None:
             return None
-        samples = successful_rows(parquet, image)
-        return int(parquet.metadata.num_rows) if samples is None else len(samples)
+        samples = successful_rows(parquet.file, image)
+        return int(parquet.ends.max(initial=0)) if samples is None else len(samples)
 
 
-def open_parquet(file: ShardFile) -> pq.ParquetFile:
+@dataclass(frozen=True)
+class Parquet:
+    """An open parquet file."""
+
+    file: pq.ParquetFile
+    ends: NDArray[np.int64]
+    """[row groups], rows up to the end of each."""
+
+
+def open_parquet(file: ShardFile) -> Parquet:
     """Open a parquet file, of which a few rows may be wanted: parsing its footer would take longer than them.
 
     Raises:
@@ -101,16 +110,19 @@ def open_parquet(file: ShardFile) -> pq.ParquetFile:
         raise ValueError("its end is not that of a parquet file")
     size = int.from_bytes(end[:4], "little")
     file.seek(-8 - size, 2)
-    return pq.ParquetFile(file, metadata=_parsed(file.read(size)))
+    metadata, ends = _parsed(file.read(size))
+    return Parquet(pq.ParquetFile(file, metadata=metadata), ends)
 
 
 @lru_cache(maxsize=64)
-def _parsed(footer: bytes) -> pq.FileMetaData:
-    return pq.read_metadata(BytesIO(_MAGIC + footer + len(footer).to_bytes(4, "little") + _MAGIC))
+def _parsed(footer: bytes) -> tuple[pq.FileMetaData, NDArray[np.int64]]:
+    metadata = pq.read_metadata(BytesIO(_MAGIC + footer + len(footer).to_bytes(4, "little") + _MAGIC))
+    sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    return metadata, np.cumsum(np.array(sizes, np.int64))
 
 
 def picked_rows(
-    parquet: pq.ParquetFile, names: list[str], asked: NDArray[np.int64]
+    parquet: Parquet, names: list[str], asked: NDArray[np.int64]
 ) -> Iterator[Callable[[], dict[str, Any]]]:
     """Yield, for each of these rows that exists, a function that returns it or raises.
 
@@ -118,10 +130,7 @@ def picked_rows(
         names: columns to read.
         asked: row numbers, int64 [rows], ascending.
     """
-    sizes = np.array(
-        [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)], np.int64
-    )
-    ends = np.cumsum(sizes)
+    ends, sizes = parquet.ends, np.diff(parquet.ends, prepend=0)
     asked = asked[asked < sizes.sum()]
     of_group = np.searchsorted(ends, asked, "right")
     groups = np.unique(of_group)
@@ -133,11 +142,12 @@ def picked_rows(
     # One by one: given several groups, pyarrow reads the last before it yields the first, and a damaged one
     # would cost the rows before it. Without threads, which take longer to start than so few rows to read.
     for group in groups.tolist():
-        for batch in parquet.iter_batches(
+        for batch in parquet.file.iter_batches(
             ROWS_PER_BATCH, row_groups=[group], columns=names, use_threads=False
         ):
             here = places[slice(*np.searchsorted(places, [read, read + batch.num_rows]))]
-            yield from _each(batch.take(here - read))
+            # A copy of the images, unless all of the batch are wanted.
+            yield from _each(batch if len(here) == batch.num_rows else batch.take(here - read))
             read += batch.num_rows
 
 

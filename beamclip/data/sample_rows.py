@@ -151,7 +151,7 @@ def read_parquet(file: ShardFile, columns: Columns, rows: Rows, name: str) -> It
         Exception: of pyarrow.
     """
     parquet = open_parquet(file)
-    schema = parquet.schema_arrow
+    schema = parquet.file.schema_arrow
     image = image_column(schema)
     if image is None:
         raise StoreError(FileNotFoundError("it has no images, and no tar lies beside it"))
@@ -161,7 +161,7 @@ def read_parquet(file: ShardFile, columns: Columns, rows: Rows, name: str) -> It
     taken = [image.part, *(each for each in dict.fromkeys(wanted) if each in schema.names)]
     asked = np.asarray(rows)
     numbers = iter(asked.tolist())
-    samples = successful_rows(parquet, image)
+    samples = successful_rows(parquet.file, image)
     if samples is not None:
         asked = samples[asked[asked < len(samples)]]
     for pick in picked_rows(parquet, taken, asked):
@@ -209,7 +209,7 @@ def read_cache(
         Exception: of pyarrow.
     """
     parquet = open_parquet(file)
-    seen = _checked_views(parquet.schema_arrow, views, epoch) if views else []
+    seen = _checked_views(parquet.file.schema_arrow, views, epoch) if views else []
     from_fields = bool(columns.label or columns.more_texts or columns.everything)
     has_caption = columns.caption or columns.everything
     names = [
