@@ -3,21 +3,21 @@
 python benchmarks/one_process.py [--rounds 5]
 
 Blocks of 256 crops of 224 px come from memory, in place of Ray's object store, through a worker's own reading
-side: windows, rows, batches. For comparison, a thread of the process decodes the same images. Python's lock
-is measured by a thread that counts: the time that it loses beside the stream, somebody else held the lock.
+side: windows, rows, batches. Python's lock is held for no longer than the CPU time without that of copying
+pixels, for which numpy gives it back.
 """
 
 import argparse
 import contextlib
 import json
 import statistics
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, fields
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from support.made_shards import Photos, photo_shards
 from support.reports import circumstances
@@ -37,8 +37,8 @@ PHOTOS = Photos(256, 256, 4096, 1024, 512)
 SIDE = 224
 BATCH = 256
 WINDOW = 4096
-IMAGES = {"crops": 32768, "encoded": 2048}
-"""Images of a measurement, by what the reader hands over."""
+IMAGES = 32768
+COPIES = 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Figures:
     cpu_microseconds: float
     """Of the whole process, per image."""
     lock_microseconds: float
-    """Time that an image holds Python's lock."""
+    """Time for which an image holds Python's lock, at most."""
 
 
 def main() -> None:
@@ -65,58 +65,49 @@ def main() -> None:
     options = parser.parse_args()
     prepare_process(threads=1, seed=0)
     shards = photo_shards(PHOTOS, options.out.resolve())
-    found: dict[str, list[Figures]] = {name: [] for name in IMAGES}
-    for _ in range(options.rounds):
-        for name, figures in found.items():
-            figures.append(measure(shards, name, IMAGES[name]))
-    rows = [["median of the rounds", *found]]
+    found = [measure(shards, IMAGES) for _ in range(options.rounds)]
     medians = {
-        key: {
-            name: statistics.median(getattr(each, key) for each in figures) for name, figures in found.items()
-        }
-        for key in ("images_per_second", "cpu_microseconds", "lock_microseconds")
+        each.name: statistics.median(getattr(one, each.name) for one in found) for each in fields(Figures)
     }
-    rows += [
-        [key.replace("_", " "), *(f"{value:,.1f}" for value in of.values())] for key, of in medians.items()
-    ]
-    table(rows)
+    table([["median of the rounds", "crops"], *([name, f"{value:,.1f}"] for name, value in medians.items())])
     command = f"python benchmarks/one_process.py --rounds {options.rounds}"
     lines = [line.removeprefix("- ") for line in circumstances(command).splitlines()]
     options.report.write_text(json.dumps({"circumstances": lines, **medians}, indent=2) + "\n")
 
 
-def measure(shards: Path, name: str, images: int) -> Figures:
-    """Measure one way of reading: the stream alone, and once more beside a thread that counts.
-
-    Args:
-        name: one of IMAGES.
-        images: of each of the two.
-    """
+def measure(shards: Path, images: int) -> Figures:
+    """Measure the reading of `images` images."""
     count = images // BATCH
-    with contextlib.closing(_batches(shards, crops=name == "crops")) as batches:
+    with contextlib.closing(_batches(shards)) as batches:
         _use_up(batches, WINDOW // BATCH)
         began, cpu = time.perf_counter(), time.process_time()
         _use_up(batches, count)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        alone = _counts_per_second(lambda: time.sleep(1.0))
-        began = time.perf_counter()
-        beside = _counts_per_second(lambda: _use_up(batches, count))
-        shared = time.perf_counter() - began
-    images = count * BATCH
-    return Figures(images / seconds, 1e6 * cpu / images, 1e6 * shared * (1 - beside / alone) / images)
+    each = 1e6 * cpu / (count * BATCH)
+    return Figures(count * BATCH / seconds, each, each - _copy_microseconds())
 
 
-def _batches(folder: Path, *, crops: bool) -> Generator[Batch, None, None]:
+def _copy_microseconds() -> float:
+    """CPU time to copy a crop into a batch, for which numpy gives Python's lock back."""
+    crops = [np.full((SIDE, SIDE, 3), number, np.uint8) for number in range(BATCH)]
+    batch = np.empty((BATCH, SIDE, SIDE, 3), np.uint8)
+    np.stack(crops, out=batch)
+    cpu = time.process_time()
+    for _ in range(COPIES):
+        np.stack(crops, out=batch)
+    return 1e6 * (time.process_time() - cpu) / (COPIES * BATCH)
+
+
+def _batches(folder: Path) -> Generator[Batch, None, None]:
     shards = list_shards(str(folder))
     mixture = mixture_of(source_counts(shards), (), WINDOW, seed=0, num_workers=1)
     share, decoding = WorkerShare(mixture, BATCH), Decoding(SIDE, AugmentConfig(), CaptionConfig(), seed=0)
-    decoded = decoding if crops else None
     starts, _ = read_starts(shards)
-    rows = worker_rows(shards, starts, Columns(), share, 0, _memory(decoded), decoded)
+    rows = worker_rows(shards, starts, Columns(), share, 0, _memory(decoding), decoding)
     return training_batches(rows, share, decoding, threads=1)
 
 
-def _memory(decoding: Decoding | None) -> RowReader:
+def _memory(decoding: Decoding) -> RowReader:
     """A reader that reads the first window, and hands over the rows of its bundles again and again."""
     tables: list[list[pa.Table]] = []
 
@@ -127,24 +118,6 @@ def _memory(decoding: Decoding | None) -> RowReader:
             yield from chain.from_iterable(map(rows_of, tables[number % len(tables)]))
 
     return read
-
-
-def _counts_per_second(body: Callable[[], object]) -> float:
-    """How fast a thread counts while `body` runs in this one."""
-    done, counted = threading.Event(), 0
-
-    def count() -> None:
-        nonlocal counted
-        while not done.is_set():
-            counted += 1
-
-    thread = threading.Thread(target=count)
-    began = time.perf_counter()
-    thread.start()
-    body()
-    done.set()
-    thread.join()
-    return counted / (time.perf_counter() - began)
 
 
 def _use_up(items: Iterator[object], count: int) -> None:

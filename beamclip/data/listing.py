@@ -43,7 +43,7 @@ MOST_SAMPLES = 100_000_000
 """That statistics may claim of one shard."""
 
 _INGEST = ".ingest"
-"""A folder of this name lies where `beamclip ingest` writes: what has no statistics there is not finished."""
+"""A folder of this name lies where `beamclip ingest` writes."""
 
 
 _INGEST_ADVICE = "Ingest with --caption-column, from a column that is not empty."
@@ -83,8 +83,10 @@ def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
     stats = sorted(name for name in files if name.endswith(STATS_SUFFIX))
     if stats:
         return _finished_shards(address, fs, files, stats, allow_missing=allow_missing)
-    shards = [] if _INGEST in named else _foreign_tars(fs, files) or _foreign_parquets(fs, address, files)
-    if not shards and _INGEST not in named and pattern == _ANY_NAME:
+    # What has no statistics beside what ingest or embed wrote is not finished.
+    ours = _INGEST in named or CACHE_FILE in named
+    shards = [] if ours else _foreign_tars(fs, files) or _foreign_parquets(fs, address, files)
+    if not shards and not ours and pattern == _ANY_NAME:
         shards = _images(fs, root)
     if not shards:
         raise InputError(

@@ -26,8 +26,8 @@ class Sizes:
     window: int
     threads: tuple[int, ...]
     processes: int
-    one_process: dict[str, int]
-    """See one_process.IMAGES."""
+    one_process: int
+    """Images that one process takes."""
     csm: tuple[int, int, int]
     """Batch, anchors, and anchors at a time."""
     teacher: str
@@ -45,9 +45,9 @@ FULL = Sizes(
     steps=60,
     seconds=6.0,
     window=4096,
-    threads=(14, 8),
+    threads=(14,),
     processes=max(1, CPUS - 1),
-    one_process={"crops": 16384, "encoded": 2048},
+    one_process=16384,
     csm=(1024, 20000, 4096),
     teacher="ViT-B-16",
     teacher_batch=512,
@@ -64,7 +64,7 @@ TINY = Sizes(
     window=128,
     threads=(2,),
     processes=2,
-    one_process={"crops": 512, "encoded": 256},
+    one_process=512,
     csm=(16, 200, 64),
     teacher="tiny-vit",
     teacher_batch=16,

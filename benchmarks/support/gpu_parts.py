@@ -74,14 +74,11 @@ def measure_training(report: Report, bench: Bench) -> None:
     _ceiling(report, bench, "ceiling, not compiled", _training(bench, compile=False), batch)
     training = _training(bench, compile=True)
     _ceiling(report, bench, "ceiling", training, batch)
-    torch.backends.cudnn.benchmark = True
-    _ceiling(report, bench, "ceiling, cudnn.benchmark", training, batch)
-    torch.backends.cudnn.benchmark = False
     report.attempt("profile", 20, partial(_profile, report, bench, training, batch))
     ways: list[tuple[str, int, Callable[[], Any]]] = [
         ("pool", 1, partial(decode_pool, bench.sizes.processes, bench.folder)),
-        (f"{bench.sizes.threads[0]} threads", bench.sizes.threads[0], _here),
         ("Ray Data", 1, _ray),
+        (f"{bench.sizes.threads[0]} threads", bench.sizes.threads[0], _here),
         *((f"{threads} threads", threads, _here) for threads in bench.sizes.threads[1:]),
     ]
     for name, threads, way in ways:
@@ -253,11 +250,10 @@ def measure_csm(report: Report, bench: Bench) -> None:
 def measure_one_process(report: Report, bench: Bench) -> None:
     """Measure what one process takes of what others decode."""
     prepare_process(threads=1, seed=0)
-    for name, images in bench.sizes.one_process.items():
-        found = one_process.measure(bench.shards, name, images)
-        report.figure(f"one process, {name}, images/s", found.images_per_second)
-        report.figure(f"one process, {name}, CPU us/image", found.cpu_microseconds)
-        report.figure(f"one process, {name}, lock us/image", found.lock_microseconds)
+    found = one_process.measure(bench.shards, bench.sizes.one_process)
+    report.figure("one process, crops, images/s", found.images_per_second)
+    report.figure("one process, crops, CPU us/image", found.cpu_microseconds)
+    report.figure("one process, crops, lock us/image at most", found.lock_microseconds)
 
 
 def measure_command(report: Report, bench: Bench, name: str, options: list[Any]) -> None:

@@ -24,6 +24,7 @@ from beamclip.data.cache import (
     write_manifest,
 )
 from beamclip.data.listing import list_shards
+from beamclip.data.order import PIECE
 from beamclip.data.shards import Columns, iterate_rows
 from beamclip.errors import InputError
 
@@ -131,11 +132,10 @@ def test_a_shard_does_not_count_before_its_last_row_is_written(tmp_path: Path) -
         list_shards(str(tmp_path))
 
 
-def test_no_row_group_is_large(cache: Path) -> None:
+def test_row_groups_are_the_pieces_that_training_reads(cache: Path) -> None:
     metadata = pq.ParquetFile(cache / "00000.parquet").metadata
     sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    assert sum(sizes) == ROWS
-    assert max(sizes) <= 150
+    assert sizes == [PIECE] * (ROWS // PIECE) + [ROWS % PIECE] * (ROWS % PIECE > 0)
 
 
 def test_the_manifest_comes_back_as_it_was_and_says_whether_it_is_finished(cache: Path) -> None:
