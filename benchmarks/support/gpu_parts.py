@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import one_process
+import psutil
 import torch
 import torch.nn.functional as F
 from support.cached_distillation import (
@@ -24,7 +25,7 @@ from support.cached_distillation import (
     write_teacher,
 )
 from support.decode_pool import decode_pool
-from support.gpu_bench import Bench
+from support.gpu_bench import CPUS, Bench
 from support.made_shards import photo_shards
 from support.pipelines import rates_of, run_pipeline
 from support.random_cache import write_random_cache
@@ -152,8 +153,10 @@ def _stream_and_run(
         ) as ready,
     ):
         report.say(f"{name}: reader is up")
+        psutil.cpu_percent()
         speed = _speed(ready, sizes.batch, sizes.window // sizes.batch + 5, sizes.seconds)
         report.figure(f"{name}, loader alone, images/s", speed)
+        report.figure(f"{name}, loader alone, CPUs busy", psutil.cpu_percent() * CPUS / 100)
         ceiling = report.figures()[f"ceiling, batch {sizes.batch}, images/s"]
         every = max(1, sizes.steps // 6)
         whole = int(min(speed, ceiling) * sizes.seconds / sizes.batch) // every
