@@ -23,6 +23,7 @@ from support.made_shards import Photos, photo_shards
 from support.reports import circumstances
 
 from beamclip.commands.console import table
+from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import read_starts
@@ -30,7 +31,7 @@ from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.rows import ROWS_PER_TASK, Bundle, RowReader, read_bundle, rows_of
 from beamclip.data.shards import Columns, Row
-from beamclip.data.stream import Batch, WorkerShare, training_batches, worker_rows
+from beamclip.data.stream import WorkerShare, training_batches, worker_rows
 from beamclip.training.process import prepare_process
 
 PHOTOS = Photos(256, 256, 4096, 1024, 512)

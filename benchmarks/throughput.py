@@ -42,6 +42,7 @@ from support.reports import circumstances
 
 from beamclip.cluster import ray_session, set_ray_environment
 from beamclip.commands.console import percent, table
+from beamclip.data.batch import Batch
 from beamclip.data.cache import embedding_column
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
@@ -50,14 +51,7 @@ from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.rows import ROWS_PER_TASK, Bundle, bundles_of, read_bundle
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
-from beamclip.data.stream import (
-    Batch,
-    Numbered,
-    WorkerShare,
-    prefetched,
-    training_batches,
-    worker_rows,
-)
+from beamclip.data.stream import Numbered, WorkerShare, prefetched, training_batches, worker_rows
 from beamclip.json_lines import read_json_lines
 from beamclip.summary import library_versions
 from beamclip.training.config import OptimConfig
@@ -269,7 +263,8 @@ def _stream_speed(setting: Setting, source: Source, stream: StreamConfig) -> flo
 def _batches(
     setting: Setting, source: Source, rows: Generator[Numbered, None, None], threads: int
 ) -> Generator[Batch, None, None]:
-    decoding = Decoding(setting.image_size, AugmentConfig(), CaptionConfig(), seed=0)
+    embedding_bytes = (2 * EMBED_DIM,)
+    decoding = Decoding(setting.image_size, AugmentConfig(), CaptionConfig(), 0, embedding_bytes)
     return training_batches(rows, source.share, decoding, threads=threads)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from beamclip.data.stream import Batch
+from beamclip.data.batch import Batch
 
 
 def all_good(count: int) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.crops import Crops, Decoded, decoded_table
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import in_words
-from beamclip.data.sample_rows import CROP, ROW_SCHEMA, Row
+from beamclip.data.sample_rows import Row
 from beamclip.data.transforms import DRAWS, load_training_image, sample_uniforms
 
 
@@ -60,19 +61,34 @@ def crop_of(row: Row, draws: NDArray[np.float32], decoding: Decoding) -> NDArray
         return None
 
 
-def crop_table(rows: list[Row], decoding: Decoding) -> pa.Table:
-    """Decode rows in the calling thread.
+def decoded(row: Row, draws: NDArray[np.float32], decoding: Decoding) -> Decoded:
+    """Decode a row by itself."""
+    crop = crop_of(row, draws, decoding)
+    return (
+        Crops(
+            np.empty((1, 0, 0, 3), np.uint8) if crop is None else crop[None],
+            draws[None],
+            tuple(np.frombuffer(each, "<f2")[None] for each in row.get("embeddings") or ()),
+            [row["key"]],
+            [row["epoch"]],
+            [row.get("texts")],
+            {0: row} if crop is None else {},
+        ),
+        0,
+    )
 
-    Returns:
-        A table of ROW_SCHEMA without encoded images, with each row's draws and, in fixed-size binary, its
-        crop; a row without a usable image has zeros for it.
-    """
-    crops = np.zeros((len(rows), decoding.crop_bytes), np.uint8)
-    for row, draws, pixels in zip(rows, row_draws(rows, decoding.seed), crops, strict=True):
-        crop = crop_of(row, draws, decoding)
+
+def crop_table(rows: list[Row], decoding: Decoding) -> pa.Table:
+    """Decode rows in the calling thread, into a table of crops.decoded_table."""
+    side, draws = decoding.image_size, row_draws(rows, decoding.seed)
+    pixels = np.zeros((len(rows), side, side, 3), np.uint8)
+    for row, own, place in zip(rows, draws, pixels, strict=True):
+        crop = crop_of(row, own, decoding)
         if crop is not None:
-            pixels[:] = crop.reshape(-1)
-        row.update(image=None, draws=draws.tobytes())
-    kind = pa.binary(decoding.crop_bytes)
-    column = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(crops)])
-    return pa.Table.from_pylist(rows, ROW_SCHEMA).append_column(CROP, column)
+            place[:] = crop
+    embeddings = []
+    for number, width in enumerate(decoding.embedding_bytes):
+        of_rows = (row.get("embeddings") for row in rows)
+        joined = b"".join(each[number] if each else bytes(width) for each in of_rows)
+        embeddings.append(np.frombuffer(joined, "<f2").reshape(len(rows), -1))
+    return decoded_table(rows, pixels, np.stack(draws), embeddings)

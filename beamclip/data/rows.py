@@ -5,7 +5,6 @@ Free of torch: every process that runs a read task imports this module, and torc
 
 import contextlib
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -19,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from beamclip.data.crops import Decoded, decoded_rows, is_decoded
 from beamclip.data.index import entry_of
 from beamclip.data.order import Window
-from beamclip.data.sample_rows import CROP
 from beamclip.data.shard_file import MissingShardError, Rows, UnansweredShardError
 from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
 from beamclip.data.tar_samples import BEGINNING, ReadStart
@@ -162,36 +161,22 @@ def _in_turns(bundle: Bundle, columns: Columns) -> Iterable[Row]:
     return [lying[place] for place in bundle.turns.tolist()]
 
 
-RowReader = Callable[[Iterable[Bundle], Columns, "Decoding | None"], Generator[Row, None, None]]
+RowReader = Callable[[Iterable[Bundle], Columns, "Decoding | None"], Generator[Row | Decoded, None, None]]
 """Streams the rows of any number of bundles, in the order given, decoded or not."""
 
 
 def read_rows_here(
     bundles: Iterable[Bundle], columns: Columns, decoding: "Decoding | None" = None
-) -> Generator[Row, None, None]:
+) -> Generator[Row | Decoded, None, None]:
     """The rows of bundles, read and decoded in the calling thread; see RowReader."""
     for bundle in bundles:
         for table in read_bundle(bundle, columns, decoding):
             yield from rows_of(table)
 
 
-def rows_of(table: pa.Table) -> list[Row]:
-    """The rows of a table, with views of its crops if it holds any: no pixel is copied."""
-    if CROP not in table.column_names:
-        return table.to_pylist()
-    rows: list[Row] = table.drop_columns(CROP).to_pylist()
-    crops = chain.from_iterable(map(_pixels, table[CROP].chunks))
-    for row, crop in zip(rows, crops, strict=True):
-        row[CROP] = None if row["problem"] else crop
-    return rows
-
-
-def _pixels(crops: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
-    """uint8 [rows, side, side, 3], in the memory of the array."""
-    width = crops.type.byte_width
-    side = math.isqrt(width // 3)
-    held = np.frombuffer(crops.buffers()[1], np.uint8, len(crops) * width, crops.offset * width)
-    return held.reshape(len(crops), side, side, 3)
+def rows_of(table: pa.Table) -> list[Row] | list[Decoded]:
+    """The rows of a table, as they are encoded or decoded."""
+    return decoded_rows(table) if is_decoded(table) else table.to_pylist()
 
 
 def read_batches_here(tasks: Iterable[list[Bundle]], columns: Columns, batch_size: int) -> Iterator[pa.Table]:
@@ -208,7 +193,7 @@ def read_batches_here(tasks: Iterable[list[Bundle]], columns: Columns, batch_siz
 
 def read_rows(
     bundles: Iterable[Bundle], columns: Columns, decoding: "Decoding | None" = None
-) -> Generator[Row, None, None]:
+) -> Generator[Row | Decoded, None, None]:
     """The rows of bundles through Ray Data, whose tasks read and decode them on any node; see RowReader."""
     import ray.data
 
@@ -226,7 +211,7 @@ def read_rows(
         yield from _delivered(dataset, tasks)
 
 
-def _delivered(dataset: Any, tasks: list[list[Bundle]]) -> Iterator[Row]:
+def _delivered(dataset: Any, tasks: list[list[Bundle]]) -> Iterator[Row | Decoded]:
     tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     rows = 0
     try:

@@ -64,10 +64,6 @@ Columns that were not requested are null. `fields` is JSON; `draws` and `embeddi
 cache; `shard` is the name of the sample's file.
 """
 
-CROP = "crop"
-"""Column of decoded rows, which have no encoded images: binary [side * side * 3] in a table, with zeros where
-no image is usable; in a row, uint8 [side, side, 3] or None."""
-
 Row = dict[str, Any]
 
 Pending = tuple[str, Callable[[], Row]]

@@ -12,10 +12,9 @@ import queue
 import threading
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from operator import itemgetter
 
@@ -24,70 +23,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beamclip.data.captions import choose_caption
-from beamclip.data.decoding import Decoding, crop_of, row_draws
-from beamclip.data.lost_samples import FirstLost, LostSample, lost_sample
+from beamclip.data.batch import Batch, load_batch
+from beamclip.data.crops import Decoded
+from beamclip.data.decoding import Decoding
+from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.mixture import Mixture
 from beamclip.data.order import Window
 from beamclip.data.rows import RowReader, bundle_numbers, bundles_of, read_rows
-from beamclip.data.sample_rows import CROP
 from beamclip.data.shards import Columns, Row, Shard
-from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, DRAWS
 from beamclip.errors import InputError
 
 LEAST_HOPELESS = 64
 """Samples in a row without a usable image after which a worker may give up, at least."""
 
-Numbered = tuple[int, Row]
+Numbered = tuple[int, Row | Decoded]
 """A sample's number in the run, and its row."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images of one worker; a plain container, so that nothing moves it to a device unasked."""
-
-    pixels: Tensor
-    """uint8 [B, 3, H, W], channels last in memory."""
-    draws: Tensor
-    """float32 [B, AUGMENT_DRAWS], the random numbers of the augmentation."""
-    captions: list[str]
-    """B texts, each "" where none is read."""
-    weights: Tensor
-    """float32 [B]: 1; 0 for a row that stands for a sample without a usable image, or for none."""
-    numbers: Tensor
-    """int64 [B], places of the rows in the step's global batch; `global_size` for a row without a sample."""
-    global_size: int
-    """Samples in the step, over all workers and micro-batches."""
-    good: int
-    """Rows of weight 1, for the host: `weights` may be on a device, for which it would have to wait."""
-    keys: list[str] = field(default_factory=list)
-    """Of the usable samples, as they stand."""
-    epochs: list[int] = field(default_factory=list)
-    """The pass over the data that each of them belongs to."""
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Samples that the worker has lost so far in the first pass over the data, by reason."""
-    embeddings: tuple[Tensor, ...] = ()
-    """From a teacher cache: float16 [B, D] for each teacher, of the image as `draws` augments it."""
-    ends_step: bool = True
-    """Whether this is the last micro-batch of a step, on all workers alike."""
-    lost: tuple[LostSample, ...] = ()
-    """Samples that were lost on the way to this batch: the first few of the stream for each reason."""
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return all tensors of the batch."""
-        return (self.pixels, self.draws, self.weights, self.numbers, *self.embeddings)
-
-    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """Return the batch with `change` applied to all its tensors."""
-        pixels, draws, weights, numbers, *embeddings = map(change, self.tensors())
-        return replace(
-            self,
-            pixels=pixels,
-            draws=draws,
-            weights=weights,
-            numbers=numbers,
-            embeddings=tuple(embeddings),
-        )
 
 
 @dataclass(frozen=True)
@@ -163,9 +113,9 @@ def worker_rows(
             left.set()
 
 
-def _filled(window: Window, rows: Iterator[Row], left: threading.Event) -> list[Numbered]:
+def _filled(window: Window, rows: Iterator[Row | Decoded], left: threading.Event) -> list[Numbered]:
     """The samples of a window, read in the order of its bundles; incomplete once nobody wants them."""
-    held: list[Row] = [{}] * len(window.row)
+    held: list[Row | Decoded] = [{}] * len(window.row)
     for place in np.argsort(bundle_numbers(window), kind="stable").tolist():
         if left.is_set():
             break
@@ -221,90 +171,6 @@ def training_batches(
                     ends_step=index == passes - 1,
                     lost=tuple(first_lost.new(map(lost_sample, bad))),
                 )
-
-
-def load_batch(
-    rows: list[Row], decoding: Decoding, pool: ThreadPoolExecutor, *, size: int
-) -> tuple[Batch, list[Row]]:
-    """Make rows a batch of `size` rows, filled up at weight 0, numbered as they stand.
-
-    Args:
-        pool: decodes the rows that are not decoded yet.
-
-    Returns:
-        The batch, and the rows without a usable image.
-    """
-    draws = row_draws(rows, decoding.seed)
-    if rows and CROP in rows[0]:
-        images = [row[CROP] for row in rows]
-    else:
-        images = list(pool.map(partial(crop_of, decoding=decoding), rows, draws))
-    bad = [row for row, image in zip(rows, images, strict=True) if image is None]
-    good = [place for place, image in enumerate(images) if image is not None]
-    if not good:
-        return _blank(size, decoding), bad
-    # What has weight 0 repeats a good row, since batch norms see it too.
-    shown = [place if images[place] is not None else good[0] for place in range(len(rows))]
-    shown += [good[0]] * (size - len(rows))
-    pixels = [image for place in shown if (image := images[place]) is not None]
-    batch = _collate([rows[place] for place in shown], [draws[place] for place in shown], pixels, decoding)
-    weights = torch.zeros(size)
-    weights[good] = 1.0
-    keys, epochs = [rows[place]["key"] for place in good], [rows[place]["epoch"] for place in good]
-    return replace(batch, weights=weights, good=len(good), keys=keys, epochs=epochs), bad
-
-
-def _collate(
-    rows: list[Row],
-    draws: list[NDArray[np.float32]],
-    images: list[NDArray[np.uint8]],
-    decoding: Decoding,
-) -> Batch:
-    texts = [
-        choose_caption(row["texts"], float(draw[-1]), decoding.captions) if row["texts"] else ""
-        for row, draw in zip(rows, draws, strict=True)
-    ]
-    pixels = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=decoding.pinned)
-    # No operation of torch on so much data in this thread: it would start threads of its own, and where there
-    # are more of them than processors, those of training no longer spin for each other but sleep.
-    np.stack(images, out=pixels.numpy())
-    return Batch(
-        pixels=pixels.permute(0, 3, 1, 2),
-        draws=_augment_draws(np.stack(draws)),
-        captions=texts,
-        weights=torch.ones(len(rows)),
-        numbers=torch.arange(len(rows)),
-        global_size=len(rows),
-        good=len(rows),
-        embeddings=_cached_embeddings(rows),
-    )
-
-
-def _blank(size: int, decoding: Decoding) -> Batch:
-    pixels = np.zeros((size, decoding.image_size, decoding.image_size, 3), np.uint8)
-    return Batch(
-        pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        draws=_augment_draws(np.zeros((size, DRAWS), np.float32)),
-        captions=[""] * size,
-        weights=torch.zeros(size),
-        numbers=torch.arange(size),
-        global_size=size,
-        good=0,
-        embeddings=tuple(torch.zeros(size, width // 2).half() for width in decoding.embedding_bytes),
-    )
-
-
-def _augment_draws(draws: NDArray[np.float32]) -> Tensor:
-    return torch.from_numpy(draws)[:, CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS].contiguous()
-
-
-def _cached_embeddings(rows: Sequence[Row]) -> tuple[Tensor, ...]:
-    of_teachers = zip(*(row.get("embeddings") or () for row in rows), strict=True)
-    # One copy for all rows; torch needs memory that it may write to.
-    return tuple(
-        torch.from_numpy(np.frombuffer(bytearray(b"".join(column)), "<f2").reshape(len(rows), -1))
-        for column in of_teachers
-    )
 
 
 def pinned(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:

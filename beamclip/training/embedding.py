@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from beamclip.data.batch import load_batch
 from beamclip.data.cache import (
     CacheManifest,
     cache_schema,
@@ -34,7 +35,6 @@ from beamclip.data.image_limits import refusal_reason
 from beamclip.data.listing import list_shards
 from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
-from beamclip.data.stream import load_batch
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, augment, load_training_views, sample_uniforms
 from beamclip.models.teacher import ImageTeacher, Teacher
 from beamclip.training.events import Embedded, Lost

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from beamclip.data.stream import Batch
+from beamclip.data.batch import Batch
 from beamclip.errors import InputError
 from beamclip.training.average import WeightAverage
 from beamclip.training.checkpoint import State

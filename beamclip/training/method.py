@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig
-from beamclip.data.stream import Batch
 from beamclip.data.transforms import augment
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
 from beamclip.losses.contrastive import GlobalRows, clip_loss

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from beamclip.data.stream import Batch
+from beamclip.data.batch import Batch
 
 
 class MetricSums:

@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TextIO
 
-from beamclip.data.stream import Batch
+from beamclip.data.batch import Batch
 from beamclip.json_lines import read_json_lines
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig, CaptionConfig, DecodePlace, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import fingerprint
@@ -23,14 +24,7 @@ from beamclip.data.order import Ints
 from beamclip.data.position import OtherOrderError, added, check_order, from_plain, position_in, to_plain
 from beamclip.data.rows import RowReader, read_rows
 from beamclip.data.shards import Columns, Shard
-from beamclip.data.stream import (
-    Batch,
-    WorkerShare,
-    pinned,
-    prefetched,
-    training_batches,
-    worker_rows,
-)
+from beamclip.data.stream import WorkerShare, pinned, prefetched, training_batches, worker_rows
 from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint, read_newest_checkpoint
 from beamclip.training.checkpoint_store import discard_after, holds_claim, no_whole_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from beamclip.data.batch import Batch
 from beamclip.data.cache import CachedViews
 from beamclip.data.config import AugmentConfig
 from beamclip.data.shards import Shard
-from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import load_clip, new_clip

@@ -32,6 +32,7 @@ from support.random_cache import write_random_cache
 from support.timed_parts import Report
 
 from beamclip.cluster import WorkersConfig, set_ray_environment, workers_session
+from beamclip.data.batch import Batch
 from beamclip.data.cache import is_cache, read_manifest
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
@@ -40,7 +41,7 @@ from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.rows import RowReader, read_rows, read_rows_here
 from beamclip.data.shards import Columns
-from beamclip.data.stream import Batch, WorkerShare, pinned, prefetched, training_batches, worker_rows
+from beamclip.data.stream import WorkerShare, pinned, prefetched, training_batches, worker_rows
 from beamclip.data.transforms import augment
 from beamclip.json_lines import read_json_lines
 from beamclip.losses.csm import csm_loss

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from support.pretraining import Recipe, build
 
-from beamclip.data.stream import Batch
+from beamclip.data.batch import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.training.loop import Training
 from beamclip.training.process import prepare_process

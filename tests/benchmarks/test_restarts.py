@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig
 from beamclip.data.listing import list_shards
 from beamclip.data.order import Order, windows_from
 from beamclip.data.position import DataPosition, to_plain
 from beamclip.data.shards import Columns, iterate_rows
-from beamclip.data.stream import Batch
 from beamclip.data.transforms import load_training_image
 from beamclip.training.checkpoint import write_checkpoint
 from beamclip.training.trace import Trace

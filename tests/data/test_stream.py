@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from beamclip.data import rows as data_rows
+from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.image_limits import CORRUPT_IMAGE, UNSUPPORTED_FORMAT
@@ -23,14 +24,7 @@ from beamclip.data.mixture import Mixture, source_counts
 from beamclip.data.order import Order
 from beamclip.data.rows import read_rows, read_rows_here
 from beamclip.data.shards import BROKEN_SHARD, MISSING_CAPTION, MISSING_IMAGE, Columns, Shard, iterate_rows
-from beamclip.data.stream import (
-    LEAST_HOPELESS,
-    Batch,
-    WorkerShare,
-    prefetched,
-    training_batches,
-    worker_rows,
-)
+from beamclip.data.stream import LEAST_HOPELESS, WorkerShare, prefetched, training_batches, worker_rows
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, load_training_image, sample_uniforms
 from beamclip.errors import InputError
 

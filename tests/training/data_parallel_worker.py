@@ -16,8 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig
-from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
 from beamclip.models.clip import new_clip

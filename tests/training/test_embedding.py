@@ -13,6 +13,7 @@ import ray
 import torch
 import torch.nn.functional as F
 
+from beamclip.data.batch import load_batch
 from beamclip.data.cache import (
     CachedTeacher,
     CachedViews,
@@ -26,7 +27,6 @@ from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import list_shards
 from beamclip.data.shards import Columns, Shard, iterate_rows
-from beamclip.data.stream import load_batch
 from beamclip.data.transforms import DRAWS, augment
 from beamclip.models.clip import LoadedClip, new_clip, text_tower
 from beamclip.models.teacher import Teacher
@@ -122,7 +122,8 @@ def test_every_embedding_is_the_teachers_of_the_view_that_training_replays(
     ]
     assert sum(row["problem"] is not None for row in rows) == 3
     good = [row for row in rows if row["problem"] is None]
-    decoding = Decoding(32, STRONG, CaptionConfig(), seed=999)
+    widths = tuple(2 * clip.embed_dim for clip in teachers)
+    decoding = Decoding(32, STRONG, CaptionConfig(), seed=999, embedding_bytes=widths)
     with ThreadPoolExecutor(1) as pool:
         batch, _ = load_batch(good, decoding, pool, size=len(good))
     assert batch.keys == [row["key"] for row in good]

@@ -17,8 +17,8 @@ from batches import all_good, averaged
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
+from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig
-from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.errors import InputError
 from beamclip.losses.config import CsmConfig, FeatureConfig

@@ -18,8 +18,8 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 
 import beamclip
+from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig
-from beamclip.data.stream import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS, augment
 from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
 from beamclip.models.clip import LoadedClip, new_clip, normalise_pixels

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from beamclip.data.stream import Batch
+from beamclip.data.batch import Batch
 from beamclip.training.trace import Seen, Trace, read_trace
 
 

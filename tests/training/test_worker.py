@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from beamclip.cluster import WorkersConfig
+from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import read_starts
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.rows import read_rows_here
 from beamclip.data.shards import Columns, Shard
-from beamclip.data.stream import Batch, WorkerShare, training_batches, worker_rows
+from beamclip.data.stream import WorkerShare, training_batches, worker_rows
 from beamclip.models.clip import new_clip
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.events import Event, Recorded

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from data_parallel_worker import METHODS
 from torch import Tensor, nn
 
+from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import read_starts
@@ -25,7 +26,7 @@ from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.rows import read_rows_here
 from beamclip.data.shards import Columns
-from beamclip.data.stream import Batch, WorkerShare, training_batches, worker_rows
+from beamclip.data.stream import WorkerShare, training_batches, worker_rows
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import new_clip
 from beamclip.prompts.anchors import Anchors
