@@ -6,12 +6,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -33,11 +32,10 @@ from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
-from beamclip.training import questions, scaling
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import claim
 from beamclip.training.config import CadenceConfig, OptimConfig
-from beamclip.training.events import Event, Lost, Recorded, Resizing, Saved, Started
+from beamclip.training.events import Event, Lost, Recorded, Saved
 from beamclip.training.launch import TrainingEnd, fit, interrupts
 from beamclip.training.method import Distillation
 from beamclip.training.questions import Questions
@@ -411,86 +409,6 @@ def test_a_run_whose_worker_is_killed_equals_one_whose_worker_is_not(
     assert run.losses == undisturbed.run.losses
     assert run.trace == undisturbed.run.trace
     assert_same_state(outcome.state, undisturbed.outcome.state)
-
-
-Node = Callable[[], None]
-"""A node of the Ray that is up; calling it takes the node away."""
-
-
-@pytest.fixture
-def add_node(ray_cluster: None) -> Iterator[Callable[[float], Node]]:
-    """Adds a node with so many CPUs, and waits until it takes part; all are taken away in the end."""
-    with contextlib.ExitStack() as stack:
-
-        def add(cpus: float) -> Node:
-            words = [f"--address={ray.get_runtime_context().gcs_address}", "--block", f"--num-cpus={cpus:g}"]
-            words += ["--num-gpus=0", "--object-store-memory=100000000"]
-            before = sum(node["Alive"] for node in ray.nodes())
-            program = [Path(sys.executable).with_name("ray"), "start", *words]
-            process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-            def take_away() -> None:
-                process.terminate()
-                process.wait()
-
-            stack.callback(take_away)
-            while sum(node["Alive"] for node in ray.nodes()) == before:
-                assert process.poll() is None
-                time.sleep(0.05)
-            return take_away
-
-        yield add
-
-
-def waiting_in_groups(gates: dict[tuple[int, int], Path]) -> Fault:
-    """A forward pass of a number, in a group of so many workers, waits until its file is there."""
-
-    def wait(method: nn.Module, number: int) -> None:
-        # This runs in a worker: it is to ask after each step, however short steps are.
-        questions.SECONDS_BETWEEN_QUESTIONS = 0.0
-        place = (torch.distributed.get_world_size(), number)
-        while place in gates and not gates[place].exists():
-            time.sleep(0.01)
-
-    return wait
-
-
-@pytest.mark.slow
-def test_workers_follow_the_nodes_and_the_samples_of_each_step_stay(
-    new_run: NewRun,
-    undisturbed: Finished,
-    add_node: Callable[[float], Node],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(scaling, "SECONDS_BETWEEN_RESIZES", 0.0)
-    cpus = float(ray.cluster_resources()["CPU"])
-    asked, grown, lost = (tmp_path / name for name in ("asked", "grown", "lost"))
-    nodes = list[Node]()
-
-    def on_event(event: Event) -> None:
-        match event:
-            case Recorded({"step": 5, "workers": 1}) if not nodes:
-                nodes.append(add_node(cpus))
-            case Resizing(2):
-                asked.touch()
-            case Started(workers=2):
-                grown.touch()
-            case Saved(8):
-                nodes[0]()
-                lost.touch()
-
-    # Each node has room for one worker: a second one would leave it no CPU to read with.
-    workers = WorkersConfig(num_workers="1..2", cpus_per_worker=cpus / 2, max_failures=1)
-    run = new_run(waiting_in_groups({(1, 6): asked, (1, 7): grown, (2, 3): lost}), workers)
-    outcome = run.go(on_event)
-    starts = [(event.step, event.workers) for event in run.events if isinstance(event, Started)]
-    assert starts == [(0, 1), (6, 2), (8, 1)]
-    assert [int(record["workers"]) for record in run.records] == [1] * 6 + [2] * 2 + [1] * 4
-    assert run.samples == undisturbed.run.samples
-    # Two workers sum in another order, in bfloat16 where the device computes it.
-    assert run.losses == pytest.approx(undisturbed.run.losses, rel=1e-2)
-    assert outcome.state["step"] == STEPS
 
 
 def test_a_run_that_another_command_goes_on_with_ends_and_writes_nothing(
