@@ -33,5 +33,6 @@ def test_tasks_that_are_asked_for_are_refused_where_the_store_is_too_small():
 
 def test_crops_take_two_windows_and_what_is_read_ahead():
     window = 4096 * 3 * 224**2
-    assert crop_store_bytes(4096, 224, 1) == 2 * window + (1 << 30)
+    assert crop_store_bytes(4096, 224, 1) == 4 * window
+    assert crop_store_bytes(8192, 224, 1) == 4 * window + (2 << 30)
     assert crop_store_bytes(100, 224, 8) == 4 * 100 * 3 * 224**2
