@@ -1,10 +1,10 @@
 """Shards -> Ray Data -> shuffled uint8 batches: step t is made of the same samples for any number of workers.
 
-Each worker reads its lanes of a window (see order.py) of each source (see mixture.py), holds the encoded
-samples, and decodes them in threads, batch by batch, since decoded pixels are many times the bytes to move. A
-sample that cannot be used keeps its place, at weight 0; rows of weight 0 also fill a batch up where another
-worker has more samples of the step. So all workers have batches of one shape, and no sample moves to another
-step.
+Each worker reads its lanes of a window (see order.py) of each source (see mixture.py) and holds the samples.
+Encoded ones it decodes in threads, batch by batch, since decoded pixels are many times the bytes to move; where
+read tasks have decoded them, it lays crops into batches. A sample that cannot be used keeps its place, at
+weight 0; rows of weight 0 also fill a batch up where another worker has more samples of the step. So all
+workers have batches of one shape, and no sample moves to another step.
 """
 
 import contextlib
@@ -158,10 +158,7 @@ def training_batches(
                     lost.update([row["problem"]] if row["epoch"] == 0 else [])
                 in_a_row = 0 if len(bad) < len(part) else in_a_row + len(bad)
                 if in_a_row >= share.hopeless:
-                    raise InputError(
-                        f"{in_a_row} samples in a row without a usable image; skipped so far: "
-                        f"{dict(lost)}. The last: {lost_sample(bad[-1])[1]}"
-                    )
+                    raise _hopeless(in_a_row, lost, bad[-1])
                 numbers += [share.batch_size] * (size - len(numbers))
                 yield replace(
                     batch,
@@ -171,6 +168,13 @@ def training_batches(
                     ends_step=index == passes - 1,
                     lost=tuple(first_lost.new(map(lost_sample, bad))),
                 )
+
+
+def _hopeless(samples: int, skipped: Counter[str], last: Row) -> InputError:
+    return InputError(
+        f"{samples} samples in a row without a usable image; skipped so far: {dict(skipped)}. "
+        f"The last: {lost_sample(last)[1]}"
+    )
 
 
 def pinned(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
