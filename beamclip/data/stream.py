@@ -1,9 +1,9 @@
 """Shards -> Ray Data -> shuffled uint8 batches: step t is made of the same samples for any number of workers.
 
 Each worker reads its lanes of a window (see order.py) of each source (see mixture.py) and holds the samples.
-Encoded ones it decodes in threads, batch by batch, since decoded pixels are many times the bytes to move; where
-read tasks have decoded them, it lays crops into batches. A sample that cannot be used keeps its place, at
-weight 0; rows of weight 0 also fill a batch up where another worker has more samples of the step. So all
+Encoded ones it decodes in threads, batch by batch, since decoded pixels are many times the bytes to move;
+where read tasks have decoded them, it lays crops into batches. A sample that cannot be used keeps its place,
+at weight 0; rows of weight 0 also fill a batch up where another worker has more samples of the step. So all
 workers have batches of one shape, and no sample moves to another step.
 """
 
