@@ -377,7 +377,11 @@ def test_a_window_of_too_few_lanes_for_the_workers(teacher, corpus, workspace, c
         ({"psd": PsdConfig(psd_end=0.3)}, "--psd-end has no effect with --objective clip."),
         ({"captions": CaptionConfig(caption_dropout=0.3)}, "no effect without --caption-columns."),
         ({"captions": CaptionConfig(("tags",))}, "has a text in tags. Ingest with --keep-columns tags"),
-        ({"workers": WorkersConfig(num_workers=64)}, "leaves some of 64 workers without a sample"),
+        (
+            {"workers": WorkersConfig(num_workers=8), "stream": StreamConfig(batch_size=7)},
+            "leaves some of 8 workers without a sample",
+        ),
+        ({"workers": WorkersConfig(num_workers=64)}, "too few for 64 workers. Give 8192 or more."),
     ],
 )
 def test_options_of_a_pretraining_that_cannot_be_followed(corpus, workspace, capsys, change, message):

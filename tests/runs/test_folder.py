@@ -197,7 +197,7 @@ def test_a_checkpoint_that_was_never_finished_is_no_earlier_run(run: Path, check
 def test_a_command_counts_from_its_earliest_start() -> None:
     progress = Progress([])
     for step in (60, 40):
-        progress.begin([{"step": 40.0, "window_seconds": 9.0}], step)
+        progress.begin([{"step": 40.0, "window_seconds": 9.0}], step, workers=1)
     progress.history.append({"step": 60.0, "window_seconds": 2.0})
     assert (progress.first_step, progress.training_seconds) == (40, 2.0)
 
