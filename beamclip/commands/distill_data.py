@@ -23,10 +23,10 @@ class DistillData:
     """What the options of a distillation name, without its models."""
 
     shards: list[Shard]
-    """Of all data sets, one after the other."""
+    """Shards of all data sets, one data set after the other."""
     classes: list[ClassEntry]
     manifests: tuple[CacheManifest, ...]
-    """Of the teacher caches, one for each data set; empty if the data are plain shards."""
+    """Manifests of the teacher caches, one for each data set; empty if the data are plain shards."""
 
 
 def load_data(config: DistillConfig) -> DistillData:

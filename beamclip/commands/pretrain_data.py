@@ -24,7 +24,7 @@ class PretrainData:
     """What the options of a pre-training name, without its model."""
 
     shards: list[Shard]
-    """Of all data sets, one after the other."""
+    """Shards of all data sets, one data set after the other."""
     classes: list[ClassEntry]
 
 

@@ -42,8 +42,8 @@ READ_AHEAD_BYTES = 128 << 20
 is met."""
 
 CROPS_AHEAD_BYTES = 2 << 30
-"""The same of crops, which one task makes 256 of: 38 MB at 224 px, of which Ray counts twice what is not done
-yet."""
+"""The same of crops. A task makes 256 of them, 38 MB at 224 px; Ray counts the output of a task that runs
+twice."""
 
 LONGEST_REST = 0.5
 """Seconds between two steps of Ray Data's executor while a rank has rows to draw from."""

@@ -38,8 +38,8 @@ def decode_place(
 ) -> DecodePlace:
     """Decide where images are decoded.
 
-    Tasks pay where workers train on GPUs: the threads of one process decode a few thousand images a second
-    at most, since they take turns with Python's lock.
+    Tasks pay where workers train on GPUs: the threads of one process take turns with Python's lock, and so
+    keep two or three CPUs busy, however many there are (docs/benchmarks.md).
 
     Args:
         needed: bytes of the object store that crops would take; see `crop_store_bytes`.
