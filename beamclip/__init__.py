@@ -1,6 +1,6 @@
 """beamclip: transfer what a large CLIP model knows into small vision models, on a Ray cluster."""
 
-from beamclip.cluster import set_ray_environment
+from beamclip.ray_environment import set_ray_environment
 
 __version__ = "0.2.0.dev0"
 

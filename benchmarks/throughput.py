@@ -40,7 +40,7 @@ from support.made_shards import Photos, made, photo_shards
 from support.pipelines import rates_of, run_pipeline
 from support.reports import circumstances
 
-from beamclip.cluster import ray_session, set_ray_environment
+from beamclip.cluster import ray_session
 from beamclip.commands.console import percent, table
 from beamclip.data.batch import Batch
 from beamclip.data.cache import embedding_column
@@ -234,7 +234,6 @@ def _source(setting: Setting, inputs: Inputs, window: int) -> Source:
 
 def measure_loader(setting: Setting, inputs: Inputs) -> Figures:
     """Return images per second of the stream and seconds of its stages, with Ray up and no training."""
-    set_ray_environment()
     prepare_process(THREADS, seed=0)
     stream = StreamConfig()
     source = _source(setting, inputs, stream.shuffle_window)

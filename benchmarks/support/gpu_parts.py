@@ -31,7 +31,7 @@ from support.pipelines import rates_of, run_pipeline
 from support.random_cache import write_random_cache
 from support.timed_parts import Report
 
-from beamclip.cluster import WorkersConfig, set_ray_environment, workers_session
+from beamclip.cluster import WorkersConfig, workers_session
 from beamclip.data.batch import Batch
 from beamclip.data.cache import is_cache, read_manifest
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
@@ -70,7 +70,6 @@ def make_inputs(report: Report, bench: Bench) -> None:
 
 def measure_training(report: Report, bench: Bench) -> None:
     """Measure ceilings, then each way to read, alone and under the same student."""
-    set_ray_environment()
     prepare_process(bench.cpu_threads, seed=0)
     batch = batch_to_device(random_batch(bench.sizes.batch, bench.sizes.side), torch.device(bench.device))
     _ceiling(report, bench, "ceiling, not compiled", _training(bench, compile=False), batch)

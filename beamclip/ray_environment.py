@@ -1,0 +1,29 @@
+"""The variables that Ray reads when it is imported. Imported with the package: it must not import much."""
+
+import os
+
+_ENVIRONMENT = {
+    # With the default of 2 s, starting or ending a run and noticing a lost worker take that much longer.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # A rank that is lost inside a collective must become an error, which restarts the workers.
+    # Long enough for rank 0 to read a whole checkpoint while the others wait.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "900",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray prints a page for each lost worker; the commands say in one line where they resume. And it warns of
+    # more processes than it likes to start at a time, which two runs in one Ray come to.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": (
+        "A worker died or was killed while executing a task|PYTHON worker processes have been started"
+    ),
+    # Otherwise a thread that outlives its Ray would start another one.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def set_ray_environment() -> None:
+    """Set the variables that Ray reads when it is imported; those already set stay as they are."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
