@@ -24,13 +24,13 @@ from support.reports import circumstances
 
 from beamclip.commands.console import table
 from beamclip.data.batch import Batch
+from beamclip.data.bundles import ROWS_PER_TASK, Bundle, RowReader, read_bundle, rows_of
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.decoding import Decoding
-from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
-from beamclip.data.rows import ROWS_PER_TASK, Bundle, RowReader, read_bundle, rows_of
 from beamclip.data.shards import Columns, Row
+from beamclip.data.starts import read_starts
 from beamclip.data.stream import WorkerShare, training_batches, worker_rows
 from beamclip.training.process import prepare_process
 
@@ -103,7 +103,7 @@ def _batches(folder: Path) -> Generator[Batch, None, None]:
     shards = list_shards(str(folder))
     mixture = mixture_of(source_counts(shards), (), WINDOW, seed=0, num_workers=1)
     share, decoding = WorkerShare(mixture, BATCH), Decoding(SIDE, AugmentConfig(), CaptionConfig(), seed=0)
-    starts, _ = read_starts(shards)
+    starts = read_starts(shards)
     rows = worker_rows(shards, starts, Columns(), share, 0, _memory(decoding), decoding)
     return training_batches(rows, share, decoding, threads=1)
 

@@ -43,14 +43,15 @@ from support.reports import circumstances
 from beamclip.cluster import ray_session
 from beamclip.commands.console import percent, table
 from beamclip.data.batch import Batch
+from beamclip.data.bundles import ROWS_PER_TASK, Bundle, bundles_of, read_bundle
 from beamclip.data.cache import embedding_column
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
-from beamclip.data.index import read_starts
+from beamclip.data.index import Starts
 from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
-from beamclip.data.rows import ROWS_PER_TASK, Bundle, bundles_of, read_bundle
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
+from beamclip.data.starts import read_starts
 from beamclip.data.stream import Numbered, WorkerShare, prefetched, training_batches, worker_rows
 from beamclip.json_lines import read_json_lines
 from beamclip.summary import library_versions
@@ -211,8 +212,8 @@ class Source:
     """What a lone worker reads."""
 
     shards: list[Shard]
-    starts: list[Any]
-    """Of the shards, from index.read_starts."""
+    starts: Starts
+    """Of the shards, from starts.read_starts."""
     share: WorkerShare
 
     def rows(self) -> Generator[Numbered, None, None]:
@@ -229,7 +230,7 @@ class Source:
 def _source(setting: Setting, inputs: Inputs, window: int) -> Source:
     shards = [with_views(shard) for shard in list_shards(str(inputs.cache))]
     mixture = mixture_of(source_counts(shards), (), window, seed=0, num_workers=1)
-    return Source(shards, read_starts(shards)[0], WorkerShare(mixture, setting.batch_size))
+    return Source(shards, read_starts(shards), WorkerShare(mixture, setting.batch_size))
 
 
 def measure_loader(setting: Setting, inputs: Inputs) -> Figures:

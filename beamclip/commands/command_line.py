@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import tyro
 
 from beamclip.addresses import without_secrets
+from beamclip.commands.console import shown_as_stages
 from beamclip.commands.help import option_registry
 from beamclip.config import check_values, read_config
 from beamclip.errors import FailedRunError, InputError
@@ -150,7 +151,7 @@ def run_command(
     try:
         config = parse(config_class, sys.argv[1:] if argv is None else argv, description, program)
         out = getattr(config, "out", None)
-        with _sigterm_like_ctrl_c():
+        with _sigterm_like_ctrl_c(), shown_as_stages("beamclip.data.index_pass", "index"):
             body(config)
     except InputError as error:
         _print_error(f"error: {error}")

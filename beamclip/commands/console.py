@@ -1,8 +1,10 @@
 """What a person sees while a command runs: named stages, one progress line, a final table."""
 
+import contextlib
+import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from beamclip.addresses import without_secrets
@@ -17,6 +19,29 @@ def print_stage(name: str, text: str, note: str = "") -> None:
     left = f"{name:<{NAME_WIDTH}}{text}"
     line = f"{left:<{max(0, LINE_WIDTH - len(note))}}  {note}".rstrip()
     print(without_secrets(line), flush=True)
+
+
+class _StageHandler(logging.Handler):
+    def __init__(self, stage: str) -> None:
+        super().__init__(logging.INFO)
+        self._stage = stage
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_stage(self._stage, record.getMessage())
+
+
+@contextlib.contextmanager
+def shown_as_stages(logger: str, stage: str) -> Iterator[None]:
+    """Inside, print what a module logs as stages of this name: rooms below the commands print nothing."""
+    log, handler = logging.getLogger(logger), _StageHandler(stage)
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def plural(number: int, noun: str) -> str:

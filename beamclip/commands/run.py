@@ -39,7 +39,6 @@ from beamclip.tracking import Tracking
 from beamclip.training.events import (
     Damaged,
     Event,
-    Indexed,
     Lost,
     Recorded,
     Resizing,
@@ -153,8 +152,6 @@ class Run:
                     for _, text in lost.new(samples):
                         line.close()
                         print_stage("skipped", text)
-                case Indexed(number):
-                    print_stage("index", f"looked through {plural(number, 'file')} for where samples begin")
                 case Damaged(text):
                     line.close()
                     print_stage("damaged", text)

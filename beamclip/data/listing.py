@@ -1,19 +1,19 @@
 """Which shards a data set has, and how many samples each holds.
 
 A shard that img2dataset wrote counts as finished when its `<name>_stats.json` lies beside it, which also
-holds the number of samples. Tars of others are read once for their samples (see index), parquet files of
-others say it in their footers; a folder of images is a data set too (see image_folder).
+holds the number of samples. Tars of others are read once for their samples (see index_pass), parquet files
+of others say it in their footers; what was found is kept (see known_shards). A folder of images is a data set
+too (see image_folder).
 """
 
 import hashlib
 import json
-import logging
 import mimetypes
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
@@ -25,7 +25,9 @@ from beamclip.data.cache import CACHE_FILE
 from beamclip.data.captions import CAPTION_FIELDS
 from beamclip.data.class_folders import class_folders
 from beamclip.data.image_folder import Listing, list_folder
-from beamclip.data.index import count_samples
+from beamclip.data.index import INDEX_SUFFIX, read_index, version_of
+from beamclip.data.index_pass import find_indexes
+from beamclip.data.known_shards import MOST_SAMPLES, Known, recall
 from beamclip.data.lost_samples import in_words
 from beamclip.data.metadata import METADATA_FILES
 from beamclip.data.parquet_rows import count_rows
@@ -33,14 +35,13 @@ from beamclip.data.sample_rows import MISSING_CAPTION, Columns
 from beamclip.data.shards import ROWS_PER_BLOCK, Shard, iterate_rows
 from beamclip.errors import InputError
 
-log = logging.getLogger(__name__)
-
 STATS_SUFFIX = "_stats.json"
 
 MOST_STATS_BYTES = 4 << 20
 """Of a statistics file that are read."""
-MOST_SAMPLES = 100_000_000
-"""That statistics may claim of one shard."""
+
+_THREADS = 32
+"""Files whose statistics or footers are read together."""
 
 _INGEST = ".ingest"
 """A folder of this name lies where `beamclip ingest` writes."""
@@ -78,14 +79,15 @@ def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
         InputError: the folder is missing, holds nothing of these, or lacks a shard that has statistics.
     """
     fs, root, pattern = _open_folder(address, "Give the folder that `beamclip ingest --out` wrote.")
-    named = {posixpath.basename(path.rstrip("/")): path for path in fs.ls(root, detail=False)}
-    files = {name: path for name, path in named.items() if fnmatchcase(name, pattern)}
-    stats = sorted(name for name in files if name.endswith(STATS_SUFFIX))
-    if stats:
-        return _finished_shards(address, fs, files, stats, allow_missing=allow_missing)
+    fs.invalidate_cache(root)
+    entries = {posixpath.basename(entry["name"].rstrip("/")): entry for entry in fs.ls(root, detail=True)}
+    files = {name: entry for name, entry in entries.items() if fnmatchcase(name, pattern)}
+    folder = _Folder(address, fs, root, files)
+    if any(name.endswith(STATS_SUFFIX) for name in files):
+        return _finished_shards(folder, allow_missing=allow_missing)
     # What has no statistics beside what ingest or embed wrote is not finished.
-    ours = _INGEST in named or CACHE_FILE in named
-    shards = [] if ours else _foreign_tars(fs, files) or _foreign_parquets(fs, address, files)
+    ours = _INGEST in entries or CACHE_FILE in entries
+    shards = [] if ours else _foreign_tars(folder) or _foreign_parquets(folder)
     if not shards and not ours and pattern == _ANY_NAME:
         shards = _images(fs, root)
     if not shards:
@@ -96,30 +98,88 @@ def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
     return [replace(shard, may_be_missing=allow_missing) for shard in shards]
 
 
-def _finished_shards(
-    address: str, fs: Any, files: Mapping[str, str], stats: list[str], *, allow_missing: bool
-) -> list[Shard]:
-    tars = any(f"{name.removesuffix(STATS_SUFFIX)}.tar" in files for name in stats)
-    with ThreadPoolExecutor(32) as pool:
-        counts = pool.map(partial(_claimed_samples, fs), [files[name] for name in stats])
-        found = [
-            replace(_shard(fs, files, name, samples, tars=tars), may_be_missing=allow_missing)
-            for name, samples in zip(stats, counts, strict=True)
-        ]
-    shards = [shard for shard in found if shard.samples > 0]
+@dataclass(frozen=True)
+class _Folder:
+    """A folder as its store lists it."""
+
+    address: str
+    fs: Any
+    root: str
+    files: Mapping[str, Mapping[str, Any]]
+    """What the store says of each file, by name."""
+
+    def shard(self, name: str, format: Literal["tar", "parquet", "cache"], *beside: str) -> Shard:
+        """A shard whose samples are not counted yet.
+
+        Args:
+            name: of its file, which may be missing.
+            beside: names of files that say something of it.
+        """
+        place = self.files[name]["name"] if name in self.files else posixpath.join(self.root, name)
+        versions = [version_of(self.files[each]) for each in (name, *beside) if each in self.files]
+        size = int(self.files.get(name, {}).get("size") or 0)
+        return Shard(self.fs.unstrip_protocol(place), 0, format, version="; ".join(versions), size=size)
+
+    def has(self, shard: Shard) -> bool:
+        """Whether the file of a shard is there."""
+        return posixpath.basename(shard.path) in self.files
+
+    def counts(
+        self, shards: Sequence[Shard], learn: Callable[[list[Shard]], Iterable[Known]]
+    ) -> list[int | None]:
+        """The samples of each shard, as known or learnt; None for a file without images."""
+        by_key = {shard.key: shard for shard in shards}
+        place = self.fs.unstrip_protocol(self.root)
+        known = recall(place, list(by_key), lambda keys: learn([by_key[key] for key in keys]))
+        return [each.samples for each in known]
+
+
+def _counted(shards: Sequence[Shard], counts: Sequence[int | None]) -> list[Shard]:
+    """The shards with their numbers of samples, without those that are empty."""
+    return [replace(shard, samples=count) for shard, count in zip(shards, counts, strict=True) if count]
+
+
+def _finished_shards(folder: _Folder, *, allow_missing: bool) -> list[Shard]:
+    stats = sorted(name for name in folder.files if name.endswith(STATS_SUFFIX))
+    stems = [name.removesuffix(STATS_SUFFIX) for name in stats]
+    # Where there are tars, a parquet file alone is what lay beside a tar that is gone.
+    tars = any(f"{stem}.tar" in folder.files for stem in stems)
+    table: Literal["parquet", "cache"] = "cache" if CACHE_FILE in folder.files else "parquet"
+    listed = [
+        folder.shard(f"{stem}.tar", "tar", name)
+        if tars or f"{stem}.parquet" not in folder.files
+        else folder.shard(f"{stem}.parquet", table, name)
+        for stem, name in zip(stems, stats, strict=True)
+    ]
+
+    def learn(shards: list[Shard]) -> Iterator[Known]:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            yield from pool.map(partial(_of_ingest, folder), shards)
+
+    shards = _counted(listed, folder.counts(listed, learn))
     if not shards:
         raise InputError(
-            f"{address}: all {len(stats)} shards are empty. See the summary of the ingest for the reasons."
+            f"{folder.address}: all {len(stats)} shards are empty. See the summary of the ingest for the "
+            "reasons."
         )
-    gone = [] if allow_missing else [each for each in shards if posixpath.basename(each.path) not in files]
+    gone = [] if allow_missing else [each for each in shards if not folder.has(each)]
     missing = [shard.name for shard in gone]
     if missing:
         raise InputError(
-            f"{address}: {len(missing)} of {len(shards)} shards have statistics and no data: "
+            f"{folder.address}: {len(missing)} of {len(shards)} shards have statistics and no data: "
             f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''}. Bring them back, or give "
             "--allow-missing-shards to count their samples as lost."
         )
-    return shards
+    return [replace(shard, may_be_missing=allow_missing) for shard in shards]
+
+
+def _of_ingest(folder: _Folder, shard: Shard) -> Known:
+    """What the statistics of a shard claim, and its index says."""
+    stem = posixpath.splitext(posixpath.basename(shard.path))[0]
+    samples = _claimed_samples(folder.fs, folder.files[stem + STATS_SUFFIX]["name"])
+    has_index = stem + INDEX_SUFFIX in folder.files and f"{stem}.tar" in folder.files
+    index = read_index(shard.path, version_of(folder.files[f"{stem}.tar"])) if has_index else None
+    return Known(shard.key, samples, index.places if index else None)
 
 
 def _images(fs: Any, root: str) -> list[Shard]:
@@ -143,34 +203,49 @@ def _advice(fs: Any, root: str) -> str:
     return f"Give the folder that holds the parquet files: {folder}."
 
 
-def _foreign_tars(fs: Any, files: Mapping[str, str]) -> list[Shard]:
+def _foreign_tars(folder: _Folder) -> list[Shard]:
     """Tars without statistics, which others wrote; those without a sample are left out."""
-    paths = [fs.unstrip_protocol(files[name]) for name in sorted(files) if name.endswith(".tar")]
-    if paths:
-        log.info("counting the samples of %d tars without statistics", len(paths))
-    return [Shard(path, samples, "tar") for path, samples in count_samples(paths).items() if samples]
+    tars = [folder.shard(name, "tar") for name in _ending(folder, ".tar")]
+    return _counted(tars, folder.counts(tars, _read_for_index))
 
 
-def _foreign_parquets(fs: Any, address: str, files: Mapping[str, str]) -> list[Shard]:
+def _ending(folder: _Folder, suffix: str) -> list[str]:
+    return [name for name in sorted(folder.files) if name.endswith(suffix)]
+
+
+def _read_for_index(tars: list[Shard]) -> Iterator[Known]:
+    keys = {tar.path: tar.key for tar in tars}
+    for path, found in find_indexes([(tar.path, tar.size) for tar in tars]):
+        if isinstance(found, str):
+            raise InputError(f"a tar cannot be read ({found}). Make it readable, or move it elsewhere.")
+        yield Known(keys[path], found.samples, found.places)
+
+
+def _foreign_parquets(folder: _Folder) -> list[Shard]:
     """Parquet files without statistics, if any of them has images; those without a row are left out."""
-    splits = sorted({split[1] for split in map(_SPLIT_FILE.fullmatch, files) if split})
+    splits = sorted({split[1] for split in map(_SPLIT_FILE.fullmatch, folder.files) if split})
     if len(splits) > 1:
         raise InputError(
-            f"{address}: holds the splits {', '.join(splits)}. Give the files of one: "
-            f"'{address.rstrip('/')}/{'train' if 'train' in splits else splits[0]}-*'."
+            f"{folder.address}: holds the splits {', '.join(splits)}. Give the files of one: "
+            f"'{folder.address.rstrip('/')}/{'train' if 'train' in splits else splits[0]}-*'."
         )
-    names = [name for name in sorted(files) if name.endswith(".parquet") and name not in METADATA_FILES]
-    paths = [fs.unstrip_protocol(files[name]) for name in names]
-    with ThreadPoolExecutor(32) as pool:
-        counts = list(pool.map(_counted_rows, paths))
+    names = [name for name in _ending(folder, ".parquet") if name not in METADATA_FILES]
+    files = [folder.shard(name, "parquet") for name in names]
+
+    def learn(shards: list[Shard]) -> Iterator[Known]:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            counts = pool.map(_counted_rows, [shard.path for shard in shards])
+            yield from (Known(shard.key, count) for shard, count in zip(shards, counts, strict=True))
+
+    counts = folder.counts(files, learn)
     if all(count is None for count in counts):
         return []  # lists or labels beside images
     if None in counts:
         raise InputError(
-            f"{paths[counts.index(None)]}: no column of images, or several and none named image, but other "
-            "parquet files beside it have one. Move it elsewhere."
+            f"{files[counts.index(None)].path}: no column of images, or several and none named image, but "
+            "other parquet files beside it have one. Move it elsewhere."
         )
-    return [Shard(path, count, "parquet") for path, count in zip(paths, counts, strict=True) if count]
+    return _counted(files, counts)
 
 
 def _counted_rows(path: str) -> int | None:
@@ -304,15 +379,3 @@ def _claimed_samples(fs: Any, path: str) -> int:
     if not 0 <= samples <= MOST_SAMPLES:
         raise InputError(f"{path}: {samples} `successes` are no count. Ingest this shard again.")
     return samples
-
-
-def _shard(fs: Any, files: Mapping[str, str], stats: str, samples: int, *, tars: bool) -> Shard:
-    """Args:
-    tars: whether there are tars; then a parquet file alone is what lay beside a tar that is gone.
-    """
-    stem = stats.removesuffix(STATS_SUFFIX)
-    is_tar = tars or f"{stem}.parquet" not in files
-    name = f"{stem}.tar" if is_tar else f"{stem}.parquet"
-    path = files.get(name) or posixpath.join(posixpath.dirname(files[stats]), name)
-    table_format: Literal["parquet", "cache"] = "cache" if CACHE_FILE in files else "parquet"
-    return Shard(fs.unstrip_protocol(path), samples, "tar" if is_tar else table_format)

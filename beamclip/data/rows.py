@@ -1,4 +1,4 @@
-"""Which rows of which shards are read together, and Ray Data's tasks that read them.
+"""Ray Data's part in reading: its tasks read the rows of bundles on any node, and one process takes them.
 
 Free of torch: every process that runs a read task imports this module, and torch alone takes it seconds.
 """
@@ -8,34 +8,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from beamclip.data.crops import Decoded, decoded_rows, is_decoded
-from beamclip.data.index import entry_of
-from beamclip.data.order import Window
-from beamclip.data.shard_file import MissingShardError, Rows, UnansweredShardError
-from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
-from beamclip.data.tar_samples import BEGINNING, ReadStart
+from beamclip.data.bundles import BLOCK_BYTES, Bundle, read_bundle, rows_of, tasks_of
+from beamclip.data.crops import Decoded
+from beamclip.data.shard_file import MissingShardError, UnansweredShardError
+from beamclip.data.shards import ROWS_PER_BLOCK, Columns, Row
 
 if TYPE_CHECKING:
     from beamclip.data.decoding import Decoding
-
-ROWS_PER_TASK = 256
-"""Rows that a read task aims at: a task costs Ray some milliseconds, whatever it reads."""
-
-SEGMENTS_TOGETHER = 8
-"""Segments of a bundle that are read at a time from a store."""
-
-BLOCK_BYTES = 8 << 20
-"""Of encoded samples that a read task hands over at a time."""
 
 READ_AHEAD_BYTES = 128 << 20
 """Encoded samples that read tasks may have in the object store and a rank has not taken yet; about twice this
@@ -53,143 +38,6 @@ LONGEST_WAIT = 300.0
 
 TASKS_PER_EXECUTION = 200
 """Read tasks in one execution of Ray Data. Each start costs about 0.3 s, and each task some memory."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows of one shard that are read together."""
-
-    shard: Shard
-    rows: Rows
-    entry: ReadStart = BEGINNING
-    """Where reading a tar begins."""
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """Segments that are read together, in one epoch."""
-
-    segments: tuple[Segment, ...]
-    epoch: int = 0
-    turns: NDArray[np.int64] | None = None
-    """[rows], places of the rows in the segments laid end to end, in the order in which they are handed over;
-    by default as they lie."""
-
-    @property
-    def rows(self) -> int:
-        """Number of rows in the bundle."""
-        return sum(len(segment.rows) for segment in self.segments)
-
-
-def bundles_of(window: Window, shards: list[Shard], starts: list[NDArray[np.int64]]) -> list[Bundle]:
-    """Divide the rows of a worker's window into bundles of neighbouring lanes, about ROWS_PER_TASK rows each.
-
-    A lane's rows lie in one or two pieces, so no piece is read for more than two bundles.
-
-    Args:
-        starts: of the shards, from index.read_starts.
-
-    Returns:
-        Bundles whose turns follow the window's order.
-    """
-    number = bundle_numbers(window)
-    bundles = []
-    for each in range(int(number.max(initial=-1)) + 1):
-        mine = np.flatnonzero(number == each)
-        shard, row = window.shard[mine], window.row[mine]
-        lying = np.lexsort((row, shard))
-        shard, row = shard[lying], row[lying]
-        cuts = np.flatnonzero((np.diff(shard) != 0) | (np.diff(row) != 1)) + 1
-        edges = np.concatenate([[0], cuts, [len(row)]]).tolist()
-        segments = tuple(
-            Segment(
-                shards[shard[first]],
-                range(int(row[first]), int(row[last - 1]) + 1),
-                entry_of(starts[shard[first]], int(row[first])),
-            )
-            for first, last in pairwise(edges)
-        )
-        bundles.append(Bundle(segments, window.epoch, np.argsort(lying)))
-    return bundles
-
-
-def bundle_numbers(window: Window) -> NDArray[np.int64]:
-    """int64 [rows], the bundle that each row of a worker's window is read in."""
-    lanes, lane = np.unique(window.lane, return_inverse=True)
-    bundles = max(1, round(len(lane) / ROWS_PER_TASK))
-    return lane * bundles // max(1, len(lanes))
-
-
-def read_bundle(bundle: Bundle, columns: Columns, decoding: "Decoding | None" = None) -> Iterator[pa.Table]:
-    """The rows of a bundle, as tables of ROWS_PER_BLOCK rows or BLOCK_BYTES of encoded images each.
-
-    Args:
-        decoding: how the images are decoded here; None: not at all.
-
-    Returns:
-        Tables of ROW_SCHEMA, or as decoding.crop_table makes them.
-    """
-    made = partial(pa.Table.from_pylist, schema=ROW_SCHEMA)
-    if decoding is not None:
-        # Imports torch, which a process that only reads does without.
-        from beamclip.data.decoding import crop_table
-
-        made = partial(crop_table, decoding=decoding)
-    rows, size = list[Row](), 0
-    for row in _in_turns(bundle, columns):
-        rows.append(row)
-        size += len(row.get("image") or b"")
-        if len(rows) == ROWS_PER_BLOCK or size >= BLOCK_BYTES:
-            yield made(rows)
-            rows, size = [], 0
-    if rows:
-        yield made(rows)
-
-
-def _in_turns(bundle: Bundle, columns: Columns) -> Iterable[Row]:
-    segments = [
-        partial(iterate_rows, each.shard, columns, each.rows, bundle.epoch, entry=each.entry)
-        for each in bundle.segments
-    ]
-    if bundle.turns is None:
-        return chain.from_iterable(read() for read in segments)
-    if all(each.shard.path.startswith("file://") for each in bundle.segments):
-        lying = list(chain.from_iterable(read() for read in segments))
-    else:
-        # Each segment is a request to a store; for files, threads would take longer than the reading.
-        with ThreadPoolExecutor(SEGMENTS_TOGETHER) as pool:
-            lying = list(chain.from_iterable(pool.map(lambda read: list(read()), segments)))
-    return [lying[place] for place in bundle.turns.tolist()]
-
-
-RowReader = Callable[[Iterable[Bundle], Columns, "Decoding | None"], Generator[Row | Decoded, None, None]]
-"""Streams the rows of any number of bundles, in the order given, decoded or not."""
-
-
-def read_rows_here(
-    bundles: Iterable[Bundle], columns: Columns, decoding: "Decoding | None" = None
-) -> Generator[Row | Decoded, None, None]:
-    """The rows of bundles, read and decoded in the calling thread; see RowReader."""
-    for bundle in bundles:
-        for table in read_bundle(bundle, columns, decoding):
-            yield from rows_of(table)
-
-
-def rows_of(table: pa.Table) -> list[Row] | list[Decoded]:
-    """The rows of a table, as they are encoded or decoded."""
-    return decoded_rows(table) if is_decoded(table) else table.to_pylist()
-
-
-def read_batches_here(tasks: Iterable[list[Bundle]], columns: Columns, batch_size: int) -> Iterator[pa.Table]:
-    """The rows of read tasks, read in the calling thread, in tables of so many; the last may be shorter."""
-    held = ROW_SCHEMA.empty_table()
-    for table in chain.from_iterable(read_bundle(bundle, columns) for task in tasks for bundle in task):
-        held = pa.concat_tables([held, table])
-        while len(held) >= batch_size:
-            yield held.slice(0, batch_size)
-            held = held.slice(batch_size)
-    if len(held):
-        yield held
 
 
 def read_rows(
@@ -301,20 +149,6 @@ class IdleThrottle:
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
         """Do nothing: a callback of Ray Data that is not needed."""
-
-
-def tasks_of(bundles: Iterable[Bundle]) -> Iterator[list[Bundle]]:
-    """Neighbours together, one list a read task."""
-    task: list[Bundle] = []
-    rows = 0
-    for bundle in bundles:
-        task.append(bundle)
-        rows += bundle.rows
-        if rows >= ROWS_PER_TASK:
-            yield task
-            task, rows = [], 0
-    if task:
-        yield task
 
 
 def executions(tasks: Iterable[list[Bundle]]) -> Iterator[list[list[Bundle]]]:

@@ -30,7 +30,7 @@ from beamclip.data.parquet_rows import (
     successful_rows,
 )
 from beamclip.data.shard_file import Rows, ShardFile, StoreError
-from beamclip.data.tar_samples import Contents, ReadStart, tar_samples
+from beamclip.data.tar_samples import Contents, Span, tar_samples
 
 MISSING_IMAGE = "missing image"
 MISSING_CAPTION = "missing caption"
@@ -84,8 +84,8 @@ class Columns:
     """Whether to read the caption and all other fields; a sample without a caption is still used."""
 
 
-def read_tar(file: ShardFile, columns: Columns, rows: Rows, entry: ReadStart) -> Iterator[Pending]:
-    """Yield the samples of a tar with these row numbers, none of them before the entry.
+def read_tar(file: ShardFile, columns: Columns, rows: Rows, span: Span) -> Iterator[Pending]:
+    """Yield the samples of a tar with these row numbers, none of them outside the span.
 
     Raises:
         Exception: whatever `tar_samples` raises.
@@ -96,7 +96,7 @@ def read_tar(file: ShardFile, columns: Columns, rows: Rows, entry: ReadStart) ->
         limits["txt"] = 4 * CAPTION_CHARACTERS
     if columns.label or columns.more_texts or columns.everything:
         limits["json"] = MOST_FIELDS_BYTES
-    for key, contents in tar_samples(file, limits, rows, IMAGE_SUFFIXES, entry):
+    for key, contents in tar_samples(file, limits, rows, IMAGE_SUFFIXES, span):
         yield key, partial(_tar_row, key, contents, columns)
 
 

@@ -33,8 +33,15 @@ from beamclip.data.sample_rows import (
     read_parquet,
     read_tar,
 )
-from beamclip.data.shard_file import MissingShardError, Rows, StoreError, UnansweredShardError, open_shard
-from beamclip.data.tar_samples import BEGINNING, ReadStart
+from beamclip.data.shard_file import (
+    MissingShardError,
+    Rows,
+    StoreError,
+    UnansweredShardError,
+    open_shard,
+    read_part,
+)
+from beamclip.data.tar_samples import WHOLE, Span
 
 __all__ = [
     "BROKEN_SHARD",
@@ -56,6 +63,9 @@ ROWS_PER_BLOCK = 256
 
 BROKEN_SHARD = "broken shard"
 MISSING_SHARD = "missing shard"
+
+MOST_PART_BYTES = 64 << 20
+"""Bytes of a tar that are held in memory at a time; more than that is read member by member."""
 
 RETRY_PAUSES = (1.0, 5.0, 15.0)
 """Seconds before a shard is opened again whose store did not answer, or answered that it is busy."""
@@ -79,12 +89,19 @@ class Shard:
     views: CachedViews | None = None
     """What to read from it if it is of a teacher cache; None reads it as plain images."""
     version: str = ""
-    """Of a folder of images: changes with its listing (see image_folder)."""
+    """Changes whenever its files do, as far as their store tells (of a folder: with its listing)."""
+    size: int = 0
+    """Bytes of the file."""
 
     @property
     def name(self) -> str:
         """Of the file (or folder), as a text that tables and messages can hold."""
         return _as_text(posixpath.basename(self.path.rstrip("/")))
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What known_shards knows it by."""
+        return self.name, self.version
 
 
 def _as_text(name: str) -> str:
@@ -93,14 +110,14 @@ def _as_text(name: str) -> str:
 
 
 def iterate_rows(
-    shard: Shard, columns: Columns, rows: Rows, epoch: int = 0, *, entry: ReadStart = BEGINNING
+    shard: Shard, columns: Columns, rows: Rows, epoch: int = 0, *, span: Span = WHOLE
 ) -> Iterator[Row]:
     """The rows of a shard with these numbers, one each (see ROW_SCHEMA), whatever became of the shard.
 
     A shard that breaks off gives all rows before the break, and for each one after it a row with `problem`.
 
     Args:
-        entry: where reading a tar begins; no row before it is asked for.
+        span: what of a tar is read; no row outside is asked for.
 
     Raises:
         MissingShardError: it cannot be opened, and `shard.may_be_missing` is not set.
@@ -110,7 +127,7 @@ def iterate_rows(
     problem, detail = BROKEN_SHARD, "it holds fewer samples than its statistics say"
     while given < len(rows):
         try:
-            for key, build in _rows_of(shard, columns, rows[given:], epoch, entry):
+            for key, build in _rows_of(shard, columns, rows[given:], epoch, span):
                 given += 1
                 yield _row(key, build, columns, shard, epoch)
             break
@@ -142,7 +159,7 @@ def _unread(shard: Shard, error: StoreError) -> MissingShardError | UnansweredSh
     )
 
 
-def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int, entry: ReadStart) -> Iterator[Pending]:
+def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int, span: Span) -> Iterator[Pending]:
     if shard.format == "loose":
         yield from _read_loose(shard, rows)
         return
@@ -150,9 +167,12 @@ def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int, entry: Read
         label = shard.name if shard.format == "folder" else None
         yield from read_folder(shard.path, shard.version, columns, rows, label)
         return
+    if span.stop is not None and span.stop - span.first <= MOST_PART_BYTES:
+        yield from read_tar(read_part(shard.path, span.first, span.stop), columns, rows, span)
+        return
     with open_shard(shard.path) as file:
         if shard.format == "tar":
-            yield from read_tar(file, columns, rows, entry)
+            yield from read_tar(file, columns, rows, span)
         elif shard.format == "parquet":
             yield from read_parquet(file, columns, rows, shard.name)
         else:

@@ -20,16 +20,17 @@ from operator import itemgetter
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.data.batch import Batch, load_batch
+from beamclip.data.bundles import RowReader, bundle_numbers, bundles_of
 from beamclip.data.crops import Decoded
 from beamclip.data.decoding import Decoding
+from beamclip.data.index import Starts
 from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.mixture import Mixture
 from beamclip.data.order import Window
-from beamclip.data.rows import RowReader, bundle_numbers, bundles_of, read_rows
+from beamclip.data.rows import read_rows
 from beamclip.data.shards import Columns, Row, Shard
 from beamclip.errors import InputError
 
@@ -73,7 +74,7 @@ class WorkerShare:
 
 def worker_rows(
     shards: list[Shard],
-    starts: list[NDArray[np.int64]],
+    starts: Starts,
     columns: Columns,
     share: WorkerShare,
     sample: int,
@@ -83,7 +84,7 @@ def worker_rows(
     """A worker's samples from one of the run on, without end, in the order of the run.
 
     Args:
-        starts: of the shards, from index.read_starts.
+        starts: of the shards, from starts.read_starts.
         decoding: how the reader makes crops of the images; None: it hands them over as they are encoded.
     """
     # The reader plans windows ahead of those that are taken from, in another thread: each has its own.

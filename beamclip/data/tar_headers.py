@@ -28,6 +28,11 @@ class Member(NamedTuple):
     """Byte at which its content begins."""
     size: int
 
+    @property
+    def end(self) -> int:
+        """Byte at which the next member begins."""
+        return self.place + _padded(self.size)
+
 
 class Headers:
     """The file as tarfile sees it: of each member, no more than a header's worth."""
@@ -37,7 +42,7 @@ class Headers:
         self.left = HEADER_BYTES
         """Bytes that tarfile may still read for the member it is at."""
         self.ended_as_a_tar = False
-        """Whether the last block that was read is the mark at the end of a tar."""
+        """Whether the tar, or the part of it that was read, ended between two members."""
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
@@ -72,6 +77,7 @@ def members(headers: Headers) -> Iterator[Member]:
             raise tarfile.ReadError(f"{member.name} has the size {member.size}")
         if member.isfile() and not member.issparse() and not _is_hidden(member.name):
             yield Member(member.name, member.offset, member.offset_data, member.size)
+    headers.ended_as_a_tar |= headers.file.at_end_of_part
     if not headers.ended_as_a_tar:
         raise EOFError("it breaks off, or a header in it is damaged")
 
@@ -82,12 +88,14 @@ def _is_hidden(name: str) -> bool:
 
 
 def _common_members(file: ShardFile) -> Generator[Member, None, int | None]:
-    """Yield members until a header is not common; return its byte, or None at the mark of the end."""
+    """Yield members until a header is not common; return its byte, or None at the end."""
     place = file.tell()
     while True:
         if place > file.size:
             return place
         file.seek(place)
+        if file.at_end_of_part:
+            return None
         block = file.read(_BLOCK)
         if block == _END:
             return None
@@ -96,7 +104,7 @@ def _common_members(file: ShardFile) -> Generator[Member, None, int | None]:
             return place
         if not _is_hidden(member.name):
             yield member
-        place = member.place + _padded(member.size)
+        place = member.end
 
 
 def _common_member(file: ShardFile, start: int, block: bytes) -> Member | None:

@@ -10,15 +10,18 @@ from beamclip.data.tar_headers import Headers, Member, members
 
 
 @dataclass(frozen=True)
-class ReadStart:
-    """A place from which a tar can be read, other than its beginning."""
+class Span:
+    """Bytes of a tar that hold whole samples."""
 
     row: int = 0
-    """Number of the sample that begins there."""
-    byte: int = 0
+    """Number of the first of them."""
+    first: int = 0
+    """Byte at which it begins."""
+    stop: int | None = None
+    """Byte at which the last of them ends; None: wherever the tar does."""
 
 
-BEGINNING = ReadStart()
+WHOLE = Span()
 
 Contents = dict[str, bytes | None]
 """What was read of a sample's members, by suffix; None for one over its limit."""
@@ -29,7 +32,7 @@ def tar_samples(
     limits: Mapping[str, int],
     rows: Rows,
     images: tuple[str, ...],
-    entry: ReadStart = BEGINNING,
+    span: Span = WHOLE,
 ) -> Iterator[tuple[str, Contents]]:
     """Key and contents of each sample that is asked for; the others stay unread.
 
@@ -37,15 +40,15 @@ def tar_samples(
         limits: suffixes of the wanted members, and bytes at most of each; a text is cut there.
         rows: numbers of the wanted samples.
         images: those of the suffixes of which a sample needs one.
-        entry: where reading begins; no sample before it is asked for.
+        span: what of the tar is read; no sample outside is asked for.
 
     Raises:
         Exception: of tarfile, where the tar breaks off; the whole samples before it were yielded.
         StoreError: the file cannot be read.
     """
     asked = iter(np.asarray(rows).tolist())
-    index, key, contents, number = entry.row, "", Contents(), next(asked, None)
-    file.seek(entry.byte)
+    index, key, contents, number = span.row, "", Contents(), next(asked, None)
+    file.seek(span.first)
     headers, broken = Headers(file), None
     try:
         for member in members(headers):
@@ -71,17 +74,18 @@ def tar_samples(
 
 
 def sample_starts(file: ShardFile) -> Iterator[int]:
-    """The byte at which each sample begins, as `tar_samples` counts them.
+    """The byte at which each sample begins, as `tar_samples` counts them, and where the last one ends.
 
     Raises:
         Exception: see `tar_samples`; the samples before the break were yielded.
     """
-    key = ""
+    key, end = "", 0
     for member in members(Headers(file)):
         stem, _ = _split(member.name)
         if stem != key:
             yield member.start
-        key = stem
+        key, end = stem, member.end
+    yield end
 
 
 def _split(name: str) -> tuple[str, str]:

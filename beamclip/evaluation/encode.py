@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.cluster import WorkersConfig
+from beamclip.data.bundles import Bundle, Segment, read_batches_here, tasks_of
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.listing import list_labelled
 from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
-from beamclip.data.rows import Bundle, Segment, read_batches, read_batches_here, read_dataset, tasks_of
+from beamclip.data.rows import read_batches, read_dataset
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.errors import InputError

@@ -24,8 +24,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beamclip.data.index import write_index
-from beamclip.data.shard_file import StoreError
+from beamclip.data.index import index_from, write_index
 from beamclip.ingest.body_memory import BodyMemory
 from beamclip.ingest.hosts import WEB_PORTS
 from beamclip.ingest.opener import FetchRules, install_guarded_opener
@@ -109,10 +108,6 @@ def download_shard(
         raise RuntimeError(f"shard {task.shard_id} failed")
     folder, name = Folder(settings.folder), shard_name(task.shard_id)
     _check_counts(folder, name)
-    # In a bucket, this would read the shard once more. Without an index, the first training makes it.
-    if settings.format == "webdataset" and folder.is_local:
-        with contextlib.suppress(OSError, StoreError):
-            write_index(folder.path(name + ".tar"))
 
 
 def shard_name(shard_id: int) -> str:
@@ -170,6 +165,29 @@ class _CountingWriter:
         self._writer.close()
 
 
+class _IndexingWriter:
+    """img2dataset's writer of tars, which writes an index beside the tar: it knows where samples begin."""
+
+    def __init__(self, writer: Any, tar: str) -> None:
+        self._writer = writer
+        self._tar = tar
+        self._starts = list[int]()
+
+    def write(self, image: bytes | None, *about: Any) -> None:
+        """Write one row; one without an image adds nothing to the tar."""
+        if image is not None:
+            self._starts.append(self._writer.tarwriter.tarstream.offset)
+        self._writer.write(image, *about)
+
+    def close(self) -> None:
+        """Finish the shard's files."""
+        end = self._writer.tarwriter.tarstream.offset
+        self._writer.close()
+        # Whoever trains on a tar without an index reads it for one.
+        with contextlib.suppress(Exception):
+            write_index(self._tar, index_from(self._starts, end))
+
+
 class _BodyDroppingResizer:
     """A resizer that gives the memory of a body back once its image is resized."""
 
@@ -198,11 +216,15 @@ def _open_writer(
     """Open the shard's files; `about` is what img2dataset tells its own writers."""
     from img2dataset.writer import ParquetSampleWriter, WebDatasetSampleWriter
 
-    writers = {"webdataset": WebDatasetSampleWriter, "parquet": ParquetSampleWriter}
+    if settings.format == "webdataset":
+        tar = Folder(settings.folder).join(shard_name(task.shard_id) + ".tar").place
+        writer: Any = _IndexingWriter(WebDatasetSampleWriter(*about), tar)
+    else:
+        writer = ParquetSampleWriter(*about)
     # A folder for temporary files may be small, or in memory; beside the shards there is room for a shard.
     folder = None if is_address(task.rows_file) else os.path.dirname(task.rows_file)
     ordered = OrderedWriter(
-        writers[settings.format](*about),
+        writer,
         lambda key: row_of_key(key, task.shard_id, settings.shard_size),
         (_temporary_file(folder), _temporary_file(folder)),
     )

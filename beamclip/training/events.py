@@ -10,14 +10,6 @@ from beamclip.data.lost_samples import LostSample
 
 
 @dataclass(frozen=True)
-class Indexed:
-    """Shards without an index were read for where their samples begin."""
-
-    shards: int
-    """How many."""
-
-
-@dataclass(frozen=True)
 class Started:
     """The workers start or restart training."""
 
@@ -90,4 +82,4 @@ class Embedded:
     """Seconds since 1970."""
 
 
-Event = Indexed | Started | Waiting | Resizing | Damaged | Saved | Lost | Recorded | Embedded
+Event = Started | Waiting | Resizing | Damaged | Saved | Lost | Recorded | Embedded

@@ -12,12 +12,12 @@ from types import FrameType
 
 from beamclip.background import in_background
 from beamclip.cluster import WorkersConfig
-from beamclip.data.index import read_starts
-from beamclip.data.rows import read_rows_here
+from beamclip.data.bundles import read_rows_here
+from beamclip.data.starts import read_starts
 from beamclip.training.channel import Channel, RemoteChannel
 from beamclip.training.checkpoint import State, read_checkpoint, read_newest_checkpoint
 from beamclip.training.checkpoint_store import claim
-from beamclip.training.events import Event, Indexed, Saved
+from beamclip.training.events import Event, Saved
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import (
     NonRetryableError,
@@ -60,10 +60,7 @@ def fit(
         KeyboardInterrupt: a second Ctrl-C or SIGTERM arrived.
     """
     storage = replace(job.storage, claim=claim(job.storage.checkpoints))
-    starts, indexed = read_starts(job.shards)
-    if indexed:
-        on_event(Indexed(indexed))
-    job = replace(job, storage=storage, starts=starts)
+    job = replace(job, storage=storage, starts=read_starts(job.shards))
     with interrupts() as interrupted:
         if waiting is None:
             here = Channel()

@@ -16,13 +16,14 @@ import torch.distributed as dist
 from torch import nn
 
 from beamclip.data.batch import Batch
+from beamclip.data.bundles import RowReader
 from beamclip.data.config import AugmentConfig, CaptionConfig, DecodePlace, StreamConfig
 from beamclip.data.decoding import Decoding
+from beamclip.data.index import NO_STARTS, Starts
 from beamclip.data.listing import fingerprint
 from beamclip.data.mixture import Mixture, mixture_of, source_counts
-from beamclip.data.order import Ints
 from beamclip.data.position import OtherOrderError, added, check_order, from_plain, position_in, to_plain
-from beamclip.data.rows import RowReader, read_rows
+from beamclip.data.rows import read_rows
 from beamclip.data.shards import Columns, Shard
 from beamclip.data.stream import WorkerShare, pinned, prefetched, training_batches, worker_rows
 from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint, read_newest_checkpoint
@@ -102,8 +103,8 @@ class TrainingJob:
     storage: Storage
     channel: Any = None
     """A Channel or RemoteChannel."""
-    starts: list[Ints] = field(default_factory=list)
-    """Where the samples of each shard begin; `launch.fit` sets it, as index.read_starts returns it."""
+    starts: Starts = NO_STARTS
+    """Where the samples of each shard begin; `launch.fit` sets it, as starts.read_starts returns it."""
     read: RowReader = read_rows
     """How rows reach a worker: `read_rows`, through Ray Data, or `read_rows_here`."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
+from beamclip.data.bundles import Bundle, RowReader, read_bundle, rows_of
 from beamclip.data.decoding import Decoding
-from beamclip.data.rows import Bundle, RowReader, read_bundle, rows_of
 from beamclip.data.shards import Columns, Row
 
 AHEAD = 2

@@ -33,14 +33,15 @@ from support.timed_parts import Report
 
 from beamclip.cluster import WorkersConfig, workers_session
 from beamclip.data.batch import Batch
+from beamclip.data.bundles import RowReader, read_rows_here
 from beamclip.data.cache import is_cache, read_manifest
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
-from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
-from beamclip.data.rows import RowReader, read_rows, read_rows_here
+from beamclip.data.rows import read_rows
 from beamclip.data.shards import Columns
+from beamclip.data.starts import read_starts
 from beamclip.data.stream import WorkerShare, pinned, prefetched, training_batches, worker_rows
 from beamclip.data.transforms import augment
 from beamclip.json_lines import read_json_lines
@@ -179,7 +180,7 @@ def _batches(
     share, on_gpu = WorkerShare(mixture, bench.sizes.batch), bench.device == "cuda"
     widths = views.widths[1:] if views else ()
     decoding = Decoding(bench.sizes.side, AugmentConfig(), CaptionConfig(), 0, widths, pinned=on_gpu)
-    starts, _ = read_starts(shards)
+    starts = read_starts(shards)
     rows = worker_rows(shards, starts, Columns(), share, 0, read, decoding if by_reader else None)
     batches = training_batches(rows, share, decoding, threads=threads)
     return pinned(batches) if on_gpu else batches

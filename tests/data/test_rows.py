@@ -11,25 +11,23 @@ import numpy as np
 import pytest
 import ray.data
 
+from beamclip.data import bundles as data_bundles
 from beamclip.data import rows as data_rows
-from beamclip.data.index import read_starts
-from beamclip.data.listing import list_shards
-from beamclip.data.order import Order, windows_from
-from beamclip.data.rows import (
+from beamclip.data.bundles import (
     ROWS_PER_TASK,
     Bundle,
     Segment,
     bundle_numbers,
     bundles_of,
-    executions,
-    prepared_dataset,
     read_bundle,
-    read_dataset,
-    read_rows,
     tasks_of,
 )
+from beamclip.data.listing import list_shards
+from beamclip.data.order import Order, windows_from
+from beamclip.data.rows import executions, prepared_dataset, read_dataset, read_rows
 from beamclip.data.shard_file import UnansweredShardError
 from beamclip.data.shards import BROKEN_SHARD, Columns
+from beamclip.data.starts import read_starts
 
 CAPTIONED = Columns(caption=True)
 
@@ -70,9 +68,9 @@ def test_a_broken_shard_of_a_bundle_costs_its_own_rows_only(folder: Path) -> Non
 def test_the_bundles_of_a_window_hold_its_rows_in_its_order(
     folder: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
-    monkeypatch.setattr(data_rows, "ROWS_PER_TASK", 4)
+    monkeypatch.setattr(data_bundles, "ROWS_PER_TASK", 4)
     shards = list_shards(str(folder))
-    starts, _ = read_starts(shards)
+    starts = read_starts(shards)
     order = Order(np.array([shard.samples for shard in shards]), lanes=6, piece=3, seed=1)
     for rank in range(world_size):
         window = next(windows_from(order, 0, rank, world_size))
@@ -88,7 +86,7 @@ def test_the_bundles_of_a_window_hold_its_rows_in_its_order(
 def test_rows_arrive_in_the_order_of_the_plan(
     ray_cluster: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_rows, "ROWS_PER_TASK", 20)
+    monkeypatch.setattr(data_bundles, "ROWS_PER_TASK", 20)
     monkeypatch.setattr(data_rows, "TASKS_PER_EXECUTION", 2)
     rows = [(row["epoch"], row["key"]) for row in read_rows(made_bundles(folder, 5), CAPTIONED)]
     assert rows == [(epoch, key) for epoch in range(5) for key in keys([*IN_TURNS, *SOME])]

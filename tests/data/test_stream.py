@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 import torch
 
+from beamclip.data import bundles
 from beamclip.data import rows as data_rows
 from beamclip.data.batch import Batch
+from beamclip.data.bundles import RowReader, read_rows_here
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.image_limits import CORRUPT_IMAGE, UNSUPPORTED_FORMAT
-from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
 from beamclip.data.mixture import Mixture, source_counts
 from beamclip.data.order import Order
-from beamclip.data.rows import read_rows, read_rows_here
+from beamclip.data.rows import read_rows
 from beamclip.data.shards import BROKEN_SHARD, MISSING_CAPTION, MISSING_IMAGE, Columns, Shard, iterate_rows
+from beamclip.data.starts import read_starts
 from beamclip.data.stream import LEAST_HOPELESS, WorkerShare, prefetched, training_batches, worker_rows
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, load_training_image, sample_uniforms
 from beamclip.errors import InputError
@@ -39,7 +41,7 @@ DECODING = Decoding(8, AugmentConfig(), CaptionConfig(), SEED)
 @pytest.fixture
 def many_executions(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new execution of Ray Data every other epoch or so, as large data have it."""
-    monkeypatch.setattr(data_rows, "ROWS_PER_TASK", 20)
+    monkeypatch.setattr(bundles, "ROWS_PER_TASK", 20)
     monkeypatch.setattr(data_rows, "TASKS_PER_EXECUTION", 2)
 
 
@@ -78,12 +80,12 @@ def batches_of(
     skipped: dict[str, int] | None = None,
     decoding: Decoding = DECODING,
     threads: int = 2,
-    read: data_rows.RowReader = read_rows_here,
+    read: RowReader = read_rows_here,
     by_reader: bool = False,
 ) -> Generator[Batch, None, None]:
     """by_reader: whether it decodes, and not the threads."""
     shards = list_shards(str(folder))
-    starts, _ = read_starts(shards)
+    starts = read_starts(shards)
     decoded = decoding if by_reader else None
     rows = worker_rows(shards, starts, CAPTIONED, share, step * share.batch_size, read, decoded)
     return training_batches(rows, share, decoding, threads=threads, step=step, skipped=skipped)
@@ -164,13 +166,13 @@ def two_sources(tmp_path: Path, make_samples: Make, write_tar: Write) -> list[Sh
 @pytest.mark.parametrize("read", [read_rows_here, read_rows])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_samples_of_several_sources_leave_in_the_order_of_the_run(
-    many_executions: None, two_sources: list[Shard], world_size: int, read: data_rows.RowReader
+    many_executions: None, two_sources: list[Shard], world_size: int, read: RowReader
 ) -> None:
     first, stop = 29, 160
     keys = [[row["key"] for row in iterate_rows(s, CAPTIONED, range(s.samples))] for s in two_sources]
     counts = source_counts(two_sources)
     mixture = Mixture((Order(counts[0], lanes=5, piece=3, seed=1), Order(counts[1], 2, 4, 2)))
-    starts, _ = read_starts(two_sources)
+    starts = read_starts(two_sources)
     for rank in range(world_size):
         windows = takewhile(lambda each: each.first < stop, mixture.windows_from(first, rank, world_size))
         expected = sorted(
@@ -285,7 +287,7 @@ def test_resuming_goes_on_exactly_where_the_batch_left_off(
 
 @pytest.mark.parametrize("read", [read_rows_here, read_rows])
 def test_the_reader_decodes_to_the_same_batches_as_the_threads(
-    many_executions: None, damaged_folder: Path, read: data_rows.RowReader
+    many_executions: None, damaged_folder: Path, read: RowReader
 ) -> None:
     share = share_in(damaged_folder, 11, micro_batch=6)
     by_threads = take(batches_of(damaged_folder, share), 24)
@@ -373,7 +375,7 @@ def test_crop_and_augmentation_take_their_own_shares_of_the_draws(noisy_folder: 
 
 def test_closing_the_batches_closes_the_rows_behind_them(many_executions: None, folder: Path) -> None:
     shards, share = list_shards(str(folder)), share_in(folder)
-    rows = worker_rows(shards, read_starts(shards)[0], CAPTIONED, share, 0)
+    rows = worker_rows(shards, read_starts(shards), CAPTIONED, share, 0)
     with prefetched(training_batches(rows, share, DECODING, threads=2), 2) as batches:
         next(batches)
     with pytest.raises(StopIteration):

@@ -16,12 +16,12 @@ from torch import nn
 
 from beamclip.cluster import WorkersConfig
 from beamclip.data.batch import Batch
+from beamclip.data.bundles import read_rows_here
 from beamclip.data.config import AugmentConfig, StreamConfig
 from beamclip.data.decoding import Decoding
-from beamclip.data.index import read_starts
 from beamclip.data.mixture import mixture_of, source_counts
-from beamclip.data.rows import read_rows_here
 from beamclip.data.shards import Columns, Shard
+from beamclip.data.starts import read_starts
 from beamclip.data.stream import WorkerShare, training_batches, worker_rows
 from beamclip.models.clip import new_clip
 from beamclip.training.config import CadenceConfig, OptimConfig
@@ -52,7 +52,7 @@ def batches_of(job: TrainingJob, world_size: int, rank: int) -> Generator[Batch,
     """What a worker gets, without Ray Data and Ray Train."""
     mixture = mixture_of(source_counts(job.shards), (), job.stream.shuffle_window, job.seed, world_size)
     share = WorkerShare(mixture, job.batch_size, rank, world_size)
-    starts, _ = read_starts(job.shards)
+    starts = read_starts(job.shards)
     rows = worker_rows(job.shards, starts, job.columns, share, 0, read_rows_here)
     decoding = Decoding(job.image_size, job.augmentation, job.captions, job.seed)
     return training_batches(rows, share, decoding, threads=1)

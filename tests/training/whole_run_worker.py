@@ -19,13 +19,13 @@ from data_parallel_worker import METHODS
 from torch import Tensor, nn
 
 from beamclip.data.batch import Batch
+from beamclip.data.bundles import read_rows_here
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.decoding import Decoding
-from beamclip.data.index import read_starts
 from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
-from beamclip.data.rows import read_rows_here
 from beamclip.data.shards import Columns
+from beamclip.data.starts import read_starts
 from beamclip.data.stream import WorkerShare, training_batches, worker_rows
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import new_clip
@@ -63,7 +63,7 @@ def batches_of(shards_folder: str, rank: int, world_size: int, columns: Columns,
     mixture = mixture_of(source_counts(shards), (), 512, seed=0, num_workers=world_size)
     share = WorkerShare(mixture, BATCH, rank, world_size)
     decoding = Decoding(32, AugmentConfig(), CaptionConfig(), seed=0)
-    rows = worker_rows(shards, read_starts(shards)[0], columns, share, 0, read_rows_here)
+    rows = worker_rows(shards, read_starts(shards), columns, share, 0, read_rows_here)
     with closing(training_batches(rows, share, decoding, threads=1)) as batches:
         return list(islice(batches, steps))
 

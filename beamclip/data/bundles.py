@@ -1,0 +1,184 @@
+"""Which rows of which shards are read together, and how they are read, by whatever process.
+
+Free of torch: every process that runs a read task imports this module, and torch alone takes it seconds.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from beamclip.data.crops import Decoded, decoded_rows, is_decoded
+from beamclip.data.index import Starts
+from beamclip.data.order import Window
+from beamclip.data.shard_file import Rows
+from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
+from beamclip.data.tar_samples import WHOLE, Span
+
+if TYPE_CHECKING:
+    from beamclip.data.decoding import Decoding
+
+ROWS_PER_TASK = 256
+"""Rows that a read task aims at: a task costs Ray some milliseconds, whatever it reads."""
+
+SEGMENTS_TOGETHER = 8
+"""Segments of a bundle that are read at a time from a store."""
+
+BLOCK_BYTES = 8 << 20
+"""Of encoded samples that a read task hands over at a time."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of one shard that are read together."""
+
+    shard: Shard
+    rows: Rows
+    span: Span = WHOLE
+    """What of a tar is read for them."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Segments that are read together, in one epoch."""
+
+    segments: tuple[Segment, ...]
+    epoch: int = 0
+    turns: NDArray[np.int64] | None = None
+    """[rows], places of the rows in the segments laid end to end, in the order in which they are handed over;
+    by default as they lie."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in the bundle."""
+        return sum(len(segment.rows) for segment in self.segments)
+
+
+def bundles_of(window: Window, shards: list[Shard], starts: Starts) -> list[Bundle]:
+    """Divide the rows of a worker's window into bundles of neighbouring lanes, about ROWS_PER_TASK rows each.
+
+    A lane's rows lie in one or two pieces, so no piece is read for more than two bundles.
+
+    Args:
+        starts: of the shards.
+
+    Returns:
+        Bundles whose turns follow the window's order.
+    """
+    number = bundle_numbers(window)
+    bundles = []
+    for each in range(int(number.max(initial=-1)) + 1):
+        mine = np.flatnonzero(number == each)
+        shard, row = window.shard[mine], window.row[mine]
+        lying = np.lexsort((row, shard))
+        shard, row = shard[lying], row[lying]
+        cuts = np.flatnonzero((np.diff(shard) != 0) | (np.diff(row) != 1)) + 1
+        edges = np.concatenate([[0], cuts, [len(row)]]).tolist()
+        segments = tuple(
+            Segment(shards[number], rows, starts.span(number, rows))
+            for number, rows in (
+                (int(shard[first]), range(int(row[first]), int(row[last - 1]) + 1))
+                for first, last in pairwise(edges)
+            )
+        )
+        bundles.append(Bundle(segments, window.epoch, np.argsort(lying)))
+    return bundles
+
+
+def bundle_numbers(window: Window) -> NDArray[np.int64]:
+    """int64 [rows], the bundle that each row of a worker's window is read in."""
+    lanes, lane = np.unique(window.lane, return_inverse=True)
+    bundles = max(1, round(len(lane) / ROWS_PER_TASK))
+    return lane * bundles // max(1, len(lanes))
+
+
+def read_bundle(bundle: Bundle, columns: Columns, decoding: "Decoding | None" = None) -> Iterator[pa.Table]:
+    """The rows of a bundle, as tables of ROWS_PER_BLOCK rows or BLOCK_BYTES of encoded images each.
+
+    Args:
+        decoding: how the images are decoded here; None: not at all.
+
+    Returns:
+        Tables of ROW_SCHEMA, or as decoding.crop_table makes them.
+    """
+    made = partial(pa.Table.from_pylist, schema=ROW_SCHEMA)
+    if decoding is not None:
+        # Imports torch, which a process that only reads does without.
+        from beamclip.data.decoding import crop_table
+
+        made = partial(crop_table, decoding=decoding)
+    rows, size = list[Row](), 0
+    for row in _in_turns(bundle, columns):
+        rows.append(row)
+        size += len(row.get("image") or b"")
+        if len(rows) == ROWS_PER_BLOCK or size >= BLOCK_BYTES:
+            yield made(rows)
+            rows, size = [], 0
+    if rows:
+        yield made(rows)
+
+
+def _in_turns(bundle: Bundle, columns: Columns) -> Iterable[Row]:
+    segments = [
+        partial(iterate_rows, each.shard, columns, each.rows, bundle.epoch, span=each.span)
+        for each in bundle.segments
+    ]
+    if bundle.turns is None:
+        return chain.from_iterable(read() for read in segments)
+    if all(each.shard.path.startswith("file://") for each in bundle.segments):
+        lying = list(chain.from_iterable(read() for read in segments))
+    else:
+        # Each segment is a request to a store; for files, threads would take longer than the reading.
+        with ThreadPoolExecutor(SEGMENTS_TOGETHER) as pool:
+            lying = list(chain.from_iterable(pool.map(lambda read: list(read()), segments)))
+    return [lying[place] for place in bundle.turns.tolist()]
+
+
+RowReader = Callable[[Iterable[Bundle], Columns, "Decoding | None"], Generator[Row | Decoded, None, None]]
+"""Streams the rows of any number of bundles, in the order given, decoded or not."""
+
+
+def read_rows_here(
+    bundles: Iterable[Bundle], columns: Columns, decoding: "Decoding | None" = None
+) -> Generator[Row | Decoded, None, None]:
+    """The rows of bundles, read and decoded in the calling thread; see RowReader."""
+    for bundle in bundles:
+        for table in read_bundle(bundle, columns, decoding):
+            yield from rows_of(table)
+
+
+def rows_of(table: pa.Table) -> list[Row] | list[Decoded]:
+    """The rows of a table, as they are encoded or decoded."""
+    return decoded_rows(table) if is_decoded(table) else table.to_pylist()
+
+
+def read_batches_here(tasks: Iterable[list[Bundle]], columns: Columns, batch_size: int) -> Iterator[pa.Table]:
+    """The rows of read tasks, read in the calling thread, in tables of so many; the last may be shorter."""
+    held = ROW_SCHEMA.empty_table()
+    for table in chain.from_iterable(read_bundle(bundle, columns) for task in tasks for bundle in task):
+        held = pa.concat_tables([held, table])
+        while len(held) >= batch_size:
+            yield held.slice(0, batch_size)
+            held = held.slice(batch_size)
+    if len(held):
+        yield held
+
+
+def tasks_of(bundles: Iterable[Bundle]) -> Iterator[list[Bundle]]:
+    """Neighbours together, one list a read task."""
+    task: list[Bundle] = []
+    rows = 0
+    for bundle in bundles:
+        task.append(bundle)
+        rows += bundle.rows
+        if rows >= ROWS_PER_TASK:
+            yield task
+            task, rows = [], 0
+    if task:
+        yield task
