@@ -79,7 +79,6 @@ def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
         InputError: the folder is missing, holds nothing of these, or lacks a shard that has statistics.
     """
     fs, root, pattern = _open_folder(address, "Give the folder that `beamclip ingest --out` wrote.")
-    fs.invalidate_cache(root)
     entries = {posixpath.basename(entry["name"].rstrip("/")): entry for entry in fs.ls(root, detail=True)}
     files = {name: entry for name, entry in entries.items() if fnmatchcase(name, pattern)}
     folder = _Folder(address, fs, root, files)
@@ -359,6 +358,8 @@ def _open_folder(address: str, advice: str) -> tuple[Any, str, str]:
     """Return the file system, the folder, and the pattern of names in it that the address ends with."""
     with reachable(address, advice):
         fs, root = fsspec.core.url_to_fs(str(address))
+        # Others may have written to it since this process last looked.
+        fs.invalidate_cache()
         is_folder, pattern = fs.isdir(root), _ANY_NAME
         if not is_folder and _ANY_NAME in posixpath.basename(root):
             root, pattern = posixpath.split(root)

@@ -120,7 +120,8 @@ def open_shard(path: str) -> Iterator[ShardFile]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            file: Any = stack.enter_context(fsspec.open(path, "rb", block_size=READ_AHEAD))
+            fs, place = fsspec.core.url_to_fs(path)
+            file: Any = stack.enter_context(fs.open(place, "rb", block_size=READ_AHEAD))
             size = file.seek(0, 2)
             file.seek(0)
         except Exception as error:
@@ -136,7 +137,7 @@ def read_part(path: str, first: int, stop: int) -> ShardFile:
     """
     try:
         fs, place = fsspec.core.url_to_fs(path)
-        content: bytes = fs.cat_file(place, first, stop)
+        content: bytes = fs.cat_file(place, start=first, end=stop)
     except Exception as error:
         raise StoreError(error) from error
     # A shard that is shorter by now breaks off.

@@ -6,6 +6,7 @@ with `allow_private_hosts` only. EXIF orientation is applied, transparency gets 
 image is encoded anew with 8 bits.
 """
 
+import contextlib
 import importlib.util
 import os
 import posixpath
@@ -18,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beamclip.data.listing import list_shards
 from beamclip.errors import InputError
 from beamclip.ingest.config import AUTO, CAPTION, IngestConfig
 from beamclip.ingest.folder import IngestFolder, ListOutcome, ShardPlan
@@ -113,7 +115,11 @@ def ingest(
         if finished is not None:
             return replace(finished, wall_seconds=time.monotonic() - started)
         table = _read_list(config, urls) if table is None else table
-        return _Ingest(config, table, folder, on_progress).run(started)
+        summary = _Ingest(config, table, folder, on_progress).run(started)
+        # What is known of the shards is kept in a file: from then on, opening them takes one request.
+        with contextlib.suppress(InputError):
+            list_shards(out)
+        return summary
 
 
 def _read_list(config: IngestConfig, urls: str) -> pa.Table:

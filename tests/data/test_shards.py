@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from fsspec.implementations.local import LocalFileSystem
 
 from beamclip.data import sample_rows, shards
 from beamclip.data.bundles import Bundle, Segment, read_bundle
@@ -640,7 +641,7 @@ def test_a_store_that_is_busy_for_a_moment_is_asked_again_and_nothing_is_lost_or
     path = (write_tar if format == "tar" else write_parquet)(tmp_path, 0, make_samples(0, 12, "jpg"))
     (shard,), whole = list_shards(str(tmp_path)), read(tmp_path)
     content = path.read_bytes()
-    monkeypatch.setattr(fsspec, "open", lambda *_, **__: FlakyFile(content))
+    monkeypatch.setattr(LocalFileSystem, "open", lambda *_, **__: FlakyFile(content))
     monkeypatch.setattr(FlakyFile, "calls", itertools.count())
     monkeypatch.setattr(FlakyFile, "failing", failing)
     monkeypatch.setattr(shards, "RETRY_PAUSES", (0.0, 0.0, 0.0))
