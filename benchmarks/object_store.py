@@ -17,14 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import fsspec
-from support.made_shards import Photos, photo_shards
+from support.made_shards import Photos, made, photo_shards
+from support.random_cache import write_random_cache
 from support.reports import circumstances
 from support.restarts import MODEL, ROOT
 
@@ -32,21 +33,26 @@ from beamclip.cluster import ray_session
 from beamclip.commands.console import table
 from beamclip.data import index_pass
 from beamclip.data.bundles import bundles_of
+from beamclip.data.cache import CachedViews
 from beamclip.data.known_shards import KNOWN_FILE
 from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
+from beamclip.data.order import PIECE
 from beamclip.data.rows import read_rows
-from beamclip.data.shards import Columns, Shard
+from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.data.starts import read_starts
 from beamclip.data.stream import WorkerShare, worker_rows
 from beamclip.json_lines import read_json_lines
+from beamclip.models.clip import new_clip
 
 ROWS = 32
 """Samples of a shard: two pieces."""
 DATA, FOREIGN = "s3://data/shards", "s3://data/foreign"
+CACHE, LARGE_DATA = "s3://data/cache", "s3://data/large"
 WINDOW, BATCH, STEPS = 4096, 64, 40
 READ = 8192
 """Samples that are read through Ray Data."""
+CACHED, VIEWS = Photos(64, 64, 4096, 512, 1024), 4
 LARGE = Photos(512, 512, 4096, 512, 4096)
 """One shard, for the memory of a read task: 256 rows of it are some 20 MB."""
 
@@ -74,9 +80,17 @@ def main() -> None:
     options = parser.parse_args()
     local = photo_shards(Photos(64, 64, options.shards * ROWS, 512, ROWS), options.out.resolve())
     large = photo_shards(LARGE, options.out.resolve())
+    teacher = new_clip("tiny-resnet18", 0)
+    cached = photo_shards(CACHED, options.out.resolve())
+    cache = made(
+        options.out.resolve() / "cache",
+        lambda folder: write_random_cache(cached, teacher, VIEWS, folder, processes=2),
+    )
     with _store() as store:
-        _upload(local, large)
-        found = {**measure_opening(store), **measure_reading(store)}
+        _upload(
+            {f"{local}/*": DATA, f"{local}/*.tar": FOREIGN, f"{large}/*": LARGE_DATA, f"{cache}/*": CACHE}
+        )
+        found = {**measure_opening(store), **measure_reading(store), **measure_cache(store)}
         memory = measure_memory()
         found["train over the store"] = train_both(local, store)
     rows = [["", "seconds", "requests", "neither listing nor tar"]]
@@ -137,14 +151,10 @@ def _store() -> Iterator[Store]:
             server.wait()
 
 
-def _upload(local: Path, large: Path) -> None:
+def _upload(places: Mapping[str, str]) -> None:
     fs = fsspec.filesystem("s3")
     fs.mkdir("data")
-    for source, target in (
-        (f"{local}/*", DATA),
-        (f"{local}/*.tar", FOREIGN),
-        (f"{large}/*", "s3://data/large"),
-    ):
+    for source, target in places.items():
         print(f"uploading {target}", flush=True)
         fs.put(source, f"{target}/", batch_size=16)
 
@@ -180,9 +190,23 @@ def measure_reading(store: Store) -> dict[str, Cost]:
         return {f"read {READ:,} samples, and the window after them": store.cost(read)}
 
 
+def measure_cache(store: Store) -> dict[str, Cost]:
+    """Read pieces of a teacher cache, in one process that comes to know the footers of its shards."""
+    shards = list_shards(CACHE)
+    views = CachedViews((0,), VIEWS)
+
+    def read() -> None:
+        for first in range(0, shards[0].samples, PIECE):
+            for shard in shards:
+                rows = list(iterate_rows(replace(shard, views=views), Columns(), range(first, first + PIECE)))
+                assert [row["problem"] for row in rows] == [None] * PIECE
+
+    return {f"read {sum(shard.samples for shard in shards):,} samples of a cache": store.cost(read)}
+
+
 def measure_memory() -> dict[str, float]:
     """Megabytes of a process before it reads bundles of 256 rows, at its peak, and of a bundle's rows."""
-    shards = list_shards("s3://data/large")
+    shards = list_shards(LARGE_DATA)
     mixture = mixture_of(source_counts(shards), (), WINDOW, seed=0, num_workers=1)
     window = next(mixture.windows_from(0, 0, 1))
     bundles = bundles_of(window, shards, read_starts(shards))

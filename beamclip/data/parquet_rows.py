@@ -5,7 +5,7 @@ datasets write it: a struct of `bytes` and `path`, or plain bytes, of the name `
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from io import BytesIO
 from typing import Any
@@ -23,6 +23,7 @@ ROWS_PER_BATCH = 256
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 _MAGIC = b"PAR1"
+_TAIL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -104,18 +105,40 @@ def open_parquet(file: ShardFile) -> Parquet:
         ValueError: it does not end like a parquet file.
         Exception: of pyarrow.
     """
-    file.seek(-8, 2)
-    end = file.read()
-    if end[4:] != _MAGIC:
-        raise ValueError("its end is not that of a parquet file")
-    size = int.from_bytes(end[:4], "little")
-    file.seek(-8 - size, 2)
-    metadata, ends = _parsed(file.read(size))
-    return Parquet(pq.ParquetFile(file, metadata=metadata), ends)
+    metadata, ends = _kept_footer(_Asked(file.key, file)) if file.key else _parsed(_footer(file))
+    # Over a store, the columns of a row group are read by one request.
+    return Parquet(pq.ParquetFile(file, metadata=metadata, pre_buffer=file.key is not None), ends)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    key: tuple[str, str]
+    file: ShardFile = field(compare=False)
+
+
+_Footer = tuple[pq.FileMetaData, NDArray[np.int64]]
 
 
 @lru_cache(maxsize=64)
-def _parsed(footer: bytes) -> tuple[pq.FileMetaData, NDArray[np.int64]]:
+def _kept_footer(asked: _Asked) -> _Footer:
+    return _parsed(_footer(asked.file))
+
+
+def _footer(file: ShardFile) -> bytes:
+    # Of most files, the footer lies in what is read to know its size.
+    file.seek(-min(file.size, _TAIL_BYTES), 2)
+    tail = file.read()
+    if tail[-4:] != _MAGIC:
+        raise ValueError("its end is not that of a parquet file")
+    size = int.from_bytes(tail[-8:-4], "little")
+    if size + 8 > len(tail):
+        file.seek(-8 - size, 2)
+        tail = file.read()
+    return tail[-8 - size : -8]
+
+
+@lru_cache(maxsize=64)
+def _parsed(footer: bytes) -> _Footer:
     metadata = pq.read_metadata(BytesIO(_MAGIC + footer + len(footer).to_bytes(4, "little") + _MAGIC))
     sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     return metadata, np.cumsum(np.array(sizes, np.int64))

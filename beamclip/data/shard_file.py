@@ -55,13 +55,23 @@ class ShardFile:
 
     closed = False
 
-    def __init__(self, file: Any, size: int, first: int = 0, *, is_part: bool = False) -> None:
+    def __init__(
+        self,
+        file: Any,
+        size: int,
+        first: int = 0,
+        *,
+        is_part: bool = False,
+        key: tuple[str, str] | None = None,
+    ) -> None:
         """Args:
         file: holds the bytes from `first` on.
         size: byte at which it ends.
         is_part: whether the shard goes on there, with another sample.
+        key: path and version of the shard, if each read is a request to its store.
         """
         self.size = size
+        self.key = key
         self._file = file
         self._first = self._place = first
         self._is_part = is_part
@@ -127,6 +137,43 @@ def open_shard(path: str) -> Iterator[ShardFile]:
         except Exception as error:
             raise StoreError(error) from error
         yield ShardFile(file, size)
+
+
+@contextlib.contextmanager
+def open_ranges(path: str, version: str, size: int) -> Iterator[ShardFile]:
+    """Open a shard of which few places are read: from a store, each of them by a request of its own.
+
+    Args:
+        version: of the shard, with which its size may change.
+        size: bytes of the shard; 0: unknown.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+    if path.startswith("file://") or not size:
+        with open_shard(path) as file:
+            yield file
+        return
+    try:
+        ranges = _Ranges(path)
+    except Exception as error:
+        raise StoreError(error) from error
+    yield ShardFile(ranges, size, key=(path, version))
+
+
+class _Ranges:
+    def __init__(self, path: str) -> None:
+        self._fs, self._path = fsspec.core.url_to_fs(path)
+        self._place = 0
+
+    def seek(self, place: int) -> None:
+        self._place = place
+
+    def read(self, size: int) -> bytes:
+        end = self._place + size
+        content: bytes = self._fs.cat_file(self._path, start=self._place, end=end) if size else b""
+        self._place += len(content)
+        return content
 
 
 def read_part(path: str, first: int, stop: int) -> ShardFile:

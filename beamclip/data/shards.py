@@ -38,6 +38,7 @@ from beamclip.data.shard_file import (
     Rows,
     StoreError,
     UnansweredShardError,
+    open_ranges,
     open_shard,
     read_part,
 )
@@ -170,10 +171,12 @@ def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int, span: Span)
     if span.stop is not None and span.stop - span.first <= MOST_PART_BYTES:
         yield from read_tar(read_part(shard.path, span.first, span.stop), columns, rows, span)
         return
-    with open_shard(shard.path) as file:
-        if shard.format == "tar":
+    if shard.format == "tar":
+        with open_shard(shard.path) as file:
             yield from read_tar(file, columns, rows, span)
-        elif shard.format == "parquet":
+        return
+    with open_ranges(shard.path, shard.version, shard.size) as file:
+        if shard.format == "parquet":
             yield from read_parquet(file, columns, rows, shard.name)
         else:
             yield from read_cache(file, columns, rows, shard.views, epoch)

@@ -44,7 +44,7 @@ def write_random_cache(shards: Path, teacher: LoadedClip, views: int, folder: Pa
         source_fingerprint=fingerprint(found),
         samples=sum(shard.samples for shard in found),
     )
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         list(pool.map(partial(_write_shard, manifest=manifest, folder=folder), found))
     write_manifest(str(folder), manifest)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -15,7 +17,7 @@ from beamclip.data.bundles import read_rows_here
 from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.order import PIECE
-from beamclip.data.shards import Columns, Shard
+from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.data.starts import read_starts
 from beamclip.data.stream import WorkerShare, worker_rows
 
@@ -132,3 +134,20 @@ def test_rows_from_s3_are_those_of_the_files_and_a_piece_is_a_request(
     assert {line.split()[0] for line in reads} == {"GET"}
     # A window of 8 pieces is read ahead; neighbouring pieces of a window are read together.
     assert SHARDS <= len(reads) <= SHARDS * ROWS // PIECE + 8
+
+
+def test_rows_of_a_parquet_file_are_a_request_once_its_footer_is_known(
+    tmp_path: Path, make_samples: Callable[..., Any], s3: Any, requests: _Requests
+) -> None:
+    samples = make_samples(0, ROWS, "jpg")
+    images = pa.table({name: [sample[name] for sample in samples] for name in ("jpg", "txt", "key")})
+    pq.write_table(images, tmp_path / "data.parquet", row_group_size=PIECE)
+    s3.put(f"{tmp_path}/", "data/parquet/", recursive=True)
+    (shard,), (file,) = list_shards("s3://data/parquet"), list_shards(str(tmp_path))
+    requests.taken()
+    for first in range(0, ROWS, PIECE):
+        rows = range(first, first + PIECE)
+        found = list(iterate_rows(shard, Columns(), rows))
+        assert found == list(iterate_rows(file, Columns(), rows))
+        assert found[0]["image"] == samples[first]["jpg"]
+        assert [line.split()[0] for line in requests.taken()] == ["GET"] * (2 if first == 0 else 1)
