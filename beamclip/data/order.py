@@ -3,9 +3,10 @@
 A run takes all its samples from one source, or mixes several, each of which has an order (see mixture.py).
 
 The rows of each shard are cut into pieces of neighbours, which are read together. Each epoch permutes all
-pieces and lays them end to end. This line is cut into windows of one piece a lane. Within a window, each lane
-has an equal stretch of the line, permuted, and samples leave place by place: the first of every lane, the
-second of every lane, and so on. Step t is made of samples [t * B, (t + 1) * B), whoever trains: workers share
+pieces, and the rows of each, and lays them end to end. This line is cut into windows of one piece a lane.
+Within a window, each lane has an equal stretch of the line, and samples leave place by place: the first of
+every lane, the second of every lane, and so on. So neighbours come to different batches, whether their piece
+lies in one lane or across two. Step t is made of samples [t * B, (t + 1) * B), whoever trains: workers share
 the lanes between them, so their number changes who reads a sample, and not when it is seen.
 
 An epoch is made of each row once; the next one follows without a gap, in the middle of a batch if need be.
@@ -128,17 +129,13 @@ class Epoch:
         start = (piece - order.first_pieces[shard]) * order.piece
         sizes = np.minimum(order.piece, order.counts[shard] - start)
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        left = self._left_one_by_one(index, len(within))
+        left = self._shuffled(index, sizes)[_place_by_place(len(within), order.lanes)]
         return np.repeat(shard, sizes)[left], (np.repeat(start, sizes) + within)[left]
 
-    def _left_one_by_one(self, index: int, rows: int) -> Ints:
-        """int64 [rows], places in a window's line of the samples that leave it one after the other."""
-        # The first lanes have one row more where not all can have equally many.
-        lane = np.repeat(np.arange(self.order.lanes), _stretches(rows, self.order.lanes))
-        draws = np.random.default_rng((self.order.seed, self.number, index)).random(rows)
-        permuted = np.lexsort((draws, lane))
-        place = np.arange(rows) - np.searchsorted(lane, lane)
-        return permuted[np.lexsort((lane, place))]
+    def _shuffled(self, index: int, sizes: Ints) -> Ints:
+        """int64 [rows], the rows of a window piece by piece, each piece in an order of its own."""
+        draws = np.random.default_rng((self.order.seed, self.number, index)).random(sizes.sum())
+        return np.lexsort((draws, np.repeat(np.arange(len(sizes)), sizes)))
 
 
 @dataclass(frozen=True)
@@ -190,8 +187,12 @@ def shares(order: Order, first: int, stop: int, world_size: int) -> Ints:
     return np.bincount(np.concatenate(servers), minlength=world_size)
 
 
-def _stretches(rows: int, lanes: int) -> Ints:
-    return rows // lanes + (np.arange(lanes) < rows % lanes).astype(np.int64)
+def _place_by_place(rows: int, lanes: int) -> Ints:
+    """int64 [rows], places in a window's line of the samples that leave it one after the other."""
+    # The first lanes have one row more where not all can have equally many.
+    lane = np.repeat(np.arange(lanes), rows // lanes + (np.arange(lanes) < rows % lanes).astype(np.int64))
+    place = np.arange(rows) - np.searchsorted(lane, lane)
+    return np.lexsort((lane, place))
 
 
 def _scattered(values: Ints, size: int, keys: NDArray[np.uint64]) -> Ints:

@@ -103,7 +103,20 @@ def together(shards: int, rows: int, batch: int = 256) -> float:
 def test_shards_do_not_clump() -> None:
     assert together(shards=8, rows=2000) < 1.02
     assert together(shards=40, rows=1000) < 1.02
-    assert together(shards=400, rows=100) < 2
+    assert together(shards=100, rows=1000) < 1.05
+    assert together(shards=400, rows=100) < 1.2
+
+
+def test_neighbours_come_to_different_batches_in_an_order_of_their_own() -> None:
+    order = order_of(np.full(100, 1000), 4096, 0, 1)
+    drawn = [sample[1:] for sample in samples(order, 0, 20 * 4096).values()]
+    batches = np.reshape(drawn, (-1, 256, 2))
+    pieces = batches[..., 0] * 1000 + batches[..., 1] // PIECE
+    assert np.mean([len(np.unique(batch)) for batch in pieces]) > 254
+    # A step takes any row of a piece: their numbers have the mean and the spread of a uniform draw.
+    within = batches[..., 1] % PIECE
+    assert np.abs(within.mean(axis=1) - 7.4).max() < 5 * 4.6 / 16
+    assert within.std(axis=1).min() > 4
 
 
 def test_a_place_is_found_without_looking_at_what_comes_before_it() -> None:
