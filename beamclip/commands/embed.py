@@ -30,10 +30,13 @@ from beamclip.data.cache import (
     skipped_in,
     write_manifest,
 )
+from beamclip.data.config import DecodePlace
+from beamclip.data.index import NO_STARTS
 from beamclip.data.listing import STATS_SUFFIX, fingerprint, list_shards
 from beamclip.data.lost_samples import FirstLost
-from beamclip.data.rows import own_errors, prepared_dataset
+from beamclip.data.rows import CROPS_AHEAD_BYTES, own_errors, prepared_dataset
 from beamclip.data.shards import Shard
+from beamclip.data.starts import read_starts
 from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
 from beamclip.models.address import absolute_address
@@ -43,6 +46,7 @@ from beamclip.places import Folder, absolute, is_address
 from beamclip.runs.folder import CONFIG_FILE
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, summary_text
 from beamclip.training.channel import RemoteChannel
+from beamclip.training.decode_place import decode_place
 from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
 from beamclip.training.events import Embedded, Lost
 from beamclip.training.optim import teacher_precision
@@ -223,12 +227,15 @@ def _job(config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest) -> E
     nodes = sum(node["Alive"] for node in ray.nodes())
     on_each = -(-config.workers.most_workers // max(1, nodes))
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, nodes))
+    decode = _decode_place(config)
     return EmbeddingJob(
         teachers=tuple(ray.put(clip.image_tower) for clip in inputs.teachers),
         text_towers=tuple(ray.put(text_tower(clip)) for clip in inputs.teachers if config.captions),
         manifest=manifest,
         out=inputs.out,
         batch_size=config.embed_batch,
+        decode=decode,
+        starts=ray.put(read_starts(inputs.shards) if decode == "tasks" else NO_STARTS),
         decode_threads=config.decode_threads,
         threads=config.workers.threads_per_worker or max(1, cpus // on_each),
         device="cuda" if config.workers.use_gpu else "cpu",
@@ -237,19 +244,31 @@ def _job(config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest) -> E
     )
 
 
+def _decode_place(config: EmbedConfig) -> DecodePlace:
+    workers, resources = config.workers, ray.cluster_resources()
+    spare = {**resources, "CPU": resources.get("CPU", 0.0) - workers.world_size * workers.worker_cpus}
+    needed = workers.world_size * CROPS_AHEAD_BYTES
+    return decode_place(config.decode, needed, workers.world_size, spare, on_gpu=workers.use_gpu)
+
+
 def _build(config: EmbedConfig, inputs: EmbedInputs, job: EmbeddingJob, reference: Any) -> float:
     """Embed the missing shards; return the seconds from the start of the first one to the last batch."""
     workers = config.workers
     names = ", ".join(clip.address for clip in inputs.teachers)
     views = f"{plural(config.augmentations, 'view')} each, {job.manifest.image_size} px"
     print_stage("embedding", f"{names}: {views}", job.manifest.teachers[0].precision)
-    items = [{"shard": asdict(shard), "name": _name(shard)} for shard in inputs.todo]
+    numbers = {shard.path: number for number, shard in enumerate(inputs.shards)}
+    items = [
+        {"shard": asdict(shard), "number": numbers[shard.path], "name": _name(shard)} for shard in inputs.todo
+    ]
+    # Tasks go on with the next shard while the teacher is at one; each actor still has some turns.
+    together = min(4, max(1, len(items) // (2 * workers.world_size))) if job.decode == "tasks" else 1
     dataset = prepared_dataset(ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS)))
     embedded = dataset.map_batches(
         ShardEmbedder,
         # The list keeps Ray Data from replacing the reference by its value in every task.
         fn_constructor_args=([reference],),
-        batch_size=1,
+        batch_size=together,
         compute=ray.data.ActorPoolStrategy(
             min_size=min(workers.least_workers, len(items)), max_size=min(workers.most_workers, len(items))
         ),

@@ -170,8 +170,11 @@ class EmbedConfig:
     """Compile the teachers with torch.compile: a minute per worker at the start, faster afterwards."""
     embed_batch: Count = 64
     """Views encoded at a time."""
+    decode: Literal["auto", "worker", "tasks"] = "auto"
+    """Where images are decoded. worker: in threads of each worker. tasks: in tasks of Ray Data, by the CPUs
+    of all nodes. auto: in tasks where workers have GPUs and leave four CPUs each or more."""
     decode_threads: Count = 2
-    """Threads that decode and crop, in each worker."""
+    """Threads that decode and crop in each worker, with --decode worker."""
     verify: Natural = 64
     """Images to embed once more when the cache is complete, as a check; 0 skips it."""
     allow_missing_shards: bool = False

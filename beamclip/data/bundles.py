@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,6 @@ from beamclip.data.order import Window
 from beamclip.data.shard_file import Rows
 from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
 from beamclip.data.tar_samples import WHOLE, Span
-
-if TYPE_CHECKING:
-    from beamclip.data.decoding import Decoding
 
 ROWS_PER_TASK = 256
 """Rows that a read task aims at: a task costs Ray some milliseconds, whatever it reads."""
@@ -91,6 +88,18 @@ def bundles_of(window: Window, shards: list[Shard], starts: Starts) -> list[Bund
     return bundles
 
 
+def bundles_in_line(shards: Iterable[tuple[int, Shard]], starts: Starts) -> Iterator[Bundle]:
+    """Bundles of neighbouring rows, of one shard after the other as they lie.
+
+    Args:
+        shards: each with its place among those that `starts` knows.
+    """
+    for number, shard in shards:
+        for first in range(0, shard.samples, ROWS_PER_TASK):
+            rows = range(first, min(first + ROWS_PER_TASK, shard.samples))
+            yield Bundle((Segment(shard, rows, starts.span(number, rows)),))
+
+
 def bundle_numbers(window: Window) -> NDArray[np.int64]:
     """int64 [rows], the bundle that each row of a worker's window is read in."""
     lanes, lane = np.unique(window.lane, return_inverse=True)
@@ -98,26 +107,39 @@ def bundle_numbers(window: Window) -> NDArray[np.int64]:
     return lane * bundles // max(1, len(lanes))
 
 
-def read_bundle(bundle: Bundle, columns: Columns, decoding: "Decoding | None" = None) -> Iterator[pa.Table]:
+class Decoder(Protocol):
+    """How read tasks decode rows. What implements it needs torch; a process that only reads does without."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a decoded row, about."""
+
+    @property
+    def rows_per_table(self) -> int:
+        """Rows that a task hands over together."""
+
+    def table(self, rows: list[Row]) -> pa.Table:
+        """Decode rows."""
+
+
+def read_bundle(bundle: Bundle, columns: Columns, decoder: Decoder | None = None) -> Iterator[pa.Table]:
     """The rows of a bundle, as tables of ROWS_PER_BLOCK rows or BLOCK_BYTES of encoded images each.
 
     Args:
-        decoding: how the images are decoded here; None: not at all.
+        decoder: how the images are decoded here; None: not at all.
 
     Returns:
-        Tables of ROW_SCHEMA, or as decoding.crop_table makes them.
+        Tables of ROW_SCHEMA, or as the decoder makes them.
     """
-    made = partial(pa.Table.from_pylist, schema=ROW_SCHEMA)
-    if decoding is not None:
-        # Imports torch, which a process that only reads does without.
-        from beamclip.data.decoding import crop_table
-
-        made = partial(crop_table, decoding=decoding)
+    made: Callable[[list[Row]], pa.Table] = partial(pa.Table.from_pylist, schema=ROW_SCHEMA)
+    most = ROWS_PER_BLOCK
+    if decoder is not None:
+        made, most = decoder.table, decoder.rows_per_table
     rows, size = list[Row](), 0
     for row in _in_turns(bundle, columns):
         rows.append(row)
         size += len(row.get("image") or b"")
-        if len(rows) == ROWS_PER_BLOCK or size >= BLOCK_BYTES:
+        if len(rows) == most or size >= BLOCK_BYTES:
             yield made(rows)
             rows, size = [], 0
     if rows:
@@ -140,16 +162,16 @@ def _in_turns(bundle: Bundle, columns: Columns) -> Iterable[Row]:
     return [lying[place] for place in bundle.turns.tolist()]
 
 
-RowReader = Callable[[Iterable[Bundle], Columns, "Decoding | None"], Generator[Row | Decoded, None, None]]
+RowReader = Callable[[Iterable[Bundle], Columns, Decoder | None], Generator[Row | Decoded, None, None]]
 """Streams the rows of any number of bundles, in the order given, decoded or not."""
 
 
 def read_rows_here(
-    bundles: Iterable[Bundle], columns: Columns, decoding: "Decoding | None" = None
+    bundles: Iterable[Bundle], columns: Columns, decoder: Decoder | None = None
 ) -> Generator[Row | Decoded, None, None]:
     """The rows of bundles, read and decoded in the calling thread; see RowReader."""
     for bundle in bundles:
-        for table in read_bundle(bundle, columns, decoding):
+        for table in read_bundle(bundle, columns, decoder):
             yield from rows_of(table)
 
 

@@ -48,10 +48,10 @@ def decoded_table(
     embeddings: Sequence[NDArray[np.float16]],
 ) -> pa.Table:
     """Lay decoded rows into a table; arguments as the fields of Crops. `decoded_rows` is the inverse."""
-    table = pa.Table.from_pylist(rows, _PLAIN).append_column(_PIXELS, _fixed(pixels))
-    table = table.append_column(_DRAWS, _fixed(draws))
+    table = pa.Table.from_pylist(rows, _PLAIN).append_column(_PIXELS, fixed_column(pixels))
+    table = table.append_column(_DRAWS, fixed_column(draws))
     for number, of_teacher in enumerate(embeddings):
-        table = table.append_column(f"{_EMBEDDING}{number}", _fixed(of_teacher))
+        table = table.append_column(f"{_EMBEDDING}{number}", fixed_column(of_teacher))
     return table
 
 
@@ -74,9 +74,9 @@ def _crops(batch: pa.RecordBatch) -> Crops:
     side = math.isqrt(batch.schema.field(_PIXELS).type.byte_width // 3)
     names = [name for name in batch.schema.names if name.startswith(_EMBEDDING)]
     return Crops(
-        _view(batch.column(_PIXELS), np.uint8).reshape(-1, side, side, 3),
-        _view(batch.column(_DRAWS), "<f4"),
-        tuple(_view(batch.column(name), "<f2") for name in names),
+        array_of(batch.column(_PIXELS), np.uint8).reshape(-1, side, side, 3),
+        array_of(batch.column(_DRAWS), "<f4"),
+        tuple(array_of(batch.column(name), "<f2") for name in names),
         batch.column("key").to_pylist(),
         batch.column("epoch").to_pylist(),
         batch.column("texts").to_pylist(),
@@ -84,14 +84,15 @@ def _crops(batch: pa.RecordBatch) -> Crops:
     )
 
 
-def _fixed(values: NDArray[Any]) -> pa.FixedSizeBinaryArray:
+def fixed_column(values: NDArray[Any]) -> pa.FixedSizeBinaryArray:
     """One binary value for each row of an array, in its memory."""
     flat = np.ascontiguousarray(values).reshape(len(values), -1)
     kind = pa.binary(flat.itemsize * flat.shape[1])
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(flat), [None, pa.py_buffer(flat)])
 
 
-def _view(column: pa.FixedSizeBinaryArray, dtype: str | type) -> NDArray[Any]:
+def array_of(column: pa.FixedSizeBinaryArray, dtype: str | type) -> NDArray[Any]:
+    """[rows, numbers], the inverse of `fixed_column`, in the memory of the column."""
     width = column.type.byte_width
     held = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
     return held.view(dtype).reshape(len(column), -1)

@@ -12,6 +12,7 @@ from beamclip.data.crops import Crops, Decoded, decoded_table
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import in_words
 from beamclip.data.sample_rows import Row
+from beamclip.data.shards import ROWS_PER_BLOCK
 from beamclip.data.transforms import DRAWS, load_training_image, sample_uniforms
 
 
@@ -30,9 +31,18 @@ class Decoding:
     """Whether pixels of a batch lie in page-locked memory, from which a GPU copies beside its other work."""
 
     @property
-    def crop_bytes(self) -> int:
-        """Bytes of one crop."""
+    def row_bytes(self) -> int:
+        """Bytes of the crop of a row."""
         return 3 * self.image_size**2
+
+    @property
+    def rows_per_table(self) -> int:
+        """Rows that a task hands over together."""
+        return ROWS_PER_BLOCK
+
+    def table(self, rows: list[Row]) -> pa.Table:
+        """Decode rows in the calling thread, into a table of crops.decoded_table."""
+        return crop_table(rows, self)
 
 
 def row_draws(rows: Sequence[Row], seed: int) -> list[NDArray[np.float32]]:

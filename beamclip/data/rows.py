@@ -9,18 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from beamclip.data.bundles import BLOCK_BYTES, Bundle, read_bundle, rows_of, tasks_of
+from beamclip.data.bundles import BLOCK_BYTES, Bundle, Decoder, read_bundle, rows_of, tasks_of
 from beamclip.data.crops import Decoded
 from beamclip.data.shard_file import MissingShardError, UnansweredShardError
-from beamclip.data.shards import ROWS_PER_BLOCK, Columns, Row
-
-if TYPE_CHECKING:
-    from beamclip.data.decoding import Decoding
+from beamclip.data.shards import Columns, Row
 
 READ_AHEAD_BYTES = 128 << 20
 """Encoded samples that read tasks may have in the object store and a rank has not taken yet; about twice this
@@ -41,16 +38,29 @@ TASKS_PER_EXECUTION = 200
 
 
 def read_rows(
-    bundles: Iterable[Bundle], columns: Columns, decoding: "Decoding | None" = None
+    bundles: Iterable[Bundle], columns: Columns, decoder: Decoder | None = None
 ) -> Generator[Row | Decoded, None, None]:
     """The rows of bundles through Ray Data, whose tasks read and decode them on any node; see RowReader."""
+    for table in read_tables(bundles, columns, decoder):
+        yield from rows_of(table)
+
+
+def read_tables(
+    bundles: Iterable[Bundle], columns: Columns, decoder: Decoder | None = None
+) -> Generator[pa.Table, None, None]:
+    """The tables that `read_bundle` makes of bundles, by tasks of Ray Data, in the order given.
+
+    Raises:
+        UnansweredShardError: none came for LONGEST_WAIT.
+        MissingShardError: see `iterate_rows`.
+    """
     import ray.data
 
     ahead, block = READ_AHEAD_BYTES, BLOCK_BYTES
-    if decoding is not None:
-        ahead, block = CROPS_AHEAD_BYTES, BLOCK_BYTES + ROWS_PER_BLOCK * decoding.crop_bytes
+    if decoder is not None:
+        ahead, block = CROPS_AHEAD_BYTES, BLOCK_BYTES + decoder.rows_per_table * decoder.row_bytes
     for tasks in executions(tasks_of(bundles)):
-        dataset = read_dataset(tasks, columns, decoding)
+        dataset = read_dataset(tasks, columns, decoder)
         # Ray would read ahead until half of its store is full, and join what a task yields to 128 MiB.
         limits = ray.data.ExecutionResources(object_store_memory=ahead)
         dataset.context.execution_options.resource_limits = limits
@@ -59,12 +69,12 @@ def read_rows(
         yield from _delivered(dataset, tasks)
 
 
-def _delivered(dataset: Any, tasks: list[list[Bundle]]) -> Iterator[Row | Decoded]:
+def _delivered(dataset: Any, tasks: list[list[Bundle]]) -> Iterator[pa.Table]:
     tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     rows = 0
     try:
         while (table := _awaited(tables)) is not None:
-            yield from rows_of(table)
+            yield table
             rows += len(table)
     except _StalledError as error:
         raise UnansweredShardError(
@@ -163,11 +173,11 @@ def executions(tasks: Iterable[list[Bundle]]) -> Iterator[list[list[Bundle]]]:
         yield execution
 
 
-def read_dataset(tasks: list[list[Bundle]], columns: Columns, decoding: "Decoding | None" = None) -> Any:
+def read_dataset(tasks: list[list[Bundle]], columns: Columns, decoder: Decoder | None = None) -> Any:
     """A ray.data.Dataset of the rows of read tasks, in the order given."""
     import ray.data
 
-    dataset = ray.data.read_datasource(_datasource(tasks, columns, decoding), override_num_blocks=len(tasks))
+    dataset = ray.data.read_datasource(_datasource(tasks, columns, decoder), override_num_blocks=len(tasks))
     dataset.context.execution_options.preserve_order = True
     return prepared_dataset(dataset)
 
@@ -196,7 +206,7 @@ def read_batches(dataset: Any, **options: Any) -> Iterator[Any]:
         yield from dataset.iter_batches(**options)
 
 
-def _datasource(tasks: list[list[Bundle]], columns: Columns, decoding: "Decoding | None") -> Any:
+def _datasource(tasks: list[list[Bundle]], columns: Columns, decoder: Decoder | None) -> Any:
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
 
@@ -208,12 +218,12 @@ def _datasource(tasks: list[list[Bundle]], columns: Columns, decoding: "Decoding
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
             unknown = BlockMetadata(None, None, None, None)
-            return [ReadTask(_reader(task, columns, decoding), unknown) for task in tasks]
+            return [ReadTask(_reader(task, columns, decoder), unknown) for task in tasks]
 
     return Bundles()
 
 
 def _reader(
-    task: list[Bundle], columns: Columns, decoding: "Decoding | None"
+    task: list[Bundle], columns: Columns, decoder: Decoder | None
 ) -> Callable[[], Iterable[pa.Table]]:
-    return lambda: chain.from_iterable(read_bundle(bundle, columns, decoding) for bundle in task)
+    return lambda: chain.from_iterable(read_bundle(bundle, columns, decoder) for bundle in task)

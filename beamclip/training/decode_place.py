@@ -54,8 +54,8 @@ def decode_place(
     if asked == "tasks" and spare is not None and held < needed:
         raise InputError(
             f"--decode tasks: crops would take {needed / 2**30:.1f} GiB of Ray's object store, which holds "
-            f"{held / 2**30:.1f} GiB. Lower --shuffle-window, give --decode worker, or start Ray with a "
-            "larger store."
+            f"{held / 2**30:.1f} GiB. Give --decode worker, or start Ray with a larger store; of a training, "
+            "a lower --shuffle-window takes less."
         )
     return asked
 

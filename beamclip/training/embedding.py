@@ -2,11 +2,13 @@
 
 An actor handles one shard at a time from its first row to its last. Embeddings are therefore always stored
 beside the images that they were computed from, and a shard that is lost with its node is redone as a whole.
+Its threads read and decode the images, or tasks of Ray Data on any node do so for it.
 """
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beamclip.data.batch import load_batch
+from beamclip.data.bundles import bundles_in_line
 from beamclip.data.cache import (
     CacheManifest,
     cache_schema,
@@ -29,21 +32,21 @@ from beamclip.data.cache import (
     embedding_column,
     write_cache_shard,
 )
-from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig, DecodePlace
 from beamclip.data.decoding import Decoding
-from beamclip.data.image_limits import refusal_reason
 from beamclip.data.listing import list_shards
-from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
+from beamclip.data.lost_samples import FirstLost, lost_sample
+from beamclip.data.rows import read_tables
+from beamclip.data.shard_file import MissingShardError
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
-from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, augment, load_training_views, sample_uniforms
+from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, augment
+from beamclip.data.views import Crops, ViewDecoding, rows_with_views
 from beamclip.models.teacher import ImageTeacher, Teacher
 from beamclip.training.events import Embedded, Lost
 from beamclip.training.process import prepare_process
 
-Views = NDArray[np.uint8]
-"""[K, H, W, 3], the crops of one image."""
-
-_Decoded = tuple[list[Row], NDArray[np.float32], list[Views | None]]
+_Decoded = tuple[Row, NDArray[np.float32], Crops | None]
+"""A row, the random numbers of its views [K, DRAWS], and its crops."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class EmbeddingJob:
     """Address of the cache."""
     batch_size: int
     """Views encoded at a time."""
+    decode: DecodePlace
+    starts: Any
+    """Reference to the Starts of the source's shards, from which tasks read."""
     decode_threads: int
     threads: int
     """CPU threads of torch."""
@@ -82,6 +88,9 @@ class ShardEmbedder:
         self.job = job
         self.manifest = job.manifest
         self.augmentation = AugmentConfig(**job.manifest.augmentation)
+        self.decoding = ViewDecoding(
+            job.manifest.image_size, self.augmentation, job.manifest.augmentations, job.manifest.seed
+        )
         self.teachers = [
             ImageTeacher(ray.get(reference), cached.precision).to(job.device)  # type: ignore[arg-type]
             for reference, cached in zip(job.teachers, job.manifest.teachers, strict=True)
@@ -97,56 +106,76 @@ class ShardEmbedder:
         """Embed the shards of a batch and write them to the cache.
 
         Args:
-            batch: "shard", the fields of each Shard as a dictionary, and "name", its file name in the cache.
+            batch: "shard", the fields of each Shard as a dictionary, "number", its place in the source, and
+                "name", its file name in the cache.
 
         Returns:
             The batch's "name" column alone.
         """
-        for shard, name in zip(batch["shard"].tolist(), batch["name"].tolist(), strict=True):
-            write_cache_shard(self.job.out, name, self.tables(Shard(**shard)), self.manifest)
+        shards = [Shard(**shard) for shard in batch["shard"].tolist()]
+        numbered = list(zip(batch["number"].tolist(), shards, strict=True))
+        with contextlib.closing(self._decoded(numbered)) as decoded:
+            for shard, name in zip(shards, batch["name"].tolist(), strict=True):
+                write_cache_shard(self.job.out, name, self._tables(shard, decoded), self.manifest)
         return {"name": batch["name"]}
 
-    def tables(self, shard: Shard) -> Iterator[pa.Table]:
+    def _tables(self, shard: Shard, decoded: Iterator[_Decoded]) -> Iterator[pa.Table]:
         """Yield the rows of a shard, in order, with the columns that the cache adds, and report progress."""
         self.job.channel.put(Embedded(0, time.time()))
-        for rows, draws, views in self._decoded(shard):
-            lost = [row["problem"] for row in rows]
-            good = [index for index, problem in enumerate(lost) if problem is None]
-            embeddings = self._embed([each for each in views if each is not None], draws[good])
-            captions = self._embed_captions(rows) if self.manifest.captions else []
-            yield self._table(rows, lost, good, draws, embeddings, captions)
+        for first in range(0, shard.samples, self._batch_rows):
+            expected = min(self._batch_rows, shard.samples - first)
+            taken = list(islice(decoded, expected))
+            if len(taken) < expected:
+                raise MissingShardError(
+                    f"{shard.path}: it ends after {first + len(taken)} of {shard.samples} samples"
+                )
+            rows, draws, views = [list(column) for column in zip(*taken, strict=True)]
+            yield self._embedded(rows, np.stack(draws), views)
             if told := self.first_lost.new(lost_sample(row) for row in rows if row["problem"]):
                 self.job.channel.put(Lost(tuple(told)))
             self.job.channel.put(Embedded(len(rows), time.time()))
 
-    def _decoded(self, shard: Shard) -> Iterator[_Decoded]:
-        """Yield rows, their random numbers [rows, K, DRAWS] and their crops, a batch ahead of the teacher."""
-        rows = iterate_rows(shard, Columns(everything=True), range(shard.samples))
-        views = range(self.manifest.augmentations)
-        size = max(1, self.job.batch_size // len(views))
-        ahead: deque[tuple[list[Row], NDArray[np.float32], list[Future[Views | None]]]] = deque()
-        while taken := list(islice(rows, size)):
-            keys = [row["key"] for row in taken]
-            # The numbers that training without a cache would use in its first epochs.
-            draws = np.stack([sample_uniforms(self.manifest.seed, view, keys) for view in views], axis=1)
-            futures = [self.pool.submit(self._load, row, own) for row, own in zip(taken, draws, strict=True)]
-            ahead.append((taken, draws, futures))
-            if len(ahead) > 1:
-                yield _resolved(*ahead.popleft())
-        while ahead:
-            yield _resolved(*ahead.popleft())
+    @property
+    def _batch_rows(self) -> int:
+        return max(1, self.job.batch_size // self.decoding.views)
 
-    def _load(self, row: Row, draws: NDArray[np.float32]) -> Views | None:
-        if row["problem"]:
-            return None
-        try:
-            return load_training_views(row["image"], draws, self.manifest.image_size, self.augmentation)
-        except Exception as error:  # whatever a decoder raises, even lack of memory, is this sample's problem
-            row.update(problem=refusal_reason(error), detail=in_words(error))
-            return None
+    def _decoded(self, shards: Sequence[tuple[int, Shard]]) -> Generator[_Decoded, None, None]:
+        """Yield the rows of shards, one shard after the other."""
+        if self.job.decode == "tasks":
+            bundles = bundles_in_line(shards, ray.get(self.job.starts))
+            with contextlib.closing(read_tables(bundles, Columns(everything=True), self.decoding)) as tables:
+                for table in tables:
+                    yield from rows_with_views(table, self.decoding)
+        else:
+            for _, shard in shards:
+                yield from self._decoded_by_threads(shard)
+
+    def _decoded_by_threads(self, shard: Shard) -> Iterator[_Decoded]:
+        """Decode a batch ahead of the teacher."""
+        rows = iterate_rows(shard, Columns(everything=True), range(shard.samples))
+        ahead: deque[list[tuple[Row, NDArray[np.float32], Future[Crops | None]]]] = deque()
+        while taken := list(islice(rows, self._batch_rows)):
+            ahead.append(
+                [
+                    (row, draws, self.pool.submit(self.decoding.crops, row, draws))
+                    for row, draws in zip(taken, self.decoding.draws(taken), strict=True)
+                ]
+            )
+            if len(ahead) > 1:
+                yield from _resolved(ahead.popleft())
+        while ahead:
+            yield from _resolved(ahead.popleft())
+
+    def _embedded(self, rows: list[Row], draws: NDArray[np.float32], views: list[Crops | None]) -> pa.Table:
+        """A table of the cache; draws are [rows, K, DRAWS]."""
+        lost = [row["problem"] for row in rows]
+        good = [index for index, problem in enumerate(lost) if problem is None]
+        embeddings = self._embed([each for each in views if each is not None], draws[good])
+        captions = self._embed_captions(rows) if self.manifest.captions else []
+        return self._table(rows, lost, good, draws, embeddings, captions)
 
     @torch.no_grad()
-    def _embed(self, views: list[Views], draws: NDArray[np.float32]) -> list[NDArray[np.float16]]:
+    def _embed(self, views: list[Crops], draws: NDArray[np.float32]) -> list[NDArray[np.float16]]:
         """Return each teacher's embeddings of the augmented views, float16 [rows, K, D]."""
         if not views:
             return [
@@ -197,8 +226,8 @@ class ShardEmbedder:
         return pa.Table.from_pydict(columns, cache_schema(self.manifest))
 
 
-def _resolved(rows: list[Row], draws: NDArray[np.float32], futures: "list[Future[Views | None]]") -> _Decoded:
-    return rows, draws, [future.result() for future in futures]
+def _resolved(batch: list[tuple[Row, NDArray[np.float32], "Future[Crops | None]"]]) -> Iterator[_Decoded]:
+    return ((row, draws, crops.result()) for row, draws, crops in batch)
 
 
 def _half(embeddings: Tensor) -> NDArray[np.float16]:

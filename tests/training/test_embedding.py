@@ -13,6 +13,7 @@ import ray
 import torch
 import torch.nn.functional as F
 
+from beamclip.data import bundles
 from beamclip.data.batch import load_batch
 from beamclip.data.cache import (
     CachedTeacher,
@@ -27,6 +28,7 @@ from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import list_shards
 from beamclip.data.shards import Columns, Shard, iterate_rows
+from beamclip.data.starts import read_starts
 from beamclip.data.transforms import DRAWS, augment
 from beamclip.models.clip import LoadedClip, new_clip, text_tower
 from beamclip.models.teacher import Teacher
@@ -90,17 +92,38 @@ def job(
         manifest=manifest,
         out=out,
         batch_size=4 * VIEWS,
+        decode="worker",
+        starts=ray.put(read_starts(damaged)),
         decode_threads=2,
         threads=1,
         device="cpu",
         compile=False,
         channel=RemoteChannel(),
     )
-    embedder = ShardEmbedder([ray.put(job)])
-    for shard in damaged:
-        name = Path(shard.path).stem
-        embedder({"shard": np.array([asdict(shard)], dtype=object), "name": np.array([name])})
+    embed(job, damaged)
     return job
+
+
+def embed(job: EmbeddingJob, shards: list[Shard]) -> None:
+    """Have one actor embed all shards."""
+    batch = {
+        "shard": np.array([asdict(shard) for shard in shards], dtype=object),
+        "number": np.arange(len(shards)),
+        "name": np.array([Path(shard.path).stem for shard in shards]),
+    }
+    ShardEmbedder([ray.put(job)])(batch)
+
+
+def test_tasks_that_decode_make_the_same_cache(
+    job: EmbeddingJob, damaged: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest(str(tmp_path), job.manifest)
+    # Several bundles a shard, each of whole batches.
+    monkeypatch.setattr(bundles, "ROWS_PER_TASK", 8)
+    embed(replace(job, out=str(tmp_path), decode="tasks"), damaged)
+    for cached, again in zip(list_shards(job.out), list_shards(str(tmp_path)), strict=True):
+        expected, found = (pq.read_table(each.path.removeprefix("file://")) for each in (cached, again))
+        assert found.equals(expected)
 
 
 def test_rows_are_those_of_the_source_in_their_order(job: EmbeddingJob, damaged: list[Shard]) -> None:
