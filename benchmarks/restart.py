@@ -1,12 +1,12 @@
 """Exact restart: what runs interrupted at random see, what it costs, and how well the stream shuffles.
 
-python benchmarks/restart.py [--interruptions 24]
+python benchmarks/restart.py [--interruptions 32]
 
-Trains the same small model again and again by the public command: uninterrupted, and killed, stopped and
-resumed at random, with one worker, with two, and with two, then one, then two; and by one to two workers,
-while a node is added and lost. Each run's trace of samples is checked against the data, and compared step by
-step with that of an uninterrupted run, as are its final weights. The rest is arithmetic on synthetic counts:
-the position at web scale, and the mixing of shards.
+Trains the same small model again and again by the public command: uninterrupted with one to seven workers;
+killed, stopped and resumed at random, with one worker, with two, and with two, then one, then two; and by one
+to two workers, while a node is added and lost. Each run's trace of samples is checked against the data, and
+compared step by step with that of an uninterrupted run, as are its final weights. The rest is arithmetic on
+synthetic counts: the position at web scale, and the mixing of shards.
 """
 
 import argparse
@@ -51,6 +51,8 @@ ELASTIC_STEPS = 3000
 """Long enough for nodes to start and to be lost while it trains."""
 WORKERS = {"1 worker": [1], "2 workers": [2], "2, then 1, then 2 workers": [2, 1]}
 """Number of workers at each start of a run, repeated in a cycle."""
+ALONE = (1, 2, 3, 5, 7)
+"""Number of workers of the runs that are left alone."""
 PER_RUN = 4
 """Interruptions of one run, at most."""
 LARGE_SHARDS, LARGE_SAMPLES, LARGE_WORKERS, LARGE_WINDOW = 1_000_000, 400_000_000, 64, 65_536
@@ -66,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--interruptions", type=int, default=24, help="over all runs together")
+    parser.add_argument("--interruptions", type=int, default=32, help="over all runs together")
     parser.add_argument("--node-changes", type=int, default=3, help="times that a node is added and lost")
     parser.add_argument("--out", type=Path, default=Path("runs/restart"), help="a new folder for the runs")
     parser.add_argument("--report", type=Path, default=Path("docs/studies/restart.md"), help="to write")
@@ -102,11 +104,12 @@ Outcomes = dict[str, tuple[Accounts, str, str]]
 def interrupted_runs(out: Path, interruptions: int) -> tuple[Outcomes, list[Lost]]:
     """Train uninterrupted runs, then interrupted ones until so many interruptions have happened."""
     data = draw_shards(out / "data", SHARDS)
-    calm = {workers: Run(data, out / f"calm-{workers}", STEPS) for workers in (1, 2)}
+    calm = {workers: Run(data, out / f"calm-{workers}", STEPS) for workers in ALONE}
     again = Run(data, out / "calm-2-again", STEPS)
     outcomes, lost = Outcomes(), list[Lost]()
     for run, workers in [*((run, workers) for workers, run in calm.items()), (again, 2)]:
-        train(run, workers, iter(()))
+        # Many workers on few CPUs take turns.
+        train(run, workers, iter(()), cpus=0.5 if workers <= 2 else 0.1)
         against = compared(run, calm[1], calm[workers]) if run is not calm[1] else ("the reference",) * 2
         outcomes[f"left alone, {run.out.name}"] = (accounts(run), *against)
     for number, (name, workers) in enumerate(itertools.cycle(WORKERS.items())):
@@ -155,7 +158,7 @@ def compared(run: Run, first: Run, peer: Run) -> tuple[str, str]:
 
     Args:
         first: of any number of workers, since its order is to be the same for all.
-        peer: of as many workers, whose sums are rounded alike.
+        peer: of as many workers as at first, whose sums are rounded alike.
     """
     changed = changed_steps(run, first)
     order = f"differs in {len(changed)} steps, first in {changed[0]}" if changed else "the same"

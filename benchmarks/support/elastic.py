@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from support.restarts import PATIENCE_SECONDS, Lost, Run, expect_exit, kill_all, last_step, start
+from support.restarts import (
+    CHECKPOINT_EVERY,
+    PATIENCE_SECONDS,
+    Lost,
+    Run,
+    expect_exit,
+    kill_all,
+    last_step,
+    start,
+)
 
 from beamclip.json_lines import read_json_lines
 
@@ -49,6 +58,8 @@ def train_elastic(run: Run, rounds: int) -> list[Lost]:
                 with _node(environment, f"--address={address}"):
                     step, seconds = _progress_by(2, run, process)
                     lost.append(Lost("node added", 1, step, seconds))
+                    # Past a checkpoint, so that steps of two workers last.
+                    _progress_by(2, run, process, last_step(run) + CHECKPOINT_EVERY)
                 step, seconds = _progress_by(1, run, process)
                 lost.append(Lost("node lost", 2, step, seconds))
             expect_exit(process, 0, within=1200.0)
@@ -90,8 +101,10 @@ def _wait_for_head(options: tuple[str, ...], node: subprocess.Popen[bytes]) -> N
     raise RuntimeError("`ray start --head` ended at once")
 
 
-def _progress_by(workers: int, run: Run, process: subprocess.Popen[str]) -> tuple[int, float]:
-    """Wait until so many workers take a step that the run has not taken before.
+def _progress_by(
+    workers: int, run: Run, process: subprocess.Popen[str], beyond: int = 0
+) -> tuple[int, float]:
+    """Wait until so many workers take a step that the run has not taken before, beyond a step.
 
     Returns:
         The last step before it, and the seconds between the two.
@@ -101,7 +114,7 @@ def _progress_by(workers: int, run: Run, process: subprocess.Popen[str]) -> tupl
     while time.monotonic() < deadline and process.poll() is None:
         records = read_json_lines(run.out / "metrics.jsonl")
         if records and int(records[-1]["step"]) > last:
-            if int(records[-1]["workers"]) == workers:
+            if int(records[-1]["workers"]) == workers and int(records[-1]["step"]) > beyond:
                 return last, time.monotonic() - at
             last, at = int(records[-1]["step"]), time.monotonic()
         time.sleep(0.05)

@@ -31,6 +31,8 @@ from beamclip.training.trace import read_trace
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 180.0
+CHECKPOINT_EVERY = 20
+"""Steps between the checkpoints of a run."""
 
 MODEL = {
     "embed_dim": 16,
@@ -65,8 +67,8 @@ class Run:
     steps: int
     seed: int = 0
     batch_size: int = 24
-    window: int = 256
-    """Samples that are shuffled among each other."""
+    window: int = 1024
+    """Samples that are shuffled among each other: lanes for seven workers."""
 
 
 @dataclass(frozen=True)
@@ -110,31 +112,32 @@ class Accounts:
 
 
 def draw_shards(folder: Path, sizes: list[int], seed: int = 0) -> Data:
-    """Write shards of noise images with captions; some images are damaged, the second tar is cut short."""
+    """Write shards of noise images with captions; some images are damaged, some captions are missing, and the
+    second tar is cut short."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     keys: list[list[str]] = []
     damage: Counter[str] = Counter()
     for shard, samples in enumerate(sizes):
         path = folder / f"{shard:05d}.tar"
-        ends, found = list[int](), list[str]()
+        names = [f"{shard:05d}{row:05d}" for row in range(samples)]
+        problems = generator.choice(["", "corrupt image", "missing caption"], samples, p=[0.96, 0.02, 0.02])
+        ends = list[int]()
         with tarfile.open(path, "w") as tar:
-            for row in range(samples):
-                corrupt = generator.random() < 0.01
-                found.append("" if corrupt else f"{shard:05d}{row:05d}")
-                damage["corrupt image"] += corrupt
-                _add(tar, f"{shard:05d}{row:05d}.png", b"\x89PNG\r\n\x1a\n" if corrupt else _noise(generator))
-                _add(tar, f"{shard:05d}{row:05d}.txt", f"picture {row} of {shard}".encode())
+            for name, problem in zip(names, problems, strict=True):
+                corrupt = problem == "corrupt image"
+                _add(tar, f"{name}.png", b"\x89PNG\r\n\x1a\n" if corrupt else _noise(generator))
+                if problem != "missing caption":
+                    _add(tar, f"{name}.txt", f"picture {name}".encode())
                 ends.append(tar.offset)
         if shard == 1:
             whole = samples * 9 // 10
             path.write_bytes(path.read_bytes()[: ends[whole - 1] + 700])
-            damage["corrupt image"] -= found[whole:].count("")
-            damage["broken shard"] += samples - whole
-            found[whole:] = [""] * (samples - whole)
+            problems[whole:] = "broken shard"
         (folder / f"{shard:05d}_stats.json").write_text(json.dumps({"successes": samples}))
-        keys.append(found)
-    return Data(folder, keys, {reason: count for reason, count in sorted(damage.items()) if count})
+        damage.update(str(problem) for problem in problems if problem)
+        keys.append(["" if problem else name for name, problem in zip(names, problems, strict=True)])
+    return Data(folder, keys, dict(sorted(damage.items())))
 
 
 def _noise(generator: np.random.Generator) -> bytes:
@@ -149,14 +152,17 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def train(run: Run, workers: int, interruptions: Iterator[Interruption]) -> list[Lost]:
+def train(run: Run, workers: int, interruptions: Iterator[Interruption], cpus: float = 0.5) -> list[Lost]:
     """Train to the end by the public command, through these interruptions; return the cost of each.
+
+    Args:
+        cpus: of each worker.
 
     Raises:
         RuntimeError: the command ended with an unexpected exit code, or got stuck.
     """
     lost: list[Lost] = []
-    process, reached = start(run, workers), 0
+    process, reached = start(run, workers, cpus=cpus), 0
     struck: tuple[Kind, int, float] | None = None
     try:
         while _passes(run, reached, process):
@@ -171,7 +177,7 @@ def train(run: Run, workers: int, interruptions: Iterator[Interruption]) -> list
             reached = last_step(run)
             if ended:
                 workers = interruption.then_workers
-                process = start(run, workers)
+                process = start(run, workers, cpus=cpus)
         expect_exit(process, 0)
     finally:
         if process.poll() is None:
@@ -203,8 +209,8 @@ def start(
         "--data", run.data.folder, "--model", model, "--seed", run.seed,
         "--steps", run.steps, "--batch-size", run.batch_size,
         "--num-workers", workers, "--cpus-per-worker", cpus, "--threads-per-worker", 1,
-        "--log-every", 1, "--checkpoint-every", 20, "--shuffle-window", run.window, "--trace-samples",
-        "--max-failures", 100, "--no-system-metrics",
+        "--log-every", 1, "--checkpoint-every", CHECKPOINT_EVERY,
+        "--shuffle-window", run.window, "--trace-samples", "--max-failures", 100, "--no-system-metrics",
     ]  # fmt: skip
     with (run.out.parent / f"{run.out.name}.log").open("a") as log:
         words = [str(word) for word in command]

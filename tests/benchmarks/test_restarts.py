@@ -93,7 +93,7 @@ def test_the_damage_that_is_drawn_is_the_damage_that_readers_meet(data: Any) -> 
             found.update([problem] if problem else [])
             assert key == ("" if problem else row["key"])
     assert found == data.damage
-    assert set(data.damage) == {"broken shard", "corrupt image"}
+    assert set(data.damage) == {"broken shard", "corrupt image", "missing caption"}
 
 
 def test_a_run_that_saw_everything_once_is_cleared(data: Any, tmp_path: Path) -> None:
