@@ -42,7 +42,7 @@ from support.restarts import (
 
 from beamclip.commands.console import table
 from beamclip.data.mixture import Mixture
-from beamclip.data.order import order_of, windows_from
+from beamclip.data.order import lanes_in, order_over, windows_from
 from beamclip.data.position import DataPosition, position_in, to_plain
 
 SHARDS = [150, 130, 90, 160, 70]
@@ -196,12 +196,14 @@ def position_table() -> list[list[str]]:
     """Build the table of size and cost of the position at web scale."""
     mean = LARGE_SAMPLES // LARGE_SHARDS
     counts = np.random.default_rng(0).integers(mean // 2, 3 * mean // 2 + 1, LARGE_SHARDS)
-    order = order_of(counts, LARGE_WINDOW, 0, LARGE_WORKERS)
+    order = order_over(counts, lanes_in(LARGE_WINDOW, LARGE_WORKERS), 0)
     place = 2 * order.rows + order.rows // 3
     position = position_in(Mixture((order,)), place, {"broken shard": 1_234, "corrupt image": 56_789})
     seconds = {
         "write it to a checkpoint": lambda: saved_bytes(position),
-        "find it: the order of its epoch": lambda: order_of(counts, LARGE_WINDOW, 0, LARGE_WORKERS).epoch(2),
+        "find it: the order of its epoch": lambda: order_over(
+            counts, lanes_in(LARGE_WINDOW, LARGE_WORKERS), 0
+        ).epoch(2),
         "find it: a worker's first window": lambda: next(windows_from(order, place, 5, LARGE_WORKERS)),
         f"make a window of {LARGE_WINDOW:,}": lambda: order.epoch(2).window(1_000),
     }
@@ -246,7 +248,7 @@ class Sorted:
 
     def drawn(self, workers: int) -> NDArray[np.int64]:
         """Return the group of each sample of one worker's batches, int64 [steps, BATCH // workers]."""
-        order = order_of(np.full(self.shards, self.rows), WINDOW, 0, workers)
+        order = order_over(np.full(self.shards, self.rows), lanes_in(WINDOW, workers), 0)
         windows = takewhile(lambda window: window.epoch == 0, windows_from(order, 0, 0, workers))
         group = np.concatenate([window.shard * self.rows + window.row for window in windows]) // self.group
         size = BATCH // workers
