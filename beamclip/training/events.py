@@ -57,6 +57,14 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """The workers ended before their last step, as they were asked to; their checkpoint is written."""
+
+    step: int
+    """Step of the checkpoint."""
+
+
+@dataclass(frozen=True)
 class Lost:
     """Samples that cannot be used: the first few of each reason."""
 
@@ -82,4 +90,4 @@ class Embedded:
     """Seconds since 1970."""
 
 
-Event = Started | Waiting | Resizing | Damaged | Saved | Lost | Recorded | Embedded
+Event = Started | Waiting | Resizing | Damaged | Saved | Stopped | Lost | Recorded | Embedded

@@ -17,7 +17,7 @@ from beamclip.data.starts import read_starts
 from beamclip.training.channel import Channel, RemoteChannel
 from beamclip.training.checkpoint import State, read_checkpoint, read_newest_checkpoint
 from beamclip.training.checkpoint_store import claim
-from beamclip.training.events import Event, Saved
+from beamclip.training.events import Event, Saved, Stopped
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import (
     NonRetryableError,
@@ -72,7 +72,7 @@ def fit(
             waiting.give(job)
             ended, channel = waiting.ended, waiting.channel
         try:
-            complete = _watch(ended, channel, interrupted, on_event, job.total_steps)
+            last = _watch(ended, channel, interrupted, on_event, job.total_steps)
         except BaseException:
             # Nobody waits for the workers from here on; in a Ray that stays up, they must end by themselves.
             channel.request_stop()
@@ -80,11 +80,11 @@ def fit(
                 # The training thread would compete with what this process does next.
                 wait([ended])
             raise
-        # Ray Train's own clean-up takes a second, and its failure would not matter any more.
-        if waiting is None or not complete:
+        # Ray Train's own clean-up takes one second, or twelve, and its failure would not matter any more.
+        if waiting is None or last is None:
             ended.result()
-    if complete:
-        return TrainingEnd(read_checkpoint(job.storage.checkpoints, job.total_steps), interrupted.is_set())
+    if last is not None:
+        return TrainingEnd(read_checkpoint(job.storage.checkpoints, last), interrupted.is_set())
     state, damaged = read_newest_checkpoint(job.storage.checkpoints)
     if state is None:
         raise TrainingError(f"training ended without a checkpoint. {' '.join(damaged)}".rstrip())
@@ -104,8 +104,11 @@ def _watch(
     interrupted: threading.Event,
     on_event: Callable[[Event], None],
     total_steps: int,
-) -> bool:
-    """Pass events on until the last step's checkpoint is written (True) or the workers have ended (False)."""
+) -> int | None:
+    """Pass events on until the workers have written their last checkpoint; return its step.
+
+    None if they have ended without saying that they have.
+    """
     asked = False
     while True:
         ended = future.done()
@@ -114,10 +117,10 @@ def _watch(
             asked = True
         for event in channel.take():
             on_event(event)
-            if isinstance(event, Saved) and event.step == total_steps:
-                return True
+            if isinstance(event, Stopped) or (isinstance(event, Saved) and event.step == total_steps):
+                return event.step
         if ended:
-            return False
+            return None
         time.sleep(POLL_SECONDS)
 
 

@@ -31,7 +31,7 @@ from beamclip.training.checkpoint_store import discard_after, holds_claim, no_wh
 from beamclip.training.checkpoint_writer import CheckpointWriter
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.decode_place import crop_store_bytes, decode_place
-from beamclip.training.events import Damaged, Lost, Recorded, Saved, Started
+from beamclip.training.events import Damaged, Lost, Recorded, Saved, Started, Stopped
 from beamclip.training.loop import NonFiniteLossError, Training, run_loop
 from beamclip.training.manifest import Manifest
 from beamclip.training.process import prepare_process
@@ -160,6 +160,8 @@ def _train(job: TrainingJob, group: WorkerGroup) -> None:
         writer = stack.enter_context(_writer(job, world_size)) if rank == 0 else None
         hooks = _Hooks(job, mixture, start.step, group, writer, _trace(job, start, group, stack))
         run_loop(training, batches, job.cadence, hooks)
+    if rank == 0 and training.step < job.total_steps:
+        job.channel.put(Stopped(training.step), wait=True)
 
 
 @dataclass(frozen=True)
