@@ -112,10 +112,14 @@ class WorkersConfig:
         return default if self.cpus_per_worker is None else self.cpus_per_worker
 
     @property
+    def worker_gpus(self) -> float:
+        """GPUs that Ray reserves for one worker."""
+        return self.gpus_per_worker if self.use_gpu else 0.0
+
+    @property
     def resources(self) -> dict[str, float]:
         """What Ray reserves for one worker: resource -> amount."""
-        gpus = {"GPU": self.gpus_per_worker} if self.use_gpu else {}
-        return {"CPU": self.worker_cpus, **gpus}
+        return {"CPU": self.worker_cpus, **({"GPU": self.worker_gpus} if self.use_gpu else {})}
 
 
 def cluster_address() -> str | None:

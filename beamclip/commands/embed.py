@@ -218,7 +218,7 @@ def _precision(config: EmbedConfig) -> str:
     if not config.workers.use_gpu:
         return teacher_precision(config.teacher_precision, torch.device("cpu"))
     # The command's own machine may have no GPU.
-    asked = ray.remote(num_gpus=1, num_cpus=0)(teacher_precision)
+    asked = ray.remote(num_gpus=config.workers.worker_gpus, num_cpus=0)(teacher_precision)
     precision: str = ray.get(asked.remote(config.teacher_precision, torch.device("cuda")))
     return precision
 
@@ -227,7 +227,7 @@ def _job(config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest) -> E
     nodes = sum(node["Alive"] for node in ray.nodes())
     on_each = -(-config.workers.most_workers // max(1, nodes))
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, nodes))
-    decode = _decode_place(config)
+    decode = _decode_place(config, min(config.workers.world_size, len(inputs.todo)))
     return EmbeddingJob(
         teachers=tuple(ray.put(clip.image_tower) for clip in inputs.teachers),
         text_towers=tuple(ray.put(text_tower(clip)) for clip in inputs.teachers if config.captions),
@@ -235,7 +235,7 @@ def _job(config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest) -> E
         out=inputs.out,
         batch_size=config.embed_batch,
         decode=decode,
-        starts=ray.put(read_starts(inputs.shards) if decode == "tasks" else NO_STARTS),
+        starts=ray.put(read_starts(inputs.todo) if decode == "tasks" else NO_STARTS),
         decode_threads=config.decode_threads,
         threads=config.workers.threads_per_worker or max(1, cpus // on_each),
         device="cuda" if config.workers.use_gpu else "cpu",
@@ -244,11 +244,10 @@ def _job(config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest) -> E
     )
 
 
-def _decode_place(config: EmbedConfig) -> DecodePlace:
+def _decode_place(config: EmbedConfig, actors: int) -> DecodePlace:
     workers, resources = config.workers, ray.cluster_resources()
-    spare = {**resources, "CPU": resources.get("CPU", 0.0) - workers.world_size * workers.worker_cpus}
-    needed = workers.world_size * CROPS_AHEAD_BYTES
-    return decode_place(config.decode, needed, workers.world_size, spare, on_gpu=workers.use_gpu)
+    spare = {**resources, "CPU": resources.get("CPU", 0.0) - actors * workers.worker_cpus}
+    return decode_place(config.decode, actors * CROPS_AHEAD_BYTES, actors, spare, on_gpu=workers.use_gpu)
 
 
 def _build(config: EmbedConfig, inputs: EmbedInputs, job: EmbeddingJob, reference: Any) -> float:
@@ -257,9 +256,9 @@ def _build(config: EmbedConfig, inputs: EmbedInputs, job: EmbeddingJob, referenc
     names = ", ".join(clip.address for clip in inputs.teachers)
     views = f"{plural(config.augmentations, 'view')} each, {job.manifest.image_size} px"
     print_stage("embedding", f"{names}: {views}", job.manifest.teachers[0].precision)
-    numbers = {shard.path: number for number, shard in enumerate(inputs.shards)}
     items = [
-        {"shard": asdict(shard), "number": numbers[shard.path], "name": _name(shard)} for shard in inputs.todo
+        {"shard": asdict(shard), "number": number, "name": _name(shard)}
+        for number, shard in enumerate(inputs.todo)
     ]
     # Tasks go on with the next shard while the teacher is at one; each actor still has some turns.
     together = min(4, max(1, len(items) // (2 * workers.world_size))) if job.decode == "tasks" else 1
@@ -273,7 +272,7 @@ def _build(config: EmbedConfig, inputs: EmbedInputs, job: EmbeddingJob, referenc
             min_size=min(workers.least_workers, len(items)), max_size=min(workers.most_workers, len(items))
         ),
         num_cpus=workers.worker_cpus,
-        num_gpus=1 if workers.use_gpu else 0,
+        num_gpus=workers.worker_gpus,
     )
     progress = _Progress(job.channel, sum(shard.samples for shard in inputs.todo))
     try:
@@ -347,8 +346,7 @@ def _verified(config: EmbedConfig, reference: Any) -> NDArray[np.float32]:
     """
     if config.verify == 0:
         return np.zeros((0, 1), np.float32)
-    use_gpu = config.workers.use_gpu
-    task = ray.remote(num_cpus=0, num_gpus=1 if use_gpu else 0)(verify_cache)
+    task = ray.remote(num_cpus=0, num_gpus=config.workers.worker_gpus)(verify_cache)
     try:
         cosines: NDArray[np.float32] = ray.get(task.remote([reference], config.verify))
     except ray.exceptions.RayError as error:

@@ -95,8 +95,10 @@ def bundles_in_line(shards: Iterable[tuple[int, Shard]], starts: Starts) -> Iter
         shards: each with its place among those that `starts` knows.
     """
     for number, shard in shards:
-        for first in range(0, shard.samples, ROWS_PER_TASK):
-            rows = range(first, min(first + ROWS_PER_TASK, shard.samples))
+        # Of the parquet files of others whole row groups are read, and these may be large.
+        together = max(1, shard.samples) if shard.format == "parquet" else ROWS_PER_TASK
+        for first in range(0, shard.samples, together):
+            rows = range(first, min(first + together, shard.samples))
             yield Bundle((Segment(shard, rows, starts.span(number, rows)),))
 
 

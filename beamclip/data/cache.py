@@ -217,6 +217,12 @@ def cache_schema(manifest: CacheManifest) -> pa.Schema:
     return pa.schema(columns)
 
 
+def is_written(address: str, name: str) -> bool:
+    """Whether a shard of the cache is finished."""
+    fs, root = fsspec.core.url_to_fs(address)
+    return bool(fs.exists(posixpath.join(root, f"{name}_stats.json")))
+
+
 def write_cache_shard(address: str, name: str, tables: Iterable[pa.Table], manifest: CacheManifest) -> None:
     """Write one shard; its statistics come last, and until then it does not count.
 

@@ -13,7 +13,7 @@ from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import in_words
 from beamclip.data.sample_rows import Row
 from beamclip.data.shards import ROWS_PER_BLOCK
-from beamclip.data.transforms import DRAWS, load_training_image, sample_uniforms
+from beamclip.data.transforms import DRAWS, load_training_views, sample_uniforms
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,18 @@ class Decoding:
 
     def table(self, rows: list[Row]) -> pa.Table:
         """Decode rows in the calling thread, into a table of crops.decoded_table."""
-        return crop_table(rows, self)
+        side, draws = self.image_size, row_draws(rows, self.seed)
+        pixels = np.zeros((len(rows), side, side, 3), np.uint8)
+        for row, own, place in zip(rows, draws, pixels, strict=True):
+            crops = crops_of(row, own[None], side, self.augment)
+            if crops is not None:
+                place[:] = crops[0]
+        embeddings = []
+        for number, width in enumerate(self.embedding_bytes):
+            of_rows = (row.get("embeddings") for row in rows)
+            joined = b"".join(each[number] if each else bytes(width) for each in of_rows)
+            embeddings.append(np.frombuffer(joined, "<f2").reshape(len(rows), -1))
+        return decoded_table(rows, pixels, np.stack(draws), embeddings)
 
 
 def row_draws(rows: Sequence[Row], seed: int) -> list[NDArray[np.float32]]:
@@ -60,12 +71,21 @@ def row_draws(rows: Sequence[Row], seed: int) -> list[NDArray[np.float32]]:
     return draws
 
 
-def crop_of(row: Row, draws: NDArray[np.float32], decoding: Decoding) -> NDArray[np.uint8] | None:
-    """Decode and crop the image of a row; None, with the row's problem set, if it has no usable one."""
+def crops_of(
+    row: Row, draws: NDArray[np.float32], image_size: int, augment: AugmentConfig
+) -> NDArray[np.uint8] | None:
+    """Decode the image of a row and crop it by each of draws; None, its problem set, if it has no usable one.
+
+    Args:
+        draws: [crops, DRAWS].
+
+    Returns:
+        [crops, image_size, image_size, 3].
+    """
     if row["problem"]:
         return None
     try:
-        return load_training_image(row["image"], draws, decoding.image_size, decoding.augment)
+        return load_training_views(row["image"], draws, image_size, augment)
     except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
         row.update(problem=refusal_reason(error), detail=in_words(error))
         return None
@@ -73,32 +93,16 @@ def crop_of(row: Row, draws: NDArray[np.float32], decoding: Decoding) -> NDArray
 
 def decoded(row: Row, draws: NDArray[np.float32], decoding: Decoding) -> Decoded:
     """Decode a row by itself."""
-    crop = crop_of(row, draws, decoding)
+    crops = crops_of(row, draws[None], decoding.image_size, decoding.augment)
     return (
         Crops(
-            np.empty((1, 0, 0, 3), np.uint8) if crop is None else crop[None],
+            np.empty((1, 0, 0, 3), np.uint8) if crops is None else crops,
             draws[None],
             tuple(np.frombuffer(each, "<f2")[None] for each in row.get("embeddings") or ()),
             [row["key"]],
             [row["epoch"]],
             [row.get("texts")],
-            {0: row} if crop is None else {},
+            {0: row} if crops is None else {},
         ),
         0,
     )
-
-
-def crop_table(rows: list[Row], decoding: Decoding) -> pa.Table:
-    """Decode rows in the calling thread, into a table of crops.decoded_table."""
-    side, draws = decoding.image_size, row_draws(rows, decoding.seed)
-    pixels = np.zeros((len(rows), side, side, 3), np.uint8)
-    for row, own, place in zip(rows, draws, pixels, strict=True):
-        crop = crop_of(row, own, decoding)
-        if crop is not None:
-            place[:] = crop
-    embeddings = []
-    for number, width in enumerate(decoding.embedding_bytes):
-        of_rows = (row.get("embeddings") for row in rows)
-        joined = b"".join(each[number] if each else bytes(width) for each in of_rows)
-        embeddings.append(np.frombuffer(joined, "<f2").reshape(len(rows), -1))
-    return decoded_table(rows, pixels, np.stack(draws), embeddings)

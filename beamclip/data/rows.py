@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -163,14 +163,8 @@ class IdleThrottle:
 
 def executions(tasks: Iterable[list[Bundle]]) -> Iterator[list[list[Bundle]]]:
     """TASKS_PER_EXECUTION at a time."""
-    execution: list[list[Bundle]] = []
-    for task in tasks:
-        execution.append(task)
-        if len(execution) == TASKS_PER_EXECUTION:
-            yield execution
-            execution = []
-    if execution:
-        yield execution
+    left = iter(tasks)
+    return iter(lambda: list(islice(left, TASKS_PER_EXECUTION)), [])
 
 
 def read_dataset(tasks: list[list[Bundle]], columns: Columns, decoder: Decoder | None = None) -> Any:
@@ -193,6 +187,8 @@ def prepared_dataset(dataset: Any) -> Any:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset.context.enable_progress_bars = False
     dataset.context.execution_no_progress_timeout_s = -1
+    # Ray's own error around it loses its cause on the way to the command.
+    dataset.context.raise_original_map_exception = True
     return dataset
 
 

@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 from beamclip.data.config import AugmentConfig
 from beamclip.data.crops import array_of, fixed_column
-from beamclip.data.image_limits import refusal_reason
-from beamclip.data.lost_samples import in_words
+from beamclip.data.decoding import crops_of
 from beamclip.data.sample_rows import ROW_SCHEMA, Row
 from beamclip.data.shards import ROWS_PER_BLOCK
-from beamclip.data.transforms import DRAWS, load_training_views, sample_uniforms
+from beamclip.data.transforms import DRAWS, sample_uniforms
 
-Crops = NDArray[np.uint8]
-"""[views, side, side, 3], the crops of one image."""
+Views = NDArray[np.uint8]
+"""uint8 [views, side, side, 3], the crops of one image."""
 
 _VIEWS, _DRAWS = "views", "draws of views"
 
@@ -29,7 +28,7 @@ class ViewDecoding:
     """Height and width of the crops."""
     augment: AugmentConfig
     views: int
-    """Crops of each image."""
+    """Views of each image."""
     seed: int
 
     @property
@@ -47,19 +46,13 @@ class ViewDecoding:
         keys = [row["key"] for row in rows]
         return np.stack([sample_uniforms(self.seed, view, keys) for view in range(self.views)], axis=1)
 
-    def crops(self, row: Row, draws: NDArray[np.float32]) -> Crops | None:
+    def crops(self, row: Row, draws: NDArray[np.float32]) -> Views | None:
         """Decode and crop the image of a row; None, with the row's problem set, if it has no usable one.
 
         Args:
             draws: [views, DRAWS].
         """
-        if row["problem"]:
-            return None
-        try:
-            return load_training_views(row["image"], draws, self.image_size, self.augment)
-        except Exception as error:  # whatever a decoder raises, even lack of memory, is this sample's problem
-            row.update(problem=refusal_reason(error), detail=in_words(error))
-            return None
+        return crops_of(row, draws, self.image_size, self.augment)
 
     def table(self, rows: list[Row]) -> pa.Table:
         """Decode rows in the calling thread, into a table that `rows_with_views` takes apart."""
@@ -75,7 +68,7 @@ class ViewDecoding:
 
 def rows_with_views(
     table: pa.Table, decoding: ViewDecoding
-) -> Iterator[tuple[Row, NDArray[np.float32], Crops | None]]:
+) -> Iterator[tuple[Row, NDArray[np.float32], Views | None]]:
     """Each row of a table, its random numbers [views, DRAWS], and its crops where they lie in the table."""
     side = decoding.image_size
     for batch in table.to_batches():

@@ -299,7 +299,7 @@ def _encoded_batches(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=workers.least_workers, max_size=workers.most_workers),
         num_cpus=workers.worker_cpus,
-        num_gpus=1 if workers.use_gpu else 0,
+        num_gpus=workers.worker_gpus,
     )
     yield from read_batches(encoded, batch_size=None, batch_format="numpy")
 

@@ -25,11 +25,13 @@ from torch import Tensor
 from beamclip.data.batch import load_batch
 from beamclip.data.bundles import bundles_in_line
 from beamclip.data.cache import (
+    CacheError,
     CacheManifest,
     cache_schema,
     caption_column,
     draws_column,
     embedding_column,
+    is_written,
     write_cache_shard,
 )
 from beamclip.data.config import AugmentConfig, CaptionConfig, DecodePlace
@@ -40,12 +42,12 @@ from beamclip.data.rows import read_tables
 from beamclip.data.shard_file import MissingShardError
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, augment
-from beamclip.data.views import Crops, ViewDecoding, rows_with_views
+from beamclip.data.views import ViewDecoding, Views, rows_with_views
 from beamclip.models.teacher import ImageTeacher, Teacher
 from beamclip.training.events import Embedded, Lost
 from beamclip.training.process import prepare_process
 
-_Decoded = tuple[Row, NDArray[np.float32], Crops | None]
+_Decoded = tuple[Row, NDArray[np.float32], Views | None]
 """A row, the random numbers of its views [K, DRAWS], and its crops."""
 
 
@@ -64,7 +66,7 @@ class EmbeddingJob:
     """Views encoded at a time."""
     decode: DecodePlace
     starts: Any
-    """Reference to the Starts of the source's shards, from which tasks read."""
+    """Reference to the Starts of the shards to embed, from which tasks read."""
     decode_threads: int
     threads: int
     """CPU threads of torch."""
@@ -106,16 +108,22 @@ class ShardEmbedder:
         """Embed the shards of a batch and write them to the cache.
 
         Args:
-            batch: "shard", the fields of each Shard as a dictionary, "number", its place in the source, and
-                "name", its file name in the cache.
+            batch: "shard", the fields of each Shard as a dictionary, "number", its place among those to
+                embed, and "name", its file name in the cache.
 
         Returns:
             The batch's "name" column alone.
         """
-        shards = [Shard(**shard) for shard in batch["shard"].tolist()]
-        numbered = list(zip(batch["number"].tolist(), shards, strict=True))
-        with contextlib.closing(self._decoded(numbered)) as decoded:
-            for shard, name in zip(shards, batch["name"].tolist(), strict=True):
+        names = batch["name"].tolist()
+        numbered = zip(batch["number"].tolist(), (Shard(**shard) for shard in batch["shard"]), strict=True)
+        # Ray calls this again where it lost the process: what that one finished stays as it is.
+        todo = {
+            name: each
+            for name, each in zip(names, numbered, strict=True)
+            if not is_written(self.job.out, name)
+        }
+        with contextlib.closing(self._decoded(list(todo.values()))) as decoded:
+            for name, (_, shard) in todo.items():
                 write_cache_shard(self.job.out, name, self._tables(shard, decoded), self.manifest)
         return {"name": batch["name"]}
 
@@ -153,7 +161,7 @@ class ShardEmbedder:
     def _decoded_by_threads(self, shard: Shard) -> Iterator[_Decoded]:
         """Decode a batch ahead of the teacher."""
         rows = iterate_rows(shard, Columns(everything=True), range(shard.samples))
-        ahead: deque[list[tuple[Row, NDArray[np.float32], Future[Crops | None]]]] = deque()
+        ahead: deque[list[tuple[Row, NDArray[np.float32], Future[Views | None]]]] = deque()
         while taken := list(islice(rows, self._batch_rows)):
             ahead.append(
                 [
@@ -166,7 +174,7 @@ class ShardEmbedder:
         while ahead:
             yield from _resolved(ahead.popleft())
 
-    def _embedded(self, rows: list[Row], draws: NDArray[np.float32], views: list[Crops | None]) -> pa.Table:
+    def _embedded(self, rows: list[Row], draws: NDArray[np.float32], views: list[Views | None]) -> pa.Table:
         """A table of the cache; draws are [rows, K, DRAWS]."""
         lost = [row["problem"] for row in rows]
         good = [index for index, problem in enumerate(lost) if problem is None]
@@ -175,7 +183,7 @@ class ShardEmbedder:
         return self._table(rows, lost, good, draws, embeddings, captions)
 
     @torch.no_grad()
-    def _embed(self, views: list[Crops], draws: NDArray[np.float32]) -> list[NDArray[np.float16]]:
+    def _embed(self, views: list[Views], draws: NDArray[np.float32]) -> list[NDArray[np.float16]]:
         """Return each teacher's embeddings of the augmented views, float16 [rows, K, D]."""
         if not views:
             return [
@@ -226,7 +234,7 @@ class ShardEmbedder:
         return pa.Table.from_pydict(columns, cache_schema(self.manifest))
 
 
-def _resolved(batch: list[tuple[Row, NDArray[np.float32], "Future[Crops | None]"]]) -> Iterator[_Decoded]:
+def _resolved(batch: list[tuple[Row, NDArray[np.float32], "Future[Views | None]"]]) -> Iterator[_Decoded]:
     return ((row, draws, crops.result()) for row, draws, crops in batch)
 
 
@@ -251,6 +259,9 @@ def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
 
     Returns:
         float32 [rows, teachers], cosine similarities between cached and recomputed embeddings.
+
+    Raises:
+        CacheError: a row cannot be read.
     """
     embedder = ShardEmbedder(references)
     job, manifest = embedder.job, embedder.manifest
@@ -284,6 +295,12 @@ def _views_at_even_distances(shards: list[Shard], manifest: CacheManifest, sampl
         shard = int(np.searchsorted(ends, place, "right"))
         number = place - int(ends[shard]) + shards[shard].samples
         own = replace(shards[shard], views=views)
-        found = iterate_rows(own, Columns(), range(number, number + 1), epoch=turn)
-        chosen += [row for row in found if row["problem"] is None]
+        for row in iterate_rows(own, Columns(), range(number, number + 1), epoch=turn):
+            # The cache says why a sample was lost, and no more. What says more is damage to the cache.
+            if row["problem"] and row["detail"]:
+                raise CacheError(
+                    f"{own.path}, row {number}: {row['problem']} ({row['detail']}). Remove this file and its "
+                    "_stats.json, and give the same command again."
+                )
+            chosen += [row] if row["problem"] is None else []
     return chosen

@@ -18,6 +18,7 @@ from beamclip.data.batch import load_batch
 from beamclip.data.cache import (
     CachedTeacher,
     CachedViews,
+    CacheError,
     CacheManifest,
     caption_column,
     draws_column,
@@ -126,6 +127,22 @@ def test_tasks_that_decode_make_the_same_cache(
         assert found.equals(expected)
 
 
+def test_what_is_written_is_not_written_again_where_ray_repeats_a_task(
+    job: EmbeddingJob, damaged: list[Shard], tmp_path: Path
+) -> None:
+    for file in Path(job.out).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    last = Path(damaged[-1].path).stem
+    (tmp_path / f"{last}_stats.json").unlink()
+    (tmp_path / f"{last}.parquet").write_bytes(b"half of it")
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.parquet")}
+    embed(replace(job, out=str(tmp_path)), damaged)
+    after = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.parquet")}
+    assert {name for name in after if after[name] != before[name]} == {f"{last}.parquet"}
+    whole = (pq.read_table(Path(out, f"{last}.parquet")) for out in (job.out, tmp_path))
+    assert next(whole).equals(next(whole))
+
+
 def test_rows_are_those_of_the_source_in_their_order(job: EmbeddingJob, damaged: list[Shard]) -> None:
     for source, cached in zip(damaged, list_shards(job.out), strict=True):
         before = [row["key"] for row in iterate_rows(source, Columns(), range(source.samples))]
@@ -204,3 +221,16 @@ def test_verification_finds_what_is_out_of_place(job: EmbeddingJob, tmp_path: Pa
         pq.write_table(spoil(pq.read_table(file)), file)
     cosines = verify_cache([ray.put(replace(job, out=str(tmp_path)))], 60)
     assert (cosines.min(axis=1) < 0.999).mean() > 0.2
+
+
+def test_a_shard_of_the_cache_that_cannot_be_read_fails_the_verification(
+    job: EmbeddingJob, tmp_path: Path
+) -> None:
+    for file in Path(job.out).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    spoilt = min(tmp_path.glob("*.parquet"))
+    spoilt.write_bytes(spoilt.read_bytes()[:1000])
+    with pytest.raises(
+        CacheError, match=rf"{spoilt.name}, row 0: broken shard \(.*give the same command again"
+    ):
+        verify_cache([ray.put(replace(job, out=str(tmp_path)))], 60)
