@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beamclip.data.class_folders import folder_entries
+from beamclip.data.known_shards import KNOWN_FILE
 from beamclip.data.metadata import METADATA_FILES, Described, read_metadata
 from beamclip.errors import InputError
 
@@ -145,6 +146,7 @@ def list_folder(fs: Any, folder: str) -> Listing:
     """
     top = len(folder.rstrip("/"))
     found = {path[top:].lstrip("/") or ".": problem for path, problem in folder_entries(fs, folder)}
+    found.pop(KNOWN_FILE, None)
     metadata = [name for name in METADATA_FILES if name in found and found[name] is None]
     if len(metadata) > 1:
         raise InputError(f"{folder}: holds {' and '.join(metadata)}. Leave one of them.")

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from beamclip.data.order import PIECE
 from beamclip.places import Folder
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,14 @@ class Known:
     """As in Index; None: nobody looked."""
 
 
+_PLACES = f"places of every {PIECE}"
+
 _SCHEMA = pa.schema(
     [
         ("name", pa.string()),
         ("version", pa.string()),
         ("samples", pa.int64()),
-        ("places", pa.list_(pa.int64())),
+        (_PLACES, pa.list_(pa.int64())),
     ]
 )
 
@@ -104,7 +107,7 @@ def _parsed(content: bytes) -> dict[Key, Known]:
         raise ValueError("a number of samples that is none")
     if not len(table):
         return {}
-    lists = table["places"].chunk(0)
+    lists = table[_PLACES].chunk(0)
     numbers, edges = lists.values.to_numpy(), lists.offsets.to_numpy()
     looked_at = lists.is_valid().to_pylist()
     return {
@@ -122,7 +125,7 @@ def _write_known(folder: str, wanted: Sequence[Key], known: dict[Key, Known]) ->
             "name": [each.key[0] for each in rows],
             "version": [each.key[1] for each in rows],
             "samples": [each.samples for each in rows],
-            "places": [each.places for each in rows],
+            _PLACES: [each.places for each in rows],
         },
         _SCHEMA,
     )
@@ -132,7 +135,7 @@ def _write_known(folder: str, wanted: Sequence[Key], known: dict[Key, Known]) ->
         table,
         content,
         use_dictionary=False,
-        column_encoding={"places.list.element": "DELTA_BINARY_PACKED"},
+        column_encoding={f"{_PLACES}.list.element": "DELTA_BINARY_PACKED"},
     )
     for place, name in _files(folder):
         try:

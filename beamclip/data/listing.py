@@ -216,7 +216,9 @@ def _read_for_index(tars: list[Shard]) -> Iterator[Known]:
     keys = {tar.path: tar.key for tar in tars}
     for path, found in find_indexes([(tar.path, tar.size) for tar in tars]):
         if isinstance(found, str):
-            raise InputError(f"a tar cannot be read ({found}). Make it readable, or move it elsewhere.")
+            raise InputError(
+                f"{path}: cannot be read as a tar ({found}). Make it readable, or move it elsewhere."
+            )
         yield Known(keys[path], found.samples, found.places)
 
 

@@ -31,6 +31,9 @@ Ints = NDArray[np.int64]
 PIECE = 16
 """Rows of a piece, at most: about a megabyte of photographs, which an object store answers in one request."""
 
+ORDER_VERSION = 2
+"""Of what this module computes: with another version, the samples of a run come in another order."""
+
 LANES_PER_WORKER = 8
 """Fewer lanes a worker would give some workers noticeably more samples of a batch than others."""
 
@@ -74,22 +77,12 @@ class Order:
         return Epoch(self, number, keys, starts)
 
 
-def order_of(counts: Ints, window: int, seed: int, num_workers: int) -> Order:
-    """The order of a data set that fills the window alone.
+def order_over(counts: Ints, lanes: int, seed: int) -> Order:
+    """The order of a data set over so many lanes.
 
     Args:
         counts: [shards], rows of each shard.
-        window: rows that are shuffled among each other, `--shuffle-window`.
-        num_workers: workers that share the lanes.
-
-    Raises:
-        InputError: the window has too few lanes for the workers.
     """
-    return order_over(counts, lanes_in(window, num_workers), seed)
-
-
-def order_over(counts: Ints, lanes: int, seed: int) -> Order:
-    """The order of a data set over so many lanes."""
     # Pieces of few rows where the data are few: whole pieces would fill few lanes, and nothing be shuffled.
     return Order(counts, lanes, min(PIECE, max(1, int(counts.sum()) // lanes)), seed)
 

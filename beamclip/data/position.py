@@ -1,12 +1,15 @@
 """Where a run stands in its data: the number of samples before it, in an order that never changes."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from beamclip.data.mixture import Mixture
-from beamclip.data.order import PIECE
+from beamclip.data.order import ORDER_VERSION, PIECE
+
+log = logging.getLogger(__name__)
 
 
 class OtherOrderError(ValueError):
@@ -26,6 +29,7 @@ class DataPosition:
     seed: int
     skipped: dict[str, int] = field(default_factory=dict)
     """Samples lost in the first pass over the data, by reason."""
+    order_version: int = ORDER_VERSION
 
 
 def position_in(mixture: Mixture, samples: int, skipped: dict[str, int]) -> DataPosition:
@@ -51,16 +55,18 @@ def from_plain(content: dict[str, Any]) -> DataPosition:
     """What `to_plain` made.
 
     Raises:
-        OtherOrderError: an earlier version made it, whose order of the samples was another.
+        OtherOrderError: another version made it, whose order of the samples was another.
     """
     try:
         whole = {name: tuple(content[name]) for name in ("lanes", "pieces")}
-        return DataPosition(**{**content, **whole})
+        if content["order_version"] == ORDER_VERSION:
+            return DataPosition(**{**content, **whole})
     except (KeyError, TypeError) as error:
-        raise OtherOrderError(
-            "its checkpoints are of an earlier version of beamclip, which took the samples in another order: "
-            "the run cannot be resumed. Its model can be trained further as a new run's --init-checkpoint."
-        ) from error
+        log.debug("a position of another version: %s", error)
+    raise OtherOrderError(
+        "its checkpoints are of another version of beamclip, which took the samples in another order: "
+        "the run cannot be resumed. Its model can be trained further as a new run's --init-checkpoint."
+    )
 
 
 def check_order(position: DataPosition, mixture: Mixture) -> None:

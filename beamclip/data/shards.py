@@ -129,7 +129,7 @@ def iterate_rows(
     while given < len(rows):
         try:
             for key, build in _rows_of(shard, columns, rows[given:], epoch, span):
-                given += 1
+                given, pauses = given + 1, iter(RETRY_PAUSES)
                 yield _row(key, build, columns, shard, epoch)
             break
         except StoreError as error:
@@ -197,6 +197,7 @@ def _row(key: str, build: Callable[[], Row], columns: Columns, shard: Shard, epo
 
 
 def _lost(key: str, problem: str, detail: str | None, shard: Shard, epoch: int) -> Row:
+    detail = None if detail is None else _as_text(detail)
     return {"key": key, "epoch": epoch, "problem": problem, "detail": detail, "shard": shard.name}
 
 

@@ -20,6 +20,7 @@ from beamclip.data.image_folder import (
     SECOND_TEXT,
     kept_listing,
 )
+from beamclip.data.known_shards import KNOWN_FILE
 from beamclip.data.listing import check_texts, list_labelled, list_shards
 from beamclip.data.shards import MISSING_CAPTION, MISSING_LABEL, Columns, Row, Shard, iterate_rows
 from beamclip.errors import InputError
@@ -63,6 +64,7 @@ def test_the_text_beside_an_image_is_its_caption(tmp_path: Path) -> None:
             "deep/d.txt": "below",
             "README.txt": "no caption",
             "labels.json": "[1, 2",
+            KNOWN_FILE: "ours",
         },
     )
     rows = read(tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from beamclip.data.mixture import Mixture, divided, mixture_of
-from beamclip.data.order import Order, order_of, windows_from
+from beamclip.data.order import Order, lanes_in, order_over, windows_from
 from beamclip.errors import InputError
 
 Sample = tuple[int, int, int]
@@ -125,7 +125,7 @@ def test_a_source_has_the_order_that_it_has_alone_whatever_it_is_mixed_with() ->
 
 def test_one_source_has_the_order_of_that_source() -> None:
     counts = np.array([700, 33, 1500])
-    order = order_of(counts, 4096, 3, 2)
+    order = order_over(counts, lanes_in(4096, 2), 3)
     for weights in ((), (5.0,)):
         mixture = mixture_of([counts], weights, 4096, 3, 2)
         pairs = zip(mixture.windows_from(100, 1, 2), windows_from(order, 100, 1, 2), strict=False)

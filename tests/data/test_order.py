@@ -5,7 +5,7 @@ from itertools import takewhile
 import numpy as np
 import pytest
 
-from beamclip.data.order import PIECE, Order, order_of, shares, windows_from
+from beamclip.data.order import PIECE, Order, lanes_in, order_over, shares, windows_from
 from beamclip.errors import InputError
 
 Sample = tuple[int, int, int]
@@ -64,21 +64,21 @@ def test_a_run_goes_on_from_any_sample_as_if_nothing_had_happened(seed: int) -> 
 
 
 def test_workers_take_turns_where_they_divide_the_lanes() -> None:
-    order = order_of(np.array([700, 33, 1500]), 4096, 0, 4)
+    order = order_over(np.array([700, 33, 1500]), lanes_in(4096, 4), 0)
     for rank in range(4):
         assert {number % 4 for number in samples(order, 0, 2 * order.rows, rank, 4)} == {rank}
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = [order_of(np.full(9, 40), 256, seed, 1) for seed in (0, 1)]
+    orders = [order_over(np.full(9, 40), lanes_in(256, 1), seed) for seed in (0, 1)]
     found = [samples(order, 0, 3 * 360) for order in orders]
     epochs = [tuple(s[1:] for s in each.values() if s[0] == epoch) for each in found for epoch in range(3)]
     assert len(set(epochs)) == 6
-    assert found[0] == samples(order_of(np.full(9, 40), 256, 0, 1), 0, 3 * 360)
+    assert found[0] == samples(order_over(np.full(9, 40), lanes_in(256, 1), 0), 0, 3 * 360)
 
 
 def test_few_samples_are_shuffled_too() -> None:
-    order = order_of(np.array([16]), 4096, 0, 1)
+    order = order_over(np.array([16]), lanes_in(4096, 1), 0)
     rows = [row for _, _, row in samples(order, 0, 48).values()]
     assert rows[:16] != sorted(rows[:16])
     assert len({tuple(rows[start : start + 16]) for start in (0, 16, 32)}) == 3
@@ -86,14 +86,14 @@ def test_few_samples_are_shuffled_too() -> None:
 
 def test_a_window_with_too_few_lanes_is_refused() -> None:
     counts = np.full(9, 4000)
-    order_of(counts, 24 * 8 * PIECE, 0, 24)
+    order_over(counts, lanes_in(24 * 8 * PIECE, 24), 0)
     with pytest.raises(InputError, match=r"--shuffle-window 3000: has 187 lanes .* Give 3072 or more"):
-        order_of(counts, 3000, 0, 24)
+        order_over(counts, lanes_in(3000, 24), 0)
 
 
 def together(shards: int, rows: int, batch: int = 256) -> float:
     """How often two images of a batch are of one shard, against the same in a perfect shuffle."""
-    order = order_of(np.full(shards, rows), 4096, 0, 1)
+    order = order_over(np.full(shards, rows), lanes_in(4096, 1), 0)
     drawn = [sample[1] for sample in samples(order, 0, order.rows // batch * batch).values()]
     pairs = [np.bincount(each, minlength=shards) for each in np.reshape(drawn, (-1, batch))]
     same = np.mean([(count * (count - 1)).sum() / (batch * (batch - 1)) for count in pairs])
@@ -108,7 +108,7 @@ def test_shards_do_not_clump() -> None:
 
 
 def test_neighbours_come_to_different_batches_in_an_order_of_their_own() -> None:
-    order = order_of(np.full(100, 1000), 4096, 0, 1)
+    order = order_over(np.full(100, 1000), lanes_in(4096, 1), 0)
     drawn = [sample[1:] for sample in samples(order, 0, 20 * 4096).values()]
     batches = np.reshape(drawn, (-1, 256, 2))
     pieces = batches[..., 0] * 1000 + batches[..., 1] // PIECE
@@ -122,6 +122,6 @@ def test_neighbours_come_to_different_batches_in_an_order_of_their_own() -> None
 def test_a_place_is_found_without_looking_at_what_comes_before_it() -> None:
     """A million shards and 4e8 samples: this takes half a second."""
     counts = np.random.default_rng(0).integers(350, 451, 1_000_000)
-    order = order_of(counts, 65_536, 0, 64)
+    order = order_over(counts, lanes_in(65_536, 64), 0)
     window = next(windows_from(order, 2 * order.rows + 123_456_789, 17, 64))
     assert (window.epoch, len(window.row) > 0) == (2, True)

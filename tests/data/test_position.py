@@ -54,8 +54,11 @@ def test_the_advice_names_no_weights_where_there_were_none() -> None:
 
 
 def test_the_place_of_an_earlier_version_is_refused_with_advice() -> None:
-    with pytest.raises(OtherOrderError, match="of an earlier version of beamclip"):
-        from_plain({"order": {}, "ranks": [], "leftovers": {}})
+    earlier = to_plain(position_in(mixture(), 10, {}))
+    earlier["order_version"] -= 1
+    for content in (earlier, {"order": {}, "ranks": [], "leftovers": {}}):
+        with pytest.raises(OtherOrderError, match="of another version of beamclip"):
+            from_plain(content)
 
 
 def test_losses_of_all_workers_are_added() -> None:

@@ -8,7 +8,7 @@ import os
 import tarfile
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -350,6 +350,18 @@ def test_names_that_are_not_utf8_stay_apart(tmp_path: Path, make_samples: Make, 
     assert found[2] == "café"
 
 
+def test_the_words_about_a_name_that_is_not_utf8_fit_into_a_table(
+    tmp_path: Path, make_samples: Make, write_tar: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Iterator[Any]:
+        raise EOFError("caf\udce9.png is cut off")
+
+    write_tar(tmp_path, 0, make_samples(0, 1))
+    monkeypatch.setattr(shards, "_rows_of", fail)
+    table = pa.Table.from_pylist(read(tmp_path), ROW_SCHEMA)
+    assert table["detail"].to_pylist() == ["EOFError: caf\\udce9.png is cut off"]
+
+
 def test_equal_names_in_different_folders_of_a_tar_are_different_samples(
     tmp_path: Path, make_samples: Make, write_tar: Write
 ) -> None:
@@ -627,7 +639,7 @@ class FlakyFile(io.BytesIO):
 
 
 @pytest.mark.parametrize("format", ["tar", "parquet"])
-@pytest.mark.parametrize("failing", [{5, 15, 25}, range(3, 10**9)])
+@pytest.mark.parametrize("failing", [{5, 15, 25}, {20, 60, 120, 200, 300}, range(3, 10**9)])
 def test_a_store_that_is_busy_for_a_moment_is_asked_again_and_nothing_is_lost_or_doubled(
     tmp_path: Path,
     make_samples: Make,
