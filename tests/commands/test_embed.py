@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from beamclip.cluster import WorkersConfig
+from beamclip.commands import embed as embed_module
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.distill_data import load_data
@@ -22,6 +23,7 @@ from beamclip.config import read_config
 from beamclip.data.cache import CacheError, embedding_column, finished_manifest, read_manifest
 from beamclip.data.config import AugmentConfig, StreamConfig
 from beamclip.data.listing import list_shards
+from beamclip.data.shard_file import MissingShardError
 from beamclip.errors import InputError
 from beamclip.models.clip import new_clip
 from beamclip.models.config import StudentConfig
@@ -227,6 +229,19 @@ def test_damaged_images_are_counted_and_the_others_keep_their_embeddings(config,
     summary = embed(replace(config, data=str(data), out=str(tmp_path / "cache"), verify=150))
     assert summary.counts.skipped == {"unsupported image format": 3}
     assert summary.metrics["cosine_min"] > 0.999
+
+
+@pytest.mark.parametrize("decode", ["worker", "tasks"])
+def test_a_shard_that_is_gone_when_it_is_read_ends_with_its_path(
+    config, corpus, tmp_path, monkeypatch, decode
+):
+    data = tmp_path / "shards"
+    shutil.copytree(corpus.train, data)
+    shards = list_shards(str(data))
+    monkeypatch.setattr(embed_module, "list_shards", lambda *_, **__: shards)
+    (data / "00001.tar").unlink()
+    with pytest.raises(MissingShardError, match=r"00001\.tar: cannot be read on node .*FileNotFoundError"):
+        embed(replace(config, data=str(data), out=str(tmp_path / "cache"), decode=decode))
 
 
 def test_what_is_missing_is_named(capsys):
