@@ -6,6 +6,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,25 +48,34 @@ def train_elastic(run: Run, rounds: int) -> list[Lost]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with _node(environment, "--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"):
-        environment["RAY_ADDRESS"] = address
-        launcher = [sys.executable, "-c", LAUNCHER]
-        process = start(run, "1..2", cpus=CPUS / 2, launcher=launcher, environment=environment)
-        try:
-            _progress_by(1, run, process)
-            for _ in range(rounds):
-                with _node(environment, f"--address={address}"):
-                    step, seconds = _progress_by(2, run, process)
-                    lost.append(Lost("node added", 1, step, seconds))
-                    # Past a checkpoint, so that steps of two workers last.
-                    _progress_by(2, run, process, last_step(run) + CHECKPOINT_EVERY)
-                step, seconds = _progress_by(1, run, process)
-                lost.append(Lost("node lost", 2, step, seconds))
-            expect_exit(process, 0, within=1200.0)
-        finally:
-            if process.poll() is None:
-                kill_all(process)
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        # What a killed head leaves behind would be in the way of other programs that use Ray.
+        environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_TMPDIR": folder,
+        }
+        with _node(
+            environment, "--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"
+        ):
+            environment["RAY_ADDRESS"] = address
+            launcher = [sys.executable, "-c", LAUNCHER]
+            process = start(run, "1..2", cpus=CPUS / 2, launcher=launcher, environment=environment)
+            try:
+                _progress_by(1, run, process)
+                for _ in range(rounds):
+                    with _node(environment, f"--address={address}"):
+                        step, seconds = _progress_by(2, run, process)
+                        lost.append(Lost("node added", 1, step, seconds))
+                        # Past a checkpoint, so that steps of two workers last.
+                        _progress_by(2, run, process, last_step(run) + CHECKPOINT_EVERY)
+                    step, seconds = _progress_by(1, run, process)
+                    lost.append(Lost("node lost", 2, step, seconds))
+                expect_exit(process, 0, within=1200.0)
+            finally:
+                if process.poll() is None:
+                    kill_all(process)
     return lost
 
 
