@@ -2,9 +2,10 @@
 
 python benchmarks/throughput.py [--rounds 5]
 
-A ResNet-18 learns from a teacher cache, at 224 px and at 64 px. In each round, three things are measured in
-turn, each in processes of its own: steps on one batch in memory (the ceiling), the stream of batches without
-training, and pipelines/distill.py. Inputs are kept in --out.
+A ResNet-18 learns from a teacher cache, at 224 px and at 64 px. In each round, these are measured in turn,
+each in processes of its own: steps on one batch in memory (the ceiling), the stream of batches without
+training, and pipelines/distill.py, the last two with images decoded by the worker and by tasks. Inputs are
+kept in --out.
 """
 
 import argparse
@@ -21,9 +22,10 @@ from functools import partial
 from itertools import chain, cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import torch
 from support.cached_distillation import (
@@ -42,10 +44,9 @@ from support.reports import circumstances
 
 from beamclip.cluster import ray_session
 from beamclip.commands.console import percent, table
-from beamclip.data.batch import Batch
 from beamclip.data.bundles import ROWS_PER_TASK, Bundle, bundles_of, read_bundle
 from beamclip.data.cache import embedding_column
-from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.config import AugmentConfig, CaptionConfig, DecodePlace, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import Starts
 from beamclip.data.listing import list_shards
@@ -66,6 +67,7 @@ WARM_UP_STEPS = 10
 CEILING_STEPS = 40
 STAGE_IMAGES = 2048
 READ_REPEATS = 7
+DECODE_PLACES: tuple[DecodePlace, ...] = get_args(DecodePlace)
 THREADS = os.cpu_count() or 1
 """Threads of torch, as many as a single worker takes by default."""
 
@@ -92,7 +94,7 @@ class Setting:
 
 SETTINGS = (
     Setting(224, Photos(256, 256, 8192, 2048, 1024), 32, steps=100, loader_images=8192, target=0.9),
-    Setting(64, Photos(64, 64, 32768, 4096, 4096), 256, steps=100, loader_images=65536, target=0.8),
+    Setting(64, Photos(64, 64, 32768, 4096, 4096), 256, steps=100, loader_images=65536, target=0.88),
 )
 
 
@@ -111,10 +113,16 @@ Figures = dict[str, float]
 
 HEADINGS = {
     "ceiling": "ceiling, images/s",
-    "loader": "loader alone, images/s",
-    "real": "run, images/s",
-    "data_wait_share": "run, share of time waiting for data",
-    "ratio": "run / ceiling",
+    "loader worker": "loader alone, images/s",
+    "loader tasks": "loader alone, decoded by tasks, images/s",
+    "cpu worker": "loader alone, CPU seconds of the machine per 1,000 images",
+    "cpu tasks": "loader alone, decoded by tasks, CPU seconds of the machine per 1,000 images",
+    "run worker": "run, images/s",
+    "run tasks": "run, decoded by tasks, images/s",
+    "wait worker": "run, share of time waiting for data",
+    "wait tasks": "run, decoded by tasks, share of time waiting for data",
+    "ratio worker": "run / ceiling",
+    "ratio tasks": "run, decoded by tasks / ceiling",
     "read_seconds": "read shards, one process, s per 1,000 images",
     "rows_seconds": "read through Ray Data into the window, s per 1,000 images",
     "decode_seconds": "decode, crop, collate, one thread, s per 1,000 images",
@@ -176,10 +184,14 @@ def make_inputs(setting: Setting, out: Path) -> Inputs:
 
 def measure(setting: Setting, inputs: Inputs, out: Path) -> Figures:
     """Measure one setting once."""
-    ceiling = alone(measure_ceiling, setting, inputs)
-    loader = alone(measure_loader, setting, inputs)
-    real = measure_run(setting, inputs, out)
-    return {"ceiling": ceiling, **loader, **real, "ratio": real["real"] / ceiling}
+    found = {"ceiling": alone(measure_ceiling, setting, inputs)}
+    for place in DECODE_PLACES:
+        found |= alone(partial(measure_loader, place), setting, inputs)
+    found |= alone(measure_stages, setting, inputs)
+    for place in DECODE_PLACES:
+        found |= measure_run(place, setting, inputs, out)
+        found[f"ratio {place}"] = found[f"run {place}"] / found["ceiling"]
+    return found
 
 
 def alone(body: Callable[[Setting, Inputs], T], setting: Setting, inputs: Inputs) -> T:
@@ -216,9 +228,9 @@ class Source:
     """Of the shards, from starts.read_starts."""
     share: WorkerShare
 
-    def rows(self) -> Generator[Numbered, None, None]:
-        """Yield its samples through Ray Data, from the first one on."""
-        return worker_rows(self.shards, self.starts, Columns(), self.share, sample=0)
+    def rows(self, decoding: Decoding | None = None) -> Generator[Numbered, None, None]:
+        """Yield its samples through Ray Data, from the first one on, decoded by its tasks or not at all."""
+        return worker_rows(self.shards, self.starts, Columns(), self.share, sample=0, decoding=decoding)
 
     def bundles(self) -> list[Bundle]:
         """Return the first bundles that its read tasks read, of about STAGE_IMAGES rows in all."""
@@ -233,39 +245,42 @@ def _source(setting: Setting, inputs: Inputs, window: int) -> Source:
     return Source(shards, read_starts(shards), WorkerShare(mixture, setting.batch_size))
 
 
-def measure_loader(setting: Setting, inputs: Inputs) -> Figures:
-    """Return images per second of the stream and seconds of its stages, with Ray up and no training."""
+def measure_loader(place: DecodePlace, setting: Setting, inputs: Inputs) -> Figures:
+    """Return images per second of the stream and what they cost the machine, with Ray up and no training."""
     prepare_process(THREADS, seed=0)
     stream = StreamConfig()
     source = _source(setting, inputs, stream.shuffle_window)
+    decoding = _decoding(setting)
     with ray_session():
-        speed = _stream_speed(setting, source, stream)
-        rows_seconds = _rows_seconds(source, 2 * stream.shuffle_window)
+        rows = source.rows(decoding if place == "tasks" else None)
+        batches = training_batches(rows, source.share, decoding, threads=stream.decode_threads)
+        with prefetched(batches, stream.prefetch_batches) as ready:
+            _use_up(ready, stream.prefetch_batches + 1)
+            spent = _cpu_seconds()
+            seconds = _seconds(lambda: _use_up(ready, setting.loader_images // setting.batch_size))
+            spent = _cpu_seconds() - spent
+    images = setting.loader_images
+    return {f"loader {place}": images / seconds, f"cpu {place}": spent / images * 1000}
+
+
+def measure_stages(setting: Setting, inputs: Inputs) -> Figures:
+    """Return seconds per 1,000 images of the stages of the stream."""
+    prepare_process(THREADS, seed=0)
+    window = StreamConfig().shuffle_window
+    source = _source(setting, inputs, window)
+    with ray_session():
+        rows_seconds = _rows_seconds(source, 2 * window)
     bundles = source.bundles()
     rows = [row for table in _read(bundles) for row in table.to_pylist()]
     return {
-        "loader": speed,
         "rows_seconds": rows_seconds,
         "read_seconds": _seconds(lambda: _read(bundles)) / len(rows) * 1000,
         "decode_seconds": _decode_seconds(setting, source, rows),
     }
 
 
-def _stream_speed(setting: Setting, source: Source, stream: StreamConfig) -> float:
-    batches = _batches(setting, source, source.rows(), stream.decode_threads)
-    with prefetched(batches, stream.prefetch_batches) as ready:
-        _use_up(ready, stream.prefetch_batches + 1)
-        return setting.loader_images / _seconds(
-            lambda: _use_up(ready, setting.loader_images // setting.batch_size)
-        )
-
-
-def _batches(
-    setting: Setting, source: Source, rows: Generator[Numbered, None, None], threads: int
-) -> Generator[Batch, None, None]:
-    embedding_bytes = (2 * EMBED_DIM,)
-    decoding = Decoding(setting.image_size, AugmentConfig(), CaptionConfig(), 0, embedding_bytes)
-    return training_batches(rows, source.share, decoding, threads=threads)
+def _decoding(setting: Setting) -> Decoding:
+    return Decoding(setting.image_size, AugmentConfig(), CaptionConfig(), 0, (2 * EMBED_DIM,))
 
 
 def _rows_seconds(source: Source, count: int) -> float:
@@ -286,7 +301,7 @@ def _read(bundles: list[Bundle]) -> list[Any]:
 
 def _decode_seconds(setting: Setting, source: Source, rows: list[Row]) -> float:
     numbered = (pair for pair in enumerate(cycle(rows)))  # a generator, since it is closed
-    with closing(_batches(setting, source, numbered, threads=1)) as batches:
+    with closing(training_batches(numbered, source.share, _decoding(setting), threads=1)) as batches:
         count = STAGE_IMAGES // setting.batch_size
         return _seconds(lambda: _use_up(batches, count)) / (count * setting.batch_size) * 1000
 
@@ -302,7 +317,13 @@ def _seconds(body: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure_run(setting: Setting, inputs: Inputs, out: Path) -> Figures:
+def _cpu_seconds() -> float:
+    """CPU seconds that all processes of the machine have used."""
+    used = psutil.cpu_times()
+    return used.user + used.nice + used.system + used.irq + used.softirq
+
+
+def measure_run(place: DecodePlace, setting: Setting, inputs: Inputs, out: Path) -> Figures:
     """Train by the public command; return the figures of all its records but the first."""
     with tempfile.TemporaryDirectory(dir=out, prefix="run-") as run:
         run_pipeline(
@@ -311,11 +332,12 @@ def measure_run(setting: Setting, inputs: Inputs, out: Path) -> Figures:
                 *("--data", inputs.cache, "--teacher", inputs.teacher, "--student", STUDENT),
                 *("--classes", inputs.classes, "--out", run, "--steps", setting.steps),
                 *("--batch-size", setting.batch_size, "--log-every", WARM_UP_STEPS),
+                *("--decode", place),
             ],
             out,
         )
         rate, waited = rates_of(read_json_lines(Path(run, "metrics.jsonl"))[1:])
-    return {"real": rate, "data_wait_share": waited}
+    return {f"run {place}": rate, f"wait {place}": waited}
 
 
 def cache_figures(setting: Setting, inputs: Inputs) -> Figures:
@@ -370,9 +392,13 @@ def quartiles(values: list[float]) -> list[float]:
 
 def in_words(figures: Figures) -> str:
     """Format the rates of a round for the terminal."""
-    rates = ", ".join(f"{name} {figures[name]:,.1f}" for name in ("ceiling", "loader", "real"))
-    waited = percent(figures["data_wait_share"])
-    return f"{rates} images/s, run / ceiling {figures['ratio']:.3f}, waited {waited}"
+    names = ("ceiling", *(f"{what} {place}" for what in ("loader", "run") for place in DECODE_PLACES))
+    rates = ", ".join(f"{name} {figures[name]:,.1f}" for name in names)
+    ratios, waits = (
+        " and ".join(form(figures[f"{what} {place}"]) for place in DECODE_PLACES)
+        for what, form in (("ratio", "{:.3f}".format), ("wait", percent))
+    )
+    return f"{rates} images/s, run / ceiling {ratios}, waited {waits}"
 
 
 def rounds_table(rounds: dict[Setting, list[Figures]]) -> list[list[str]]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from beamclip.data.captions import choose_caption
 from beamclip.data.crops import Crops, Decoded
-from beamclip.data.decoding import Decoding, decoded, row_draws
+from beamclip.data.decoding import Decoding
 from beamclip.data.lost_samples import LostSample
 from beamclip.data.sample_rows import Row
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, DRAWS
@@ -66,6 +65,10 @@ class Batch:
         )
 
 
+ROWS_TOGETHER = 8
+"""Rows that a thread decodes before it takes others: each time, threads take turns with Python's lock."""
+
+
 def load_batch(
     rows: Sequence[Row | Decoded], decoding: Decoding, pool: ThreadPoolExecutor, *, size: int
 ) -> tuple[Batch, list[Row]]:
@@ -80,7 +83,10 @@ def load_batch(
     done = [row for row in rows if isinstance(row, tuple)]
     if len(done) < len(rows):
         encoded = [row for row in rows if not isinstance(row, tuple)]
-        done = list(pool.map(partial(decoded, decoding=decoding), encoded, row_draws(encoded, decoding.seed)))
+        parts = [encoded[first : first + ROWS_TOGETHER] for first in range(0, len(encoded), ROWS_TOGETHER)]
+        done = [
+            (crops, place) for crops in pool.map(decoding.crops, parts) for place in range(len(crops.keys))
+        ]
     bad = [crops.lost[place] for crops, place in done if place in crops.lost]
     good = [number for number, (crops, place) in enumerate(done) if place not in crops.lost]
     if not good:

@@ -4,7 +4,6 @@ Free of torch: every process that runs a read task may import this module.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +40,11 @@ Decoded = tuple[Crops, int]
 """A decoded row: its place among others."""
 
 
-def decoded_table(
-    rows: list[Row],
-    pixels: NDArray[np.uint8],
-    draws: NDArray[np.float32],
-    embeddings: Sequence[NDArray[np.float16]],
-) -> pa.Table:
-    """Lay decoded rows into a table; arguments as the fields of Crops. `decoded_rows` is the inverse."""
-    table = pa.Table.from_pylist(rows, _PLAIN).append_column(_PIXELS, fixed_column(pixels))
-    table = table.append_column(_DRAWS, fixed_column(draws))
-    for number, of_teacher in enumerate(embeddings):
+def decoded_table(rows: list[Row], crops: Crops) -> pa.Table:
+    """Lay decoded rows into a table; `decoded_rows` is the inverse."""
+    table = pa.Table.from_pylist(rows, _PLAIN).append_column(_PIXELS, fixed_column(crops.pixels))
+    table = table.append_column(_DRAWS, fixed_column(crops.draws))
+    for number, of_teacher in enumerate(crops.embeddings):
         table = table.append_column(f"{_EMBEDDING}{number}", fixed_column(of_teacher))
     return table
 

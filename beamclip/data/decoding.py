@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beamclip.data.config import AugmentConfig, CaptionConfig
-from beamclip.data.crops import Crops, Decoded, decoded_table
+from beamclip.data.crops import Crops, decoded_table
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import in_words
 from beamclip.data.sample_rows import Row
@@ -40,20 +40,31 @@ class Decoding:
         """Rows that a task hands over together."""
         return ROWS_PER_BLOCK
 
-    def table(self, rows: list[Row]) -> pa.Table:
-        """Decode rows in the calling thread, into a table of crops.decoded_table."""
+    def crops(self, rows: Sequence[Row]) -> Crops:
+        """Decode rows in the calling thread."""
         side, draws = self.image_size, row_draws(rows, self.seed)
-        pixels = np.zeros((len(rows), side, side, 3), np.uint8)
+        pixels = np.empty((len(rows), side, side, 3), np.uint8)
         for row, own, place in zip(rows, draws, pixels, strict=True):
-            crops = crops_of(row, own[None], side, self.augment)
-            if crops is not None:
-                place[:] = crops[0]
+            if not decode_into(place[None], row, own[None], self.augment):
+                place[:] = 0
         embeddings = []
         for number, width in enumerate(self.embedding_bytes):
             of_rows = (row.get("embeddings") for row in rows)
             joined = b"".join(each[number] if each else bytes(width) for each in of_rows)
             embeddings.append(np.frombuffer(joined, "<f2").reshape(len(rows), -1))
-        return decoded_table(rows, pixels, np.stack(draws), embeddings)
+        return Crops(
+            pixels,
+            np.stack(draws),
+            tuple(embeddings),
+            [row["key"] for row in rows],
+            [row["epoch"] for row in rows],
+            [row.get("texts") for row in rows],
+            {place: row for place, row in enumerate(rows) if row["problem"]},
+        )
+
+    def table(self, rows: list[Row]) -> pa.Table:
+        """Decode rows in the calling thread, into a table of crops.decoded_table."""
+        return decoded_table(rows, self.crops(rows))
 
 
 def row_draws(rows: Sequence[Row], seed: int) -> list[NDArray[np.float32]]:
@@ -71,38 +82,23 @@ def row_draws(rows: Sequence[Row], seed: int) -> list[NDArray[np.float32]]:
     return draws
 
 
-def crops_of(
-    row: Row, draws: NDArray[np.float32], image_size: int, augment: AugmentConfig
-) -> NDArray[np.uint8] | None:
-    """Decode the image of a row and crop it by each of draws; None, its problem set, if it has no usable one.
+def decode_into(
+    crops: NDArray[np.uint8], row: Row, draws: NDArray[np.float32], augment: AugmentConfig
+) -> bool:
+    """Decode the image of a row and crop it by each of draws.
 
     Args:
+        crops: [crops, side, side, 3], which are written.
         draws: [crops, DRAWS].
 
     Returns:
-        [crops, image_size, image_size, 3].
+        False, with the row's problem set, if it has no usable image.
     """
     if row["problem"]:
-        return None
+        return False
     try:
-        return load_training_views(row["image"], draws, image_size, augment)
+        load_training_views(row["image"], draws, augment, crops)
     except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
         row.update(problem=refusal_reason(error), detail=in_words(error))
-        return None
-
-
-def decoded(row: Row, draws: NDArray[np.float32], decoding: Decoding) -> Decoded:
-    """Decode a row by itself."""
-    crops = crops_of(row, draws[None], decoding.image_size, decoding.augment)
-    return (
-        Crops(
-            np.empty((1, 0, 0, 3), np.uint8) if crops is None else crops,
-            draws[None],
-            tuple(np.frombuffer(each, "<f2")[None] for each in row.get("embeddings") or ()),
-            [row["key"]],
-            [row["epoch"]],
-            [row.get("texts")],
-            {0: row} if crops is None else {},
-        ),
-        0,
-    )
+        return False
+    return True

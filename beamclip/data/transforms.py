@@ -93,19 +93,19 @@ def load_training_image(
     Raises:
         ImageRefused: the image cannot be decoded, or is beyond the limits.
     """
-    return load_training_views(encoded, draws[None], size, config)[0]
+    crops = np.empty((1, size, size, 3), np.uint8)
+    load_training_views(encoded, draws[None], config, crops)
+    return crops[0]
 
 
 def load_training_views(
-    encoded: bytes, draws: NDArray[np.float32], size: int, config: AugmentConfig
-) -> NDArray[np.uint8]:
+    encoded: bytes, draws: NDArray[np.float32], config: AugmentConfig, crops: NDArray[np.uint8]
+) -> None:
     """Make several crops of one image, which is decoded once at each scale that they need.
 
     Args:
         draws: float32 [K, CROP_DRAWS] or wider.
-
-    Returns:
-        uint8 [K, size, size, 3].
+        crops: uint8 [K, size, size, 3], which are written.
 
     Raises:
         ImageRefused: the image cannot be decoded, or is beyond the limits.
@@ -113,7 +113,9 @@ def load_training_views(
     decoded: dict[int, NDArray[np.uint8] | None] = {}
     places = draws[:, :CROP_DRAWS].tolist()
     with judged(encoded) as image:
-        return np.stack([resize_crop(_crop(image, place, size, config, decoded), size) for place in places])
+        for place, crop in zip(places, crops, strict=True):
+            size = len(crop)
+            crop[:] = resize_crop(_crop(image, place, size, config, decoded), size)
 
 
 def _crop(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from beamclip.data.config import AugmentConfig
 from beamclip.data.crops import array_of, fixed_column
-from beamclip.data.decoding import crops_of
+from beamclip.data.decoding import decode_into
 from beamclip.data.sample_rows import ROW_SCHEMA, Row
 from beamclip.data.shards import ROWS_PER_BLOCK
 from beamclip.data.transforms import DRAWS, sample_uniforms
@@ -52,16 +52,16 @@ class ViewDecoding:
         Args:
             draws: [views, DRAWS].
         """
-        return crops_of(row, draws, self.image_size, self.augment)
+        crops = np.empty((self.views, self.image_size, self.image_size, 3), np.uint8)
+        return crops if decode_into(crops, row, draws, self.augment) else None
 
     def table(self, rows: list[Row]) -> pa.Table:
         """Decode rows in the calling thread, into a table that `rows_with_views` takes apart."""
         draws = self.draws(rows)
-        crops = np.zeros((len(rows), self.row_bytes), np.uint8)
+        crops = np.empty((len(rows), self.views, self.image_size, self.image_size, 3), np.uint8)
         for row, own, place in zip(rows, draws, crops, strict=True):
-            found = self.crops(row, own)
-            if found is not None:
-                place[:] = found.reshape(-1)
+            if not decode_into(place, row, own, self.augment):
+                place[:] = 0
         table = pa.Table.from_pylist(rows, ROW_SCHEMA)
         return table.append_column(_VIEWS, fixed_column(crops)).append_column(_DRAWS, fixed_column(draws))
 

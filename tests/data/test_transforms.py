@@ -571,6 +571,7 @@ def test_views_of_one_image_are_those_that_are_loaded_one_by_one(edges: tuple[in
     Image.fromarray(pixels).save(file, kind)
     config = AugmentConfig(crop_scale_min=0.02)
     draws = generator.random((6, 4), np.float32)
-    views = load_training_views(file.getvalue(), draws, 48, config)
+    views = np.empty((len(draws), 48, 48, 3), np.uint8)
+    load_training_views(file.getvalue(), draws, config, views)
     for view, own in zip(views, draws, strict=True):
         assert np.array_equal(view, load_training_image(file.getvalue(), own, 48, config))
