@@ -13,7 +13,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from beamclip.cluster import WorkersConfig
-from beamclip.data import rows
+from beamclip.data import bundles
 from beamclip.data.class_folders import OUTSIDE
 from beamclip.data.image_folder import NO_IMAGE_BESIDE
 from beamclip.data.image_limits import CORRUPT_IMAGE, TOO_NARROW, UNSUPPORTED_FORMAT
@@ -205,7 +205,7 @@ def test_lost_and_foreign_samples_are_counted_by_reason_and_the_others_encoded(
 def test_two_actors_give_what_one_process_gives(
     ray_cluster: None, clip: LoadedClip, damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "ROWS_PER_TASK", 1)  # a read task a shard, so that both actors have work
+    monkeypatch.setattr(bundles, "ROWS_PER_TASK", 1)  # a read task a shard, so that both actors have work
     alone = encode(clip, damaged)
     shared = encode(clip, damaged, workers=WorkersConfig(num_workers=2, cpus_per_worker=0.5))
     assert shared.skipped == alone.skipped == DAMAGE
