@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -29,7 +30,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from beamclip.cluster import WorkersConfig, room
+from beamclip.cluster import WorkersConfig, cluster_address, room
 from beamclip.training.channel import RemoteChannel
 from beamclip.training.events import Resizing, Waiting
 
@@ -71,7 +72,14 @@ class ScalingTrainer(TorchTrainer):
         self._policy = policy
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        return super()._initialize_and_run_controller(**{**options, "scaling_policy": self._policy})
+        changed = {**options, "scaling_policy": self._policy}
+        if cluster_address() is None and ray.get_runtime_context().get_actor_id() is None:
+            # What a command reserves in a Ray of its own goes with that Ray. A trial of a sweep, an actor, needs
+            # the one that would see to it; that one may take twelve seconds to end.
+            changed["callbacks"] = [
+                each for each in options["callbacks"] if not isinstance(each, PlacementGroupCleanerCallback)
+            ]
+        return super()._initialize_and_run_controller(**changed)
 
 
 class WorkerScaling(ElasticScalingPolicy):

@@ -19,6 +19,9 @@ from beamclip.training.channel import RemoteChannel
 if TYPE_CHECKING:
     from beamclip.training.worker import TrainingJob
 
+SECONDS_TO_END = 15.0
+"""For Ray Train to end once the workers have: it takes one where nothing is wrong."""
+
 
 class WaitingWorkers:
     """The workers of one training; see `waiting_workers`."""
@@ -104,6 +107,9 @@ class WaitingWorkers:
                 with contextlib.suppress(ImportError):
                     import beamclip.training.ray_train  # noqa: F401
                 self._left.wait()
+                # A thread that still asks Ray when it stops would end the whole process.
+                if self._workers is not None:
+                    wait([self._workers], SECONDS_TO_END)
         except BaseException as error:
             if self._channel.done():
                 raise
