@@ -74,8 +74,8 @@ class ScalingTrainer(TorchTrainer):
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         changed = {**options, "scaling_policy": self._policy}
         if cluster_address() is None and ray.get_runtime_context().get_actor_id() is None:
-            # What a command reserves in a Ray of its own goes with that Ray. Only a trial of a sweep, an actor,
-            # needs a process that sees to it, which may take twelve seconds to end.
+            # What a command reserves in a Ray of its own goes with that Ray. Only a trial of a sweep needs
+            # a process that sees to it, which may take twelve seconds to end; a trial is an actor.
             changed["callbacks"] = [
                 each for each in options["callbacks"] if not isinstance(each, PlacementGroupCleanerCallback)
             ]
