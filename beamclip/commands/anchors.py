@@ -131,6 +131,7 @@ class _EncodeOnce:
     def __init__(self, clip: LoadedClip, workers: WorkersConfig) -> None:
         self.clip = clip
         self.device = "cuda" if workers.use_gpu else "cpu"
+        self.gpus = workers.worker_gpus
         self.remote = workers.use_gpu and not workers.without_ray
         self.called = False
         self._encoder: Any = None
@@ -155,7 +156,7 @@ class _EncodeOnce:
             def encode(self, texts: list[str]) -> Any:
                 return self.teacher.encode_text(texts).cpu().numpy()
 
-        return ray.remote(num_gpus=1, num_cpus=0)(TextTower).remote(self.clip)
+        return ray.remote(num_gpus=self.gpus, num_cpus=0)(TextTower).remote(self.clip)
 
 
 def _warn_of_cuts(prompts: list[list[str]], classes: list[ClassEntry], clip: LoadedClip) -> None:

@@ -34,7 +34,7 @@ class DistillInputs:
     """Everything that the options of a distillation name, loaded and checked."""
 
     data: DistillData
-    """Its shards know what to read from them, if they are of teacher caches."""
+    """What is trained on; shards of teacher caches know what is read from them."""
     teachers: list[LoadedClip]
     """Without their image towers, which the workers run; with a cache, nobody needs them."""
     image_towers: list[ImageTower]

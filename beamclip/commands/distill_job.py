@@ -18,7 +18,7 @@ class TrainingData:
     """What a distillation trains on."""
 
     shards: list[Shard]
-    """Of all data sets, one after the other, with what to read from them if they are of teacher caches."""
+    """The shards of all data sets, one data set after the other; those of teacher caches say what is read."""
     size: int
     """Side of the images that reach the method, pixels."""
 

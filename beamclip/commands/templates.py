@@ -160,7 +160,7 @@ def embedded_by(tower: ImageTower, shards: list[Shard], workers: WorkersConfig) 
             return _encode(deepcopy(tower), pixels, "cuda" if workers.use_gpu else "cpu")
         import ray
 
-        remote: Any = ray.remote(num_gpus=1, num_cpus=0)(_encode)
+        remote: Any = ray.remote(num_gpus=workers.worker_gpus, num_cpus=0)(_encode)
         encoded: Tensor = ray.get(remote.remote(tower, pixels, "cuda"))
         return encoded
 

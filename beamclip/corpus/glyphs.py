@@ -78,9 +78,9 @@ class CorpusPaths:
     train: Path
     """Parquet table of training images: path, caption, label, style, split."""
     test: Path
-    """The same columns for the held-out styles."""
+    """Parquet table of images in the held-out styles, with the columns of `train`."""
     novel: Path
-    """The same columns for the classes never trained on."""
+    """Parquet table of images of classes that are never trained on, with the columns of `train`."""
     classes: Path
     """Class list of the train and test splits."""
     novel_classes: Path

@@ -36,9 +36,9 @@ class Batch:
     good: int
     """Rows of weight 1, for the host: `weights` may be on a device, for which it would have to wait."""
     keys: list[str] = field(default_factory=list)
-    """Of the usable samples, as they stand."""
+    """Keys of the usable samples, in the order of their rows."""
     epochs: list[int] = field(default_factory=list)
-    """The pass over the data that each of them belongs to."""
+    """The pass over the data that each usable sample belongs to."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Samples that the worker has lost so far in the first pass over the data, by reason."""
     embeddings: tuple[Tensor, ...] = ()
@@ -130,7 +130,7 @@ def _laid(rows: list[Decoded], decoding: Decoding) -> Batch:
 
 
 def _runs(rows: list[Decoded]) -> Iterator[tuple[slice, Crops, slice]]:
-    """Of rows that lie one after the other: their places here, and there."""
+    """For each run of rows that are neighbours in their crops: places here, crops, places in them."""
     begin = 0
     for end in range(1, len(rows) + 1):
         crops, place = rows[end - 1]

@@ -28,7 +28,7 @@ SEGMENTS_TOGETHER = 8
 """Segments of a bundle that are read at a time from a store."""
 
 BLOCK_BYTES = 8 << 20
-"""Of encoded samples that a read task hands over at a time."""
+"""Bytes of encoded samples that a read task hands over at a time."""
 
 
 @dataclass(frozen=True)

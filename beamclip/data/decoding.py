@@ -26,7 +26,7 @@ class Decoding:
     captions: CaptionConfig
     seed: int
     embedding_bytes: tuple[int, ...] = ()
-    """Of each teacher's embedding in a cache."""
+    """Bytes of each teacher's embedding of a view in a cache; empty without one."""
     pinned: bool = False
     """Whether pixels of a batch lie in page-locked memory, from which a GPU copies beside its other work."""
 
@@ -43,10 +43,9 @@ class Decoding:
     def crops(self, rows: Sequence[Row]) -> Crops:
         """Decode rows in the calling thread."""
         side, draws = self.image_size, row_draws(rows, self.seed)
-        pixels = np.empty((len(rows), side, side, 3), np.uint8)
+        pixels = np.zeros((len(rows), side, side, 3), np.uint8)
         for row, own, place in zip(rows, draws, pixels, strict=True):
-            if not decode_into(place[None], row, own[None], self.augment):
-                place[:] = 0
+            decode_into(place[None], row, own[None], self.augment)
         embeddings = []
         for number, width in enumerate(self.embedding_bytes):
             of_rows = (row.get("embeddings") for row in rows)

@@ -48,7 +48,7 @@ class FolderRow(NamedTuple):
     txt: str | None = None
     """Suffix of the caption's file beside it, None if there is none; the spelling may be `.TXT`."""
     json: str | None = None
-    """The same of its fields' file."""
+    """Suffix of the JSON file beside it, None if there is none; the spelling may be `.JSON`."""
     fields: bytes | None = None
     """JSON of its row of the metadata."""
     repeat: int = 0

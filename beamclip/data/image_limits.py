@@ -25,7 +25,7 @@ BYTES_PER_PIXEL = {"JPEG": 12, "PNG": 12, "GIF": 12, "BMP": 12, "JPEG2000": 135}
 """Peak memory of decoding, measured with Pillow 13 for a progressive JPEG of three colours without
 subsampling, a PNG with alpha, and a JPEG 2000 in code blocks of 4 x 4."""
 OTHER_BYTES_PER_PIXEL = 17
-"""The same for any other format, and for a JPEG of four channels; WebP needs the most."""
+"""Peak memory of decoding any other format, and for a JPEG of four channels; WebP needs the most."""
 
 DECODING_BYTES = 12 * MAX_PIXELS
 """Memory for all pictures that a process decodes at a time, 600 MB. A picture that needs more is refused: a

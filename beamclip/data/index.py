@@ -45,7 +45,7 @@ class Starts:
     """Where the pieces of all shards begin: two arrays, which processes of a node share in Ray's store."""
 
     places: NDArray[np.int64]
-    """Of one shard after the other, as in Index."""
+    """The places of one shard after the other; see Index."""
     ends: NDArray[np.int64]
     """[shards], number of the places of each shard and those before it."""
 

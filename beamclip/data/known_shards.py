@@ -43,7 +43,7 @@ class Known:
     samples: int | None
     """None: it holds no images."""
     places: NDArray[np.int64] | None = None
-    """As in Index; None: nobody looked."""
+    """Where its pieces begin, see Index; None: nobody looked."""
 
 
 _PLACES = f"places of every {PIECE}"

@@ -38,7 +38,7 @@ from beamclip.errors import InputError
 STATS_SUFFIX = "_stats.json"
 
 MOST_STATS_BYTES = 4 << 20
-"""Of a statistics file that are read."""
+"""Most bytes that are read of a statistics file."""
 
 _THREADS = 32
 """Files whose statistics or footers are read together."""

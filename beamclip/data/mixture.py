@@ -38,7 +38,7 @@ class Mixture:
     """What the order of a run follows from."""
 
     orders: tuple[Order, ...]
-    """Of the sources."""
+    """The order of each source."""
 
     @property
     def rows(self) -> int:

@@ -32,7 +32,7 @@ PIECE = 16
 """Rows of a piece, at most: about a megabyte of photographs, which an object store answers in one request."""
 
 ORDER_VERSION = 2
-"""Of what this module computes: with another version, the samples of a run come in another order."""
+"""Version of the order that this module computes: another one takes the samples of a run otherwise."""
 
 LANES_PER_WORKER = 8
 """Fewer lanes a worker would give some workers noticeably more samples of a batch than others."""
@@ -109,7 +109,7 @@ class Epoch:
     order: Order
     number: int
     keys: NDArray[np.uint64]
-    """Of the bijection that permutes the pieces."""
+    """Keys of the bijection that permutes the pieces."""
     starts: Ints
     """[windows + 1], rows before each window, and rows of the epoch."""
 

@@ -1,6 +1,5 @@
 """Where a run stands in its data: the number of samples before it, in an order that never changes."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -8,8 +7,6 @@ from typing import Any
 
 from beamclip.data.mixture import Mixture
 from beamclip.data.order import ORDER_VERSION, PIECE
-
-log = logging.getLogger(__name__)
 
 
 class OtherOrderError(ValueError):
@@ -30,6 +27,7 @@ class DataPosition:
     skipped: dict[str, int] = field(default_factory=dict)
     """Samples lost in the first pass over the data, by reason."""
     order_version: int = ORDER_VERSION
+    """Version of the order that the number of samples is a place in."""
 
 
 def position_in(mixture: Mixture, samples: int, skipped: dict[str, int]) -> DataPosition:
@@ -57,16 +55,13 @@ def from_plain(content: dict[str, Any]) -> DataPosition:
     Raises:
         OtherOrderError: another version made it, whose order of the samples was another.
     """
-    try:
-        whole = {name: tuple(content[name]) for name in ("lanes", "pieces")}
-        if content["order_version"] == ORDER_VERSION:
-            return DataPosition(**{**content, **whole})
-    except (KeyError, TypeError) as error:
-        log.debug("a position of another version: %s", error)
-    raise OtherOrderError(
-        "its checkpoints are of another version of beamclip, which took the samples in another order: "
-        "the run cannot be resumed. Its model can be trained further as a new run's --init-checkpoint."
-    )
+    if content.get("order_version") != ORDER_VERSION:
+        raise OtherOrderError(
+            "its checkpoints are of another version of beamclip, which took the samples in another order: "
+            "the run cannot be resumed. Its model can be trained further as a new run's --init-checkpoint."
+        )
+    whole = {name: tuple(content[name]) for name in ("lanes", "pieces")}
+    return DataPosition(**{**content, **whole})
 
 
 def check_order(position: DataPosition, mixture: Mixture) -> None:

@@ -20,12 +20,12 @@ from beamclip.data.shard_file import MissingShardError, UnansweredShardError
 from beamclip.data.shards import Columns, Row
 
 READ_AHEAD_BYTES = 128 << 20
-"""Encoded samples that read tasks may have in the object store and a rank has not taken yet; about twice this
-is met."""
+"""Bytes of encoded samples that read tasks may have in the object store and a rank has not taken yet; about
+twice this is met."""
 
 CROPS_AHEAD_BYTES = 2 << 30
-"""The same of crops. A task makes 256 of them, 38 MB at 224 px; Ray counts the output of a task that runs
-twice."""
+"""Bytes of crops that read tasks may have there. A task makes 256 crops, 38 MB at 224 px; Ray counts the
+output of a task that runs twice."""
 
 LONGEST_REST = 0.5
 """Seconds between two steps of Ray Data's executor while a rank has rows to draw from."""

@@ -94,7 +94,7 @@ class ShardFile:
         return data
 
     def seek(self, place: int, whence: int = 0) -> int:
-        """As of any file; the end is the last place there is."""
+        """Move to a place, at most to the end of the part; return the place."""
         place += (0, self._place, self.size)[whence]
         if not self._first <= place <= self.size:
             raise EOFError(f"byte {place} of a file of {self.size}")

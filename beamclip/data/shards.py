@@ -96,7 +96,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Of the file (or folder), as a text that tables and messages can hold."""
+        """Name of the file (or folder), as a text that tables and messages can hold."""
         return _as_text(posixpath.basename(self.path.rstrip("/")))
 
     @property

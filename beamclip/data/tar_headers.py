@@ -12,7 +12,8 @@ from typing import NamedTuple
 from beamclip.data.shard_file import ShardFile
 
 HEADER_BYTES = 16 << 10
-"""Of one member. tarfile reads long names and extended headers whole, whatever size they claim."""
+"""Most bytes in the headers of one member. tarfile reads long names and extended headers whole, whatever size
+they claim."""
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(_BLOCK)

@@ -58,10 +58,9 @@ class ViewDecoding:
     def table(self, rows: list[Row]) -> pa.Table:
         """Decode rows in the calling thread, into a table that `rows_with_views` takes apart."""
         draws = self.draws(rows)
-        crops = np.empty((len(rows), self.views, self.image_size, self.image_size, 3), np.uint8)
+        crops = np.zeros((len(rows), self.views, self.image_size, self.image_size, 3), np.uint8)
         for row, own, place in zip(rows, draws, crops, strict=True):
-            if not decode_into(place, row, own, self.augment):
-                place[:] = 0
+            decode_into(place, row, own, self.augment)
         table = pa.Table.from_pylist(rows, ROW_SCHEMA)
         return table.append_column(_VIEWS, fixed_column(crops)).append_column(_DRAWS, fixed_column(draws))
 

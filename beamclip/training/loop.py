@@ -68,7 +68,7 @@ class EmbeddedBatch:
     given: tuple[Tensor, ...]
     """Gradients do not flow through these."""
     global_size: int
-    """See Batch."""
+    """Samples in the step, over all workers and micro-batches; see Batch."""
 
 
 @runtime_checkable

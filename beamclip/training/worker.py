@@ -86,7 +86,7 @@ class TrainingJob:
 
     build_method: Callable[[torch.device], nn.Module]
     shards: list[Shard]
-    """Of all data sets, one after the other."""
+    """The shards of all data sets, one data set after the other."""
     columns: Columns
     image_size: int
     """Height and width of the pixels that reach the method."""
