@@ -29,7 +29,7 @@ from support.random_cache import write_random_cache
 from support.reports import circumstances
 from support.restarts import MODEL, ROOT
 
-from beamclip.cluster import ray_session
+from beamclip.cluster.session import ray_session
 from beamclip.commands.console import table
 from beamclip.data import index_pass
 from beamclip.data.bundles import bundles_of

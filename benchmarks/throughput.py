@@ -42,7 +42,7 @@ from support.made_shards import Photos, made, photo_shards
 from support.pipelines import rates_of, run_pipeline
 from support.reports import circumstances
 
-from beamclip.cluster import ray_session
+from beamclip.cluster.session import ray_session
 from beamclip.commands.console import percent, table
 from beamclip.data.bundles import ROWS_PER_TASK, Bundle, bundles_of, read_bundle
 from beamclip.data.cache import embedding_column

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from beamclip.cluster import forked_python, ray_session
+from beamclip.cluster.session import forked_python, ray_session
 
 # Before torch is imported, here and in child processes: by default, OpenMP threads spin while they wait,
 # which slows down the other test process.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.console import plural, print_stage
 from beamclip.commands.contexts import CONTEXTS_ADVICE, ONE_ANCHOR, refuse_alike, refuse_one_class
 from beamclip.data.lost_samples import FirstLost, lost_sample

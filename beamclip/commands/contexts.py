@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from beamclip.cluster import ray_session
+from beamclip.cluster.session import ray_session
 from beamclip.commands.console import plural, print_stage
 from beamclip.data.cooccurrence import caption_words
 from beamclip.data.listing import check_texts, fingerprint, list_shards

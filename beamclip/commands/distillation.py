@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from beamclip.cluster import share
+from beamclip.cluster.session import share
 from beamclip.commands.after_training import SCORING, AfterTraining, draw_curves
 from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import percent, plural, print_stage

@@ -15,7 +15,8 @@ import yaml
 from numpy.typing import NDArray
 
 from beamclip.addresses import without_secrets
-from beamclip.cluster import check_resources, workers_session
+from beamclip.cluster.room import check_resources
+from beamclip.cluster.session import workers_session
 from beamclip.commands.console import ProgressLine, format_duration, plural, print_stage
 from beamclip.commands.options import EmbedConfig
 from beamclip.config import config_text

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from beamclip.cluster import check_resources, workers_session
+from beamclip.cluster.room import check_resources
+from beamclip.cluster.session import workers_session
 from beamclip.commands.anchors import class_anchors
 from beamclip.commands.console import percent, plural, print_stage, table
 from beamclip.commands.contexts import check_contexts, context_sources, refuse_one_class

@@ -7,7 +7,7 @@ share one name.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.search import SearchConfig
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from beamclip.cluster import share
+from beamclip.cluster.session import share
 from beamclip.commands.after_training import SCORING, AfterTraining, draw_curves
 from beamclip.commands.anchors import class_anchors
 from beamclip.commands.batch_norms import check_batch_norms

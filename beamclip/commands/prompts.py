@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.anchors import class_anchors, encoded_prompts
 from beamclip.commands.console import plural, print_stage, table
 from beamclip.commands.contexts import check_contexts, context_sources, refuse_one_class

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from beamclip import __version__
-from beamclip.cluster import WorkersConfig, workers_session
+from beamclip.cluster.config import WorkersConfig
+from beamclip.cluster.session import workers_session
 from beamclip.commands.batches import TrainConfig
 from beamclip.commands.console import percent, print_stage, table
 from beamclip.commands.distill import distill

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from beamclip.cluster import WorkersConfig, check_resources
+from beamclip.cluster.config import WorkersConfig
+from beamclip.cluster.room import check_resources
 from beamclip.commands.after_training import AfterTraining
 from beamclip.commands.console import ProgressLine, format_duration, percent, plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig

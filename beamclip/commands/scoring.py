@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled, sample_images
 from beamclip.evaluation.zeroshot import class_scores, zeroshot_metrics
 from beamclip.heap import trim_heap

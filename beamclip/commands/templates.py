@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.anchors import encoded_prompts
 from beamclip.commands.console import print_stage
 from beamclip.data.captions import choose_caption

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from beamclip.cluster import ray_session
+from beamclip.cluster.session import ray_session
 from beamclip.data.index import Index, find_index, index_from
 from beamclip.data.rows import prepared_dataset
 from beamclip.data.shard_file import StoreError

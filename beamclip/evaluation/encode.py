@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.data.bundles import Bundle, Segment, read_batches_here, tasks_of
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.listing import list_labelled

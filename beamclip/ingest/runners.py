@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from beamclip.child import start_module
-from beamclip.cluster import ray_session
+from beamclip.cluster.session import ray_session
 from beamclip.ingest.shard import DownloadSettings, ShardTask, download_shard
 from beamclip.places import is_address
 
@@ -155,7 +155,7 @@ class LocalRunner:
 
 @contextmanager
 def ray_runner(settings: DownloadSettings, slots: int | None) -> Iterator["RayRunner"]:
-    """Yield a runner for the Ray cluster that `beamclip.cluster.ray_session` joins or starts.
+    """Yield a runner for the Ray cluster that `beamclip.cluster.session.ray_session` joins or starts.
 
     Args:
         settings: their folder must be an address, or the same path on all nodes. In a folder, the nodes count

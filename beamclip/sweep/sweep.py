@@ -9,7 +9,7 @@ from pathlib import Path
 import ray
 import ray.tune
 
-from beamclip.cluster import cluster_address, forked_python, ray_session
+from beamclip.cluster.session import cluster_address, forked_python, ray_session
 from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import format_duration, plural, print_stage, table
 from beamclip.commands.distill_inputs import with_own_templates

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.search import SearchConfig
 from beamclip.errors import InputError
 from beamclip.sweep.run_trial import NO_SCORE, Report

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from beamclip.cluster import fetch
+from beamclip.cluster.session import fetch
 from beamclip.data.config import AugmentConfig
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
 

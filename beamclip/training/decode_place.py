@@ -6,7 +6,7 @@ Free of torch, since a mistake is reported before it is imported.
 from collections.abc import Mapping
 from typing import Literal
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.data.config import DecodePlace, StreamConfig
 from beamclip.data.rows import CROPS_AHEAD_BYTES
 from beamclip.errors import InputError

@@ -11,7 +11,7 @@ from functools import partial
 from types import FrameType
 
 from beamclip.background import in_background
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.data.bundles import read_rows_here
 from beamclip.data.starts import read_starts
 from beamclip.training.channel import Channel, RemoteChannel

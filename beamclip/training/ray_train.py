@@ -13,7 +13,7 @@ import ray.train.torch
 from torch import nn
 
 from beamclip.background import in_background
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.data.rows import prepared_dataset
 from beamclip.training.channel import RemoteChannel
 from beamclip.training.process import CPU_WORKER_ENVIRONMENT

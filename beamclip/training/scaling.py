@@ -30,7 +30,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from beamclip.cluster import WorkersConfig, cluster_address, room
+from beamclip.cluster.config import WorkersConfig
+from beamclip.cluster.room import room
+from beamclip.cluster.session import cluster_address
 from beamclip.training.channel import RemoteChannel
 from beamclip.training.events import Resizing, Waiting
 

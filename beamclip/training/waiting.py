@@ -13,7 +13,9 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from beamclip.background import in_background
-from beamclip.cluster import WorkersConfig, check_resources, forked_python, ray_session
+from beamclip.cluster.config import WorkersConfig
+from beamclip.cluster.room import check_resources
+from beamclip.cluster.session import forked_python, ray_session
 from beamclip.training.channel import RemoteChannel
 
 if TYPE_CHECKING:

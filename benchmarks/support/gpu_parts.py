@@ -31,7 +31,8 @@ from support.pipelines import rates_of, run_pipeline
 from support.random_cache import write_random_cache
 from support.timed_parts import Report
 
-from beamclip.cluster import WorkersConfig, workers_session
+from beamclip.cluster.config import WorkersConfig
+from beamclip.cluster.session import workers_session
 from beamclip.data.batch import Batch
 from beamclip.data.bundles import RowReader, read_rows_here
 from beamclip.data.cache import is_cache, read_manifest

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.ingest import ingest_urls
 from beamclip.commands.options import PretrainConfig, ScoringConfig
 from beamclip.commands.pretrain import pretrain

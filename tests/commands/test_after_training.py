@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.after_training import SCORING, AfterTraining, UnscoredError
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.batch_norms import check_batch_norms
 from beamclip.commands.options import PretrainConfig
 from beamclip.data.config import StreamConfig

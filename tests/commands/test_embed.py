@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands import embed as embed_module
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill

@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.distill import distill
 from beamclip.commands.embed import embed
 from beamclip.commands.evaluate import evaluate

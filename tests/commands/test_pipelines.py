@@ -20,7 +20,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.embed import embed

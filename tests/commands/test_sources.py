@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.embed import embed

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.anchors import class_anchors
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill

@@ -12,7 +12,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.data import bundles
 from beamclip.data.class_folders import OUTSIDE
 from beamclip.data.image_folder import NO_IMAGE_BESIDE

@@ -223,7 +223,7 @@ def test_a_worker_of_ray_that_is_killed_is_seen_to_be_lost(ray_cluster: None) ->
 IMPORTS = """
 import importlib, sys
 import torch
-from beamclip.cluster import MODELS
+from beamclip.cluster.session import MODELS
 
 asked = []
 for place, name in ((torch.cuda, "is_available"), (torch.cuda, "device_count"), (torch.cuda, "_lazy_init")):

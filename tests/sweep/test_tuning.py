@@ -12,7 +12,7 @@ import ray.cloudpickle
 import ray.tune
 from ray.tune.search import Searcher
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.options import DistillConfig, SweepConfig
 from beamclip.commands.search import SearchConfig
 from beamclip.sweep.space import Range, Settings, Space, Values, parse_space

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.data.config import AugmentConfig, StreamConfig
 from beamclip.data.position import from_plain
 from beamclip.data.shards import MISSING_SHARD, Columns, Shard

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from beamclip.cluster import WorkersConfig, room
+from beamclip.cluster.config import WorkersConfig
+from beamclip.cluster.room import room
 from beamclip.errors import InputError
 from beamclip.training.channel import Channel
 from beamclip.training.events import Saved

@@ -2,7 +2,7 @@
 
 import pytest
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.errors import InputError
 from beamclip.training.waiting import waiting_workers
 

@@ -14,7 +14,7 @@ import ray.cloudpickle
 import torch
 from torch import nn
 
-from beamclip.cluster import WorkersConfig
+from beamclip.cluster.config import WorkersConfig
 from beamclip.data.batch import Batch
 from beamclip.data.bundles import read_rows_here
 from beamclip.data.config import AugmentConfig, StreamConfig

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # What Ray reads of an AWS provider (the schema names those of every cloud and lets any other pass).
 PROVIDER_KEYS = {

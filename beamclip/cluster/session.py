@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import os
 import re
 import secrets
@@ -13,23 +12,16 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from beamclip.cluster.config import WorkersConfig
 from beamclip.errors import FailedRunError, InputError
 from beamclip.forking import worker_setup
 from beamclip.forking.start import fork_server
-from beamclip.number_or_range import NumberOrRange, check_number_or_range, least_and_most
-from beamclip.ranges import Count, Natural, NonNegative, Positive, check_ranges
-
-log = logging.getLogger(__name__)
 
 ANSWER_WITHIN_S = 8.0
 """Seconds that the head of a cluster has to answer, name look-up included."""
-
-READING_CPUS = 1.0
-"""CPUs of each node that no worker takes: what a task of Ray Data asks for to read."""
 
 _TOKEN_PLACES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TOKEN_FILE = Path("~/.ray/auth_token")
@@ -52,74 +44,6 @@ _LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_sto
 _MOST_SOCKET_BYTES = 107
 """Longest path of a Unix socket, bytes."""
 _SHORT_FOLDER = "/tmp/ray"
-
-
-@dataclass(frozen=True)
-class WorkersConfig:
-    """Where a run trains, and with how many workers."""
-
-    num_workers: NumberOrRange = 1
-    """Workers, each with its share of the global batch. 2..8: as many as the cluster has room for, at least 2
-    and at most 8; their number follows the nodes that are lost and added, and the batches stay the same.
-    0: train in the command's own process, which starts sooner, without Ray: for small jobs and debugging."""
-    use_gpu: bool = False
-    """Train on GPUs."""
-    gpus_per_worker: Positive = 1.0
-    """GPUs that Ray reserves for a worker with --use-gpu; below 1, several runs or trials share one."""
-    cpus_per_worker: NonNegative | None = None
-    """CPUs that Ray reserves for a worker, by default 1 with --use-gpu, else 0.5; the remaining ones read the
-    data, of which each node keeps at least one."""
-    threads_per_worker: Count | None = None
-    """CPU threads that torch uses in a worker; by default the processors of its node, split among the workers
-    there. Small models and batches train faster with fewer: the remaining processors read the data."""
-    max_failures: Natural = 3
-    """How often the workers are restarted from the last checkpoint after one of them was lost."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        check_number_or_range("num_workers", self.num_workers)
-
-    @property
-    def without_ray(self) -> bool:
-        """Whether the command's own process does all the work."""
-        return self.num_workers == 0
-
-    @property
-    def least_workers(self) -> int:
-        """Number of workers without which nothing starts."""
-        return least_and_most(self.num_workers)[0]
-
-    @property
-    def most_workers(self) -> int:
-        """Number of workers at most."""
-        return least_and_most(self.num_workers)[1]
-
-    @property
-    def is_elastic(self) -> bool:
-        """Whether their number may change while they work."""
-        return self.least_workers < self.most_workers
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes that train together, at most."""
-        return max(1, self.most_workers)
-
-    @property
-    def worker_cpus(self) -> float:
-        """CPUs that Ray reserves for one worker."""
-        # A worker on a GPU keeps one CPU busy; on CPUs, the threads of torch take turns with the reading.
-        default = 1.0 if self.use_gpu else 0.5
-        return default if self.cpus_per_worker is None else self.cpus_per_worker
-
-    @property
-    def worker_gpus(self) -> float:
-        """GPUs that Ray reserves for one worker."""
-        return self.gpus_per_worker if self.use_gpu else 0.0
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """What Ray reserves for one worker: resource -> amount."""
-        return {"CPU": self.worker_cpus, **({"GPU": self.worker_gpus} if self.use_gpu else {})}
 
 
 def cluster_address() -> str | None:
@@ -341,72 +265,3 @@ def _no_cluster(address: str, reason: str) -> InputError:
         f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}). "
         "Start one with `ray up cluster.yaml`, or unset RAY_ADDRESS to run on this machine."
     )
-
-
-def room(
-    nodes: list[dict[str, Any]], resources: Mapping[str, float], *, reading_cpus: float = READING_CPUS
-) -> int:
-    """Return how many workers there is room for if every node keeps CPUs to read data with.
-
-    Workers are spread over the nodes, each of them on the node with most to spare. So this sum over the nodes
-    is reached without a node that keeps less.
-
-    Args:
-        nodes: as ray.nodes() returns them.
-        resources: what Ray reserves for one worker; if that is nothing, there is room for any number.
-        reading_cpus: CPUs that each node keeps.
-    """
-    wanted = {name: amount for name, amount in resources.items() if amount}
-    if not wanted:
-        return sys.maxsize
-    total = 0
-    for node in nodes:
-        if node["Alive"]:
-            free = {**node["Resources"], "CPU": node["Resources"].get("CPU", 0.0) - reading_cpus}
-            # Without the small number, 0.3 / 0.1 would be 2.
-            fits = [math.floor(free.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items()]
-            total += max(0, min(fits))
-    return total
-
-
-def check_resources(config: WorkersConfig) -> None:
-    """Refuse a run that could not start, or whose workers would leave a node no CPU to read data with.
-
-    A joined cluster may grow by its autoscaler. There, a run that does not fit yet only logs a warning; one
-    that fits, but leaves a node no CPU to read data with, is refused.
-
-    Raises:
-        InputError: the GPUs do not suffice, or the workers take the last CPU of a node.
-    """
-    if config.without_ray:
-        _check_own_gpu(config)
-        return
-    import ray
-
-    least, nodes = config.least_workers, [node for node in ray.nodes() if node["Alive"]]
-    if room(nodes, config.resources) >= least:
-        return
-    cpus, gpus = (sum(node["Resources"].get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
-    if cluster_address() and room(nodes, config.resources, reading_cpus=0.0) < least:
-        log.warning("the cluster has %g CPUs and %d GPUs; waiting for its autoscaler to add more", cpus, gpus)
-        return
-    if config.use_gpu and gpus < least * config.gpus_per_worker:
-        raise InputError(
-            f"--use-gpu with --num-workers {config.num_workers}: there are {gpus:g} GPUs. "
-            "Use fewer workers, or leave --use-gpu out."
-        )
-    raise InputError(
-        f"--num-workers {config.num_workers} with {config.worker_cpus:g} CPU each: of {cpus:g} CPUs, each "
-        f"node keeps {READING_CPUS:g} to read data, so there is room for {room(nodes, config.resources)}. "
-        "Lower --num-workers or --cpus-per-worker."
-    )
-
-
-def _check_own_gpu(config: WorkersConfig) -> None:
-    import torch
-
-    if config.use_gpu and not torch.cuda.is_available():
-        raise InputError(
-            "--use-gpu with --num-workers 0: this machine has no GPU that torch can use. "
-            "Leave --use-gpu out, or give --num-workers 1 to train on a GPU of the cluster."
-        )

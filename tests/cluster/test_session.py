@@ -9,14 +9,9 @@ from dataclasses import replace
 import pytest
 import ray
 
-from beamclip.cluster import (
-    WorkersConfig,
-    _check_answers,
-    _start,
-    check_resources,
-    cluster_address,
-    ray_session,
-)
+from beamclip.cluster.config import WorkersConfig
+from beamclip.cluster.room import check_resources
+from beamclip.cluster.session import _check_answers, _start, cluster_address, ray_session
 from beamclip.errors import FailedRunError, InputError
 
 
@@ -90,7 +85,7 @@ def test_a_ray_that_a_busy_machine_does_not_start_in_time_is_told_in_one_line(
 def test_sigterm_while_ray_starts_ends_a_command_as_ctrl_c_does() -> None:
     program = (
         "import os, signal, sys, threading\n"
-        "from beamclip.cluster import ray_session\n"
+        "from beamclip.cluster.session import ray_session\n"
         "from beamclip.commands.command_line import run_command\n"
         "from beamclip.tracking.config import TrackingConfig\n"
         "def body(_):\n"
@@ -154,7 +149,7 @@ def test_a_port_where_something_else_listens_is_refused(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr("beamclip.cluster.ANSWER_WITHIN_S", 0.1)
+        monkeypatch.setattr("beamclip.cluster.session.ANSWER_WITHIN_S", 0.1)
         with pytest.raises(InputError, match=r"\(no answer within 0 s\)"), ray_session():
             pass
 
