@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UI_PORT ?= 5000
+# The cluster file; cluster/ has more of them.
+CLUSTER ?= cluster.yaml
 # More arguments for the program that a target runs: make test ARGS="-k csm"
 ARGS ?=
 # Tried in this order; `make PYTHON=/path/to/python test` puts another one first.
@@ -18,10 +20,10 @@ PYTHONS := $(PYTHON) python3.12 python3.13 python3.11 python3
 # What `make pythons` runs: each command once from end to end, with and without Ray.
 SMOKE := tests/commands/test_pipelines.py tests/commands/test_command_line.py tests/forking tests/losses
 
-.PHONY: help setup quickstart test check lint pythons ui bench clean
+.PHONY: help setup quickstart test check lint pythons ui bench clean aws-role
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with the tested set of packages
 
@@ -52,6 +54,9 @@ ui: $(READY) ## show the runs in runs/ at http://127.0.0.1:5000
 	    --host 127.0.0.1 --port $(UI_PORT) --workers 1 \
 	    --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db \
 	    --artifacts-destination $(CURDIR)/runs/mlartifacts
+
+aws-role: $(READY) ## make roles and security group of a cluster on AWS: make aws-role CLUSTER=cluster.yaml
+	$(BIN)/python -m beamclip.cluster.aws role $(CLUSTER) $(ARGS)
 
 bench: $(READY) ## run every benchmark
 	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" $(ARGS); done
