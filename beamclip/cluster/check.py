@@ -1,6 +1,6 @@
 """Say what is missing before `ray up FILE` can work, one line each, without changing anything.
 
-`ray up` itself finds most of it minutes later, with a traceback, and with machines that cost already.
+`ray up` itself finds most of it minutes later, with a traceback, when machines already cost money.
 """
 
 import argparse
@@ -22,9 +22,9 @@ def findings(cluster: ClusterFile) -> Iterator[Finding]:
     """Yield everything that is missing for a cluster."""
     for name in ("ssh", "rsync"):
         if not shutil.which(name):
-            yield Finding(f"{name}: is not installed here, and `ray up` works through it.")
+            yield Finding(f"{name} is not installed on this machine, and `ray up` needs it.")
     for placeholder in cluster.placeholders:
-        yield Finding(f"{cluster.path}: {placeholder} is a placeholder. Put yours.")
+        yield Finding(f"{cluster.path}: {placeholder} is a placeholder. Put in your own.")
     yield from chain(_mounts(cluster), _key(cluster))
     if cluster.provider["type"] == "aws":
         yield from aws_findings(aws_settings(cluster))
@@ -37,7 +37,7 @@ def _mounts(cluster: ClusterFile) -> Iterator[Finding]:
             continue
         if source == _TOKEN:
             yield Finding(
-                f"{_TOKEN}: does not exist; it is the secret of the nodes. Run: ray get-auth-token --generate"
+                f"{_TOKEN}: does not exist; the nodes share this secret. Run: ray get-auth-token --generate"
             )
         else:
             yield Finding(
@@ -53,7 +53,7 @@ def _key(cluster: ClusterFile) -> Iterator[Finding]:
     if key and not Path(key).expanduser().is_file():
         yield Finding(f"{where}: {key} does not exist. Give the key that opens the nodes.")
     if not key and cluster.provider["type"] == "local":
-        yield Finding(f"{where}: is missing. The head reaches the workers with it.")
+        yield Finding(f"{where}: is missing. The head needs it to reach the workers.")
 
 
 def main() -> int:
@@ -74,7 +74,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     if not blocked:
-        print(f"{path}: nothing is missing for ray up")
+        print(f"{path}: ready for ray up")
     return 2 if blocked else 0
 
 

@@ -63,7 +63,7 @@ class Part:
         listed = self._typed(key, list, "list") or []
         for item in listed:
             if not isinstance(item, dict):
-                raise InputError(f"{where}: {item!r} is no mapping.")
+                raise InputError(f"{where}: {item!r} is not a mapping.")
         return [Part(item, where) for item in listed]
 
     def texts(self, key: str) -> list[str]:
@@ -74,7 +74,7 @@ class Part:
         """Return a number that has to be there."""
         number = self.needed(key)
         if not isinstance(number, int):
-            raise InputError(f"{self.where}.{key}: {number!r} is no number.")
+            raise InputError(f"{self.where}.{key}: {number!r} is not a number.")
         return number
 
     def needed(self, key: str) -> Any:
@@ -86,7 +86,7 @@ class Part:
     def _typed(self, key: str, kind: type, name: str) -> Any:
         value = self.content.get(key)
         if value is not None and not isinstance(value, kind):
-            raise InputError(f"{self.where}.{key}: {value!r} is no {name}.")
+            raise InputError(f"{self.where}.{key}: {value!r} is not a {name}.")
         return value
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import botocore.session
 import pytest
 import yaml
-from aws_account import filled_in
+from aws_account import IMAGE, filled_in
 from moto import mock_aws
 from moto.core import DEFAULT_ACCOUNT_ID
+from moto.ec2.models import amis
 
 from beamclip.cluster.aws.account import open_account
 from beamclip.cluster.aws.roles import make_access
@@ -17,11 +18,13 @@ from beamclip.cluster.aws.settings import aws_settings
 from beamclip.cluster.cluster_file import read_cluster_file
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_loader() -> Iterator[None]:
-    """Lets all clients share the descriptions of AWS's services, megabytes of JSON that each would read."""
+@pytest.fixture(scope="module")
+def lean() -> Iterator[None]:
+    """Clients share the megabytes of JSON that describe AWS's services, and accounts know one image of 1,300."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
+        patch.setattr(amis, "AMIS", [each for each in amis.AMIS if each["ami_id"] == IMAGE])
+        patch.setenv("MOTO_AMIS_PATH", "read already")
         yield
 
 
@@ -38,7 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def account(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def account(lean: None, home: Path) -> Iterator[str]:
     """The number of an account with nothing but a default network."""
     with mock_aws():
         yield DEFAULT_ACCOUNT_ID

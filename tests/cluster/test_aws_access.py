@@ -95,9 +95,16 @@ def test_the_group_lets_in_its_own_machines_and_ssh_from_the_address_in_the_file
     assert len(group["IpPermissions"]) == 2
 
 
+def test_node_types_with_groups_of_their_own_get_none(account: str, role, edit: Edit):
+    edit("IamInstanceProfile: {", "SecurityGroupIds: [sg-1]\n      IamInstanceProfile: {")
+    edit("    GroupName: beamclip\n", "")
+    assert role()[0] == 0
+    assert groups() == []
+
+
 def test_a_second_time_changes_nothing(account: str, role):
     first, before = role(), groups()
-    assert role() == (0, [line for line in first[1] if SPOT not in line], [])
+    assert role() == (0, [line for line in first[1] if SPOT not in line and "new profiles" not in line], [])
     assert groups() == before
     assert policy(HEAD) == head_policy(scope(account))
 
@@ -137,7 +144,7 @@ def test_while_machines_use_the_group_nothing_is_deleted(account: str, role):
     code, lines, errors = role("--delete")
     assert (code, lines) == (2, [])
     assert errors == [
-        f"security group beamclip: machines are in it: {machine}. Run `ray down cluster.yaml`, and try again."
+        f"security group beamclip: still used by {machine}. Run `ray down cluster.yaml`, and try again."
     ]
     assert {HEAD, WORKER} <= roles()
 
@@ -162,27 +169,31 @@ def test_a_role_of_somebody_else_is_left_alone(account: str, role, tags: list[An
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (f"s3://{BUCKET}/", "s3://YOUR-BUCKET/", "YOUR-BUCKET is a placeholder. Put yours."),
-        (ADDRESS, "203.0.113.1/32", ": 203.0.113.1/32 is a placeholder. Put yours."),
-        (ADDRESS, "5.6.7.8", "provider.security_group.IpPermissions.IpRanges: 5.6.7.8 are no addresses. "),
+        (f"s3://{BUCKET}/", "s3://YOUR-BUCKET/", "YOUR-BUCKET is a placeholder. Put in your own."),
+        (ADDRESS, "203.0.113.1/32", ": 203.0.113.1/32 is a placeholder. Put in your own."),
+        (
+            ADDRESS,
+            "5.6.7.8",
+            "provider.security_group.IpPermissions.IpRanges: 5.6.7.8 is not a range of addresses. ",
+        ),
         (
             f"s3://{BUCKET}/beamclip",
             "/shared",
             "s3://BUCKET/... after setup.sh in setup_commands: is missing.",
         ),
-        ("GroupName: beamclip", "{}", "line 61 is not valid YAML"),
+        ("GroupName: beamclip", "{}", "is not valid YAML: did not find expected key."),
         ("    GroupName: beamclip\n", "", "provider.security_group.GroupName: is missing."),
         ("{Name: beamclip-head}", "{}", "IamInstanceProfile of the head: is missing."),
         ("{Name: beamclip-worker}", "{Name: beamclip-head}", "head and workers have the same "),
         (
             "{Name: beamclip-head}",
             "beamclip-head",
-            "head.node_config.IamInstanceProfile: 'beamclip-head' is no",
+            "head.node_config.IamInstanceProfile: 'beamclip-head' is not a",
         ),
         (
             "FromPort: 22",
             "FromPort: ssh",
-            "provider.security_group.IpPermissions.FromPort: 'ssh' is no number.",
+            "provider.security_group.IpPermissions.FromPort: 'ssh' is not a number.",
         ),
         ("IpProtocol: tcp\n        ", "", "provider.security_group.IpPermissions: IpProtocol is missing."),
         ("  region: us-west-2\n", "", "provider: region is missing."),
@@ -211,7 +222,7 @@ def test_what_aws_refuses_is_one_line(account: str, role):
 
 def test_another_provider_is_refused(role, edit: Edit):
     edit("  type: aws", "  type: azure")
-    assert role()[::2] == (2, ["cluster.yaml: provider.type is azure, and this is for aws."])
+    assert role()[::2] == (2, ["cluster.yaml: provider.type is azure, and this command is for aws."])
 
 
 @pytest.fixture

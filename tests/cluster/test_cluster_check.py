@@ -14,7 +14,7 @@ from beamclip.cluster.aws import account as aws_account_module
 from beamclip.cluster.aws import questions
 
 Edit = Callable[[str, str], None]
-TOKEN = "~/.ray/auth_token: does not exist; it is the secret of the nodes. Run: ray get-auth-token --generate"
+TOKEN = "~/.ray/auth_token: does not exist; the nodes share this secret. Run: ray get-auth-token --generate"
 LOCAL = """
 cluster_name: beamclip
 provider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2]}
@@ -30,7 +30,7 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         monkeypatch.setattr(sys, "argv", ["check", file])
         code = command.main()
         printed = capsys.readouterr()
-        assert printed.out == ("" if code else f"{file}: nothing is missing for ray up\n")
+        assert printed.out == ("" if code else f"{file}: ready for ray up\n")
         return code, printed.err.splitlines()
 
     return run
@@ -69,12 +69,12 @@ def test_the_file_as_it_comes_names_its_three_lines_and_all_that_an_empty_accoun
     }
     assert errors == [
         *(
-            f"cluster.yaml: line {number}: {name} is a placeholder. Put yours."
+            f"cluster.yaml: line {number}: {name} is a placeholder. Put in your own."
             for name, number in line.items()
         ),
         TOKEN,
-        "cluster.yaml: ImageId ami-00000000000000000 is a placeholder. Put what this prints: aws ssm "
-        "get-parameter --region us-west-2 --query Parameter.Value --output text "
+        "cluster.yaml: ImageId ami-00000000000000000 is a placeholder. Replace it with what this prints: "
+        "aws ssm get-parameter --region us-west-2 --query Parameter.Value --output text "
         f"--name {questions.IMAGE_PARAMETER}",
         "instance profile beamclip-head: does not exist. Run: make aws-role",
         "instance profile beamclip-worker: does not exist. Run: make aws-role",
@@ -94,7 +94,7 @@ def test_a_placeholder_image_is_answered_with_the_newest_one(
         2,
         [
             "cluster.yaml: ImageId ami-00000000000000000 is a placeholder. "
-            "Put ami-1234, the newest Deep Learning Base image there."
+            "Use ami-1234, the newest Deep Learning Base image in us-west-2."
         ],
     )
 
@@ -105,9 +105,9 @@ def test_a_placeholder_image_is_answered_with_the_newest_one(
         (
             IMAGE,
             "ami-0123456789abcdef0",
-            "ImageId ami-0123456789abcdef0: us-west-2 has no such image. Put what",
+            "ImageId ami-0123456789abcdef0: no such image in us-west-2. Replace it",
         ),
-        ("g5.12xlarge", "g5.13xlarge", "InstanceType g5.13xlarge: us-west-2 has none. Take another."),
+        ("g5.12xlarge", "g5.13xlarge", "InstanceType g5.13xlarge: not offered in us-west-2. Choose another."),
         ("beamclip-worker", "mine", "instance profile mine: does not exist. Run: make aws-role"),
         (
             f"s3://{BUCKET}/",
@@ -158,7 +158,7 @@ def test_each_thing_that_is_missing_is_one_line(
             "cluster_name: 2026-13-45",
             "this is not valid YAML: month must be in 1..12.",
         ),
-        ("{MarketType: spot}", "spot", "gpu.node_config.InstanceMarketOptions: 'spot' is no mapping."),
+        ("{MarketType: spot}", "spot", "gpu.node_config.InstanceMarketOptions: 'spot' is not a mapping."),
     ],
 )
 def test_a_file_that_ray_would_refuse_is_one_line_without_a_traceback(
@@ -260,7 +260,7 @@ def test_machines_of_ones_own_ask_nothing_of_aws_and_need_a_key(
     Path("mine.yaml").write_text(LOCAL.replace(", ssh_private_key: ~/.ssh/key", ""))
     assert check("mine.yaml") == (
         2,
-        ["mine.yaml: auth.ssh_private_key: is missing. The head reaches the workers with it."],
+        ["mine.yaml: auth.ssh_private_key: is missing. The head needs it to reach the workers."],
     )
 
 
@@ -270,10 +270,10 @@ def test_addresses_of_the_documentation_are_placeholders(checkout: Path, home: P
     Path("mine.yaml").write_text(LOCAL.replace("10.0.0.", "192.0.2."))
     assert check("mine.yaml") == (
         2,
-        [f"mine.yaml: line 3: 192.0.2.{n} is a placeholder. Put yours." for n in (1, 2)],
+        [f"mine.yaml: line 3: 192.0.2.{n} is a placeholder. Put in your own." for n in (1, 2)],
     )
 
 
 def test_ray_up_needs_ssh_and_rsync(ready: None, check, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "rsync" else f"/bin/{name}")
-    assert check() == (2, ["rsync: is not installed here, and `ray up` works through it."])
+    assert check() == (2, ["rsync is not installed on this machine, and `ray up` needs it."])

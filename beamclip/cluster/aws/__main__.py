@@ -1,7 +1,7 @@
-"""Give the nodes of a cluster file their rights on AWS, before `ray up`: `make aws-role`.
+"""Prepare an AWS account for `ray up` with a cluster file: `make aws-role`.
 
-Makes a role with an instance profile for the head and one for the workers, and a security group that lets in
-nobody but the addresses in the file. May be run again, after the file was edited or from a new address.
+Makes a role with an instance profile for the head, one for the workers, and a security group that lets in
+only the addresses in the file. Run it again after an edit of the file: it changes what differs.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def _lines(path: Path, delete: bool) -> Iterator[str]:
     """Do what was asked for; yield what was done, line by line."""
     cluster = read_cluster_file(path)
     if cluster.provider["type"] != "aws":
-        raise InputError(f"{path}: provider.type is {cluster.provider['type']}, and this is for aws.")
+        raise InputError(f"{path}: provider.type is {cluster.provider['type']}, and this command is for aws.")
     if cluster.placeholders and not delete:
-        raise InputError(f"{path}: {cluster.placeholders[0]} is a placeholder. Put yours.")
+        raise InputError(f"{path}: {cluster.placeholders[0]} is a placeholder. Put in your own.")
     settings = aws_settings(cluster)
     account = open_account(settings)
     return (delete_access if delete else make_access)(account, settings)

@@ -34,7 +34,7 @@ def open_account(settings: AwsSettings) -> Account:
     """Return the account that the credentials at hand belong to.
 
     Raises:
-        InputError: boto3 or credentials are missing, or AWS does not take them.
+        InputError: boto3 or credentials are missing, AWS rejects them, or it cannot be reached.
     """
     if not find_spec("boto3"):
         raise InputError(NO_BOTO3)
@@ -50,7 +50,8 @@ def open_account(settings: AwsSettings) -> Account:
         caller = session.client("sts", config=config).get_caller_identity()
         clients = {name: session.client(name, config=config) for name in ("ec2", "iam", "s3", "ssm")}
     except (BotoCoreError, ClientError) as error:
-        raise InputError(f"AWS does not take the credentials: {said(error)}.") from error
+        trouble = "AWS rejects the credentials" if error_code(error) else "AWS cannot be reached"
+        raise InputError(f"{trouble}: {said(error)}.") from error
     return Account(id=caller["Account"], partition=caller["Arn"].split(":")[1], **clients)
 
 

@@ -87,11 +87,11 @@ def make_group(account: Account, settings: AwsSettings, vpc: str) -> Iterator[st
     if group.surplus:
         permissions = [rule.permission() for rule in group.surplus]
         account.ec2.revoke_security_group_ingress(GroupId=group.id, IpPermissions=permissions)
-        yield f"{name} no longer lets in {_listed(group.surplus)}"
+        yield f"{name} no longer lets in {_listed(group.surplus, group)}"
     if group.missing:
         permissions = [rule.permission() for rule in group.missing]
         account.ec2.authorize_security_group_ingress(GroupId=group.id, IpPermissions=permissions)
-    yield f"{name} lets in {_listed(group.wanted)}"
+    yield f"{name} lets in {_listed(group.wanted, group)}"
 
 
 def delete_group(account: Account, settings: AwsSettings, vpc: str) -> Iterator[str]:
@@ -105,7 +105,7 @@ def delete_group(account: Account, settings: AwsSettings, vpc: str) -> Iterator[
         machines = _machines(account, group)
         if machines:
             raise InputError(
-                f"security group {settings.group}: machines are in it: {', '.join(machines)}. "
+                f"security group {settings.group}: still used by {', '.join(machines)}. "
                 f"Run `ray down {settings.file}`, and try again."
             )
         account.ec2.delete_security_group(GroupId=group.id)
@@ -115,7 +115,7 @@ def delete_group(account: Account, settings: AwsSettings, vpc: str) -> Iterator[
 def difference(group: Group) -> str:
     """Return in words how a group differs from the file; empty if it does not."""
     parts = [
-        f"{verb} {_listed(rules)}"
+        f"{verb} {_listed(rules, group)}"
         for verb, rules in (("lets in", group.surplus), ("does not let in", group.missing))
         if rules
     ]
@@ -131,5 +131,5 @@ def _machines(account: Account, group: Group) -> list[str]:
     return [machine["InstanceId"] for each in found["Reservations"] for machine in each["Instances"]]
 
 
-def _listed(rules: Iterable[Rule]) -> str:
-    return ", ".join(map(str, sorted(rules)))
+def _listed(rules: Iterable[Rule], group: Group) -> str:
+    return ", ".join(str(rule).replace(group.id, "its own machines") for rule in sorted(rules))

@@ -76,7 +76,7 @@ def _images(account: Account, settings: AwsSettings) -> Iterator[Finding]:
             known = False
         if not known:
             advice = _image(settings, account)
-            yield Finding(f"{settings.file}: ImageId {image}: {settings.region} has no such image. {advice}")
+            yield Finding(f"{settings.file}: ImageId {image}: no such image in {settings.region}. {advice}")
 
 
 def _placeholder_image(settings: AwsSettings, account: Account | None) -> Iterator[Finding]:
@@ -90,12 +90,12 @@ def _image(settings: AwsSettings, account: Account | None) -> str:
     if account:
         try:
             found = account.ssm.get_parameter(Name=IMAGE_PARAMETER)["Parameter"]["Value"]
-            return f"Put {found}, the newest Deep Learning Base image there."
+            return f"Use {found}, the newest Deep Learning Base image in {settings.region}."
         except Exception as error:  # not allowed, or not in this region: the command shows why
             if not is_aws_error(error):
                 raise
     return (
-        f"Put what this prints: aws ssm get-parameter --region {settings.region} "
+        f"Replace it with what this prints: aws ssm get-parameter --region {settings.region} "
         f"--query Parameter.Value --output text --name {IMAGE_PARAMETER}"
     )
 
@@ -105,7 +105,9 @@ def _instance_types(account: Account, settings: AwsSettings) -> Iterator[Finding
         Filters=[{"Name": "instance-type", "Values": list(settings.instance_types)}]
     )["InstanceTypeOfferings"]
     for name in set(settings.instance_types) - {offer["InstanceType"] for offer in offered}:
-        yield Finding(f"{settings.file}: InstanceType {name}: {settings.region} has none. Take another.")
+        yield Finding(
+            f"{settings.file}: InstanceType {name}: not offered in {settings.region}. Choose another."
+        )
 
 
 def _profiles(account: Account, settings: AwsSettings) -> Iterator[Finding]:
@@ -133,7 +135,7 @@ def _bucket(account: Account, settings: AwsSettings) -> Iterator[Finding]:
                 f"bucket {name}: does not exist. Run: aws s3 mb s3://{name} --region {settings.region}"
             )
         elif is_refusal(error):
-            yield Finding(f"bucket {name}: belongs to somebody else, or is closed to you. Take another.")
+            yield Finding(f"bucket {name}: access denied; it may belong to someone else. Choose another.")
         else:
             raise
 

@@ -34,14 +34,16 @@ def make_access(account: Account, settings: AwsSettings) -> Iterator[str]:
         raise InputError(no_subnet(settings))
     cluster = settings.cluster_name
     scope = Scope(account.partition, account.id, settings.region, cluster, bucket, worker)
-    _make_role(account, worker, worker_policy(scope), cluster)
+    new = [_make_role(account, worker, worker_policy(scope), cluster)]
     yield f"role and instance profile {worker}: reads and writes s3://{bucket}"
-    _make_role(account, head, head_policy(scope), cluster)
+    new.append(_make_role(account, head, head_policy(scope), cluster))
     yield f"role and instance profile {head}: the same, and starts and ends workers in {settings.region}"
     if settings.spot:
         yield from _make_spot_role(account)
     for vpc in vpcs:
         yield from make_group(account, settings, vpc)
+    if any(new):
+        yield "EC2 knows new profiles after about 15 seconds"
 
 
 def delete_access(account: Account, settings: AwsSettings) -> Iterator[str]:
@@ -94,7 +96,12 @@ def _names(settings: AwsSettings) -> tuple[str, str, str]:
     return str(settings.head_profile), str(settings.worker_profile), str(settings.bucket)
 
 
-def _make_role(account: Account, name: str, policy: Document, cluster: str) -> None:
+def _make_role(account: Account, name: str, policy: Document, cluster: str) -> bool:
+    """Make a role with its policy and its profile, or give them the content they should have.
+
+    Returns:
+        Whether the profile is new.
+    """
     iam = account.iam
     trust = json.dumps(trust_policy())
     if _has_role(account, name, cluster):
@@ -103,7 +110,8 @@ def _make_role(account: Account, name: str, policy: Document, cluster: str) -> N
         tags = [{"Key": CLUSTER_TAG, "Value": cluster}]
         iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust, Tags=tags)
     iam.put_role_policy(RoleName=name, PolicyName=POLICY_NAME, PolicyDocument=json.dumps(policy))
-    if not _exists(lambda: iam.get_instance_profile(InstanceProfileName=name)):
+    is_new = not _exists(lambda: iam.get_instance_profile(InstanceProfileName=name))
+    if is_new:
         iam.create_instance_profile(InstanceProfileName=name)
         iam.get_waiter("instance_profile_exists").wait(InstanceProfileName=name)
     roles = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"]
@@ -111,6 +119,7 @@ def _make_role(account: Account, name: str, policy: Document, cluster: str) -> N
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
     elif roles[0]["RoleName"] != name:
         raise InputError(f"instance profile {name}: holds another role, {roles[0]['RoleName']}. Delete it.")
+    return is_new
 
 
 def _has_role(account: Account, name: str, cluster: str) -> bool:

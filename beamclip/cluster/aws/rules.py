@@ -52,7 +52,7 @@ def parse_rules(permission: Part) -> Iterator[Rule]:
     """Yield the rules in one of EC2's IpPermissions.
 
     Raises:
-        InputError: it lacks something, or an address is none.
+        InputError: it lacks something, or an address is invalid.
     """
     protocol = str(permission.needed("IpProtocol"))
     everything = protocol == "-1"
@@ -72,4 +72,4 @@ def _check_addresses(name: str, source: Part) -> None:
     except ValueError:
         named = False
     if not named:
-        raise InputError(f"{source.where}: {name} are no addresses. Give them as in 203.0.113.7/32.")
+        raise InputError(f"{source.where}: {name} is not a range of addresses. Write it like 203.0.113.7/32.")
