@@ -20,7 +20,7 @@ from beamclip.cluster.cluster_file import read_cluster_file
 
 @pytest.fixture(scope="module")
 def lean() -> Iterator[None]:
-    """Clients share the megabytes of JSON that describe AWS's services, and accounts know one image of 1,300."""
+    """Clients share the JSON that describes AWS's services, and accounts know one image of 1,300."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
         patch.setattr(amis, "AMIS", [each for each in amis.AMIS if each["ami_id"] == IMAGE])
