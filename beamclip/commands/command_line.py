@@ -20,15 +20,19 @@ from typing import Any, TypeVar
 import tyro
 
 from beamclip.addresses import without_secrets
-from beamclip.commands.console import shown_as_stages
+from beamclip.commands.console import print_stage, shown_as_stages
 from beamclip.commands.help import option_registry
 from beamclip.config import check_values, read_config
 from beamclip.errors import FailedRunError, InputError
 from beamclip.places import refuse_address
-from beamclip.runs.backup import ADVICE, has_copy, restore_run
-from beamclip.runs.folder import CONFIG_FILE, new_run_dir
+from beamclip.runs.backup import ADVICE, bring_run, has_copy, keep_whole, restore_run
+from beamclip.runs.folder import CONFIG_FILE, checkpoint_address, new_run_dir
+from beamclip.storage import in_storage, storage, with_storage
 
 Config = TypeVar("Config")
+
+_DEFAULTS_IN_STORAGE = {"ingest": "shards", "embed": "cache"}
+"""What a command makes for others to read; everything else is a run."""
 
 
 def parse(
@@ -66,12 +70,23 @@ def parse(
             raise
         raise InputError(_one_line(printed.getvalue())) from None
     check_values(config)
+    config = with_storage(config)
+    for name in _models_of(config):
+        bring_run(name)
     return config
+
+
+def _models_of(config: Any) -> list[str]:
+    """The teachers or the model of a command, as far as they are named by a relative path."""
+    named = [getattr(config, "teacher", None), getattr(config, "model", None)]
+    named += getattr(config, "more_teachers", ())
+    return [name for name in named if name and "/" in name and ":" not in name]
 
 
 def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
     given = {name: _value_of(argv, name) for name in ("resume", "config", "out")}
     if given["resume"]:
+        bring_run(given["resume"])
         return _of_run(config_class, given["resume"], given["out"])
     if given["config"]:
         try:
@@ -143,14 +158,23 @@ def run_command(
     Returns:
         The exit code.
     """
-    out: str | Path | None = None
     # The encoding of a terminal may lack the characters of a class or a path.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         config = parse(config_class, sys.argv[1:] if argv is None else argv, description, program)
-        out = getattr(config, "out", None)
+    except InputError as error:
+        _print_error(f"error: {error}")
+        return 2
+    config = _with_folder(config, program)
+    code = _run(body, config)
+    _keep(config)
+    return code
+
+
+def _run(body: Callable[[Config], Any], config: Config) -> int:
+    try:
         with _sigterm_like_ctrl_c(), shown_as_stages("beamclip.data.index_pass", "index"):
             body(config)
     except InputError as error:
@@ -163,9 +187,29 @@ def run_command(
         _print_error(": ".join(["interrupted", *map(str, stop.args)]))
         return 130
     except Exception as error:
-        _print_error(f"error: {_summary(error)}{_keep_traceback(out)}")
+        _print_error(f"error: {_summary(error)}{_keep_traceback(getattr(config, 'out', None))}")
         return 1
     return 0
+
+
+def _with_folder(config: Config, program: str) -> Config:
+    """Return the options with a place for `out`, where one follows from the storage of the cluster."""
+    if storage() is None or getattr(config, "out", "") is not None:
+        return config
+    command = program.split()[-1]
+    shared = _DEFAULTS_IN_STORAGE.get(command)
+    return replace(config, out=in_storage(shared) if shared else new_run_dir(None, command))  # type: ignore[type-var]
+
+
+def _keep(config: Any) -> None:
+    """Copy the folder of a run to the storage, or beside checkpoints that are elsewhere."""
+    out = getattr(config, "out", None)
+    given = config.checkpoint.checkpoints if hasattr(config, "checkpoint") else None
+    if not isinstance(out, Path) or (given is None and storage() is None):
+        return
+    kept = keep_whole(checkpoint_address(given, out), out)
+    if kept:
+        print_stage("kept", kept)
 
 
 @contextlib.contextmanager
