@@ -34,6 +34,10 @@ NOT_SENT = [".git", ".venv", ".venvs", "runs", "tests", "docs", "benchmarks", "*
 """Parts of this folder that jobs do not need; what .gitignore names is not sent either."""
 
 
+_OF_RAY = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+\s(INFO|WARNING) [a-z_]+\.py:\d+ -- .*\n", re.MULTILINE)
+"""Lines that Ray itself writes into the log of a job."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m beamclip.cluster.head", description=__doc__)
@@ -137,8 +141,12 @@ def _wait_for(process: "subprocess.Popen[bytes]", port: int, cluster: Path, said
 
 def _client(port: int) -> Any:
     os.environ["RAY_AUTH_MODE"] = "token"
+    import logging
+
     from ray.job_submission import JobSubmissionClient
 
+    # What it sends, and that a connection ended.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     until = time.monotonic() + TUNNEL_WITHIN_S
     while True:
         try:
@@ -185,7 +193,7 @@ def follow(client: Any, job: str) -> int:
 
     async def tail() -> None:
         async for lines in client.tail_job_logs(job):
-            print(lines, end="", flush=True)
+            print(_OF_RAY.sub("", lines), end="", flush=True)
 
     try:
         asyncio.run(tail())

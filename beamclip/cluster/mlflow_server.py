@@ -119,13 +119,8 @@ def serve(database: Path, kept: Folder, port: int, *, read_only: bool) -> int:
 
 def changed_at(database: Path) -> float:
     """When the database was last written to, seconds since 1970; 0 if it is not there."""
-    with contextlib.suppress(FileNotFoundError):
-        return max(
-            path.stat().st_mtime
-            for path in (database, database.with_name(f"{DATABASE}-wal"))
-            if path.exists()
-        )
-    return 0.0
+    files = (database, database.with_name(f"{DATABASE}-wal"))
+    return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
 
 
 if __name__ == "__main__":

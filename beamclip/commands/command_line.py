@@ -89,6 +89,7 @@ def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
         bring_run(given["resume"])
         return _of_run(config_class, given["resume"], given["out"])
     if given["config"]:
+        bring_run(os.path.dirname(given["config"]))
         try:
             return read_config(config_class, Path(refuse_address(given["config"])))
         except InputError:

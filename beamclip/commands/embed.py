@@ -46,6 +46,7 @@ from beamclip.models.clip import LoadedClip, load_clip, text_tower
 from beamclip.option_texts import check_required
 from beamclip.places import Folder, absolute, is_address
 from beamclip.runs.folder import CONFIG_FILE
+from beamclip.storage import storage
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, summary_text
 from beamclip.training.channel import RemoteChannel
 from beamclip.training.decode_place import decode_place
@@ -382,10 +383,11 @@ def _bytes(address: str) -> int:
 
 def _leave(config: EmbedConfig, out: str, summary: Summary) -> None:
     """Write options and summary into the cache, and the options of a distillation that fits it."""
+    recorded = str if storage() else absolute_address
     fitting = {
         "data": out,
-        "teacher": absolute_address(str(config.teacher)),
-        "more_teachers": [absolute_address(address) for address in config.more_teachers],
+        "teacher": recorded(str(config.teacher)),
+        "more_teachers": [recorded(address) for address in config.more_teachers],
         "augmentation": asdict(config.augmentation),
     }
     folder = Folder(out)

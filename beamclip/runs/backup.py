@@ -69,7 +69,7 @@ def bring_run(name: str) -> None:
         InputError: the storage cannot be read.
     """
     place = in_storage(name)
-    if place == name or os.path.exists(name):
+    if not name or place == name or os.path.exists(name):
         return
     with reachable(place, ADVICE):
         fs, root = fsspec.core.url_to_fs(posixpath.join(place, COPY))

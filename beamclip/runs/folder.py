@@ -7,7 +7,7 @@ from pathlib import Path
 from beamclip.errors import InputError
 from beamclip.files import read_json, read_yaml, write_whole
 from beamclip.json_lines import mend_json_lines
-from beamclip.storage import stored_run
+from beamclip.storage import storage, stored_run
 from beamclip.training.checkpoint_store import (
     check_writable,
     find_checkpoint,
@@ -26,9 +26,12 @@ MODEL = "model"
 
 
 def new_run_dir(out: Path | None, command: str) -> Path:
-    """Return the absolute path of `out`, or of a folder below runs/ named after command, date and time."""
-    name = f"{command}-{time.strftime('%m%d-%H%M%S')}"
-    return (out if out is not None else Path("runs", name)).absolute()
+    """Return the path of `out`, or of a folder below runs/ named after command, date and time.
+
+    It is absolute, but relative on a cluster with a storage, whose copy of the folder has that name.
+    """
+    path = out if out is not None else Path("runs") / f"{command}-{time.strftime('%m%d-%H%M%S')}"
+    return path if storage() else path.absolute()
 
 
 def make_run_dir(run_dir: Path) -> None:
