@@ -33,11 +33,12 @@ if [ "$installed" != "$wanted" ]; then
 fi
 cat > "$settings" <<SETTINGS
 export PATH=$environment/bin:\$PATH
-# The code that was sent here comes before one that an image has, and after that of a submitted job.
-export PYTHONPATH=$PWD
+# The code that was sent here comes before that of an image, and after that of a job. Where Ray was started through
+# SSH, bash reads this again in each of Ray's processes.
+case :\$PYTHONPATH: in *:$PWD:*) ;; *) export PYTHONPATH=\${PYTHONPATH:+\$PYTHONPATH:}$PWD ;; esac
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
-export BEAMCLIP_STORAGE=$(printf %q "$storage")
+export BEAMCLIP_STORAGE=\${BEAMCLIP_STORAGE:-$(printf %q "$storage")}
 # Every command on a node joins this cluster; RAY_ADDRESS=local starts a Ray of its own.
 export RAY_ADDRESS=\${RAY_ADDRESS:-auto}
 # Only the head has the server; commands run there, and workers send their records to them.

@@ -22,6 +22,7 @@ import tyro
 from beamclip.addresses import without_secrets
 from beamclip.commands.console import print_stage, shown_as_stages
 from beamclip.commands.help import option_registry
+from beamclip.commands.ray_lines import keep_ray_lines, ray_lines_apart
 from beamclip.config import check_values, read_config
 from beamclip.errors import FailedRunError, InputError
 from beamclip.places import refuse_address
@@ -145,6 +146,7 @@ def run_command(
     argv: Sequence[str] | None = None,
     *,
     program: str = "beamclip",
+    as_program: bool = False,
 ) -> int:
     """Parse the options, run the command, and report a failure in a line or two.
 
@@ -155,6 +157,7 @@ def run_command(
         description: what --help shows above the options.
         argv: words after the name of the command; by default those of this process.
         program: name of the command in --help.
+        as_program: whether this process does nothing else, so that its stderr may be taken over.
 
     Returns:
         The exit code.
@@ -169,8 +172,12 @@ def run_command(
         _print_error(f"error: {error}")
         return 2
     config = _with_folder(config, program)
-    code = _run(body, config)
-    _keep(config)
+    out = getattr(config, "out", None)
+    with ray_lines_apart() if as_program else contextlib.nullcontext() as ray_lines:
+        code = _run(body, config)
+        if ray_lines is not None and isinstance(out, Path):
+            keep_ray_lines(ray_lines, out)
+        _keep(config)
     return code
 
 
