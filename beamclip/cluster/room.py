@@ -50,9 +50,9 @@ def room(
 def check_resources(config: WorkersConfig) -> None:
     """Refuse a run that could not start, or whose workers would leave a node no CPU to read data with.
 
-    A joined cluster may grow by its autoscaler. There, a run that does not fit yet only logs a warning, unless
-    no node that could be added has room for a worker. One that fits, but leaves a node no CPU to read data
-    with, is refused.
+    A joined cluster may grow by its autoscaler. There, a run that does not fit yet only logs a warning,
+    unless no node that could be added has room for a worker. One that fits, but leaves a node no CPU to read
+    data with, is refused.
 
     Raises:
         InputError: the GPUs do not suffice, or the workers take the last CPU of a node.

@@ -82,7 +82,9 @@ class Machines:
         self.shared.mkdir()
         if not self.key.exists():
             _check("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
-        (self.key.parent / "config").write_text("Host *\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n")
+        (self.key.parent / "config").write_text(
+            "Host *\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n"
+        )
         self._make_image()
         self._make_network()
         hosts = [f"{self.address(name)} {name}" for name in self.names]
@@ -126,11 +128,23 @@ class Machines:
 
     def cut(self, name: str, *, down: bool) -> None:
         """Take the cable out of a machine, or put it back."""
-        _check("ip", "netns", "exec", "bc-laptop", "ip", "link", "set", f"bc-{name}", "down" if down else "up")
+        _check(
+            "ip", "netns", "exec", "bc-laptop", "ip", "link", "set", f"bc-{name}", "down" if down else "up"
+        )
 
-    def on(self, name: str, line: str, *, check: bool = True, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
+    def on(
+        self, name: str, line: str, *, check: bool = True, timeout: float = 300
+    ) -> "subprocess.CompletedProcess[str]":
         """Run a shell line on a machine, by ssh as its user."""
-        ssh = ["ssh", "-q", "-F", str(self.key.parent / "config"), "-i", str(self.key), f"{USER}@{self.address(name)}"]
+        ssh = [
+            "ssh",
+            "-q",
+            "-F",
+            str(self.key.parent / "config"),
+            "-i",
+            str(self.key),
+            f"{USER}@{self.address(name)}",
+        ]
         return self.laptop([*ssh, line], check=check, timeout=timeout)
 
     def laptop_words(self, words: list[str]) -> list[str]:
@@ -139,7 +153,11 @@ class Machines:
 
     def laptop_environment(self) -> dict[str, str]:
         """Environment of a command on the laptop."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "BEAMCLIP_"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RAY_", "MLFLOW_", "BEAMCLIP_"))
+        }
         return {**kept, "HOME": str(self.laptop_home), "RAY_USAGE_STATS_ENABLED": "0"}
 
     def laptop(
@@ -171,7 +189,11 @@ class Machines:
             _check("mount", "--make-rslave", root / "dev")
             _check("mount", "-t", "proc", "proc", root / "proc")
             environment = {"SITE": next((ROOT / ".venv/lib").glob("python3.*/site-packages"))}
-            environment |= {"SOURCE": ROOT, "KEY": self.key.with_suffix(".pub").read_text().strip(), "HOME": HOME}
+            environment |= {
+                "SOURCE": ROOT,
+                "KEY": self.key.with_suffix(".pub").read_text().strip(),
+                "HOME": HOME,
+            }
             _check("chroot", root, "/bin/bash", "-euo", "pipefail", "-c", _IMAGE, env=environment)
         finally:
             for name in ("proc", "dev"):
@@ -190,7 +212,21 @@ class Machines:
             _check(*on_laptop, *words.split())
         for name in self.names:
             _check("ip", "netns", "add", f"bc-{name}")
-            _check("ip", "link", "add", f"bc-{name}", "netns", "bc-laptop", "type", "veth", "peer", "name", "eth0", "netns", f"bc-{name}")
+            _check(
+                "ip",
+                "link",
+                "add",
+                f"bc-{name}",
+                "netns",
+                "bc-laptop",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                f"bc-{name}",
+            )
             _check(*on_laptop, "link", "set", f"bc-{name}", "master", "bc-bridge", "up")
             on_machine = ("ip", "netns", "exec", f"bc-{name}", "ip")
             for words in (
