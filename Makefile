@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UI_PORT ?= 5000
+# The cluster file; cluster/ has more of them.
+CLUSTER ?= cluster.yaml
 # More arguments for the program that a target runs: make test ARGS="-k csm"
 ARGS ?=
 # Tried in this order; `make PYTHON=/path/to/python test` puts another one first.
@@ -24,7 +26,7 @@ CLUSTER_FILE = $(or $(CLUSTER),cluster.yaml)
 # A job, by the id that make submit prints; by default the newest.
 JOB ?=
 
-.PHONY: help setup quickstart test check lint pythons ui bench clean up submit logs stop fetch down cluster-test
+.PHONY: help setup quickstart test check lint pythons ui bench clean up submit logs stop fetch down aws-role cluster-test
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +88,9 @@ down: $(READY) ## end the cluster; what is in its storage stays
 
 cluster-test: $(READY) ## make three machines of this one, and do all that docs/cluster.md does, faults included
 	$(BIN)/python tests/cluster/several_machines.py $(ARGS)
+
+aws-role: $(READY) ## make roles and security group of a cluster on AWS: make aws-role CLUSTER=cluster.yaml
+	$(BIN)/python -m beamclip.cluster.aws role $(CLUSTER) $(ARGS)
 
 bench: $(READY) ## run every benchmark
 	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" $(ARGS); done

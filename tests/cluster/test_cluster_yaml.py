@@ -2,8 +2,8 @@
 
 import copy
 import json
+import os
 import subprocess
-import tomllib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+
+from beamclip.cluster.aws.questions import IMAGE_PARAMETER
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +41,7 @@ NODE_CONFIG_KEYS: dict[str, Any] = {
     "EbsOptimized": None,
     "TagSpecifications": None,
     "NetworkInterfaces": None,
-    "MetadataOptions": None,
+    "MetadataOptions": {"HttpTokens": None, "HttpPutResponseHopLimit": None, "HttpEndpoint": None},
     "IamInstanceProfile": {"Arn": None, "Name": None},
     "Placement": {"AvailabilityZone": None, "GroupName": None, "Tenancy": None},
     "BlockDeviceMappings": {
@@ -151,6 +153,7 @@ def test_no_key_that_the_schema_lets_pass_is_misspelt(cluster):
         (lambda c: rename(c["provider"], "region", "regoin"), "regoin"),
         (lambda c: rename(node(c, "gpu"), "InstanceType", "InstanceTyp"), "InstanceTyp"),
         (lambda c: rename(node(c, "cpu")["InstanceMarketOptions"], "MarketType", "Market"), "Market"),
+        (lambda c: rename(node(c, "gpu")["MetadataOptions"], "HttpTokens", "HttpToken"), "HttpToken"),
         (lambda c: rename(node(c, "head")["BlockDeviceMappings"][0]["Ebs"], "VolumeSize", "Size"), "Size"),
     ],
 )
@@ -179,20 +182,21 @@ def test_every_mounted_part_of_the_checkout_exists(cluster):
     assert [path for path in local if not (ROOT / path).exists()] == []
 
 
-def test_nodes_have_every_program_and_install_it_with_the_tested_versions(cluster):
+def test_nodes_have_every_program_and_what_sets_them_up(cluster):
     sent = set(cluster["file_mounts"])
     assert {"~/beamclip/pyproject.toml", "~/beamclip/constraints.txt", "~/beamclip/beamclip"} <= sent
-    assert {"~/beamclip/pipelines", "~/beamclip/tune"} <= sent
-    install = next(line for line in cluster["setup_commands"] if "pip install" in line)
-    assert "-c constraints.txt" in install
-    # What it prints is all that a person sees of a node that fails.
-    assert " -q" not in install
+    assert {"~/beamclip/pipelines", "~/beamclip/tune", "~/beamclip/cluster"} <= sent
+    assert "bash ~/beamclip/cluster/setup.sh s3://YOUR-BUCKET/beamclip" in cluster["setup_commands"]
 
 
-def test_nodes_install_all_extras_that_commands_use(cluster):
-    described = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    install = next(line for line in cluster["setup_commands"] if "pip install" in line)
-    assert set(install.partition("[")[2].partition("]")[0].split(",")) == set(described) - {"test"}
+def test_ray_adds_no_command_of_its_own(cluster):
+    from ray.autoscaler._private.util import prepare_config
+
+    prepared = prepare_config(copy.deepcopy(cluster))
+    for key in ("head_setup_commands", "worker_setup_commands"):
+        assert prepared[key] == cluster["setup_commands"]
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert prepared[key] == cluster[key]
 
 
 @pytest.mark.parametrize("way", ["ray rsync-up cluster.yaml", "ray rsync-down cluster.yaml", "s3://"])
@@ -207,8 +211,60 @@ def test_every_shell_command_parses(cluster):
         assert (done.stderr, done.returncode) == ("", 0), line
 
 
+@pytest.mark.parametrize("role", ["head", "worker"])
+def test_nodes_start_their_services_before_ray(cluster, role: str):
+    lines = cluster[f"{role}_start_ray_commands"]
+    assert lines[:2] == ["ray stop", f"bash ~/beamclip/cluster/services.sh {role}"]
+    assert [number for number, line in enumerate(lines) if "ray start" in line] == [2]
+
+
+def started_with(line: str, exported: dict[str, str]) -> dict[str, str]:
+    """Run a start command whose `ray` prints its environment, and return that."""
+    environment = {"PATH": os.environ["PATH"], "RAY_HEAD_IP": "10.0.0.1", **exported}
+    script = f"ray() {{ :; }}; {line.replace('ray start', 'printenv #')}"
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    return dict(pair.split("=", 1) for pair in done.stdout.splitlines())
+
+
 @pytest.mark.parametrize("key", ["head_start_ray_commands", "worker_start_ray_commands"])
-def test_nodes_start_with_the_shared_token(cluster, key: str):
-    start = next(line for line in cluster[key] if "ray start" in line)
-    assert start.index("RAY_AUTH_MODE=token") < start.index("ray start")
+def test_ray_starts_with_the_shared_token_without_usage_statistics_and_as_no_clients_ray(cluster, key: str):
+    line = next(line for line in cluster[key] if "ray start" in line)
+    # `ray up` exports the first; every shell on a node has the second.
+    seen = started_with(line, {"RAY_USAGE_STATS_ENABLED": "1", "RAY_ADDRESS": "auto"})
+    assert seen["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert seen["RAY_AUTH_MODE"] == "token"
+    assert "RAY_ADDRESS" not in seen
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+def test_head_and_workers_have_profiles_and_workers_not_the_heads(cluster):
+    profiles = {name: node(cluster, name)["IamInstanceProfile"]["Name"] for name in ("head", "gpu", "cpu")}
+    assert profiles == {"head": "beamclip-head", "gpu": "beamclip-worker", "cpu": "beamclip-worker"}
+
+
+@pytest.mark.parametrize("name", ["head", "gpu", "cpu"])
+def test_disks_are_encrypted_and_go_with_their_machine_whose_role_takes_a_token(cluster, name: str):
+    for disk in node(cluster, name)["BlockDeviceMappings"]:
+        assert disk["Ebs"]["Encrypted"]
+        assert disk["Ebs"]["DeleteOnTermination"]
+    assert node(cluster, name)["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 2}
+
+
+def test_stopped_machines_do_not_stay(cluster):
+    assert cluster["provider"]["cache_stopped_nodes"] is False
+
+
+def test_only_ssh_and_only_from_one_address_comes_in(cluster):
+    assert cluster["provider"]["security_group"]["IpPermissions"] == [
+        {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "203.0.113.1/32"}]}
+    ]
+
+
+def test_a_user_edits_three_lines():
+    lines = [line for line in (ROOT / "cluster.yaml").read_text().splitlines() if line.endswith("# EDIT")]
+    placeholders = ["203.0.113.1/32", "ami-00000000000000000", "YOUR-BUCKET"]
+    assert [name in line for name, line in zip(placeholders, lines, strict=True)] == [True] * 3
+
+
+def test_the_comment_names_the_parameter_by_which_the_check_finds_the_image():
+    assert f"#     {IMAGE_PARAMETER}" in (ROOT / "cluster.yaml").read_text()
