@@ -20,10 +20,16 @@ PYTHONS := $(PYTHON) python3.12 python3.13 python3.11 python3
 # What `make pythons` runs: each command once from end to end, with and without Ray.
 SMOKE := tests/commands/test_pipelines.py tests/commands/test_command_line.py tests/forking tests/losses
 
-.PHONY: help setup quickstart test check lint pythons ui bench clean aws-role
+# The file of a cluster, as in make up CLUSTER=cluster/on-premises.yaml.
+CLUSTER ?=
+CLUSTER_FILE = $(or $(CLUSTER),cluster.yaml)
+# A job, by the id that make submit prints; by default the newest.
+JOB ?=
+
+.PHONY: help setup quickstart test check lint pythons ui bench clean up submit logs stop fetch down aws-role cluster-test
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with the tested set of packages
 
@@ -48,12 +54,40 @@ pythons: ## style, types and a smoke test under each Python from 3.11 to 3.13 th
 	    $(MAKE) --no-print-directory VENV=.venvs/$$version PYTHON=python$$version lint test ARGS="$(SMOKE)"; \
 	done
 
-ui: $(READY) ## show the runs in runs/ at http://127.0.0.1:5000
+ui: $(READY) ## show the runs in runs/ at http://127.0.0.1:5000; with CLUSTER=FILE those of a cluster
+ifneq ($(CLUSTER),)
+	@$(BIN)/python -m beamclip.cluster.head ui $(CLUSTER) --port $(UI_PORT)
+else
 	@test -e runs/mlflow.db || { echo "runs/mlflow.db: not there yet. Train first: make quickstart" >&2; exit 1; }
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server \
 	    --host 127.0.0.1 --port $(UI_PORT) --workers 1 \
 	    --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db \
 	    --artifacts-destination $(CURDIR)/runs/mlartifacts
+endif
+
+up: $(READY) ## start the cluster of cluster.yaml, or of CLUSTER=FILE; see docs/cluster.md
+	@test -e ~/.ray/auth_token || $(BIN)/ray get-auth-token --generate > /dev/null
+	@$(BIN)/python -m beamclip.cluster.check $(CLUSTER_FILE)
+	$(BIN)/ray up -y $(CLUSTER_FILE)
+
+submit: $(READY) ## run a command on the cluster, as a job: make submit ARGS="distill --data shards ..."
+	@$(BIN)/python -m beamclip.cluster.head submit $(CLUSTER_FILE) $(ARGS)
+
+logs: $(READY) ## follow the log of the newest job, or of JOB=ID
+	@$(BIN)/python -m beamclip.cluster.head logs $(CLUSTER_FILE) --job "$(JOB)"
+
+stop: $(READY) ## stop the newest job, or JOB=ID; a training writes a checkpoint first
+	@$(BIN)/python -m beamclip.cluster.head stop $(CLUSTER_FILE) --job "$(JOB)"
+
+fetch: $(READY) ## copy the folders of all runs from the storage of the cluster to runs/
+	@$(BIN)/python -m beamclip.cluster.head fetch $(CLUSTER_FILE)
+
+down: $(READY) ## end the cluster; what is in its storage stays
+	-@$(BIN)/ray exec $(CLUSTER_FILE) 'python -m beamclip.cluster.mlflow_server save'
+	$(BIN)/ray down -y $(CLUSTER_FILE)
+
+cluster-test: $(READY) ## make three machines of this one, and do all that docs/cluster.md does, faults included
+	$(BIN)/python tests/cluster/several_machines.py $(ARGS)
 
 aws-role: $(READY) ## make roles and security group of a cluster on AWS: make aws-role CLUSTER=cluster.yaml
 	$(BIN)/python -m beamclip.cluster.aws role $(CLUSTER) $(ARGS)

@@ -19,6 +19,7 @@ from beamclip.errors import InputError
 from beamclip.files import read_yaml, write_whole
 from beamclip.models.address import absolute_address
 from beamclip.sections import MOST_SHOWN, in_sections
+from beamclip.storage import storage
 
 Config = TypeVar("Config")
 
@@ -151,14 +152,23 @@ def write_config(config: Any, path: Path) -> None:
     write_whole(path, config_text(config))
 
 
+def _recorded(config: Config) -> Config:
+    """Return the configuration with paths that hold in any folder.
+
+    On a cluster with a storage these are the relative ones: they are looked up there, or in the files that
+    come with a job, which lie in another folder each time.
+    """
+    return config if storage() else with_absolute_paths(config)
+
+
 def config_text(config: Any) -> str:
     """Return the YAML text that `write_config` writes."""
-    return yaml.safe_dump(plain(with_absolute_paths(config)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(plain(_recorded(config)), sort_keys=False, allow_unicode=True)
 
 
 def parameters(config: Any) -> dict[str, Any]:
     """Return every option by its own name, without sections, as MLflow records them."""
     flat: dict[str, Any] = {}
-    for key, value in plain(with_absolute_paths(config)).items():
+    for key, value in plain(_recorded(config)).items():
         flat.update(value if isinstance(value, dict) else {key: value})
     return flat

@@ -6,6 +6,7 @@ JSON: a figure that is not finite becomes null and is named in `notes`.
 
 import json
 import math
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -44,12 +45,13 @@ def git_commit(root: Path | None = None) -> str | None:
         root: top folder of the checkout; by default the folder beamclip was imported from.
 
     Returns:
-        40 hex digits, perhaps with the suffix; None where there is no checkout, no commit or no git.
+        40 hex digits, perhaps with the suffix; without a checkout, what BEAMCLIP_COMMIT holds: whoever
+        submits a job sets it. None without either, without a commit, or without git.
     """
     root = root or Path(beamclip.__file__).parents[1]
     # Without this test an installed package would report the commit of whatever checkout surrounds it.
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("BEAMCLIP_COMMIT")
     commit = _git(root, "rev-parse", "--verify", "HEAD")
     if commit is None:
         return None

@@ -20,15 +20,20 @@ from typing import Any, TypeVar
 import tyro
 
 from beamclip.addresses import without_secrets
-from beamclip.commands.console import shown_as_stages
+from beamclip.commands.console import print_stage, shown_as_stages
 from beamclip.commands.help import option_registry
+from beamclip.commands.ray_lines import keep_ray_lines, ray_lines_apart
 from beamclip.config import check_values, read_config
 from beamclip.errors import FailedRunError, InputError
 from beamclip.places import refuse_address
-from beamclip.runs.backup import ADVICE, has_copy, restore_run
-from beamclip.runs.folder import CONFIG_FILE, new_run_dir
+from beamclip.runs.backup import ADVICE, bring_run, has_copy, keep_whole, restore_run
+from beamclip.runs.folder import CONFIG_FILE, checkpoint_address, new_run_dir
+from beamclip.storage import in_storage, storage, with_storage
 
 Config = TypeVar("Config")
+
+_DEFAULTS_IN_STORAGE = {"ingest": "shards", "embed": "cache"}
+"""What a command makes for others to read; everything else is a run."""
 
 
 def parse(
@@ -66,14 +71,26 @@ def parse(
             raise
         raise InputError(_one_line(printed.getvalue())) from None
     check_values(config)
+    config = with_storage(config)
+    for name in _models_of(config):
+        bring_run(name)
     return config
+
+
+def _models_of(config: Any) -> list[str]:
+    """The teachers or the model of a command, as far as they are named by a relative path."""
+    named = [getattr(config, "teacher", None), getattr(config, "model", None)]
+    named += getattr(config, "more_teachers", ())
+    return [name for name in named if name and "/" in name and ":" not in name]
 
 
 def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
     given = {name: _value_of(argv, name) for name in ("resume", "config", "out")}
     if given["resume"]:
+        bring_run(given["resume"])
         return _of_run(config_class, given["resume"], given["out"])
     if given["config"]:
+        bring_run(os.path.dirname(given["config"]))
         try:
             return read_config(config_class, Path(refuse_address(given["config"])))
         except InputError:
@@ -129,6 +146,7 @@ def run_command(
     argv: Sequence[str] | None = None,
     *,
     program: str = "beamclip",
+    as_program: bool = False,
 ) -> int:
     """Parse the options, run the command, and report a failure in a line or two.
 
@@ -139,18 +157,32 @@ def run_command(
         description: what --help shows above the options.
         argv: words after the name of the command; by default those of this process.
         program: name of the command in --help.
+        as_program: whether this process does nothing else, so that its stderr may be taken over.
 
     Returns:
         The exit code.
     """
-    out: str | Path | None = None
     # The encoding of a terminal may lack the characters of a class or a path.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         config = parse(config_class, sys.argv[1:] if argv is None else argv, description, program)
-        out = getattr(config, "out", None)
+    except InputError as error:
+        _print_error(f"error: {error}")
+        return 2
+    config = _with_folder(config, program)
+    out = getattr(config, "out", None)
+    with ray_lines_apart() if as_program else contextlib.nullcontext() as ray_lines:
+        code = _run(body, config)
+        if ray_lines is not None and isinstance(out, Path):
+            keep_ray_lines(ray_lines, out)
+        _keep(config)
+    return code
+
+
+def _run(body: Callable[[Config], Any], config: Config) -> int:
+    try:
         with _sigterm_like_ctrl_c(), shown_as_stages("beamclip.data.index_pass", "index"):
             body(config)
     except InputError as error:
@@ -163,9 +195,29 @@ def run_command(
         _print_error(": ".join(["interrupted", *map(str, stop.args)]))
         return 130
     except Exception as error:
-        _print_error(f"error: {_summary(error)}{_keep_traceback(out)}")
+        _print_error(f"error: {_summary(error)}{_keep_traceback(getattr(config, 'out', None))}")
         return 1
     return 0
+
+
+def _with_folder(config: Config, program: str) -> Config:
+    """Return the options with a place for `out`, where one follows from the storage of the cluster."""
+    if storage() is None or getattr(config, "out", "") is not None:
+        return config
+    command = program.split()[-1]
+    shared = _DEFAULTS_IN_STORAGE.get(command)
+    return replace(config, out=in_storage(shared) if shared else new_run_dir(None, command))  # type: ignore[type-var]
+
+
+def _keep(config: Any) -> None:
+    """Copy the folder of a run to the storage, or beside checkpoints that are elsewhere."""
+    out = getattr(config, "out", None)
+    given = config.checkpoint.checkpoints if hasattr(config, "checkpoint") else None
+    if not isinstance(out, Path) or (given is None and storage() is None):
+        return
+    kept = keep_whole(checkpoint_address(given, out), out)
+    if kept:
+        print_stage("kept", kept)
 
 
 @contextlib.contextmanager

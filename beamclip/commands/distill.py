@@ -4,6 +4,7 @@ import time
 
 from beamclip.commands.distill_data import load_data
 from beamclip.commands.options import DistillConfig
+from beamclip.commands.sources import places_of
 from beamclip.runs.folder import new_run_dir
 from beamclip.summary import Summary
 from beamclip.training.waiting import waiting_workers
@@ -23,7 +24,7 @@ def distill(config: DistillConfig) -> Summary:
     with waiting_workers(config.workers) as workers:
         data = load_data(config)
         if workers is not None:
-            workers.start_ray()
+            workers.start_ray(places_of(config, data.shards, run_dir))
         # Takes seconds, in which Ray starts and another process imports the same modules for the workers.
         from beamclip.commands.distillation import run_distillation
 

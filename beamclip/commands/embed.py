@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from beamclip.addresses import without_secrets
+from beamclip.cluster.nodes import Places, ask_cluster, some_files
 from beamclip.cluster.room import check_resources
 from beamclip.cluster.session import workers_session
 from beamclip.commands.console import ProgressLine, format_duration, plural, print_stage
@@ -45,6 +46,7 @@ from beamclip.models.clip import LoadedClip, load_clip, text_tower
 from beamclip.option_texts import check_required
 from beamclip.places import Folder, absolute, is_address
 from beamclip.runs.folder import CONFIG_FILE
+from beamclip.storage import storage
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, summary_text
 from beamclip.training.channel import RemoteChannel
 from beamclip.training.decode_place import decode_place
@@ -155,6 +157,8 @@ def _load(config: EmbedConfig) -> EmbedInputs:
     done = frozenset(name.removesuffix(STATS_SUFFIX) for name in names if name.endswith(STATS_SUFFIX))
     if done and CACHE_FILE not in names:
         raise InputError(f"--out {config.out}: holds shards that are no teacher cache. Give another folder.")
+    read = some_files("--data", [shard.path for shard in shards])
+    ask_cluster(Places(read, (("--out", folder.place),)))
     teachers = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
     return EmbedInputs(shards, teachers, folder.place, done)
 
@@ -379,10 +383,11 @@ def _bytes(address: str) -> int:
 
 def _leave(config: EmbedConfig, out: str, summary: Summary) -> None:
     """Write options and summary into the cache, and the options of a distillation that fits it."""
+    recorded = str if storage() else absolute_address
     fitting = {
         "data": out,
-        "teacher": absolute_address(str(config.teacher)),
-        "more_teachers": [absolute_address(address) for address in config.more_teachers],
+        "teacher": recorded(str(config.teacher)),
+        "more_teachers": [recorded(address) for address in config.more_teachers],
         "augmentation": asdict(config.augmentation),
     }
     folder = Folder(out)

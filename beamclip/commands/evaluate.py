@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from beamclip.cluster.nodes import Places, ask_cluster, some_files
 from beamclip.cluster.room import check_resources
 from beamclip.cluster.session import workers_session
 from beamclip.commands.anchors import class_anchors
@@ -90,9 +91,13 @@ def _checked(config: EvaluateConfig) -> tuple[str, str, Path]:
         raise InputError("--tasks is empty. Give zeroshot, probe or both.")
     if "probe" in config.tasks and config.train_data is None:
         raise InputError("--tasks probe needs --train-data: labelled images to fit the probe on.")
-    for address in (config.data, config.train_data if "probe" in config.tasks else None):
+    read: list[tuple[str, str]] = []
+    train_data = config.train_data if "probe" in config.tasks else None
+    for option, address in (("--data", config.data), ("--train-data", train_data)):
         if address is not None:
-            list_labelled(address, allow_missing=config.allow_missing_shards)
+            shards = list_labelled(address, allow_missing=config.allow_missing_shards)
+            read += some_files(option, [shard.path for shard in shards])
+    ask_cluster(Places(tuple(read)))
     assert config.classes is not None, "check_required() refuses it"
     return str(config.model), str(config.data), config.classes
 

@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)
     run = _imported_when_run(body, with_options=body == command.body)
     description = f"{command.text}\n\nbeamclip {name} {command.example}"
-    return run_command(command.options, run, description, flags, program=f"beamclip {name}")
+    program = f"beamclip {name}"
+    return run_command(command.options, run, description, flags, program=program, as_program=True)
 
 
 def _overview() -> str:

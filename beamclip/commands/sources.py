@@ -5,18 +5,20 @@ Free of torch: they are checked before a model is loaded.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
 
+from beamclip.cluster.nodes import Places, some_files
 from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.data.cache import CacheManifest, finished_manifest, is_cache
-from beamclip.data.listing import list_shards
+from beamclip.data.listing import list_labelled, list_shards
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.shards import Shard
 from beamclip.errors import InputError
 from beamclip.places import absolute, is_address
+from beamclip.runs.folder import checkpoint_address
 from beamclip.training.recipe import total_steps
 
 
@@ -49,6 +51,24 @@ def list_sources(config: DistillConfig | PretrainConfig) -> list[Shard]:
 def of_each(shards: Sequence[Shard]) -> list[list[Shard]]:
     """The shards of each data set."""
     return [list(own) for _, own in groupby(shards, key=attrgetter("source"))]
+
+
+def places_of(config: DistillConfig | PretrainConfig, shards: Sequence[Shard], run_dir: Path) -> Places:
+    """What all workers of a training must see alike: data, labelled images and checkpoints.
+
+    Args:
+        shards: those of all data sets.
+    """
+    read = [some_files("--data", [shard.path for shard in own]) for own in of_each(shards)]
+    if config.scoring.eval_data:
+        read.append(_labelled(config.scoring.eval_data, allow_missing=config.stream.allow_missing_shards))
+    checkpoints = checkpoint_address(config.checkpoint.checkpoints, run_dir)
+    return Places(tuple(chain.from_iterable(read)), (("--checkpoints", checkpoints),))
+
+
+def _labelled(address: str, *, allow_missing: bool) -> tuple[tuple[str, str], ...]:
+    shards = list_labelled(address, allow_missing=allow_missing)
+    return some_files("--eval-data", [shard.path for shard in shards])
 
 
 def read_manifests(addresses: Sequence[str]) -> tuple[CacheManifest, ...]:

@@ -1,7 +1,7 @@
-"""Copy a run's small files beside checkpoints that are stored elsewhere, and restore them.
+"""Copy a run's folder beside checkpoints that are stored elsewhere, and bring it back.
 
-The folder of a run is lost with the machine that the command ran on. Its options, its metrics and the id of
-its MLflow run are then restored from where its checkpoints are.
+The folder of a run is lost with the machine that the command ran on. While it trains, its options, its
+metrics and the id of its MLflow run are copied to where its checkpoints are; at the end all of the folder is.
 """
 
 import logging
@@ -14,6 +14,7 @@ import fsspec
 from beamclip.addresses import reachable, without_secrets
 from beamclip.errors import InputError
 from beamclip.runs.folder import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE, make_run_dir
+from beamclip.storage import in_storage
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,50 @@ def back_up(checkpoints: str, run_dir: Path) -> None:
                 fs.pipe_file(posixpath.join(root, COPY, path.name), path.read_bytes())
     except Exception as error:  # each store has errors of its own, and none of them may end the run
         log.warning("%s", without_secrets(f"{checkpoints}: no copy of the run's own files: {error}"))
+
+
+def keep_whole(place: str, run_dir: Path) -> str | None:
+    """Copy all that a command left in a run's folder, but checkpoints; return where to, None if nowhere.
+
+    A failure is only logged.
+
+    Args:
+        place: address of the run's checkpoints, as `folder.checkpoint_address` returns it.
+    """
+    if place == str((run_dir / CHECKPOINTS).resolve()) or not run_dir.is_dir():
+        return None
+    copy = posixpath.join(place, COPY)
+    try:
+        fs, root = fsspec.core.url_to_fs(copy)
+        for path in sorted(run_dir.rglob("*")):
+            name = path.relative_to(run_dir)
+            if path.is_file() and name.parts[0] != CHECKPOINTS:
+                target = posixpath.join(root, name.as_posix())
+                fs.makedirs(posixpath.dirname(target), exist_ok=True)
+                fs.put_file(str(path), target)
+    except Exception as error:  # each store has errors of its own, and the run itself has ended
+        log.warning("%s", without_secrets(f"{copy}: the run's folder is not copied: {error}"))
+        return None
+    return copy
+
+
+def bring_run(name: str) -> None:
+    """Bring a run's folder from the storage of the cluster, if it is named by its path and is not here.
+
+    Raises:
+        InputError: the storage cannot be read.
+    """
+    place = in_storage(name)
+    if not name or place == name or os.path.exists(name):
+        return
+    with reachable(place, ADVICE):
+        fs, root = fsspec.core.url_to_fs(posixpath.join(place, COPY))
+        if not fs.exists(root):
+            return
+        for path in fs.find(root):
+            here = Path(name, posixpath.relpath(path, root))
+            here.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(path, str(here))
 
 
 def has_copy(checkpoints: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from beamclip.errors import InputError
 from beamclip.files import read_json, read_yaml, write_whole
 from beamclip.json_lines import mend_json_lines
+from beamclip.storage import storage, stored_run
 from beamclip.training.checkpoint_store import (
     check_writable,
     find_checkpoint,
@@ -25,8 +26,12 @@ MODEL = "model"
 
 
 def new_run_dir(out: Path | None, command: str) -> Path:
-    """Return `out`, or a path below runs/ that is named after the command, the date and the time."""
-    return out if out is not None else Path("runs") / f"{command}-{time.strftime('%m%d-%H%M%S')}"
+    """Return the path of `out`, or of a folder below runs/ named after command, date and time.
+
+    It is absolute, but relative on a cluster with a storage, whose copy of the folder has that name.
+    """
+    path = out if out is not None else Path("runs") / f"{command}-{time.strftime('%m%d-%H%M%S')}"
+    return path if storage() else path.absolute()
 
 
 def make_run_dir(run_dir: Path) -> None:
@@ -43,8 +48,12 @@ def make_run_dir(run_dir: Path) -> None:
 
 
 def checkpoint_address(checkpoints: str | None, run_dir: Path) -> str:
-    """Return where a run's checkpoints are: as given, or in its folder; a plain path becomes absolute."""
-    address = checkpoints or str(run_dir / CHECKPOINTS)
+    """Return where a run's checkpoints are; a plain path becomes absolute.
+
+    They are where `checkpoints` says, by default in the storage of the cluster, and without one in the folder
+    of the run.
+    """
+    address = checkpoints or stored_run(run_dir) or str(run_dir / CHECKPOINTS)
     return address if "://" in address else str(Path(address).resolve())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from beamclip.cluster.nodes import ask_cluster
 from beamclip.commands.batch_norms import check_batch_norms
 from beamclip.commands.batches import check_batches, sized
 from beamclip.commands.console import plural, print_stage
@@ -28,7 +29,7 @@ from beamclip.commands.distill_job import TrainingData
 from beamclip.commands.embed import build_cache
 from beamclip.commands.options import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
-from beamclip.commands.sources import list_sources, read_manifests
+from beamclip.commands.sources import list_sources, places_of, read_manifests
 from beamclip.commands.templates import own_templates
 from beamclip.data.cache import is_cache, read_manifest
 from beamclip.errors import InputError
@@ -56,8 +57,11 @@ class Loaded:
     """`student_key` -> the untrained student."""
 
 
-def load_sweep(config: SweepConfig) -> Loaded:
+def load_sweep(config: SweepConfig, out: Path) -> Loaded:
     """Load and check all inputs, for every setting of the space, before Ray is started.
+
+    Args:
+        out: folder of the sweep.
 
     Raises:
         InputError: an option or an input cannot be used.
@@ -71,7 +75,9 @@ def load_sweep(config: SweepConfig) -> Loaded:
         values = choice.values if isinstance(choice, Values) else (choice.low, choice.high)
         for value in values:
             check_options(applied(config, {name: value}))
-    inputs = load_inputs(config, load_data(config))
+    data = load_data(config)
+    ask_cluster(places_of(config, data.shards, out))
+    inputs = load_inputs(config, data)
     space = with_own_values(space, inputs.teachers[0])
     # Trials read the teachers' embeddings from the cache.
     inputs.image_towers.clear()

@@ -45,7 +45,7 @@ def sweep(config: SweepConfig) -> Summary:
     began = time.perf_counter()
     out = new_run_dir(config.out, "sweep")
     config = with_absolute_paths(config)
-    loaded = load_sweep(config)
+    loaded = load_sweep(config, out)
     given, config = config, sized(config, loaded.inputs.data.shards)
     show_chosen(given, config, loaded.inputs.data.shards)
     show_sources(config, loaded.inputs.data.shards)

@@ -14,6 +14,7 @@ from typing import Literal
 
 from beamclip.tracking.config import TrackingConfig
 from beamclip.tracking.link import Link
+from beamclip.tracking.origin import origin_tags
 from beamclip.tracking.store import Event, RunRecord, first_line, tracking_uri
 from beamclip.tracking.unsent import UnsentFile
 
@@ -71,7 +72,7 @@ class Tracking:
             run_dir: the run's folder, created if missing; what cannot be sent is kept there.
             params: settings by name; a value is logged as text of at most 6,000 characters. A value that
                 differs from the one the run already has becomes a tag `resumed.NAME`.
-            tags: MLflow tags of a new run.
+            tags: MLflow tags of a new run, beside those that say where it comes from.
             run_id: the run to resume, whatever its status. Unless config.experiment is given, MLFLOW_RUN_ID
                 takes precedence; it is removed from the environment, as by MLflow itself: it names one run.
             uri: of the store, by default `tracking_uri(run_dir)`.
@@ -83,7 +84,7 @@ class Tracking:
         experiment, experiment_id = _experiment(config)
         if config.experiment is None:
             run_id = os.environ.pop("MLFLOW_RUN_ID", None) or run_id
-        run = RunRecord(run_id, experiment, name, dict(tags or {}), _now_ms(), experiment_id)
+        run = RunRecord(run_id, experiment, name, {**origin_tags(), **(tags or {})}, _now_ms(), experiment_id)
         link = Link(uri, UnsentFile(run_dir), run)
         system = partial(_system_metrics, link, uri, resumed=run_id is not None)
         tracking = cls(link, on_run, system if config.system_metrics else None)

@@ -10,12 +10,14 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import TYPE_CHECKING
 
 from beamclip.background import in_background
 from beamclip.cluster.config import WorkersConfig
+from beamclip.cluster.nodes import NO_PLACES, Places, ask_nodes
 from beamclip.cluster.room import check_resources
-from beamclip.cluster.session import forked_python, ray_session
+from beamclip.cluster.session import cluster_address, forked_python, ray_session
 from beamclip.training.channel import RemoteChannel
 
 if TYPE_CHECKING:
@@ -42,10 +44,21 @@ class WaitingWorkers:
         self._has_job = False
         self._left = threading.Event()
 
-    def start_ray(self) -> None:
-        """Start Ray in the background."""
+    def start_ray(self, places: Places = NO_PLACES) -> None:
+        """Start Ray in the background; or join a cluster, and wait until its nodes have been asked.
+
+        Args:
+            places: what the nodes are asked about; see `nodes.ask_nodes`.
+
+        Raises:
+            InputError: RAY_ADDRESS names no cluster that can be joined, it is too small, or a node does not
+                see what this machine sees.
+        """
         if self._ray is None:
-            self._ray = in_background("beamclip-ray", self._hold_ray)
+            self._ray = in_background("beamclip-ray", partial(self._hold_ray, places))
+            if cluster_address():
+                # Before the command loads a teacher, which takes minutes where it is large.
+                self._channel.result()
 
     def wait_for_ray(self) -> None:
         """Start Ray unless it was started, and wait until it is up.
@@ -99,11 +112,12 @@ class WaitingWorkers:
         self.release_ray()
         wait([self._ray])
 
-    def _hold_ray(self) -> None:
+    def _hold_ray(self, places: Places) -> None:
         # In one thread from beginning to end: Ray's processes end with the thread that started them.
         try:
             with ray_session(python=self._python):
                 check_resources(self._config)
+                ask_nodes(places)
                 self._channel.set_result(RemoteChannel())
                 # This import takes seconds. Whether it fails is for the workers' thread to say.
                 with contextlib.suppress(ImportError):
