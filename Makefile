@@ -10,8 +10,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UI_PORT ?= 5000
-# The cluster file; cluster/ has more of them.
-CLUSTER ?= cluster.yaml
 # More arguments for the program that a target runs: make test ARGS="-k csm"
 ARGS ?=
 # Tried in this order; `make PYTHON=/path/to/python test` puts another one first.
@@ -89,8 +87,8 @@ down: $(READY) ## end the cluster; what is in its storage stays
 cluster-test: $(READY) ## make three machines of this one, and do all that docs/cluster.md does, faults included
 	$(BIN)/python tests/cluster/several_machines.py $(ARGS)
 
-aws-role: $(READY) ## make roles and security group of a cluster on AWS: make aws-role CLUSTER=cluster.yaml
-	$(BIN)/python -m beamclip.cluster.aws role $(CLUSTER) $(ARGS)
+aws-role: $(READY) ## make the roles and the security group of a cluster on AWS; with ARGS=--delete, delete them
+	$(BIN)/python -m beamclip.cluster.aws role $(CLUSTER_FILE) $(ARGS)
 
 bench: $(READY) ## run every benchmark
 	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" $(ARGS); done
