@@ -66,7 +66,7 @@ endif
 up: $(READY) ## start the cluster of cluster.yaml, or of CLUSTER=FILE; see docs/cluster.md
 	@test -e ~/.ray/auth_token || $(BIN)/ray get-auth-token --generate > /dev/null
 	@$(BIN)/python -m beamclip.cluster.check $(CLUSTER_FILE)
-	$(BIN)/ray up -y $(CLUSTER_FILE)
+	$(BIN)/ray up -y --no-config-cache $(CLUSTER_FILE)
 
 submit: $(READY) ## run a command on the cluster, as a job: make submit ARGS="distill --data shards ..."
 	@$(BIN)/python -m beamclip.cluster.head submit $(CLUSTER_FILE) $(ARGS)

@@ -1,10 +1,11 @@
 """Machines made of one: namespaces with a root, an address, users and an SSH server of their own.
 
 Each machine sees its own processes, its own /tmp and home, and one folder that all share, as by NFS. One more
-namespace is the user's laptop: this machine's files, the machines' network. All of it goes when `close` is called.
-Root with CAP_SYS_ADMIN and CAP_NET_ADMIN is needed, and overlayfs, sshd, ip, rsync and sudo.
+namespace is the user's laptop: this machine's files, the machines' network. All of it goes when `close` is
+called. Root with CAP_SYS_ADMIN and CAP_NET_ADMIN is needed, and overlayfs, sshd, ip, rsync and sudo.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -94,10 +95,16 @@ class Machines:
 
     def close(self) -> None:
         """End all machines and everything in them, and remove what was made."""
-        for name in list(self.processes):
-            self.end(name)
+        # Not to be interrupted half-way: whoever stops the test may signal its whole group twice.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         for name in (*self.names, "laptop"):
+            for pid in _run("ip", "netns", "pids", f"bc-{name}").stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             _run("ip", "netns", "del", f"bc-{name}")
+        for process in self.processes.values():
+            process.wait()
         _run("umount", "-l", self.disk)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -179,7 +186,7 @@ class Machines:
         return done
 
     def _make_image(self) -> None:
-        """The layer that all machines have over this one's root: a user, sshd, and an environment with packages."""
+        """Make the layer that all machines have over this one's root: a user, sshd, and the packages."""
         base, work, root = (self.disk / name for name in ("base", "base-work", "base-root"))
         for path in (base, work, root):
             path.mkdir()

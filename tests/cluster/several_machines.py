@@ -3,9 +3,10 @@
     python tests/cluster/several_machines.py [--only up data train faults mistakes home down]
 
 Starts a cluster by the file for machines of one's own, and as its user downloads, pre-trains, embeds, distils,
-sweeps and scores on it. Then it gives wrong input; kills a worker, a command and a machine, takes a machine away
-with notice, and cuts a cable; fetches the results and ends the cluster. Samples, order and final weights of each
-run are compared with one that was left alone. The whole output of every command goes to a transcript.
+sweeps and scores on it. Then it gives wrong input; kills a worker, a command and a machine, takes a machine
+away with notice, and cuts a cable; fetches the results and ends the cluster. Samples, order and final weights
+of each run are compared with those of one that was left alone. The whole output of every command goes to a
+transcript.
 """
 
 import argparse
@@ -144,8 +145,8 @@ def train_models(cluster: Cluster) -> None:
     scored = r"^zero-shot top-1 .*$"
     cluster.job(
         "pretrain, on two nodes",
-        f"pretrain --data shards --model nano-resnet10t --steps 100 --lr 2e-3 --templates name {SMALL} {TWO_NODES} "
-        "--classes my/classes.yaml --eval-data labelled --out runs/teacher",
+        f"pretrain --data shards --model nano-resnet10t --steps 100 --lr 2e-3 --templates name {SMALL} "
+        f"{TWO_NODES} --classes my/classes.yaml --eval-data labelled --out runs/teacher",
         scored,
     )
     cluster.job(
@@ -161,14 +162,14 @@ def train_models(cluster: Cluster) -> None:
     )
     cluster.job(
         "sweep, its default space",
-        f"sweep --data cache --teacher runs/teacher {STUDENT} --steps 30 --eval-data labelled --context-source captions "
-        "--trials 4 --no-asha --out runs/sweep",
+        f"sweep --data cache --teacher runs/teacher {STUDENT} --steps 30 --eval-data labelled "
+        "--context-source captions --trials 4 --no-asha --out runs/sweep",
         r"^best: .*$",
     )
     cluster.job(
         "evaluate, on two nodes",
-        f"evaluate --model runs/student --data labelled --classes my/classes.yaml --templates name {TWO_NODES} "
-        "--out runs/scores",
+        f"evaluate --model runs/student --data labelled --classes my/classes.yaml --templates name "
+        f"{TWO_NODES} --out runs/scores",
         r"^zeroshot_top1 .*$",
     )
 
@@ -267,8 +268,9 @@ class Training:
         line = (
             f"beamclip distill --resume {there}"
             if resume
-            else f"beamclip distill --data shards --teacher runs/teacher {STUDENT} --num-workers {self.workers} "
-            f"--cpus-per-worker 1 --steps {STEPS} --checkpoint-every 25 --log-every 5 --trace-samples --out {there}"
+            else f"beamclip distill --data shards --teacher runs/teacher {STUDENT} --out {there} "
+            f"--num-workers {self.workers} --cpus-per-worker 1 --steps {STEPS} --checkpoint-every 25 "
+            "--log-every 5 --trace-samples"
         )
         machines = self.cluster.machines
         ssh = [
@@ -290,7 +292,7 @@ class Training:
         )
 
     def wait_for_step(self, step: int, *, seconds: float = 200) -> int:
-        """Wait until a record of at least this step is there, or the command has ended; return the last step."""
+        """Wait until this step is recorded, or the command has ended; return the last recorded step."""
         until = time.monotonic() + seconds
         while True:
             records = read_json_lines(self.out / "metrics.jsonl")
@@ -445,11 +447,14 @@ def make_mistakes(cluster: Cluster) -> None:
     mistakes = {
         "data on the head only": f"{base} --data {HOME}/shards-here",
         "checkpoints on the head only": f"{trained} --checkpoints {HOME}/mine",
-        "storage that nodes cannot write to": f"BEAMCLIP_STORAGE=/shared/readonly {base} --data {STORAGE}/shards",
+        "storage that a node cannot write to": (
+            f"export BEAMCLIP_STORAGE=/shared/readonly; {base} --data {STORAGE}/shards"
+        ),
         "RAY_ADDRESS that does not answer": f"RAY_ADDRESS=10.200.0.77:6379 {trained}",
         "a GPU where none can come": f"{trained} --use-gpu",
         "embed to the head only": (
-            f"cd {HOME}/work && beamclip embed --data shards --teacher runs/teacher --out {HOME}/cache {TWO_NODES}"
+            f"cd {HOME}/work && beamclip embed --data shards --teacher runs/teacher {TWO_NODES} "
+            f"--out {HOME}/cache"
         ),
         "evaluate on the head's data": (
             f"cd {HOME}/work && beamclip evaluate --model runs/teacher --classes my/classes.yaml {TWO_NODES} "
@@ -542,9 +547,12 @@ def start_machine(cluster: Cluster, name: str) -> None:
 def standing(cluster: Cluster) -> Iterator[None]:
     """Keep machines, web server and metadata services up inside."""
     machines = cluster.machines
-    shutil.rmtree(machines.folder, ignore_errors=True)
+    # What a test that was killed has left.
+    machines.close()
     machines.folder.mkdir(parents=True)
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         machines.open()
         prepare(cluster)
         machines.processes["web"] = subprocess.Popen(
@@ -606,7 +614,6 @@ def main() -> int:
     if reason := missing():
         print(f"skipped: {reason}")
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     given.transcript.parent.mkdir(parents=True, exist_ok=True)
     given.transcript.unlink(missing_ok=True)
     cluster = Cluster(Machines(SCRATCH), given.transcript.absolute())
