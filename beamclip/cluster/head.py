@@ -30,7 +30,17 @@ DASHBOARD_PORT, MLFLOW_PORT = 8265, 5000
 TUNNEL_WITHIN_S = 30.0
 """Seconds for SSH to reach the head."""
 
-NOT_SENT = [".git", ".venv", ".venvs", "runs", "tests", "docs", "benchmarks", "**/__pycache__", "*.egg-info"]
+NOT_SENT = [
+    "/.git",
+    "/.venv",
+    "/.venvs",
+    "/runs",
+    "/tests",
+    "/docs",
+    "/benchmarks",
+    "__pycache__",
+    "*.egg-info",
+]
 """Parts of this folder that jobs do not need; what .gitignore names is not sent either."""
 
 
@@ -145,8 +155,9 @@ def _client(port: int) -> Any:
 
     from ray.job_submission import JobSubmissionClient
 
-    # What it sends, and that a connection ended.
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    # They tell of each package that is sent, and of each connection that ends.
+    for name in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
     until = time.monotonic() + TUNNEL_WITHIN_S
     while True:
         try:

@@ -2,11 +2,11 @@
 
     python tests/cluster/several_machines.py [--only up data train faults mistakes home down]
 
-Starts a cluster by the file for machines of one's own, and as its user downloads, pre-trains, embeds, distils,
-sweeps and scores on it. Then it gives wrong input; kills a worker, a command and a machine, takes a machine
-away with notice, and cuts a cable; fetches the results and ends the cluster. Samples, order and final weights
-of each run are compared with those of one that was left alone. The whole output of every command goes to a
-transcript.
+Starts a cluster by the file for machines of one's own, and as its user downloads, pre-trains, embeds,
+distils, sweeps and scores on it. Then it gives wrong input; kills a worker, a command and a machine, takes a
+machine away with notice, and cuts a cable; fetches the results and ends the cluster. Samples, order and final
+weights of each run are compared with those of one that was left alone. The whole output of every command goes
+to a transcript.
 """
 
 import argparse
