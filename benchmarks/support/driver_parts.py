@@ -4,9 +4,10 @@ import pickle
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -41,8 +42,8 @@ METRICS = (
 )
 """Of a record of a distillation on GPUs, besides its step."""
 REASONS = ("corrupt image", "missing image", "broken shard")
-STEPS = 100
-"""Steps whose shares are computed; what they take is divided by their number."""
+STEPS, WINDOWS = 100, 20
+"""Steps that are shared out, and windows that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -173,17 +174,20 @@ def measure_plan(parts: Parts, scale: Scale, shards: list[Shard], starts: Starts
         lambda epoch: f"{len(epoch.starts) - 1:,} windows, in each worker",
     )
     windows = mixture.windows_from(0, 0, scale.workers)
-    first = parts.run(
-        "window",
-        "draw a window, of which a worker has its part",
-        lambda: next(windows),
-        lambda found: f"{len(found.row):,} of about {window:,} samples, in each worker",
+    drawn = parts.run(
+        "windows",
+        f"draw {WINDOWS} windows, of which a worker has its part",
+        lambda: list(islice(windows, WINDOWS)),
+        lambda found: f"{len(found[0].row):,} of about {window:,} samples each, in each worker",
     )
     parts.run(
         "reads",
         "divide its part into reads",
-        lambda: bundles_of(first, shards, starts),
-        lambda made: f"{sum(len(bundle.segments) for bundle in made):,} requests to a store",
+        lambda: [bundle for each in drawn for bundle in bundles_of(each, shards, starts)],
+        lambda made: (
+            f"{sum(bundle.rows for bundle in made):,} samples by "
+            f"{sum(len(bundle.segments) for bundle in made):,} requests"
+        ),
     )
     share = WorkerShare(mixture, BATCH_PER_WORKER * scale.workers, 0, scale.workers)
     parts.run(
@@ -243,6 +247,16 @@ def _track(folder: Path, database: Path, records: int) -> None:
             recorder.keep({"step": 10 * number, **{name: number / 7 for name in METRICS}})
     if (folder / UNSENT_FILE).exists():
         raise RuntimeError(f"{records:,} records are more than MLflow took before the run was closed")
+
+
+def planning_ns(scale: Scale, parts: Mapping[str, Part]) -> float:
+    """CPU time in which each worker plans for a sample of the run, whoever serves it, ns.
+
+    It draws each window twice: once to read it, and once to take its samples (data.stream).
+    """
+    drawn = WINDOWS * PIECE * LANES_PER_WORKER * scale.workers
+    shared = STEPS * BATCH_PER_WORKER * scale.workers
+    return 1e9 * (2 * parts["windows"].cpu_seconds / drawn + parts["shares"].cpu_seconds / shared)
 
 
 def count_system_metrics() -> int:
