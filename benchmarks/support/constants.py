@@ -1,4 +1,7 @@
-"""The measured constants that a plan stands on, each with hardware, date and source."""
+"""The measured constants that a plan stands on, each with hardware, date and source.
+
+Whoever measures anew writes a new value into docs/benchmarks/constants.json too; a test compares the two.
+"""
 
 import json
 from collections.abc import Mapping
