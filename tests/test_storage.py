@@ -87,7 +87,7 @@ def test_the_folder_of_a_run_goes_by_its_relative_name_on_a_cluster(monkeypatch:
     assert new_run_dir(Path("runs/x"), "distill") == Path.cwd() / "runs/x"
 
 
-def test_a_run_comes_back_whole_but_for_its_checkpoints(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_comes_back_without_its_checkpoints(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Path("runs/x")
     for name in ("config.yaml", "model/weights", "plots/curves.png", "checkpoints/step=00000001/state"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,7 @@ NOT_SENT = [
 """Parts of this folder that jobs do not need; what .gitignore names is not sent either."""
 
 
+_PACKING = ("_private.runtime_env.working_dir", "_private.runtime_env.packaging")
 _OF_RAY = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+\s(INFO|WARNING) [a-z_]+\.py:\d+ -- .*\n", re.MULTILINE)
 """Lines that Ray itself writes into the log of a job."""
 
@@ -156,8 +157,8 @@ def _client(port: int) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     # They tell of each package that is sent, and of each connection that ends.
-    for name in ("dashboard_sdk", "job.sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
+    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", *_PACKING):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
     until = time.monotonic() + TUNNEL_WITHIN_S
     while True:
         try:

@@ -44,7 +44,8 @@ NOTICE_S = 30
 ANSWER_WITHIN_S = 15.0
 """Seconds within which wrong input must be answered, in one line."""
 
-SMALL = "--batch-size 64 --crop-scale-min 0.8 --flip-prob 0 --threads-per-worker 1"
+VIEWS = "--crop-scale-min 0.8 --flip-prob 0"
+SMALL = f"--batch-size 64 --threads-per-worker 1 {VIEWS}"
 TWO_NODES = "--num-workers 2 --cpus-per-worker 1"
 STUDENT = f"--student test_resnet --lr 3e-3 --classes my/classes.yaml --templates name {SMALL}"
 
@@ -151,7 +152,7 @@ def train_models(cluster: Cluster) -> None:
     )
     cluster.job(
         "embed, on two nodes",
-        f"embed --data shards --teacher runs/teacher --augmentations 2 {TWO_NODES}",
+        f"embed --data shards --teacher runs/teacher --augmentations 2 {VIEWS} {TWO_NODES}",
         r"^cache .*$",
     )
     cluster.job(

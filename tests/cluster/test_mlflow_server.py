@@ -79,8 +79,17 @@ def test_without_a_storage_it_does_not_start(
 def test_a_server_that_is_stopped_has_saved_its_runs(tmp_path: Path) -> None:
     port = free_port()
     server = subprocess.Popen(
-        [sys.executable, "-m", "beamclip.cluster.mlflow_server", "--port", str(port)]
-        + ["--folder", str(tmp_path / "head"), "--storage", str(tmp_path / "storage")],
+        [
+            sys.executable,
+            "-m",
+            "beamclip.cluster.mlflow_server",
+            "--port",
+            str(port),
+            "--folder",
+            str(tmp_path / "head"),
+            "--storage",
+            str(tmp_path / "storage"),
+        ],
         stderr=subprocess.DEVNULL,
         env={**os.environ, "MLFLOW_TRACKING_URI": ""},
     )
