@@ -16,6 +16,7 @@ import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NETWORK = "10.200.0"
@@ -48,7 +49,9 @@ class Machines:
     folder: Path
     """Scratch folder, removed by `close`."""
     names: tuple[str, ...] = ("head", "w1", "w2")
-    processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    processes: dict[str, "subprocess.Popen[Any]"] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the user on the laptop."""
 
     @property
     def disk(self) -> Path:
@@ -165,7 +168,7 @@ class Machines:
             for name, value in os.environ.items()
             if not name.startswith(("RAY_", "MLFLOW_", "BEAMCLIP_"))
         }
-        return {**kept, "HOME": str(self.laptop_home), "RAY_USAGE_STATS_ENABLED": "0"}
+        return {**kept, "HOME": str(self.laptop_home), "RAY_USAGE_STATS_ENABLED": "0", **self.variables}
 
     def laptop(
         self, words: list[str], *, check: bool = True, timeout: float = 300, cwd: Path = ROOT

@@ -83,15 +83,15 @@ class Cluster:
         self.said(shlex.join(words), done.stdout)
         return done
 
-    def step(self, name: str, line: str, result: str, *, timeout: float = 300) -> None:
-        """Run make, and note the line of its output that `result`, a pattern, finds."""
+    def step(self, name: str, line: str, result: str, *, timeout: float = 300, code: int = 0) -> None:
+        """Run make, which must exit with `code`, and note the line of its output that `result` finds."""
         began = time.monotonic()
         done = self.make(line, timeout=timeout)
         found = re.search(result, done.stdout, re.MULTILINE)
         shown = " ".join(found[0].split()) if found else " | ".join(done.stdout.splitlines()[-3:])
         noise = of_ray(done.stdout) if line.startswith("submit") else []
         self.note(
-            name, time.monotonic() - began, shown, right=bool(found) and done.returncode == 0 and not noise
+            name, time.monotonic() - began, shown, right=bool(found) and done.returncode == code and not noise
         )
 
     def job(self, name: str, command: str, result: str) -> None:
@@ -528,14 +528,21 @@ def edit_cluster_file(cluster: Cluster) -> None:
     (cluster.checkout / CLUSTER_FILE).write_text("\n".join(lines) + "\n")
 
 
-def start_machine(cluster: Cluster, name: str) -> None:
-    """Start a machine, and the metadata service that a machine of EC2 would see."""
+def start_machine(cluster: Cluster, name: str, role: str = "") -> None:
+    """Start a machine, and the metadata service that a machine of EC2 with this role would see."""
     serve = Path(__file__).with_name("metadata.py")
     space = ["ip", "netns", "exec", f"bc-{name}"]
     if f"metadata-{name}" not in cluster.machines.processes:
         subprocess.run([*space, "ip", "addr", "add", f"{METADATA_ADDRESS}/32", "dev", "lo"], check=True)
         cluster.machines.processes[f"metadata-{name}"] = subprocess.Popen(
-            [*space, sys.executable, serve, METADATA_ADDRESS, cluster.machines.folder / f"notice-{name}"],
+            [
+                *space,
+                sys.executable,
+                serve,
+                METADATA_ADDRESS,
+                cluster.machines.folder / f"notice-{name}",
+                role,
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -545,8 +552,8 @@ def start_machine(cluster: Cluster, name: str) -> None:
 
 
 @contextlib.contextmanager
-def standing(cluster: Cluster) -> Iterator[None]:
-    """Keep machines, web server and metadata services up inside."""
+def standing(cluster: Cluster, *, spot: bool = True) -> Iterator[None]:
+    """Keep machines and web server up inside, and with `spot` the metadata services that give notice."""
     machines = cluster.machines
     # What a test that was killed has left.
     machines.close()
@@ -573,7 +580,7 @@ def standing(cluster: Cluster) -> Iterator[None]:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        for name in ("w1", "w2"):
+        for name in ("w1", "w2") if spot else ():
             start_machine(cluster, name)
         machines.on("head", f"mkdir -p {HOME}/work")
         machines.laptop(
@@ -624,9 +631,14 @@ def main() -> int:
         for name, part in PARTS.items():
             if name in given.only:
                 part(cluster)
+    return report(cluster, time.monotonic() - began)
+
+
+def report(cluster: Cluster, seconds: float) -> int:
+    """Print the table and what was wrong; return the exit code."""
     print()
     table([list(row) for row in cluster.rows])
-    print(f"\n{time.monotonic() - began:.0f} s; every command and its output: {given.transcript}")
+    print(f"\n{seconds:.0f} s; every command and its output: {cluster.transcript}")
     for problem in cluster.problems:
         print(f"WRONG: {problem}", file=sys.stderr)
     return 1 if cluster.problems else 0
