@@ -23,7 +23,7 @@ from typing import Any
 from beamclip.errors import FailedRunError, InputError
 from beamclip.files import read_text
 from beamclip.places import Folder, is_address
-from beamclip.runs.backup import COPY
+from beamclip.storage import COPY
 from beamclip.summary import git_commit
 
 DASHBOARD_PORT, MLFLOW_PORT = 8265, 5000

@@ -14,11 +14,10 @@ import fsspec
 from beamclip.addresses import reachable, without_secrets
 from beamclip.errors import InputError
 from beamclip.runs.folder import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE, make_run_dir
-from beamclip.storage import in_storage
+from beamclip.storage import COPY, in_storage
 
 log = logging.getLogger(__name__)
 
-COPY = "run"
 ADVICE = "Give the --out folder of a run, or the address that its --checkpoints were written to."
 COPIED = (CONFIG_FILE, TRACKING_FILE, HISTORY_FILE)
 
