@@ -22,7 +22,7 @@ import beamclip
 from beamclip.addresses import without_secrets
 from beamclip.cluster.session import cluster_address, ray_session
 from beamclip.errors import InputError
-from beamclip.places import is_address, one_line
+from beamclip.places import absolute, is_address, one_line
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class _Question:
 def some_files(option: str, paths: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """The first file of a data set, one in the middle, and the last, each with the option that names it."""
     places = sorted({0, len(paths) // 2, len(paths) - 1}) if paths else ()
-    return tuple((option, paths[place]) for place in places)
+    return tuple((option, absolute(paths[place])) for place in places)
 
 
 def ask_nodes(places: Places) -> None:
@@ -80,10 +80,10 @@ def ask_nodes(places: Places) -> None:
     with _notes(places.written) as notes:
         question = _Question(tuple(_with_sizes(places.read)), notes, _versions())
         answers = _ask(others, question)
-    problems = [f"node {name}: {answer}" for name, answer in answers.items() if answer]
+    problems = [(name, answer) for name, answer in answers.items() if answer]
     if problems:
-        more = f" {len(problems) - 1} more nodes say such." if len(problems) > 1 else ""
-        raise InputError(without_secrets(problems[0] + more))
+        (name, problem), more = problems[0], len(problems) - 1
+        raise InputError(without_secrets(f"node {name}{f' and {more} more' if more else ''}: {problem}"))
 
 
 def ask_cluster(places: Places) -> None:

@@ -451,7 +451,7 @@ def make_mistakes(cluster: Cluster) -> None:
         "storage that a node cannot write to": (
             f"export BEAMCLIP_STORAGE=/shared/readonly; {base} --data {STORAGE}/shards"
         ),
-        "RAY_ADDRESS that does not answer": f"RAY_ADDRESS=10.200.0.77:6379 {trained}",
+        "RAY_ADDRESS that does not answer": f"export RAY_ADDRESS=10.200.0.77:6379; {trained}",
         "a GPU where none can come": f"{trained} --use-gpu",
         "embed to the head only": (
             f"cd {HOME}/work && beamclip embed --data shards --teacher runs/teacher {TWO_NODES} "

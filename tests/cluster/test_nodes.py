@@ -15,9 +15,9 @@ def question(*, sizes: tuple = (), notes: tuple = ()) -> nodes._Question:
 
 
 def test_three_files_of_a_data_set_are_looked_at() -> None:
-    paths = [f"{number}.tar" for number in range(9)]
-    assert some_files("--data", paths) == (("--data", "0.tar"), ("--data", "4.tar"), ("--data", "8.tar"))
-    assert some_files("--data", paths[:1]) == (("--data", "0.tar"),)
+    paths = [f"s3://b/{number}.tar" for number in range(9)]
+    assert [path for _, path in some_files("--data", paths)] == [paths[0], paths[4], paths[8]]
+    assert some_files("--data", ["file:///data/0.tar"]) == (("--data", "/data/0.tar"),)
     assert some_files("--data", []) == ()
 
 
