@@ -150,7 +150,7 @@ def prepare_machines(cluster: Cluster) -> None:
 
 def use_cluster(cluster: Cluster, cloud: Cloud) -> None:
     """Go from `make aws-role` to `make down`."""
-    cluster.step("make up, before make aws-role", "up", r"^error: .*make aws-role.*$", code=2)
+    cluster.step("make up, before make aws-role", "up", r"^.*make aws-role.*$", code=2)
     cluster.step("make aws-role", "aws-role", r"security group.*|beamclip-worker.*")
     cluster.step("make up", "up", r"ray get-head-ip", timeout=300)
     heads = cloud.described("m5.2xlarge")

@@ -257,6 +257,12 @@ class Training:
     name: str
     workers: str = "2"
     process: "subprocess.Popen[str] | None" = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it was made."""
+        return time.monotonic() - self.began
 
     @property
     def out(self) -> Path:
@@ -383,37 +389,21 @@ FAULTS: dict[str, tuple[str, Callable[[Cluster, Training], None]]] = {
 
 def suffer_faults(cluster: Cluster) -> None:
     """Train undisturbed, then once with each fault, and compare."""
-    began = time.monotonic()
     calm = Training(cluster, "calm")
     calm.start()
     code = calm.finish()
-    cluster.note("distill, left alone", time.monotonic() - began, f"exit code {code}", right=code == 0)
+    undisturbed = calm.seconds
+    cluster.note("distill, left alone", undisturbed, f"exit code {code}", right=code == 0)
     for name, (workers, happen) in FAULTS.items():
         cluster.wait_for_nodes(3)
         training = Training(cluster, re.sub(r"\W+", "-", name), workers)
         training.start()
-        reached = training.wait_for_step(FAULT_AT)
-        struck = time.monotonic()
-        with contextlib.ExitStack() as stack:
-            happening = stack.enter_context(
-                in_thread(lambda happen=happen, training=training: happen(cluster, training))
-            )
-            training.wait_for_step(reached + 1)
-            lost = time.monotonic() - struck
-            happening()
+        training.wait_for_step(FAULT_AT)
+        happen(cluster, training)
         code = training.finish()
         verdict, right = compared(training, calm, same_workers=workers == "2")
-        cluster.note(name, lost, f"exit code {code}; {verdict}", right=right and code == 0)
-
-
-@contextlib.contextmanager
-def in_thread(do: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Do something beside the block; yield a function that waits for it."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(do)
-        yield future.result
+        lost = training.seconds - undisturbed
+        cluster.note(name, lost, f"lost; exit code {code}; {verdict}", right=right and code == 0)
 
 
 def compared(training: Training, calm: Training, *, same_workers: bool) -> tuple[str, bool]:
