@@ -11,10 +11,12 @@ _ENVIRONMENT = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "900",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray prints a page for each lost worker; the commands say in one line where they resume. And it warns of
-    # more processes than it likes to start at a time, which two runs in one Ray come to.
+    # Ray prints a page for each lost worker or node; the commands say in one line where they resume. And it
+    # warns of more processes than it likes to start at a time, which two runs in one Ray come to.
     "RAY_DEDUP_LOGS_SKIP_REGEX": (
         "A worker died or was killed while executing a task|PYTHON worker processes have been started"
+        "|The node with node id: .* has been marked dead|Raylet is terminated"
+        "|Task .* failed. There are infinite retries remaining"
     ),
     # Otherwise a thread that outlives its Ray would start another one.
     "RAY_ENABLE_AUTO_CONNECT": "0",

@@ -12,6 +12,7 @@ to a transcript.
 import argparse
 import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -36,11 +37,11 @@ SCRATCH = Path("/tmp/beamclip-machines")
 CLUSTER_FILE = "mine.yaml"
 STORAGE = "/shared/beamclip"
 IMAGES, TEST_IMAGES, WEB_PORT = 3000, 600, 8000
-STEPS, FAULT_AT = 150, 50
+STEPS, FAULT_AT = 400, 100
 """Steps of a training that something happens to, and the step after which it happens."""
 METADATA_ADDRESS = "169.254.169.254"
 """Where a machine of EC2 finds its metadata, the notice that it will be taken away among them."""
-NOTICE_S = 30
+NOTICE_S = 12
 ANSWER_WITHIN_S = 15.0
 """Seconds within which wrong input must be answered, in one line."""
 
@@ -224,7 +225,7 @@ def tags_of_runs(cluster: Cluster) -> dict[str, list[str]]:
         done = cluster.machines.laptop([sys.executable, "-c", ask], check=False, timeout=60)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            subprocess.run(["kill", "-INT", f"-{tunnel.pid}"], check=False)
+            os.killpg(tunnel.pid, signal.SIGINT)
         tunnel.wait(20)
     cluster.said("names of tags by run", done.stdout)
     found: dict[str, list[str]] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -276,7 +277,7 @@ class Training:
             f"beamclip distill --resume {there}"
             if resume
             else f"beamclip distill --data shards --teacher runs/teacher {STUDENT} --out {there} "
-            f"--num-workers {self.workers} --cpus-per-worker 1 --steps {STEPS} --checkpoint-every 25 "
+            f"--num-workers {self.workers} --cpus-per-worker 1 --steps {STEPS} --checkpoint-every 50 "
             "--log-every 5 --trace-samples"
         )
         machines = self.cluster.machines
