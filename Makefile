@@ -81,7 +81,7 @@ fetch: $(READY) ## copy the folders of all runs from the storage of the cluster 
 	@$(BIN)/python -m beamclip.cluster.head fetch $(CLUSTER_FILE)
 
 down: $(READY) ## end the cluster; what is in its storage stays
-	-@$(BIN)/ray exec $(CLUSTER_FILE) 'python -m beamclip.cluster.mlflow_server save'
+	-@$(BIN)/ray exec $(CLUSTER_FILE) 'bash ~/beamclip/cluster/stop.sh'
 	$(BIN)/ray down -y $(CLUSTER_FILE)
 
 cluster-test: $(READY) ## make three machines of this one, and do all that docs/cluster.md does, faults included

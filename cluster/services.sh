@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Start what runs beside Ray on a node, unless it runs already: services.sh head | worker
+# Start what runs beside Ray on a node, unless it runs already, or end it: services.sh head | worker | stop
 #
 #   mlflow   on the head: the MLflow server, at 127.0.0.1:5000 of the head alone
 #   spot     on the workers: drains the node when the provider says that it will take the machine away
@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . ~/.beamclip
 
-role=${1:?"head or worker"}
+role=${1:?"head, worker or stop"}
 folder=$HOME/.beamclip-services
 mkdir -p "$folder"
 
@@ -23,7 +23,12 @@ start() {
     echo $! > "$folder/$name.pid"
 }
 
-if [ "$role" = head ]; then
+if [ "$role" = stop ]; then
+    # Each of them leads a group of its own.
+    for file in "$folder"/*.pid; do
+        test ! -e "$file" || { kill -TERM -- "-$(cat "$file")" 2>/dev/null; rm -f "$file"; }
+    done
+elif [ "$role" = head ]; then
     # Ray's own copy of cluster.yaml, as JSON.
     sed -n 's/.*"cluster_name": "\([^"]*\)".*/\1/p' ~/ray_bootstrap_config.yaml 2>/dev/null | head -1 \
         > ~/.beamclip-cluster

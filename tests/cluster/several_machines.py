@@ -491,6 +491,8 @@ def prepare(cluster: Cluster) -> None:
         check=True,
     )
     (checkout / ".venv").symlink_to(ROOT / ".venv")
+    for words in ("init -q", "add -A", "-c user.name=user -c user.email=user@laptop commit -q -m state"):
+        subprocess.run(["git", *words.split()], cwd=checkout, check=True)
     corpus = machines.laptop_home / "corpus"
     paths = write_corpus(GlyphConfig(images=IMAGES, test_images=TEST_IMAGES), corpus)
     lists = checkout / "my"
