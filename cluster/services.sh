@@ -26,7 +26,7 @@ start() {
 if [ "$role" = stop ]; then
     # Each of them leads a group of its own.
     for file in "$folder"/*.pid; do
-        test ! -e "$file" || { kill -TERM -- "-$(cat "$file")" 2>/dev/null; rm -f "$file"; }
+        test ! -e "$file" || { kill -TERM -- "-$(cat "$file")" 2>/dev/null || true; rm -f "$file"; }
     done
 elif [ "$role" = head ]; then
     # Ray's own copy of cluster.yaml, as JSON.

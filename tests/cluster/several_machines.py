@@ -28,7 +28,6 @@ from pathlib import Path
 from machines import HOME, LAPTOP, ROOT, Machines, missing
 from safetensors.torch import load_file
 
-from beamclip.commands.console import table
 from beamclip.corpus.glyphs import GlyphConfig, write_corpus, write_url_list
 from beamclip.json_lines import read_json_lines
 from beamclip.training.trace import read_trace
@@ -42,6 +41,8 @@ STEPS, FAULT_AT = 400, 100
 METADATA_ADDRESS = "169.254.169.254"
 """Where a machine of EC2 finds its metadata, the notice that it will be taken away among them."""
 NOTICE_S = 12
+MOST_SHOWN = 160
+"""Characters of a result in the table; the transcript has all of it."""
 ANSWER_WITHIN_S = 15.0
 """Seconds within which wrong input must be answered, in one line."""
 
@@ -629,8 +630,8 @@ def main() -> int:
 
 def report(cluster: Cluster, seconds: float) -> int:
     """Print the table and what was wrong; return the exit code."""
-    print()
-    table([list(row) for row in cluster.rows])
+    lines = [f"| {step} | {taken} | {shown[:MOST_SHOWN]} |" for step, taken, shown in cluster.rows]
+    print("", *lines[:1], "|---|---|---|", *lines[1:], sep="\n")
     print(f"\n{seconds:.0f} s; every command and its output: {cluster.transcript}")
     for problem in cluster.problems:
         print(f"WRONG: {problem}", file=sys.stderr)
