@@ -17,7 +17,7 @@ WINDOWS = 256
 
 @dataclass(frozen=True)
 class Reading:
-    """What a sample takes to be read, on average; a request brings one piece of neighbours, or two."""
+    """What a sample takes to be read, on average; a request brings one piece of neighbours."""
 
     requests: float
     """To the store. Each brings whole pieces, wherever in them the wanted samples lie."""
