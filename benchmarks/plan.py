@@ -121,7 +121,8 @@ def show_plan(job: Job, cluster: Cluster, prices: Prices) -> None:
         "measured_student_gflops": student_cost(MEASURED_STUDENT, MEASURED_SIDE, MEASURED_WIDTH).gflops,
     }
     window = max(StreamConfig().shuffle_window, LANES_PER_WORKER * PIECE * cluster.gpus)
-    reading = planned_reading(job.shards, job.rows_per_shard, window, cluster.gpus)
+    batch_size = job.batch_per_gpu * cluster.gpus
+    reading = planned_reading(job.shards, job.rows_per_shard, window, cluster.gpus, batch_size)
     plan = Plan(job, cluster, teacher, student, constants, reading, window)
     print("\n".join(plan_lines(plan, prices)))
 

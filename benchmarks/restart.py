@@ -41,9 +41,10 @@ from support.restarts import (
 )
 
 from beamclip.commands.console import table
-from beamclip.data.mixture import Mixture
+from beamclip.data.mixture import Mixture, mixture_of
 from beamclip.data.order import lanes_in, order_over, windows_from
 from beamclip.data.position import DataPosition, position_in, to_plain
+from beamclip.data.stream import WorkerShare
 
 SHARDS = [150, 130, 90, 160, 70]
 STEPS = 300
@@ -248,11 +249,12 @@ class Sorted:
 
     def drawn(self, workers: int) -> NDArray[np.int64]:
         """Return the group of each sample of one worker's batches, int64 [steps, BATCH // workers]."""
-        order = order_over(np.full(self.shards, self.rows), lanes_in(WINDOW, workers), 0)
-        windows = takewhile(lambda window: window.epoch == 0, windows_from(order, 0, 0, workers))
+        mixture = mixture_of([np.full(self.shards, self.rows)], (), WINDOW, 0, workers)
+        planned = WorkerShare(mixture, BATCH, 0, workers).windows_from(0)
+        windows = takewhile(lambda window: window.epoch == 0, planned)
         group = np.concatenate([window.shard * self.rows + window.row for window in windows]) // self.group
-        size = BATCH // workers
-        return group[: len(group) // size * size].reshape(-1, size)
+        steps = self.shards * self.rows // BATCH
+        return group[: steps * BATCH // workers].reshape(steps, -1)
 
 
 DATA = (

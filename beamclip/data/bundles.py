@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from beamclip.data.crops import Decoded, decoded_rows, is_decoded
 from beamclip.data.index import Starts
-from beamclip.data.order import Window
+from beamclip.data.order import PIECE, Window
 from beamclip.data.shard_file import Rows
 from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
 from beamclip.data.tar_samples import WHOLE, Span
@@ -60,7 +60,8 @@ class Bundle:
 def bundles_of(window: Window, shards: list[Shard], starts: Starts) -> list[Bundle]:
     """Divide the rows of a worker's window into bundles of neighbouring lanes, about ROWS_PER_TASK rows each.
 
-    A lane's rows lie in one or two pieces, so no piece is read for more than two bundles.
+    A lane's rows lie in one or two pieces, so no piece is read for more than two bundles. A segment has the
+    rows of a piece that its bundle wants, with gaps or without, so none is read twice for the same one.
 
     Args:
         starts: of the shards.
@@ -75,14 +76,10 @@ def bundles_of(window: Window, shards: list[Shard], starts: Starts) -> list[Bund
         shard, row = window.shard[mine], window.row[mine]
         lying = np.lexsort((row, shard))
         shard, row = shard[lying], row[lying]
-        cuts = np.flatnonzero((np.diff(shard) != 0) | (np.diff(row) != 1)) + 1
-        edges = np.concatenate([[0], cuts, [len(row)]]).tolist()
+        cuts = np.flatnonzero((np.diff(shard) != 0) | (np.diff(row // PIECE) != 0)) + 1
         segments = tuple(
-            Segment(shards[number], rows, starts.span(number, rows))
-            for number, rows in (
-                (int(shard[first]), range(int(row[first]), int(row[last - 1]) + 1))
-                for first, last in pairwise(edges)
-            )
+            Segment(shards[int(own[0])], rows, starts.span(int(own[0]), rows))
+            for own, rows in zip(np.split(shard, cuts), np.split(row, cuts), strict=True)
         )
         bundles.append(Bundle(segments, window.epoch, np.argsort(lying)))
     return bundles

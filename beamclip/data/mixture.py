@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from heapq import merge
 from itertools import groupby
-from math import ceil
+from math import ceil, gcd
 from operator import attrgetter
 
 import numpy as np
@@ -68,7 +68,18 @@ class Mixture:
         own = self.slots[source]
         return samples // len(own) * self.lanes + own[samples % len(own)]
 
-    def windows_from(self, sample: int, rank: int, world_size: int) -> Iterator[Window]:
+    def together(self, batch_size: int, world_size: int) -> int:
+        """Neighbouring lanes that a worker serves at a time: all that leave equal shares of each step, or 1.
+
+        Where a shard is no whole number of pieces, the pieces behind lie across two lanes. Two workers would
+        read them, unless one serves both lanes.
+        """
+        # So many samples divide rounds and steps. Turns that divide each source's part of them break nowhere.
+        part = gcd(self.lanes, batch_size)
+        turns = gcd(*(int(held) for own in self.slots for held in np.bincount(own // part)))
+        return turns // world_size if turns % world_size == 0 else 1
+
+    def windows_from(self, sample: int, rank: int, world_size: int, together: int = 1) -> Iterator[Window]:
         """The windows of one worker from a sample of the run on, without end, by their first samples.
 
         Windows of different sources overlap. Their samples have the numbers of the run, and their shards
@@ -76,7 +87,7 @@ class Mixture:
         """
         of_sources = []
         for source, own in enumerate(self.before(sample)):
-            windows = windows_from(self.orders[source], own, rank, world_size)
+            windows = windows_from(self.orders[source], own, rank, world_size, together)
             of_sources.append(map(partial(self._in_run, source), windows))
         return merge(*of_sources, key=attrgetter("first"))
 
@@ -89,14 +100,14 @@ class Mixture:
             number=self.numbers(source, window.number),
         )
 
-    def shares(self, first: int, stop: int, world_size: int) -> Ints:
+    def shares(self, first: int, stop: int, world_size: int, together: int = 1) -> Ints:
         """int64 [world_size], how many of the samples [first, stop) of a run each worker serves.
 
-        For each source they differ by one at most where its lanes are a multiple of the workers, else by a
-        few.
+        They are the sums of its shares of each source; see order.shares.
         """
         spans = zip(self.orders, self.before(first), self.before(stop), strict=True)
-        return np.sum([shares(order, begin, end, world_size) for order, begin, end in spans], axis=0)
+        own = [shares(order, begin, end, world_size, together) for order, begin, end in spans]
+        return np.sum(own, axis=0)
 
 
 def mixture_of(

@@ -148,8 +148,14 @@ class Window:
     """[rows], ascending, numbers of the samples."""
 
 
-def windows_from(order: Order, sample: int, rank: int, world_size: int) -> Iterator[Window]:
-    """The windows of one worker from a sample on, without end; some may have no row of its."""
+def windows_from(
+    order: Order, sample: int, rank: int, world_size: int, together: int = 1
+) -> Iterator[Window]:
+    """The windows of one worker from a sample on, without end; some may have no row of its.
+
+    Args:
+        together: neighbouring lanes that a worker serves before it is the next one's turn.
+    """
     for epoch_number in count(sample // order.rows):
         epoch, before = order.epoch(epoch_number), epoch_number * order.rows
         first = int(np.searchsorted(epoch.starts, max(0, sample - before), "right")) - 1
@@ -159,24 +165,25 @@ def windows_from(order: Order, sample: int, rank: int, world_size: int) -> Itera
             number = before + int(epoch.starts[index]) + offset
             lane = offset % order.lanes
             # Shifted, so that workers take turns without a break from window to window: where the lanes are a
-            # multiple of the workers, sample i is served by worker i modulo world_size.
-            mine = (lane + before + int(epoch.starts[index])) % world_size == rank
+            # multiple of a turn of all workers, sample i is served by worker i // together modulo world_size.
+            mine = (lane + before + int(epoch.starts[index])) // together % world_size == rank
             mine &= number >= sample
             begin = max(sample, before + int(epoch.starts[index]))
             yield Window(epoch_number, begin, lane[mine], shard[mine], row[mine], number[mine])
 
 
-def shares(order: Order, first: int, stop: int, world_size: int) -> Ints:
+def shares(order: Order, first: int, stop: int, world_size: int, together: int = 1) -> Ints:
     """int64 [world_size], how many of the samples [first, stop) each worker serves.
 
-    They differ by one at most where the lanes are a multiple of the workers, else by a few.
+    They differ by `together` at most where the lanes are a multiple of a turn of all workers, else by a few
+    more.
     """
     servers = [np.empty(0, np.int64)]
     for number in range(first // order.rows, -(-stop // order.rows)):
         before, starts = number * order.rows, order.epoch(number).starts
         sample = np.arange(max(first, before), min(stop, before + order.rows)) - before
         start = starts[np.searchsorted(starts, sample, "right") - 1]
-        servers.append(((sample - start) % order.lanes + before + start) % world_size)
+        servers.append(((sample - start) % order.lanes + before + start) // together % world_size)
     return np.bincount(np.concatenate(servers), minlength=world_size)
 
 

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, count, islice
 from operator import itemgetter
 
@@ -53,13 +54,22 @@ class WorkerShare:
     micro_batch: int | None = None
     """Most rows of a micro-batch; None: a step is one micro-batch."""
 
+    @cached_property
+    def together(self) -> int:
+        """Neighbouring lanes that each worker serves at a time."""
+        return self.mixture.together(self.batch_size, self.world_size)
+
+    def windows_from(self, sample: int) -> Iterator[Window]:
+        """The worker's windows from a sample of the run on, without end."""
+        return self.mixture.windows_from(sample, self.rank, self.world_size, self.together)
+
     def of_step(self, step: int) -> tuple[int, int, int]:
         """A worker's samples of a step, counted from 0; the step's micro-batches, and the rows of each.
 
         The last two follow from the largest share of all workers, so that they agree on them.
         """
         first = step * self.batch_size
-        every = self.mixture.shares(first, first + self.batch_size, self.world_size)
+        every = self.mixture.shares(first, first + self.batch_size, self.world_size, self.together)
         largest = int(every.max())
         passes = -(-largest // (self.micro_batch or largest))
         return int(every[self.rank]), passes, -(-largest // passes)
@@ -88,7 +98,7 @@ def worker_rows(
         decoding: how the reader makes crops of the images; None: it hands them over as they are encoded.
     """
     # The reader plans windows ahead of those that are taken from, in another thread: each has its own.
-    planned, taken = (share.mixture.windows_from(sample, share.rank, share.world_size) for _ in range(2))
+    planned, taken = (share.windows_from(sample) for _ in range(2))
     bundles = chain.from_iterable(bundles_of(window, shards, starts) for window in planned)
     left = threading.Event()
     with (

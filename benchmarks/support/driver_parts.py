@@ -173,7 +173,8 @@ def measure_plan(parts: Parts, scale: Scale, shards: list[Shard], starts: Starts
         lambda: mixture.orders[0].epoch(0),
         lambda epoch: f"{len(epoch.starts) - 1:,} windows, in each worker",
     )
-    windows = mixture.windows_from(0, 0, scale.workers)
+    share = WorkerShare(mixture, BATCH_PER_WORKER * scale.workers, 0, scale.workers)
+    windows = share.windows_from(0)
     drawn = parts.run(
         "windows",
         f"draw {WINDOWS} windows, of which a worker has its part",
@@ -189,7 +190,6 @@ def measure_plan(parts: Parts, scale: Scale, shards: list[Shard], starts: Starts
             f"{sum(len(bundle.segments) for bundle in made):,} requests"
         ),
     )
-    share = WorkerShare(mixture, BATCH_PER_WORKER * scale.workers, 0, scale.workers)
     parts.run(
         "shares",
         f"share out {STEPS} steps",

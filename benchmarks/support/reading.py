@@ -17,7 +17,7 @@ WINDOWS = 256
 
 @dataclass(frozen=True)
 class Reading:
-    """What a sample takes to be read, on average; a request brings one piece of neighbours, or two."""
+    """What a sample takes to be read, on average; a request brings one piece of neighbours."""
 
     requests: float
     """To the store. Each brings whole pieces, wherever in them the wanted samples lie."""
@@ -27,7 +27,7 @@ class Reading:
     """Shards that a read task opens: the same one for all of its requests."""
 
 
-def planned_reading(shards: int, rows: int, window: int, workers: int) -> Reading:
+def planned_reading(shards: int, rows: int, window: int, workers: int, batch_size: int) -> Reading:
     """Plan what the first of some workers reads.
 
     Args:
@@ -35,13 +35,15 @@ def planned_reading(shards: int, rows: int, window: int, workers: int) -> Readin
         rows: samples of each.
         window: samples that are shuffled among each other.
         workers: that share the windows.
+        batch_size: samples of a step, over all workers.
     """
     counts = np.full(min(shards, -(-WINDOWS * window // rows)), rows, np.int64)
     listed = [Shard(f"s3://data/{number}.tar", rows, "tar") for number in range(len(counts))]
     # As if a sample had one byte: a span is then the samples that come with it.
     starts = starts_of([np.minimum(np.arange(-(-rows // PIECE) + 1) * PIECE, rows)] * len(counts))
     mixture = mixture_of([counts], (), window, 0, workers)
-    windows = takewhile(lambda each: each.epoch == 0, mixture.windows_from(0, 0, workers))
+    planned = mixture.windows_from(0, 0, workers, mixture.together(batch_size, workers))
+    windows = takewhile(lambda each: each.epoch == 0, planned)
     bundles = [bundle for each in windows for bundle in bundles_of(each, listed, starts)]
     samples = sum(bundle.rows for bundle in bundles)
     segments = [segment for bundle in bundles for segment in bundle.segments]

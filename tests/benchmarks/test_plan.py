@@ -16,6 +16,7 @@ from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.parquet_rows import _TAIL_BYTES, _kept_footer
 from beamclip.data.shards import Columns
 from beamclip.data.starts import read_starts
+from beamclip.data.stream import WorkerShare
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONSTANTS = {
@@ -308,12 +309,12 @@ def test_planned_requests_are_those_that_reading_makes(
     part = sys.modules["beamclip.data.shard_file"].read_part
     mixture = mixture_of(source_counts(listed), (), window, 0, workers)
     starts, samples = read_starts(listed), 0
-    for each in mixture.windows_from(0, 0, workers):
+    for each in WorkerShare(mixture, 64 * workers, 0, workers).windows_from(0):
         for bundle in bundles_of(each, listed, starts):
             samples += sum(len(table) for table in read_bundle(bundle, Columns()))
         if samples * workers >= shards * rows:
             break
-    planned = planned_reading(shards, rows, window, workers)
+    planned = planned_reading(shards, rows, window, workers, 64 * workers)
     assert len(requests) / samples == pytest.approx(planned.requests, rel=0.15)
 
 
@@ -321,8 +322,18 @@ def test_pieces_that_fill_their_shards_are_read_once() -> None:
     from support.reading import planned_reading
 
     for workers in (1, 4):
-        found = planned_reading(1000, 160, 4096, workers)
+        found = planned_reading(1000, 160, 4096, workers, 1024)
         assert (found.requests, found.fetched) == pytest.approx((1 / 16, 1), rel=0.02)
+
+
+def test_a_worker_of_many_shares_few_pieces_with_others() -> None:
+    from support.reading import planned_reading
+
+    # Eight neighbouring lanes of almost a piece each lie in nine pieces. One by one, they lie in two each.
+    found = planned_reading(6000, 397, 128 * 64, 64, 256 * 64)
+    assert (found.requests, found.fetched) == pytest.approx((9 / 127, 9 / 8), rel=0.02)
+    apart = planned_reading(6000, 397, 128 * 64, 64, 255 * 65)
+    assert (apart.requests, apart.fetched) == pytest.approx((2 / 16, 2), rel=0.05)
 
 
 def test_one_worker_reads_as_the_store_has_counted() -> None:
@@ -334,7 +345,7 @@ def test_one_worker_reads_as_the_store_has_counted() -> None:
     costs = json.loads((FOLDER / "object_store.json").read_text())["costs"]
     counted = costs["read 8,192 samples, and the window after them"]["requests"] / 8192
     # The count has what was read ahead, too.
-    assert planned_reading(1000, 32, 4096, 1).requests <= counted <= 1.15 / 16
+    assert planned_reading(1000, 32, 4096, 1, 256).requests <= counted <= 1.15 / 16
 
 
 def test_a_counted_folder_is_listed_as_a_folder_of_an_ingest() -> None:

@@ -174,6 +174,6 @@ def test_one_of_many_workers_has_its_part_of_each_batch() -> None:
     data = Sorted("forty", shards=40, rows=1000, group=1000)
     alone, shared = data.drawn(workers=1), data.drawn(workers=8)
     assert (alone.shape, shared.shape) == ((40_000 // 256, 256), (40_000 // 256, 32))
-    assert (shared == alone[:, ::8]).all()
+    assert (shared == alone[:, :32]).all()
     assert different(shared) < different(alone) <= 40
     assert pairs_against_chance(data) == pytest.approx(1, abs=0.05)

@@ -83,6 +83,34 @@ def test_shares_of_any_stretch_sum_to_it_and_match_what_workers_get(world_size: 
         assert mixture.shares(first, stop, world_size).tolist() == own
 
 
+@pytest.mark.parametrize(
+    ("weights", "batch_size", "world_size", "together"),
+    [
+        # 256 lanes: as many as are a worker's of a round, or of a step.
+        ((), 1024, 8, 32),
+        ((), 64, 8, 8),
+        ((), 96, 8, 4),
+        # Turns of two and more would leave shares unequal.
+        ((), 24, 8, 1),
+        ((), 1000, 3, 1),
+        ((), 1024, 3, 1),
+        ((), 1, 2, 1),
+        # Of 192 and 64 lanes, and of 86, 85 and 85.
+        ((3.0, 1.0), 512, 8, 8),
+        ((3.0, 1.0), 64, 8, 2),
+        ((1.0, 1.0, 1.0), 1024, 8, 1),
+    ],
+)
+def test_workers_take_as_many_lanes_at_a_time_as_leave_equal_shares(
+    weights: tuple[float, ...], batch_size: int, world_size: int, together: int
+) -> None:
+    mixture = mixture_of([np.array([700, 330])] * max(1, len(weights)), weights, 4096, 0, world_size)
+    assert mixture.together(batch_size, world_size) == together
+    for first in range(0, 12 * batch_size, batch_size):
+        shares = mixture.shares(first, first + batch_size, world_size, together)
+        assert together == 1 or set(shares.tolist()) == {batch_size // world_size}
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_run_goes_on_from_any_sample_as_if_nothing_had_happened(seed: int) -> None:
     mixture = random_mixture(seed)

@@ -19,10 +19,12 @@ def random_order(seed: int) -> Order:
     return Order(counts, lanes=int(random.integers(1, 40)), piece=int(random.integers(1, 20)), seed=seed)
 
 
-def samples(order: Order, first: int, stop: int, rank: int = 0, world_size: int = 1) -> dict[int, Sample]:
+def samples(
+    order: Order, first: int, stop: int, rank: int = 0, world_size: int = 1, together: int = 1
+) -> dict[int, Sample]:
     """The samples [first, stop) that a worker serves, by number."""
     found = {}
-    windows = windows_from(order, first, rank, world_size)
+    windows = windows_from(order, first, rank, world_size, together)
     for window in takewhile(lambda window: window.epoch * order.rows < stop, windows):
         places = zip(window.shard.tolist(), window.row.tolist(), strict=True)
         for number, place in zip(window.number.tolist(), places, strict=True):
@@ -43,16 +45,18 @@ def test_every_epoch_has_each_row_once(seed: int) -> None:
         ]
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 5, 7])
+@pytest.mark.parametrize(("world_size", "together"), [(2, 1), (3, 1), (3, 4), (5, 1), (7, 1), (7, 2)])
 @pytest.mark.parametrize("seed", range(6))
-def test_workers_divide_the_samples_and_change_none_of_them(seed: int, world_size: int) -> None:
+def test_workers_divide_the_samples_and_change_none_of_them(
+    seed: int, world_size: int, together: int
+) -> None:
     order = random_order(seed)
     first, stop = order.rows // 3, order.rows // 3 + 2 * order.rows
     alone = samples(order, first, stop)
-    parts = [samples(order, first, stop, rank, world_size) for rank in range(world_size)]
+    parts = [samples(order, first, stop, rank, world_size, together) for rank in range(world_size)]
     assert sum(map(len, parts)) == len(alone) == 2 * order.rows
     assert {number: sample for part in parts for number, sample in part.items()} == alone
-    assert shares(order, first, stop, world_size).tolist() == list(map(len, parts))
+    assert shares(order, first, stop, world_size, together).tolist() == list(map(len, parts))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -63,10 +67,12 @@ def test_a_run_goes_on_from_any_sample_as_if_nothing_had_happened(seed: int) -> 
         assert samples(order, first, 2 * order.rows) == {n: s for n, s in whole.items() if n >= first}
 
 
-def test_workers_take_turns_where_they_divide_the_lanes() -> None:
+@pytest.mark.parametrize("together", [1, 8, 64])
+def test_workers_take_turns_where_they_divide_the_lanes(together: int) -> None:
     order = order_over(np.array([700, 33, 1500]), lanes_in(4096, 4), 0)
     for rank in range(4):
-        assert {number % 4 for number in samples(order, 0, 2 * order.rows, rank, 4)} == {rank}
+        own = samples(order, 0, 2 * order.rows, rank, 4, together)
+        assert {number // together % 4 for number in own} == {rank}
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import ray.data
 
 from beamclip.data import bundles as data_bundles
 from beamclip.data import rows as data_rows
+from beamclip.data import shards as data_shards
 from beamclip.data.bundles import (
     ROWS_PER_TASK,
     Bundle,
@@ -23,10 +26,11 @@ from beamclip.data.bundles import (
     tasks_of,
 )
 from beamclip.data.listing import list_shards
-from beamclip.data.order import Order, windows_from
+from beamclip.data.mixture import mixture_of, source_counts
+from beamclip.data.order import PIECE, Order, windows_from
 from beamclip.data.rows import executions, prepared_dataset, read_dataset, read_rows
-from beamclip.data.shard_file import UnansweredShardError
-from beamclip.data.shards import BROKEN_SHARD, Columns
+from beamclip.data.shard_file import UnansweredShardError, read_part
+from beamclip.data.shards import BROKEN_SHARD, Columns, Shard
 from beamclip.data.starts import read_starts
 
 CAPTIONED = Columns(caption=True)
@@ -81,6 +85,55 @@ def test_the_bundles_of_a_window_hold_its_rows_in_its_order(
         lying = [place for each in range(len(bundles)) for place in np.flatnonzero(number == each)]
         expected = keys([(int(window.shard[place]), int(window.row[place])) for place in lying])
         assert [row["key"] for row in read] == expected
+
+
+@pytest.fixture(scope="module")
+def shards_of_1000(tmp_path_factory: pytest.TempPathFactory, write_tar: Callable[..., Path]) -> list[Shard]:
+    """Nine, each of which ends in a piece of 8 rows."""
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(9):
+        keys = [f"{shard:05d}{row:04d}" for row in range(1000)]
+        write_tar(folder, shard, [{"key": key, "png": key.encode(), "txt": b"text"} for key in keys])
+    return list_shards(str(folder))
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 64])
+def test_a_bundle_asks_for_each_piece_that_it_wants_once(
+    shards_of_1000: list[Shard], monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    asked = list[tuple[str, int, int]]()
+    monkeypatch.setattr(data_shards, "read_part", lambda *part: asked.append(part) or read_part(*part))
+    starts = read_starts(shards_of_1000)
+    mixture = mixture_of(source_counts(shards_of_1000), (), max(4096, 128 * world_size), 0, world_size)
+    for rank in range(world_size):
+        window = next(mixture.windows_from(0, rank, world_size))
+        bundle_of_row, wanted = bundle_numbers(window), np.stack([window.shard, window.row // PIECE])
+        for number, bundle in enumerate(bundles_of(window, shards_of_1000, starts)):
+            asked.clear()
+            rows = [row for table in read_bundle(bundle, CAPTIONED) for row in table.to_pylist()]
+            assert [row["problem"] for row in rows] == [None] * len(rows)
+            pieces = np.unique(wanted[:, bundle_of_row == number], axis=1)
+            assert len(asked) == len(set(asked)) == pieces.shape[1]
+            first = [int(starts.places[starts.ends[shard] - 64 + piece]) for shard, piece in pieces.T]
+            assert sorted(part[1] for part in asked) == sorted(first)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_damage_after_the_index_costs_the_rest_of_its_piece_whoever_reads(
+    tmp_path: Path, make_samples: Callable[..., Any], write_tar: Callable[..., Path], world_size: int
+) -> None:
+    path = write_tar(tmp_path, 0, make_samples(0, 4 * PIECE))
+    shards = list_shards(str(tmp_path))
+    starts, content = read_starts(shards), path.read_bytes()
+    path.write_bytes(content.replace(b"000000020.json", b"\xff" * 14, 1))
+    order, lost = Order(np.array([4 * PIECE]), lanes=8, piece=8, seed=0), set[int]()
+    for rank in range(world_size):
+        window = next(windows_from(order, 0, rank, world_size))
+        (bundle,) = bundles_of(window, shards, starts)
+        rows = [row for table in read_bundle(bundle, CAPTIONED) for row in table.to_pylist()]
+        assert bundle.rows == len(window.row)
+        lost |= {number for number, row in zip(window.row.tolist(), rows, strict=True) if row["problem"]}
+    assert lost == set(range(20, 2 * PIECE))
 
 
 def test_rows_arrive_in_the_order_of_the_plan(

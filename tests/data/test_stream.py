@@ -145,6 +145,18 @@ def test_each_step_sees_the_same_samples_for_any_number_of_workers(
     assert steps_of(damaged_folder, world_size, 20, 11) == steps_of(damaged_folder, 1, 20, 11)
 
 
+def test_workers_of_neighbouring_lanes_have_full_batches_of_the_same_steps(damaged_folder: Path) -> None:
+    mixture = Mixture((replace(order_in(damaged_folder), lanes=8),))
+    alone, *workers = (WorkerShare(mixture, 16, rank, size) for rank, size in ((0, 1), (0, 2), (1, 2)))
+    assert [share.together for share in (alone, *workers)] == [8, 4, 4]
+    parts = [take(batches_of(damaged_folder, share), 12) for share in workers]
+    for whole, *halves in zip(take(batches_of(damaged_folder, alone), 12), *parts, strict=True):
+        assert [half.numbers.tolist() for half in halves] == [
+            [number for number in range(16) if number // 4 % 2 == rank] for rank in (0, 1)
+        ]
+        assert sorted(chain(*(half.keys for half in halves))) == sorted(whole.keys)
+
+
 def test_ray_data_gives_the_same_samples(many_executions: None, damaged_folder: Path) -> None:
     expected = steps_of(damaged_folder, 1, 20, 11)
     for world_size in (1, 2):
