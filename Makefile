@@ -85,7 +85,8 @@ down: $(READY) ## end the cluster; what is in its storage stays
 	$(BIN)/ray down -y $(CLUSTER_FILE)
 
 cluster-test: $(READY) ## make three machines of this one, and do all that docs/cluster.md does, faults included
-	$(BIN)/python tests/cluster/several_machines.py $(ARGS)
+	$(BIN)/python tests/cluster/several_machines.py
+	$(BIN)/python tests/cluster/on_aws.py
 
 aws-role: $(READY) ## make the roles and the security group of a cluster on AWS; with ARGS=--delete, delete them
 	$(BIN)/python -m beamclip.cluster.aws role $(CLUSTER_FILE) $(ARGS)
