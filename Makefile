@@ -67,6 +67,8 @@ up: $(READY) ## start the cluster of cluster.yaml, or of CLUSTER=FILE; see docs/
 	@test -e ~/.ray/auth_token || $(BIN)/ray get-auth-token --generate > /dev/null
 	@$(BIN)/python -m beamclip.cluster.check $(CLUSTER_FILE)
 	$(BIN)/ray up -y --no-config-cache $(CLUSTER_FILE)
+	@commit=$$(git rev-parse HEAD 2> /dev/null || true); \
+	    $(BIN)/ray exec $(CLUSTER_FILE) "echo $$commit > ~/.beamclip-commit" > /dev/null 2>&1
 
 submit: $(READY) ## run a command on the cluster, as a job: make submit ARGS="distill --data shards ..."
 	@$(BIN)/python -m beamclip.cluster.head submit $(CLUSTER_FILE) $(ARGS)

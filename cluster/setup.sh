@@ -44,6 +44,8 @@ export RAY_ADDRESS=\${RAY_ADDRESS:-auto}
 # Only the head has the server; commands run there, and workers send their records to them.
 export MLFLOW_TRACKING_URI=\${MLFLOW_TRACKING_URI:-http://127.0.0.1:5000}
 test ! -e ~/.beamclip-cluster || export BEAMCLIP_CLUSTER=\$(cat ~/.beamclip-cluster)
+# A job brings its own.
+test ! -e ~/.beamclip-commit || export BEAMCLIP_COMMIT=\${BEAMCLIP_COMMIT:-\$(cat ~/.beamclip-commit)}
 SETTINGS
 # At the top: Ubuntu's own file ends there for a shell that nobody types into.
 grep -qs 'beamclip' ~/.bashrc || {
