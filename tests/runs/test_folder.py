@@ -120,7 +120,7 @@ def test_without_a_name_a_run_that_comes_back_gets_a_new_folder(
     back_up(f"file://{run.parent}/bucket", run.parent / "lost")
     got = parse(PretrainConfig, ["--resume", f"file://{run.parent}/bucket"], "")
     assert got.out is not None
-    assert got.out.parent == Path("runs")
+    assert got.out.parent == run.parent / "runs"
     assert (got.out / "config.yaml").exists()
 
 
