@@ -23,6 +23,8 @@ CLUSTER ?=
 CLUSTER_FILE = $(or $(CLUSTER),cluster.yaml)
 # A job, by the id that make submit prints; by default the newest.
 JOB ?=
+# FORCE=1 ends a cluster whose head does not answer.
+FORCE ?=
 
 .PHONY: help setup quickstart test check lint pythons ui bench clean up submit logs stop fetch down aws-role cluster-test
 
@@ -68,7 +70,7 @@ up: $(READY) ## start the cluster of cluster.yaml, or of CLUSTER=FILE; see docs/
 	@$(BIN)/python -m beamclip.cluster.check $(CLUSTER_FILE)
 	$(BIN)/ray up -y --no-config-cache $(CLUSTER_FILE)
 	@commit=$$(git rev-parse HEAD 2> /dev/null || true); \
-	    $(BIN)/ray exec $(CLUSTER_FILE) "echo $$commit > ~/.beamclip-commit" > /dev/null 2>&1
+	    $(BIN)/ray exec $(CLUSTER_FILE) "echo $$commit > ~/.beamclip-commit" > /dev/null 2>&1 || true
 
 submit: $(READY) ## run a command on the cluster, as a job: make submit ARGS="distill --data shards ..."
 	@$(BIN)/python -m beamclip.cluster.head submit $(CLUSTER_FILE) $(ARGS)
@@ -83,7 +85,8 @@ fetch: $(READY) ## copy the folders of all runs from the storage of the cluster 
 	@$(BIN)/python -m beamclip.cluster.head fetch $(CLUSTER_FILE)
 
 down: $(READY) ## end the cluster; what is in its storage stays
-	-@$(BIN)/ray exec $(CLUSTER_FILE) 'bash ~/beamclip/cluster/stop.sh'
+	@$(BIN)/ray exec $(CLUSTER_FILE) 'bash ~/beamclip/cluster/stop.sh' || test -n "$(FORCE)" || { \
+	    echo "$(CLUSTER_FILE): see above. make down FORCE=1 ends the cluster all the same." >&2; exit 1; }
 	$(BIN)/ray down -y $(CLUSTER_FILE)
 
 cluster-test: $(READY) ## make three machines of this one, and do all that docs/cluster.md does, faults included

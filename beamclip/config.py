@@ -152,7 +152,7 @@ def write_config(config: Any, path: Path) -> None:
     write_whole(path, config_text(config))
 
 
-def _recorded(config: Config) -> Config:
+def portable(config: Config) -> Config:
     """Return the configuration with paths that hold in any folder.
 
     On a cluster with a storage these are the relative ones: they are looked up there, or in the files that
@@ -163,12 +163,12 @@ def _recorded(config: Config) -> Config:
 
 def config_text(config: Any) -> str:
     """Return the YAML text that `write_config` writes."""
-    return yaml.safe_dump(plain(_recorded(config)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(plain(portable(config)), sort_keys=False, allow_unicode=True)
 
 
 def parameters(config: Any) -> dict[str, Any]:
     """Return every option by its own name, without sections, as MLflow records them."""
     flat: dict[str, Any] = {}
-    for key, value in plain(_recorded(config)).items():
+    for key, value in plain(portable(config)).items():
         flat.update(value if isinstance(value, dict) else {key: value})
     return flat

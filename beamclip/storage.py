@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from beamclip.errors import InputError
 from beamclip.places import is_address
 
 Config = TypeVar("Config")
@@ -32,11 +33,18 @@ def storage() -> str | None:
 
 
 def in_storage(place: str) -> str:
-    """Return a relative path as a place below the storage; anything else, or without a storage, as it is."""
+    """Return a relative path as a place below the storage; anything else, or without a storage, as it is.
+
+    Raises:
+        InputError: it leads out of the storage.
+    """
     shared = storage()
     if shared is None or is_address(place) or Path(place).expanduser().is_absolute():
         return place
-    return posixpath.join(shared, posixpath.normpath(place))
+    inside = posixpath.normpath(place)
+    if inside.startswith(".."):
+        raise InputError(f"{place}: leads out of {shared}, where relative places start. Give a whole path.")
+    return posixpath.join(shared, inside)
 
 
 def with_storage(config: Config) -> Config:
@@ -63,6 +71,8 @@ def stored_run(run_dir: Path) -> str | None:
     """Return where the storage keeps the checkpoints of the run in a folder; None without a storage."""
     if storage() is None:
         return None
-    here = run_dir.absolute()
-    inside = here.is_relative_to(Path.cwd())
-    return in_storage(str(here.relative_to(Path.cwd()) if inside else Path("runs", here.name)))
+    here = Path(os.path.normpath(run_dir.absolute()))
+    if here.is_relative_to(Path.cwd()):
+        return in_storage(str(here.relative_to(Path.cwd())))
+    # Two folders of one name elsewhere are two runs.
+    return in_storage(posixpath.join("runs", "-".join(here.parts[1:])))

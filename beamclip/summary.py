@@ -51,7 +51,7 @@ def git_commit(root: Path | None = None) -> str | None:
     root = root or Path(beamclip.__file__).parents[1]
     # Without this test an installed package would report the commit of whatever checkout surrounds it.
     if not (root / ".git").exists():
-        return os.environ.get("BEAMCLIP_COMMIT")
+        return os.environ.get("BEAMCLIP_COMMIT") or None
     commit = _git(root, "rev-parse", "--verify", "HEAD")
     if commit is None:
         return None

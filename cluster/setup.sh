@@ -25,7 +25,8 @@ python=${BEAMCLIP_PYTHON:-python3}
 # Ray refuses nodes whose versions of Ray or Python differ, so all install the same set.
 wanted=$(cat constraints.txt pyproject.toml | sha256sum | cut -d' ' -f1)
 installed=$(cat "$environment/.beamclip-installed" 2>/dev/null || true)
-test -x "$environment/bin/python" || "$python" -m venv "$environment"
+# One that was made without Debian's python3-venv has no pip.
+test -x "$environment/bin/pip" || test "$installed" = "$wanted" || "$python" -m venv --clear "$environment"
 if [ "$installed" != "$wanted" ]; then
     echo "$(hostname): installing the tested set of packages"
     "$environment/bin/pip" install --progress-bar off -c constraints.txt -e '.[aws,ingest,optuna,wordnet]'
@@ -35,7 +36,7 @@ cat > "$settings" <<SETTINGS
 export PATH=$environment/bin:\$PATH
 # The code that was sent here comes before that of an image, and after that of a job. Where Ray was started through
 # SSH, bash reads this again in each of Ray's processes.
-case :\$PYTHONPATH: in *:$PWD:*) ;; *) export PYTHONPATH=\${PYTHONPATH:+\$PYTHONPATH:}$PWD ;; esac
+case :\${PYTHONPATH:-}: in *:$PWD:*) ;; *) export PYTHONPATH=\${PYTHONPATH:+\$PYTHONPATH:}$PWD ;; esac
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
 export BEAMCLIP_STORAGE=\${BEAMCLIP_STORAGE:-$(printf %q "$storage")}
@@ -48,8 +49,8 @@ test ! -e ~/.beamclip-cluster || export BEAMCLIP_CLUSTER=\$(cat ~/.beamclip-clus
 test ! -e ~/.beamclip-commit || export BEAMCLIP_COMMIT=\${BEAMCLIP_COMMIT:-\$(cat ~/.beamclip-commit)}
 SETTINGS
 # At the top: Ubuntu's own file ends there for a shell that nobody types into.
-grep -qs 'beamclip' ~/.bashrc || {
+grep -qsF '. ~/.beamclip' ~/.bashrc || {
     touch ~/.bashrc
     sed -i '1i test ! -e ~/.beamclip || . ~/.beamclip' ~/.bashrc 2>/dev/null
-    grep -q beamclip ~/.bashrc || echo 'test ! -e ~/.beamclip || . ~/.beamclip' >> ~/.bashrc
+    grep -qF '. ~/.beamclip' ~/.bashrc || echo 'test ! -e ~/.beamclip || . ~/.beamclip' >> ~/.bashrc
 }

@@ -6,7 +6,10 @@
 set -uo pipefail
 . ~/.beamclip
 
-python -m beamclip.cluster.mlflow_server save
+python -m beamclip.cluster.mlflow_server save || {
+    echo "the MLflow database is not saved, and nothing was ended" >&2
+    exit 1
+}
 end_here='bash ~/beamclip/cluster/services.sh stop; ray stop --grace-period 10'
 # The user and the address of each worker, if these are machines of one's own.
 workers=$(python -c '

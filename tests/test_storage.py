@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from beamclip.commands.options import DistillConfig, EmbedConfig, EvaluateConfig, ScoringConfig
+from beamclip.errors import FailedRunError, InputError
 from beamclip.ingest.config import IngestConfig
 from beamclip.runs.backup import bring_run, keep_whole
 from beamclip.runs.folder import checkpoint_address, new_run_dir
@@ -77,7 +78,7 @@ def test_what_is_made_for_others_is_below_and_a_url_list_is_the_users() -> None:
 
 def test_checkpoints_of_a_run_are_in_the_storage_unless_a_place_is_given() -> None:
     assert checkpoint_address(None, Path("runs/x")) == "s3://bucket/beamclip/runs/x"
-    assert checkpoint_address(None, Path("/elsewhere/x")) == "s3://bucket/beamclip/runs/x"
+    assert checkpoint_address(None, Path("/elsewhere/x")) == "s3://bucket/beamclip/runs/elsewhere-x"
     assert checkpoint_address("gs://other/x", Path("runs/x")) == "gs://other/x"
 
 
@@ -111,9 +112,23 @@ def test_a_run_that_is_here_stays_as_it_is(folder: Path) -> None:
     assert list(Path("runs/x").iterdir()) == []
 
 
-def test_a_copy_that_fails_is_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_copy_that_fails_is_an_error_that_says_what_to_do(folder: Path) -> None:
     Path("runs/x").mkdir(parents=True)
     Path("runs/x/summary.json").write_text("{}")
     folder.write_text("no folder")
-    assert keep_whole(f"{folder}/runs/x", Path("runs/x")) is None
-    assert "the run's folder is not copied" in caplog.text
+    with pytest.raises(FailedRunError, match=r"not all of runs/x could be copied there: .* Copy it yourself"):
+        keep_whole(f"{folder}/runs/x", Path("runs/x"))
+
+
+def test_a_run_in_the_storage_itself_is_not_copied_into_itself(folder: Path) -> None:
+    run = folder / "runs/x"
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text("{}")
+    assert keep_whole(str(run), run) is None
+    assert [path.name for path in run.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize("place", ["..", "../shards", "a/../../b"])
+def test_a_place_that_leads_out_of_the_storage_is_refused(place: str) -> None:
+    with pytest.raises(InputError, match=r"leads out of s3://bucket/beamclip"):
+        in_storage(place)

@@ -11,6 +11,7 @@ import os
 import posixpath
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,6 +31,8 @@ DASHBOARD_PORT, MLFLOW_PORT = 8265, 5000
 TUNNEL_WITHIN_S = 30.0
 """Seconds for SSH to reach the head."""
 
+CONFIG_FILE = "config.yaml"
+"""File that every run leaves in its folder."""
 NOT_SENT = [
     "/.git",
     "/.venv",
@@ -74,8 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FailedRunError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (FailedRunError, RuntimeError, ConnectionError, ValueError) as error:
+        # Ray's client raises these three: no such job, too large a folder, a head that does not answer.
+        print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
         return 1
 
 
@@ -89,7 +93,7 @@ def _run(given: argparse.Namespace) -> int:
     with tunnel(given.cluster, DASHBOARD_PORT) as port:
         client = _client(port)
         if given.command == "stop":
-            return _stop(client, given.job or _newest(client))
+            return _stop(client, given.job or _newest(client, running=True))
         job = given.job or _newest(client) if given.command == "logs" else submit(client, given.words)
         return follow(client, job)
 
@@ -103,7 +107,7 @@ def tunnel(cluster: Path, remote_port: int, local_port: int = 0) -> Iterator[int
         FailedRunError: the head is not reached in time.
     """
     read_text(cluster)
-    local_port = _free_port(local_port)
+    local_port = _free_port(local_port, cluster)
     ports = ("--port", str(local_port), "--remote-port", str(remote_port))
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
@@ -126,7 +130,7 @@ def _ray() -> str:
     return str(Path(sys.executable).with_name("ray"))
 
 
-def _free_port(wanted: int) -> int:
+def _free_port(wanted: int, cluster: Path) -> int:
     with socket.socket() as probe:
         try:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -147,7 +151,9 @@ def _wait_for(process: "subprocess.Popen[bytes]", port: int, cluster: Path, said
     said.seek(0)
     lines = [line.strip() for line in said.read().splitlines() if "rror" in line or "denied" in line]
     reason = f" ({lines[-1][:200]})" if lines else ""
-    raise FailedRunError(f"{cluster}: its head is not reached{reason}. Is it up? make up CLUSTER={cluster}")
+    raise FailedRunError(
+        f"{cluster}: its head is not reached{reason}. If it was never started: make up CLUSTER={cluster}"
+    )
 
 
 def _client(port: int) -> Any:
@@ -184,8 +190,12 @@ def submit(client: Any, words: list[str]) -> str:
     return job
 
 
-def _newest(client: Any) -> str:
+def _newest(client: Any, *, running: bool = False) -> str:
     jobs = [job for job in client.list_jobs() if job.submission_id]
+    if running:
+        jobs = [job for job in jobs if not job.status.is_terminal()]
+        if not jobs:
+            raise InputError("no job runs.")
     if not jobs:
         raise InputError(
             'no job was submitted yet. For example: make submit ARGS="distill --data shards ..."'
@@ -194,8 +204,9 @@ def _newest(client: Any) -> str:
 
 
 def _stop(client: Any, job: str) -> int:
-    client.stop_job(job)
-    print(f"job {job} is asked to stop; see make logs")
+    if not client.stop_job(job):
+        raise FailedRunError(f"job {job} has ended already")
+    print(f"job {job} is asked to stop: {client.get_job_info(job).entrypoint}")
     return 0
 
 
@@ -213,6 +224,8 @@ def follow(client: Any, job: str) -> int:
         print(f"\njob {job} goes on: make logs JOB={job} follows it, make stop JOB={job} stops it")
         return 130
     status = client.get_job_status(job)
+    if not status.is_terminal():
+        raise FailedRunError(f"the connection to job {job} was lost: make logs JOB={job} follows it again")
     print(f"job {job}: {status.value.lower()}")
     return 0 if status.value == "SUCCEEDED" else 1
 
@@ -241,42 +254,65 @@ def storage_of(cluster: Path) -> str:
 def fetch(cluster: Path, into: Path) -> int:
     """Copy the folder of each run, without its checkpoints, from the storage of a cluster.
 
-    From an address this works after `ray down`, too. A folder is copied by way of the head.
+    From an address this works after `ray down`, too. A folder is copied by way of the head. Another run of
+    the same name that is here stays as it is.
     """
     storage = storage_of(cluster)
-    names = _fetch_address(storage, into) if is_address(storage) else _fetch_folder(cluster, storage, into)
+    into.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetched-", dir=into) as scratch:
+        fetched = Path(scratch)
+        if is_address(storage):
+            _fetch_address(storage, fetched)
+        else:
+            _fetch_folder(cluster, storage, fetched)
+        names = _adopt(fetched, into)
     print(f"{into.absolute()}: {' '.join(names) or 'nothing to fetch'}")
     return 0
 
 
-def _fetch_address(storage: str, into: Path) -> list[str]:
-    runs = Folder(f"{storage}/runs")
+def _adopt(fetched: Path, into: Path) -> list[str]:
+    """Move fetched runs to their places; return their names."""
     names = []
-    for name in sorted(runs.names()):
-        copy = runs.path(f"{name}/{COPY}")
-        for path in runs.fs.find(copy):
-            here = into / name / posixpath.relpath(path, copy)
-            here.parent.mkdir(parents=True, exist_ok=True)
-            runs.fs.get_file(path, str(here))
+    for record in sorted(fetched.rglob(CONFIG_FILE)):
+        run = record.parent
+        name = str(run.relative_to(fetched))
+        here = into / name
+        if here.exists() and not _is_same_run(here, run):
+            print(f"{here}: holds another run of this name, and is left as it is", file=sys.stderr)
+            continue
+        shutil.copytree(run, here, dirs_exist_ok=True)
         names.append(name)
     return names
 
 
-def _fetch_folder(cluster: Path, storage: str, into: Path) -> list[str]:
-    gathered = "~/.beamclip-fetch"
-    each = f'mkdir -p {gathered}/"${{run%/{COPY}}}" && cp -r "$run/." {gathered}/"${{run%/{COPY}}}"'
+def _is_same_run(here: Path, fetched: Path) -> bool:
+    own = here / CONFIG_FILE
+    return own.exists() and own.read_bytes() == (fetched / CONFIG_FILE).read_bytes()
+
+
+def _fetch_address(storage: str, into: Path) -> None:
+    runs = Folder(f"{storage}/runs")
+    root = runs.path("")
+    for path in runs.fs.find(root):
+        run, found, name = posixpath.relpath(path, root).partition(f"/{COPY}/")
+        if found:
+            here = into / run / name
+            here.parent.mkdir(parents=True, exist_ok=True)
+            runs.fs.get_file(path, str(here))
+
+
+def _fetch_folder(cluster: Path, storage: str, into: Path) -> None:
+    gathered, runs = "~/.beamclip-fetch", f"{shlex.quote(storage)}/runs"
     gather = (
-        f"rm -rf {gathered}; mkdir -p {gathered} {storage}/runs && cd {storage}/runs && "
-        f'for run in */{COPY}; do test ! -d "$run" || {{ {each}; }}; done'
+        f"rm -rf {gathered}; mkdir -p {gathered} {runs} && cd {runs} && "
+        f"find . -type d -name {COPY} -prune | while read -r run; do "
+        f'mkdir -p {gathered}/"${{run%/{COPY}}}" && cp -r "$run/." {gathered}/"${{run%/{COPY}}}"; done'
     )
-    into.mkdir(parents=True, exist_ok=True)
-    before = set(os.listdir(into))
     for words in (["exec", str(cluster), gather], ["rsync-down", str(cluster), f"{gathered}/", f"{into}/"]):
         done = subprocess.run([_ray(), *words], capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             last = (done.stdout + done.stderr).strip().splitlines()[-1:]
             raise FailedRunError(f"{cluster}: ray {words[0]} failed: {' '.join(last)}")
-    return sorted(set(os.listdir(into)) - before)
 
 
 if __name__ == "__main__":

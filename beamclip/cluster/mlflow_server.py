@@ -15,9 +15,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from uuid import uuid4
 
+from beamclip.errors import InputError
+from beamclip.files import write_whole
 from beamclip.places import Folder, one_line
 from beamclip.storage import VARIABLE, storage
+from beamclip.tracking.origin import CLUSTER
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
@@ -40,41 +44,56 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--storage", default=storage(), help=f"address or folder; by default {VARIABLE}")
+    parser.add_argument(
+        "--cluster", default=os.environ.get(CLUSTER) or "beamclip", help="name of the cluster, as in its file"
+    )
     parser.add_argument("--read-only", action="store_true", help="save nothing: for a look after ray down")
     given = parser.parse_args(argv)
     if given.storage is None:
         print(f"error: no storage. Give --storage, or set {VARIABLE}.", file=sys.stderr)
         return 2
-    kept = Folder(given.storage.rstrip("/")).join("mlflow")
+    # Two clusters may have one storage.
+    kept = Folder(given.storage.rstrip("/")).join("mlflow").join(given.cluster)
     database = given.folder / DATABASE
     if given.command == "save":
         return save(database, kept)
     given.folder.mkdir(parents=True, exist_ok=True)
-    restore(database, kept, again=given.read_only)
+    try:
+        restore(database, kept, replace=given.read_only)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return serve(database, kept, given.port, read_only=given.read_only)
 
 
-def restore(database: Path, kept: Folder, *, again: bool) -> None:
+def restore(database: Path, kept: Folder, *, replace: bool) -> None:
     """Begin with the copy in the storage, if there is one and no database here.
 
     Args:
-        again: take the copy even if there is a database.
+        replace: take the copy even if there is a database, and nothing else.
+
+    Raises:
+        InputError: with `replace`, there is no copy.
     """
-    if database.exists() and not again:
+    if database.exists() and not replace:
         return
     content = kept.read(DATABASE)
+    if content is None and replace:
+        raise InputError(f"{kept.place}: no {DATABASE} there. Give the storage and the name of a cluster.")
     if content is not None:
-        database.write_bytes(content)
+        for suffix in ("-wal", "-shm", "-journal"):
+            database.with_name(f"{DATABASE}{suffix}").unlink(missing_ok=True)
+        write_whole(database, lambda path: path.write_bytes(content))
 
 
 def save(database: Path, kept: Folder) -> int:
     """Copy the database to the storage, as it is at one moment; return an exit code.
 
-    A server that writes to it meanwhile is no hindrance (https://sqlite.org/backup.html).
+    The server may write to it meanwhile (https://sqlite.org/backup.html).
     """
     if not database.exists():
         return 0
-    copy = database.with_suffix(".copy")
+    copy = database.with_name(f"{DATABASE}.{uuid4().hex}.copy")
     try:
         with (
             contextlib.closing(sqlite3.connect(database)) as source,

@@ -1,9 +1,9 @@
 """Ask every node of a cluster, before anything is loaded, whether it sees what the command sees.
 
-A path that only one machine has is the commonest mistake on a cluster, and the dearest: workers would start,
-load a teacher, and fail one after the other, or write where nobody looks. So a task on each node looks at
-some files of the data, reads a note that the command has left where it will write, and writes one itself. It
-also says which versions it runs. All of this takes seconds.
+A path that only one machine has is the most common mistake on a cluster, and a costly one: workers would
+start, load a teacher, and fail one after the other, or write where nobody looks. So a task on each node looks
+at some files of the data, reads a note that the command has left where it will write, and writes one itself.
+It also says which versions it runs. All of this takes seconds.
 """
 
 import contextlib
@@ -126,7 +126,7 @@ def problem_here(question: _Question) -> str | None:
         if version != wanted:
             return (
                 f"has {name} {version}, and this machine has {wanted}. Give all nodes the same set: "
-                "make up brings their packages up to date."
+                "make up installs it, and ends what runs on the cluster."
             )
     for option, path, size in question.sizes:
         problem = _problem_of_file(path, size)

@@ -166,24 +166,28 @@ def run_command(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        config = parse(config_class, sys.argv[1:] if argv is None else argv, description, program)
-    except InputError as error:
-        _print_error(f"error: {error}")
-        return 2
-    config = _with_folder(config, program)
-    out = getattr(config, "out", None)
-    with ray_lines_apart() if as_program else contextlib.nullcontext() as ray_lines:
-        code = _run(body, config)
-        if ray_lines is not None and isinstance(out, Path):
-            keep_ray_lines(ray_lines, out)
-        _keep(config)
-    return code
+    with _sigterm_like_ctrl_c():
+        try:
+            config = parse(config_class, sys.argv[1:] if argv is None else argv, description, program)
+        except InputError as error:
+            _print_error(f"error: {error}")
+            return 2
+        except KeyboardInterrupt:
+            _print_error("interrupted")
+            return 130
+        config = _with_folder(config, program)
+        with ray_lines_apart() if as_program else contextlib.nullcontext() as ray_lines:
+            code = _run(body, config)
+            out = getattr(config, "out", None)
+            if ray_lines is not None and isinstance(out, Path):
+                keep_ray_lines(ray_lines, out)
+            # Whoever was refused has no run: the folder, or its place in the storage, may be another's.
+            return code if code == 2 else _kept(config, code)
 
 
 def _run(body: Callable[[Config], Any], config: Config) -> int:
     try:
-        with _sigterm_like_ctrl_c(), shown_as_stages("beamclip.data.index_pass", "index"):
+        with shown_as_stages("beamclip.data.index_pass", "index"):
             body(config)
     except InputError as error:
         _print_error(f"error: {error}")
@@ -209,15 +213,23 @@ def _with_folder(config: Config, program: str) -> Config:
     return replace(config, out=in_storage(shared) if shared else new_run_dir(None, command))  # type: ignore[type-var]
 
 
-def _keep(config: Any) -> None:
-    """Copy the folder of a run to the storage, or beside checkpoints that are elsewhere."""
+def _kept(config: Any, code: int) -> int:
+    """Copy the folder of a run beside its checkpoints, if these are elsewhere; return the exit code."""
     out = getattr(config, "out", None)
     given = config.checkpoint.checkpoints if hasattr(config, "checkpoint") else None
     if not isinstance(out, Path) or (given is None and storage() is None):
-        return
-    kept = keep_whole(checkpoint_address(given, out), out)
-    if kept:
-        print_stage("kept", kept)
+        return code
+    try:
+        copy = keep_whole(checkpoint_address(given, out), out)
+    except FailedRunError as error:
+        _print_error(f"error: {error}")
+        return code or 1
+    except KeyboardInterrupt:
+        _print_error(f"interrupted: the folder {out} is not copied as a whole")
+        return 130
+    if copy:
+        print_stage("kept", copy)
+    return code
 
 
 @contextlib.contextmanager

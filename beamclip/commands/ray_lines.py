@@ -2,7 +2,8 @@
 
 Such lines are written by threads outside Python, past every logger: "core_worker.cc:2465: ..." and the like.
 So while a command runs, another process stands between its stderr and the terminal. It passes all other lines
-on at once, those of a crash too, which a thread of the command would not live to see.
+on at once, those of a crash too, which a thread of the command would not live to see. Where the command ends
+without ending this, it passes on the last line of Ray as well.
 """
 
 import contextlib
@@ -23,11 +24,19 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 of_ray = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] |\[state-dump\]|\[symbolize_elf")
 end = sys.argv[2].encode()
+last = b""
 with open(sys.argv[1], "ab", 0) as log:
     for line in iter(sys.stdin.buffer.readline, b""):
         if line.endswith(end):
+            last = b""
             break
-        (log if of_ray.match(line) else sys.stderr.buffer.raw).write(line)
+        if of_ray.match(line):
+            last = line
+            log.write(line)
+        else:
+            sys.stderr.buffer.raw.write(line)
+# The process is gone without a word of its own: Ray's last one says why.
+sys.stderr.buffer.raw.write(last)
 """
 
 
@@ -64,6 +73,8 @@ def ray_lines_apart() -> Iterator[Path]:
 
 def keep_ray_lines(log: Path, folder: Path) -> None:
     """Add the lines to the file of that name in a run's folder, if there are any and the folder exists."""
-    if folder.is_dir() and log.stat().st_size:
-        with contextlib.suppress(OSError), (folder / LOG_FILE).open("ab") as kept:
-            kept.write(log.read_bytes())
+    with contextlib.suppress(OSError):
+        lines = log.read_bytes()
+        if folder.is_dir() and lines:
+            with (folder / LOG_FILE).open("ab") as kept:
+                kept.write(lines)

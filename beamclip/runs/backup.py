@@ -4,15 +4,19 @@ The folder of a run is lost with the machine that the command ran on. While it t
 metrics and the id of its MLflow run are copied to where its checkpoints are; at the end all of the folder is.
 """
 
+import contextlib
 import logging
 import os
 import posixpath
+import shutil
 from pathlib import Path
+from uuid import uuid4
 
 import fsspec
 
 from beamclip.addresses import reachable, without_secrets
-from beamclip.errors import InputError
+from beamclip.errors import FailedRunError, InputError
+from beamclip.places import one_line
 from beamclip.runs.folder import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE, make_run_dir
 from beamclip.storage import COPY, in_storage
 
@@ -37,27 +41,31 @@ def back_up(checkpoints: str, run_dir: Path) -> None:
 
 
 def keep_whole(place: str, run_dir: Path) -> str | None:
-    """Copy all that a command left in a run's folder, but checkpoints; return where to, None if nowhere.
+    """Copy all that a command left in a run's folder, but checkpoints; return where to.
 
-    A failure is only logged.
+    None if there is nothing to copy, or the checkpoints are in the folder itself.
 
     Args:
         place: address of the run's checkpoints, as `folder.checkpoint_address` returns it.
+
+    Raises:
+        FailedRunError: something could not be copied.
     """
-    if place == str((run_dir / CHECKPOINTS).resolve()) or not run_dir.is_dir():
+    here = run_dir.resolve()
+    if not here.is_dir() or place in (str(here / CHECKPOINTS), str(here)):
         return None
     copy = posixpath.join(place, COPY)
     try:
         fs, root = fsspec.core.url_to_fs(copy)
-        for path in sorted(run_dir.rglob("*")):
-            name = path.relative_to(run_dir)
+        for path in sorted(here.rglob("*")):
+            name = path.relative_to(here)
             if path.is_file() and name.parts[0] != CHECKPOINTS:
                 target = posixpath.join(root, name.as_posix())
                 fs.makedirs(posixpath.dirname(target), exist_ok=True)
                 fs.put_file(str(path), target)
-    except Exception as error:  # each store has errors of its own, and the run itself has ended
-        log.warning("%s", without_secrets(f"{copy}: the run's folder is not copied: {error}"))
-        return None
+    except Exception as error:  # each store has errors of its own
+        said = without_secrets(f"{copy}: not all of {run_dir} could be copied there: {one_line(error)}.")
+        raise FailedRunError(f"{said} Copy it yourself, before its machine goes.") from error
     return copy
 
 
@@ -74,10 +82,15 @@ def bring_run(name: str) -> None:
         fs, root = fsspec.core.url_to_fs(posixpath.join(place, COPY))
         if not fs.exists(root):
             return
+        # As a whole or not at all: another job may look for it at the same time.
+        draft = f"{name.rstrip('/')}.{uuid4().hex}.part"
         for path in fs.find(root):
-            here = Path(name, posixpath.relpath(path, root))
+            here = Path(draft, posixpath.relpath(path, root))
             here.parent.mkdir(parents=True, exist_ok=True)
             fs.get_file(path, str(here))
+        with contextlib.suppress(OSError):
+            os.rename(draft, name)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def has_copy(checkpoints: str) -> bool:

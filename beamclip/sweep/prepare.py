@@ -41,6 +41,7 @@ from beamclip.option_texts import check_required
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.templates import AUTO
 from beamclip.runs.folder import checkpoint_address
+from beamclip.storage import stored_run
 from beamclip.sweep.run_trial import TrialInputs, prompts_key, student_key
 from beamclip.sweep.space import Settings, Space, Values, applied, combinations, grid, parse_space, shown
 
@@ -186,11 +187,13 @@ def _caches(config: SweepConfig, loaded: Loaded, out: Path) -> tuple[str, ...]:
     """Return the addresses of the teacher caches: the data, or one each, built now or by an earlier start."""
     if loaded.inputs.data.manifests:
         return config.data
-    root = (out / CACHE).resolve()
+    # Beside the checkpoints, where these are in a place that all nodes reach.
+    elsewhere = config.checkpoint.checkpoints or stored_run(out)
+    root = posixpath.join(elsewhere, CACHE) if elsewhere else str((out / CACHE).resolve())
     if len(config.data) == 1:
-        return (_cache(config, loaded, config.data[0], str(root)),)
+        return (_cache(config, loaded, config.data[0], root),)
     return tuple(
-        _cache(config, loaded, data, str(root / f"{number}-{posixpath.basename(data.rstrip('/'))}"))
+        _cache(config, loaded, data, posixpath.join(root, f"{number}-{posixpath.basename(data.rstrip('/'))}"))
         for number, data in enumerate(config.data)
     )
 

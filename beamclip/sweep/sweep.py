@@ -17,7 +17,7 @@ from beamclip.commands.options import DistillConfig, SweepConfig
 from beamclip.commands.run import track_run
 from beamclip.commands.search import DEFAULT_TRIALS
 from beamclip.commands.sources import show_sources
-from beamclip.config import with_absolute_paths, write_config
+from beamclip.config import portable, write_config
 from beamclip.errors import InputError
 from beamclip.runs.folder import CONFIG_FILE, PLOTS, checkpoint_address, make_run_dir, new_run_dir
 from beamclip.summary import Counts, Status, Summary, write_summary
@@ -44,7 +44,7 @@ def sweep(config: SweepConfig) -> Summary:
     """
     began = time.perf_counter()
     out = new_run_dir(config.out, "sweep")
-    config = with_absolute_paths(config)
+    config = portable(config)
     loaded = load_sweep(config, out)
     given, config = config, sized(config, loaded.inputs.data.shards)
     show_chosen(given, config, loaded.inputs.data.shards)

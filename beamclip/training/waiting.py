@@ -41,7 +41,7 @@ class WaitingWorkers:
         self._ray: Future[None] | None = None
         self._channel: Future[RemoteChannel] = Future()
         self._workers: Future[None] | None = None
-        self._has_job = False
+        self._job: TrainingJob | None = None
         self._left = threading.Event()
 
     def start_ray(self, places: Places = NO_PLACES) -> None:
@@ -89,7 +89,8 @@ class WaitingWorkers:
 
         self.wait_for_ray()
         self.channel.give(ray.put(job))
-        self._has_job = True
+        # Its references must not be freed while Ray stops.
+        self._job = job
         self._start_workers()
 
     @property
@@ -107,7 +108,7 @@ class WaitingWorkers:
         if self._ray is None:
             return
         wait([self._channel])
-        if self._channel.exception() is None and not self._has_job:
+        if self._channel.exception() is None and self._job is None:
             self.channel.request_stop()
         self.release_ray()
         wait([self._ray])

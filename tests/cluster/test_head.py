@@ -56,7 +56,8 @@ def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> No
 def test_runs_are_fetched_from_an_address_without_their_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("a/run/model/weights", "a/run/summary.json", "a/step=00000005/state", "b/run/summary.json"):
+    files = ("model/weights", "config.yaml")
+    for name in (*(f"{run}/run/{file}" for run in ("a", "b/c") for file in files), "a/step=00000005/state"):
         path = tmp_path / "bucket/runs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -64,6 +65,19 @@ def test_runs_are_fetched_from_an_address_without_their_checkpoints(
     cluster.write_text(f"setup_commands:\n  - bash ~/beamclip/cluster/setup.sh file://{tmp_path}/bucket\n")
     assert fetch(cluster, tmp_path / "runs") == 0
     found = sorted(str(path.relative_to(tmp_path / "runs")) for path in (tmp_path / "runs").rglob("*.*"))
-    assert found == ["a/summary.json", "b/summary.json"]
+    assert found == ["a/config.yaml", "b/c/config.yaml"]
     assert (tmp_path / "runs/a/model/weights").read_text() == "a/run/model/weights"
-    assert capsys.readouterr().out == f"{tmp_path}/runs: a b\n"
+    assert capsys.readouterr().out == f"{tmp_path}/runs: a b/c\n"
+
+
+def test_another_run_of_the_same_name_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, content in (("bucket/runs/a/run", "of the cluster"), ("runs/a", "of this machine")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.yaml").write_text(content)
+    cluster = tmp_path / "c.yaml"
+    cluster.write_text(f"setup_commands:\n  - bash ~/beamclip/cluster/setup.sh file://{tmp_path}/bucket\n")
+    assert fetch(cluster, tmp_path / "runs") == 0
+    assert (tmp_path / "runs/a/config.yaml").read_text() == "of this machine"
+    assert "holds another run of this name" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_what_was_saved_is_there_on_the_next_head(database: Path, tmp_path: Path
     assert save(database, kept) == 0
     new = tmp_path / "new" / DATABASE
     new.parent.mkdir()
-    restore(new, kept, again=False)
+    restore(new, kept, replace=False)
     assert rows(new) == [("kept",)]
 
 
@@ -52,9 +52,9 @@ def test_a_database_of_this_head_is_not_replaced(database: Path, tmp_path: Path)
     save(database, kept)
     with sqlite3.connect(database) as connection:
         connection.execute("insert into notes values ('newer')")
-    restore(database, kept, again=False)
+    restore(database, kept, replace=False)
     assert rows(database) == [("kept",), ("newer",)]
-    restore(database, kept, again=True)
+    restore(database, kept, replace=True)
     assert rows(database) == [("kept",)]
 
 
@@ -108,5 +108,5 @@ def test_a_server_that_is_stopped_has_saved_its_runs(tmp_path: Path) -> None:
         server.send_signal(signal.SIGTERM)
         code = server.wait(60)
     assert code == 0
-    with sqlite3.connect(tmp_path / "storage" / "mlflow" / DATABASE) as connection:
+    with sqlite3.connect(tmp_path / "storage" / "mlflow" / "beamclip" / DATABASE) as connection:
         assert connection.execute("select count(*) from experiments").fetchone() == (1,)

@@ -62,8 +62,7 @@ def test_nodes_get_what_those_on_aws_get(cluster: dict[str, Any], part: str) -> 
 def test_ray_starts_with_the_settings_of_those_on_aws(cluster: dict[str, Any], key: str) -> None:
     def settings(of: dict[str, Any]) -> set[str]:
         start = next(line for line in of[key] if "ray start" in line)
-        # On these machines every shell has the authentication set, by cluster/setup.sh.
-        return set(re.findall(r"\bRAY_[A-Za-z_]+=\S+", start)) - {"RAY_AUTH_MODE=token"}
+        return set(re.findall(r"\bRAY_[A-Za-z_]+=\S+", start))
 
     assert settings(cluster) == settings(read("cluster.yaml"))
 

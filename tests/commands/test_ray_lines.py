@@ -45,7 +45,7 @@ def test_messages_of_the_command_keep_their_order(tmp_path: Path) -> None:
 
 def test_the_last_words_of_a_crash_are_shown(tmp_path: Path) -> None:
     done = run(f"{write('terminate called')}; {write(NATIVE)}; os.abort()", tmp_path)
-    assert done.stderr == "terminate called\n"
+    assert done.stderr == f"terminate called\n{NATIVE}\n"
     assert done.returncode == -6
 
 

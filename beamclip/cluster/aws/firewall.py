@@ -22,6 +22,8 @@ class Group:
 
     id: str
     vpc: str
+    cluster: str | None
+    """Name of the cluster that it was made for, from its tag."""
     present: frozenset[Rule]
     wanted: frozenset[Rule]
 
@@ -62,7 +64,8 @@ def find_group(account: Account, settings: AwsSettings, vpc: str) -> Group | Non
         for rule in parse_rules(Part(each, f"security group {group_id}"))
     )
     wanted = frozenset([inside, *settings.group_rules])
-    return Group(group_id, vpc, present, wanted)
+    tags = {tag["Key"]: tag["Value"] for tag in found[0].get("Tags", [])}
+    return Group(group_id, vpc, tags.get(CLUSTER_TAG), present, wanted)
 
 
 def make_group(account: Account, settings: AwsSettings, vpc: str) -> Iterator[str]:
@@ -82,6 +85,7 @@ def make_group(account: Account, settings: AwsSettings, vpc: str) -> Iterator[st
         )
         group = find_group(account, settings, vpc)
         assert group is not None
+    _refuse_others(group, settings)
     name = f"security group {settings.group} ({group.id} in {vpc})"
     # First what is too much: it is what harms.
     if group.surplus:
@@ -102,6 +106,7 @@ def delete_group(account: Account, settings: AwsSettings, vpc: str) -> Iterator[
     """
     group = find_group(account, settings, vpc)
     if group:
+        _refuse_others(group, settings)
         machines = _machines(account, group)
         if machines:
             raise InputError(
@@ -110,6 +115,15 @@ def delete_group(account: Account, settings: AwsSettings, vpc: str) -> Iterator[
             )
         account.ec2.delete_security_group(GroupId=group.id)
         yield f"security group {settings.group} ({group.id} in {vpc}): deleted"
+
+
+def _refuse_others(group: Group, settings: AwsSettings) -> None:
+    """Raise InputError if a group was not made for this cluster, and must not be changed."""
+    if group.cluster != settings.cluster_name:
+        whose = f"belongs to the cluster {group.cluster}" if group.cluster else "was not made by this command"
+        raise InputError(
+            f"security group {settings.group}: {whose}. Give another GroupName in {settings.file}."
+        )
 
 
 def difference(group: Group) -> str:
