@@ -33,7 +33,7 @@ _DISTRIBUTIONS = ("torch", "ray", "open_clip_torch", "pyarrow")
 
 
 @dataclass(frozen=True)
-class Places:
+class SharedPlaces:
     """What several machines of a command read and write."""
 
     read: tuple[tuple[str, str], ...] = ()
@@ -42,7 +42,7 @@ class Places:
     """Option and folder."""
 
 
-NO_PLACES = Places()
+NO_PLACES = SharedPlaces()
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def some_files(option: str, paths: Sequence[str]) -> tuple[tuple[str, str], ...]
     return tuple((option, absolute(paths[place])) for place in places)
 
 
-def ask_nodes(places: Places) -> None:
+def ask_nodes(places: SharedPlaces) -> None:
     """Ask each other node of a cluster that was joined; in a Ray of the command's own, do nothing.
 
     Raises:
@@ -86,7 +86,7 @@ def ask_nodes(places: Places) -> None:
         raise InputError(without_secrets(f"node {name}{f' and {more} more' if more else ''}: {problem}"))
 
 
-def ask_cluster(places: Places) -> None:
+def ask_cluster(places: SharedPlaces) -> None:
     """Join the cluster of RAY_ADDRESS, if there is one, ask its nodes, and leave it again.
 
     Raises:

@@ -182,13 +182,14 @@ def wait_for_notice(provider: Provider) -> Notice:
 def drain_until_accepted(notice: Notice, drain: Callable[[Notice], bool]) -> bool:
     """Have the node drained, again and again until Ray accepts it; whether it did before the machine ends.
 
-    Ray may still be starting when the notice comes.
+    Ray may still be starting when the notice comes. The first try is made even if the end seems past: a clock
+    may be wrong.
     """
-    while time.time() < notice.ends:
-        if drain(notice):
-            return True
+    while not drain(notice):
+        if time.time() >= notice.ends:
+            return False
         time.sleep(SECONDS_BETWEEN_TRIES)
-    return False
+    return True
 
 
 @dataclass(frozen=True)

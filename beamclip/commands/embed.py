@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from beamclip.addresses import without_secrets
-from beamclip.cluster.nodes import Places, ask_cluster, some_files
+from beamclip.cluster.nodes import SharedPlaces, ask_cluster, some_files
 from beamclip.cluster.room import check_resources
 from beamclip.cluster.session import workers_session
 from beamclip.commands.console import ProgressLine, format_duration, plural, print_stage
@@ -158,7 +158,7 @@ def _load(config: EmbedConfig) -> EmbedInputs:
     if done and CACHE_FILE not in names:
         raise InputError(f"--out {config.out}: holds shards that are no teacher cache. Give another folder.")
     read = some_files("--data", [shard.path for shard in shards])
-    ask_cluster(Places(read, (("--out", folder.place),)))
+    ask_cluster(SharedPlaces(read, (("--out", folder.place),)))
     teachers = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
     return EmbedInputs(shards, teachers, folder.place, done)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from beamclip.cluster.nodes import Places, ask_cluster, some_files
+from beamclip.cluster.nodes import SharedPlaces, ask_cluster, some_files
 from beamclip.cluster.room import check_resources
 from beamclip.cluster.session import workers_session
 from beamclip.commands.anchors import class_anchors
@@ -97,7 +97,7 @@ def _checked(config: EvaluateConfig) -> tuple[str, str, Path]:
         if address is not None:
             shards = list_labelled(address, allow_missing=config.allow_missing_shards)
             read += some_files(option, [shard.path for shard in shards])
-    ask_cluster(Places(tuple(read)))
+    ask_cluster(SharedPlaces(tuple(read)))
     assert config.classes is not None, "check_required() refuses it"
     return str(config.model), str(config.data), config.classes
 

@@ -9,7 +9,8 @@ from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
 
-from beamclip.cluster.nodes import Places, some_files
+from beamclip.cluster.nodes import NO_PLACES, SharedPlaces, some_files
+from beamclip.cluster.session import cluster_address
 from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.data.cache import CacheManifest, finished_manifest, is_cache
@@ -53,17 +54,22 @@ def of_each(shards: Sequence[Shard]) -> list[list[Shard]]:
     return [list(own) for _, own in groupby(shards, key=attrgetter("source"))]
 
 
-def places_of(config: DistillConfig | PretrainConfig, shards: Sequence[Shard], run_dir: Path) -> Places:
-    """What all workers of a training must see alike: data, labelled images and checkpoints.
+def places_of(config: DistillConfig | PretrainConfig, shards: Sequence[Shard], run_dir: Path) -> SharedPlaces:
+    """What all nodes of a cluster must see alike to train: data, labelled images and checkpoints.
 
     Args:
         shards: those of all data sets.
+
+    Returns:
+        Nothing to see, if no cluster is to be joined.
     """
+    if not cluster_address():
+        return NO_PLACES
     read = [some_files("--data", [shard.path for shard in own]) for own in of_each(shards)]
     if config.scoring.eval_data:
         read.append(_labelled(config.scoring.eval_data, allow_missing=config.stream.allow_missing_shards))
     checkpoints = checkpoint_address(config.checkpoint.checkpoints, run_dir)
-    return Places(tuple(chain.from_iterable(read)), (("--checkpoints", checkpoints),))
+    return SharedPlaces(tuple(chain.from_iterable(read)), (("--checkpoints", checkpoints),))
 
 
 def _labelled(address: str, *, allow_missing: bool) -> tuple[tuple[str, str], ...]:

@@ -60,8 +60,8 @@ class Bundle:
 def bundles_of(window: Window, shards: list[Shard], starts: Starts) -> list[Bundle]:
     """Divide the rows of a worker's window into bundles of neighbouring lanes, about ROWS_PER_TASK rows each.
 
-    A lane's rows lie in one or two pieces, so no piece is read for more than two bundles. A segment has the
-    rows of a piece that its bundle wants, with gaps or without, so none is read twice for the same one.
+    A lane's rows lie in one or two pieces, so no piece is read for more than two bundles. A segment holds all
+    rows of a piece that its bundle wants, neighbours or not, so a bundle reads each piece once.
 
     Args:
         starts: of the shards.

@@ -74,7 +74,8 @@ class Mixture:
         Where a shard is no whole number of pieces, the pieces behind lie across two lanes. Two workers would
         read them, unless one serves both lanes.
         """
-        # So many samples divide rounds and steps. Turns that divide each source's part of them break nowhere.
+        # Rounds and steps are multiples of `part` samples. Turns that divide what each source has in every
+        # stretch of that length end where rounds and steps end.
         part = gcd(self.lanes, batch_size)
         turns = gcd(*(int(held) for own in self.slots for held in np.bincount(own // part)))
         return turns // world_size if turns % world_size == 0 else 1

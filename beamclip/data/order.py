@@ -151,7 +151,7 @@ class Window:
 def windows_from(
     order: Order, sample: int, rank: int, world_size: int, together: int = 1
 ) -> Iterator[Window]:
-    """The windows of one worker from a sample on, without end; some may have no row of its.
+    """The windows of one worker from a sample on, without end; a window may hold no row for it.
 
     Args:
         together: neighbouring lanes that a worker serves before it is the next one's turn.

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from beamclip.child import start_module
-from beamclip.cluster.nodes import Places, ask_nodes
+from beamclip.cluster.nodes import SharedPlaces, ask_nodes
 from beamclip.cluster.session import ray_session
 from beamclip.ingest.shard import DownloadSettings, ShardTask, download_shard
 from beamclip.places import is_address
@@ -166,7 +166,7 @@ def ray_runner(settings: DownloadSettings, slots: int | None) -> Iterator["RayRu
     with ray_session(), _shared_turns(settings.folder) as turns:
         import ray
 
-        ask_nodes(Places(written=(("--out", settings.folder),)))
+        ask_nodes(SharedPlaces(written=(("--out", settings.folder),)))
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         runner = RayRunner(replace(settings, turns=turns), slots or cpus)
         try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from beamclip.background import in_background
 from beamclip.cluster.config import WorkersConfig
-from beamclip.cluster.nodes import NO_PLACES, Places, ask_nodes
+from beamclip.cluster.nodes import NO_PLACES, SharedPlaces, ask_nodes
 from beamclip.cluster.room import check_resources
 from beamclip.cluster.session import cluster_address, forked_python, ray_session
 from beamclip.training.channel import RemoteChannel
@@ -44,7 +44,7 @@ class WaitingWorkers:
         self._job: TrainingJob | None = None
         self._left = threading.Event()
 
-    def start_ray(self, places: Places = NO_PLACES) -> None:
+    def start_ray(self, places: SharedPlaces = NO_PLACES) -> None:
         """Start Ray in the background; or join a cluster, and wait until its nodes have been asked.
 
         Args:
@@ -113,7 +113,7 @@ class WaitingWorkers:
         self.release_ray()
         wait([self._ray])
 
-    def _hold_ray(self, places: Places) -> None:
+    def _hold_ray(self, places: SharedPlaces) -> None:
         # In one thread from beginning to end: Ray's processes end with the thread that started them.
         try:
             with ray_session(python=self._python):

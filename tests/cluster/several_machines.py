@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock
 from machines import HOME, LAPTOP, ROOT, Machines, missing
 from safetensors.torch import load_file
 
@@ -549,6 +550,9 @@ def start_machine(cluster: Cluster, name: str, role: str = "") -> None:
 def standing(cluster: Cluster, *, spot: bool = True) -> Iterator[None]:
     """Keep machines and web server up inside, and with `spot` the metadata services that give notice."""
     machines = cluster.machines
+    # Two tests would take each other's machines.
+    lock = FileLock(f"{machines.folder}.lock", timeout=0)
+    lock.acquire()
     # What a test that was killed has left.
     machines.close()
     machines.folder.mkdir(parents=True)
@@ -590,6 +594,7 @@ def standing(cluster: Cluster, *, spot: bool = True) -> Iterator[None]:
         yield
     finally:
         machines.close()
+        lock.release()
 
 
 PARTS: dict[str, Callable[[Cluster], None]] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from beamclip.cluster import nodes
-from beamclip.cluster.nodes import Places, ask_nodes, problem_here, some_files
+from beamclip.cluster.nodes import SharedPlaces, ask_nodes, problem_here, some_files
 from beamclip.errors import InputError
 
 
@@ -80,7 +80,7 @@ def test_another_version_is_named(name: str) -> None:
 
 def test_a_ray_of_the_commands_own_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    ask_nodes(Places(written=(("--out", "/proc/nowhere"),)))
+    ask_nodes(SharedPlaces(written=(("--out", "/proc/nowhere"),)))
 
 
 def test_a_folder_that_cannot_be_written_to_from_here_is_an_input_error(tmp_path: Path) -> None:
