@@ -69,10 +69,10 @@ def ask_nodes(places: SharedPlaces) -> None:
         InputError: a node runs other versions, or does not see what this machine sees; one line that names
             the option, the place and the node.
     """
-    import ray
-
     if not cluster_address():
         return
+    import ray
+
     own = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
     if not others:

@@ -56,7 +56,7 @@ class CachedViews:
     """What training takes from each row of a cache: one view an epoch, as some teachers saw it."""
 
     teachers: tuple[int, ...]
-    """By their places in the manifest."""
+    """Places of the teachers among those of the cache's manifest."""
     augmentations: int
     """Number of views of each image in the cache."""
     widths: tuple[int, ...] = ()

@@ -228,6 +228,7 @@ class _StreamedKl(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor, anchors: Tensor, weights: Tensor, chunk_size: int
     ) -> Tensor:
+        """Return the weighted sum of the rows' divergences, in nats, and keep its gradient, [B, D]."""
         with full_float32():
             kl, gradient = _sweep(student, teacher, anchors, chunk_size, ctx.needs_input_grad[0])
         if gradient is not None:

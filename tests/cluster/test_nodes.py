@@ -78,9 +78,10 @@ def test_another_version_is_named(name: str) -> None:
     assert "this machine has 0.0.1" in said
 
 
-def test_a_ray_of_the_commands_own_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_of_the_commands_own_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    ask_nodes(SharedPlaces(written=(("--out", "/proc/nowhere"),)))
+    ask_nodes(SharedPlaces(written=(("--out", str(tmp_path / "out")),)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_to_from_here_is_an_input_error(tmp_path: Path) -> None:
