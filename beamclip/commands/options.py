@@ -152,7 +152,8 @@ class EmbedConfig:
     more_teachers: tuple[str, ...] = ()
     """Further teachers, whose embeddings are stored beside those of --teacher."""
     out: PathOrAddress = None
-    """Required. Folder or address of the cache; an unfinished one is completed."""
+    """Required. Folder or address of the cache; an unfinished one is completed. On a cluster with a storage
+    (BEAMCLIP_STORAGE) it is cache, unless given."""
     config: LocalPath = None
     """YAML file with values for any of these options; flags override it."""
     augmentations: Count = 4

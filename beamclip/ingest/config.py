@@ -23,7 +23,8 @@ class IngestConfig:
     """Required. List of URLs: .parquet, .csv, .tsv or .jsonl (the last three also .gz, .bz2, .xz or .zst), or
     a folder of such files, which are read as one list."""
     out: PathOrAddress = None
-    """Required. Folder for the shards; a second run with the same settings resumes there."""
+    """Required. Folder for the shards; a second run with the same settings resumes there. On a cluster with
+    a storage (BEAMCLIP_STORAGE) it is shards, unless given."""
     url_column: str = "url"
     """Column of the list that holds the URLs."""
     caption_column: str | None = AUTO

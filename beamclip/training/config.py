@@ -79,8 +79,9 @@ class CheckpointConfig:
     keep_checkpoints: Count = 2
     """Number of newest checkpoints to keep; the one with the lowest loss is kept as well."""
     checkpoints: PathOrAddress = None
-    """Folder or fsspec address of the checkpoints; by default checkpoints/ in the run's folder. Workers
-    on several nodes need one that all nodes reach."""
+    """Folder or fsspec address of the checkpoints; by default in the storage of a cluster, if it has one
+    (BEAMCLIP_STORAGE), else checkpoints/ in the run's folder. Workers on several nodes need one that all
+    nodes reach."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
