@@ -133,7 +133,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo "making $(VENV) with $$("$$python" --version)"; \
 	    "$$python" -m venv --clear $(VENV); \
 	fi
-	@echo "fetching about 190 packages, 3 GB with torch's CUDA libraries; the large ones are:"
+	@echo "fetching about 230 packages, 3 GB with torch's CUDA libraries; the large ones are:"
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --progress-bar off \
 	    -c constraints.txt -e '.[ingest,test]' | awk '$(SHOW_LARGE)'
 	@touch $@
