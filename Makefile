@@ -26,7 +26,7 @@ JOB ?=
 # FORCE=1 ends a cluster whose head does not answer.
 FORCE ?=
 
-.PHONY: help setup quickstart test check lint pythons ui bench clean up submit logs stop fetch down aws-role cluster-test
+.PHONY: help setup quickstart test check lint pythons ui docs bench clean up submit logs stop fetch down aws-role cluster-test
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,11 +96,15 @@ cluster-test: $(READY) ## make three machines of this one, and do all that docs/
 aws-role: $(READY) ## make the roles and the security group of a cluster on AWS; with ARGS=--delete, delete them
 	$(BIN)/python -m beamclip.cluster.aws role $(CLUSTER_FILE) $(ARGS)
 
+docs: $(READY) ## build the pages of docs/ into site/, and check their links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open $(CURDIR)/site/index.html"
+
 bench: $(READY) ## run every benchmark
 	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" $(ARGS); done
 
 clean: ## remove .venv, .venvs, caches and build products; runs/ stays
-	rm -rf $(VENV) .venvs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venvs build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python of a fitting version that can make virtual environments; Debian packages that part apart.
