@@ -1,4 +1,4 @@
-"""What mkdocs does beyond rendering: the page of all options, and links to files of the repository.
+"""What mkdocs does beyond rendering: the page of all options, the list of messages, links to other files.
 
 A page may link to a file outside of docs/, as readers of the repository expect. On the site, such a file is
 found below source/.
@@ -9,9 +9,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from messages_list import messages_list
 from mkdocs.structure.files import File, Files
 from options_page import options_page
 
+MESSAGES = "<!-- messages -->"
+"""Where the list of messages comes in a page."""
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)")
 """Start and target of a Markdown link that is no address."""
 
@@ -32,14 +35,15 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Point links that lead out of docs/ to the files below source/."""
+    """Put the list of messages in its place, and point links that lead out of docs/ to source/."""
     folder = posixpath.dirname(page.file.src_uri) or "."
 
     def moved(match: re.Match[str]) -> str:
         target = _outside(page.file.src_uri, match[2])
         return match[0] if target is None else match[1] + posixpath.relpath(f"source/{target}", folder)
 
-    return LINK.sub(moved, markdown)
+    linked = LINK.sub(moved, markdown)
+    return linked.replace(MESSAGES, messages_list()) if MESSAGES in linked else linked
 
 
 def _outside(page: str, target: str) -> str | None:

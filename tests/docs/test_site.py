@@ -1,4 +1,4 @@
-"""The pages of docs/: they build without a warning, list every option, and show commands that work as typed."""
+"""The pages of docs/ build without a warning, list every option, and show commands that work as typed."""
 
 import os
 import re

@@ -1,0 +1,49 @@
+"""The page on troubles has every message that beamclip raises, and each says what to do or has a cure."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+
+from messages import messages  # noqa: E402
+from messages_list import cure_of, messages_list, read_cures  # noqa: E402
+
+ADVICE = re.compile(
+    r"(?:^|[.:;,(] |\bor (?:choose )?|, and |…)"
+    r"(?:Add|Bring|Build|Choose|Check|Continue|Correct|Delete|Divide|Drop|Export|For example|Give|Ingest|Label|Leave|Make|Move|Name|Put|Quote|"
+    r"Read|Remove|Rename|Resume|Run|Save|Set|Show|Start|Take|Try|Use|Wait|Write|give|keep|leave|write)\b"
+)
+"""A sentence, or its second half, that tells the reader to do something."""
+MESSAGES = messages(ROOT / "beamclip")
+
+
+def test_each_message_says_what_to_do_or_has_a_cure() -> None:
+    cures = read_cures()
+    assert [each.text for each in MESSAGES if not ADVICE.search(each.text) and not cure_of(each, cures)] == []
+
+
+def test_no_cure_is_left_of_a_message_that_is_gone() -> None:
+    texts = [message.text for message in MESSAGES]
+    assert [part for part in read_cures() if not any(part in text for text in texts)] == []
+
+
+def test_the_list_has_every_message() -> None:
+    listed = messages_list()
+    assert [each.text for each in MESSAGES if each.text.replace("`", "'") not in listed] == []
+
+
+def test_messages_are_found_however_they_are_put_together(tmp_path: Path) -> None:
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "a.py").write_text(
+        'LIMIT = 7\nADVICE = "Give less."\n'
+        'def why(x):\n    if x:\n        return f"{x}: too long"\n    return ADVICE\n'
+        'def f(x):\n    raise InputError(f"{x} is above {LIMIT}. {ADVICE}")\n'
+        "def g(x):\n    raise InputError(why(x)) from None\n"
+        "def h(x):\n    raise FailedRunError('one' if x else 'two')\n"
+        "def i(x):\n    raise ValueError('a mistake of the caller')\n"
+    )
+    found = {(each.room, each.text) for each in messages(tmp_path)}
+    said = {"… is above 7. Give less.", "…: too long", "Give less.", "one", "two"}
+    assert found == {("room", text) for text in said}
