@@ -10,11 +10,11 @@ sys.path.insert(0, str(ROOT / "docs"))
 from messages import messages  # noqa: E402
 from messages_list import cure_of, messages_list, read_cures  # noqa: E402
 
-ADVICE = re.compile(
-    r"(?:^|[.:;,(] |\bor (?:choose )?|, and |…)"
-    r"(?:Add|Bring|Build|Choose|Check|Continue|Correct|Delete|Divide|Drop|Export|For example|Give|Ingest|Label|Leave|Make|Move|Name|Put|Quote|"
-    r"Read|Remove|Rename|Resume|Run|Save|Set|Show|Start|Take|Try|Use|Wait|Write|give|keep|leave|write)\b"
+VERBS = (
+    "Add Bring Build Choose Check Continue Correct Delete Divide Drop Export Give Ingest Label Leave Make Move "
+    "Name Put Quote Read Remove Rename Resume Run Save Set Show Start Take Try Use Wait Write give keep leave write"
 )
+ADVICE = re.compile(rf"(?:^|[.:;,(] |\bor |, and |…)(?:For example|{'|'.join(VERBS.split())})\b")
 """A sentence, or its second half, that tells the reader to do something."""
 MESSAGES = messages(ROOT / "beamclip")
 
