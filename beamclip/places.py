@@ -21,8 +21,12 @@ from tyro.constructors import PrimitiveConstructorSpec
 from beamclip.errors import InputError
 from beamclip.files import write_whole
 
+TORCHVISION = "torchvision:"
+"""Begins the address of a data set of torchvision; see data.torchvision_sets."""
+
 # One slash is left where an address went through Path(); C:\ is a path.
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/|[A-Za-z0-9+.\-]+::")
+_ADDRESS = re.compile(rf"[A-Za-z][A-Za-z0-9+.\-]+:/|[A-Za-z0-9+.\-]+::|{TORCHVISION}")
+_ROOT = re.compile(r"(?<=[?&]root=)[^&]+")
 _LOCAL = re.compile(r"(?:file|local):/+")
 
 
@@ -32,8 +36,13 @@ def is_address(place: str | Path) -> bool:
 
 
 def absolute(place: str | Path) -> str:
-    """Return an address as it is, and a path as an absolute one; `file:///a` is the path `/a`."""
+    """Return an address as it is, and a path as an absolute one; `file:///a` is the path `/a`.
+
+    Of a data set of torchvision, the folder with its files becomes absolute.
+    """
     place = _LOCAL.sub("/", str(place), count=1)
+    if place.startswith(TORCHVISION):
+        return _ROOT.sub(lambda root: str(Path(root[0]).expanduser().absolute()), place)
     return place if is_address(place) else str(Path(place).expanduser().absolute())
 
 

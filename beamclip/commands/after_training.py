@@ -95,7 +95,9 @@ def _reason(error: BaseException) -> str:
 def _how_to_score(config: DistillConfig | PretrainConfig, run_dir: Path) -> str:
     scoring = config.scoring
     assert scoring.eval_data is not None, "raise_failure() checks it"
-    words = ["--model", run_dir, "--data", scoring.eval_data, "--classes", config.classes]
+    words = ["--model", run_dir, "--data", scoring.eval_data]
+    if config.classes is not None:
+        words += ["--classes", config.classes]
     if scoring.label_column != "label":
         words += ["--label-column", scoring.label_column]
     for item in fields(PromptConfig):

@@ -6,15 +6,15 @@ Free of torch, whose import takes seconds: most mistakes are reported before it,
 from dataclasses import dataclass
 
 from beamclip.commands.batches import check_batches, sized
+from beamclip.commands.class_list import scored_classes
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.sources import list_sources, read_manifests
 from beamclip.data.cache import CacheManifest
-from beamclip.data.listing import list_labelled
 from beamclip.data.shards import Shard
 from beamclip.errors import InputError
 from beamclip.option_texts import check_required
-from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.prompts.classes import ClassEntry
 from beamclip.training.decode_place import check_decode
 
 
@@ -41,10 +41,8 @@ def load_data(config: DistillConfig) -> DistillData:
     check_options(config)
     check_batches(sized(config, shards), shards)
     check_decode(config.stream, config.workers)
-    classes = load_classes(config.classes) if config.classes else []
+    classes = scored_classes(config.classes, config.scoring, allow_missing=allow_missing)
     check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
-    if config.scoring.eval_data:
-        list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
     return DistillData(shards, classes, read_manifests(config.data))
 
 

@@ -9,6 +9,7 @@ from beamclip.cluster.nodes import SharedPlaces, ask_cluster, some_files
 from beamclip.cluster.room import check_resources
 from beamclip.cluster.session import workers_session
 from beamclip.commands.anchors import class_anchors
+from beamclip.commands.class_list import label_ids, required_class_list
 from beamclip.commands.console import percent, plural, print_stage, table
 from beamclip.commands.contexts import check_contexts, context_sources, refuse_one_class
 from beamclip.commands.options import EvaluateConfig
@@ -22,7 +23,7 @@ from beamclip.evaluation.probe import ProbeResult, linear_probe
 from beamclip.evaluation.zeroshot import zeroshot_metrics
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.option_texts import check_required
-from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.prompts.classes import ClassEntry
 from beamclip.runs.folder import CONFIG_FILE, make_run_dir, new_run_dir
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
@@ -35,15 +36,17 @@ def evaluate(config: EvaluateConfig) -> Summary:
         InputError: an option, a file or the data cannot be used as given.
     """
     began = time.perf_counter()
-    model, address, class_list = _checked(config)
+    model, address = _checked(config)
     run_dir = new_run_dir(config.out, "evaluate")
-    classes = load_classes(class_list)
+    missing = config.allow_missing_shards
+    listed = required_class_list(config.classes, address, config.label_column, allow_missing=missing)
+    classes = listed.entries
     refuse_one_class(classes)
     if "zeroshot" in config.tasks:
         check_contexts(classes, config.prompts, [address], allow_missing=config.allow_missing_shards)
     clip = load_clip(model)
     if "zeroshot" in config.tasks:
-        config = replace(config, prompts=with_templates(config.prompts, clip))
+        config = replace(config, prompts=with_templates(config.prompts, clip, listed.templates))
     make_run_dir(run_dir)
     write_config(config, run_dir / CONFIG_FILE)
     with (
@@ -84,8 +87,8 @@ def evaluate(config: EvaluateConfig) -> Summary:
     return summary
 
 
-def _checked(config: EvaluateConfig) -> tuple[str, str, Path]:
-    """Check what can be checked before the model is loaded; return model, data and class list."""
+def _checked(config: EvaluateConfig) -> tuple[str, str]:
+    """Check what can be checked before the model is loaded; return model and data."""
     check_required(config)
     if not config.tasks:
         raise InputError("--tasks is empty. Give zeroshot, probe or both.")
@@ -98,8 +101,7 @@ def _checked(config: EvaluateConfig) -> tuple[str, str, Path]:
             shards = list_labelled(address, allow_missing=config.allow_missing_shards)
             read += some_files(option, [shard.path for shard in shards])
     ask_cluster(SharedPlaces(tuple(read)))
-    assert config.classes is not None, "check_required() refuses it"
-    return str(config.model), str(config.data), config.classes
+    return str(config.model), str(config.data)
 
 
 def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry], address: str) -> Encoded:
@@ -109,7 +111,8 @@ def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry],
         batch_size=config.scoring_batch,
         precision=config.scoring_precision,
     )
-    ids = [entry.id for entry in classes]
+    missing = config.allow_missing_shards
+    ids = label_ids(classes, address, config.label_column, allow_missing=missing)
     return encode_labelled(
         clip,
         address,
@@ -117,7 +120,7 @@ def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry],
         config.label_column,
         spec,
         config.workers,
-        allow_missing=config.allow_missing_shards,
+        allow_missing=missing,
     )
 
 

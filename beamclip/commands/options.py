@@ -24,10 +24,11 @@ class ScoringConfig:
     """What a trained model is scored on when training ends."""
 
     eval_data: PathOrAddress = None
-    """Labelled images to score on: shards with a label column, a folder of class folders, or images with a
-    metadata file."""
+    """Labelled images to score on: shards with a label column, a folder of class folders, images with a
+    metadata file, a folder in CLIP_benchmark's webdataset form (its test split), or a data set of torchvision
+    whose files are there (torchvision:FashionMNIST/test?root=FOLDER)."""
     label_column: str = "label"
-    """Field (or column) of a sample that holds the id of its class; class folders need none."""
+    """Field (or column) of a sample that holds the id of its class; class folders and `.cls` need none."""
     scoring_batch: Count = 256
     """Images encoded at a time."""
 
@@ -113,7 +114,8 @@ class PretrainConfig:
     """Loss of the image-text pairs over the global batch: InfoNCE (clip), SigLIP's pairwise sigmoid (siglip)
     or progressive self-distillation (psd), which the psd options are for."""
     classes: LocalPath = None
-    """Class list (text, YAML or JSON) of the images that the model is scored on."""
+    """Class list (text, YAML or JSON) of the images that the model is scored on; by default the classes that
+    --eval-data name themselves, as CLIP_benchmark's and torchvision's data do."""
     out: LocalPath = None
     """Folder of the run; by default a new one below runs/."""
     config: LocalPath = None
@@ -223,10 +225,13 @@ class EvaluateConfig:
     """Required. A run, a local open_clip directory or checkpoint, open_clip:NAME/TAG, hf-hub:ORG/NAME, or
     open_clip:NAME/FILE."""
     data: PathOrAddress = None
-    """Required. Labelled images: shards with a label column, a folder of class folders, or images with a
-    metadata file."""
+    """Required. Labelled images: shards with a label column, a folder of class folders, images with a
+    metadata file, a folder in CLIP_benchmark's webdataset form (its test split), or a data set of torchvision
+    whose files are there (torchvision:FashionMNIST/test?root=FOLDER)."""
     classes: LocalPath = None
-    """Required. Class list (text, YAML or JSON); its ids are the labels."""
+    """Class list (text, YAML or JSON), or imagenet1k, imagenet-a, imagenet-r; its ids are the labels. By
+    default the data's own classes: classnames.txt of CLIP_benchmark, torchvision's, or those of a Hugging
+    Face ClassLabel."""
     tasks: tuple[Literal["zeroshot", "probe"], ...] = ("zeroshot",)
     """zeroshot: nearest class prompt. probe: logistic regression on the backbone's features."""
     train_data: PathOrAddress = None

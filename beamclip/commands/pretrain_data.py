@@ -6,16 +6,17 @@ Free of torch, whose import takes seconds: most mistakes are reported before it,
 from dataclasses import dataclass, fields
 
 from beamclip.commands.batches import check_batches, sized
+from beamclip.commands.class_list import scored_classes
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.sources import list_sources, of_each
 from beamclip.data.config import CaptionConfig
-from beamclip.data.listing import check_texts, list_labelled
+from beamclip.data.listing import check_texts
 from beamclip.data.shards import Columns, Shard
 from beamclip.errors import InputError
 from beamclip.losses.config import PsdConfig
 from beamclip.option_texts import check_required
-from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.prompts.classes import ClassEntry
 from beamclip.training.decode_place import check_decode
 
 
@@ -35,8 +36,6 @@ def load_data(config: PretrainConfig) -> PretrainData:
         InputError: for the first input that cannot be used.
     """
     check_required(config)
-    if config.scoring.eval_data and config.classes is None:
-        raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
     _refuse_idle_options(config)
     allow_missing = config.stream.allow_missing_shards
     shards = list_sources(config)
@@ -44,9 +43,10 @@ def load_data(config: PretrainConfig) -> PretrainData:
     check_decode(config.stream, config.workers)
     for address, own in zip(config.data, of_each(shards), strict=True):
         check_texts(own, columns_of(config), address)
-    classes = load_classes(config.classes) if config.classes else []
+    classes = scored_classes(config.classes, config.scoring, allow_missing=allow_missing)
     if config.scoring.eval_data:
-        list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
+        if not classes:
+            raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
         check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
     return PretrainData(shards, classes)
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from beamclip.cluster.config import WorkersConfig
+from beamclip.commands.class_list import label_ids
 from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled, sample_images
 from beamclip.evaluation.zeroshot import class_scores, zeroshot_metrics
 from beamclip.heap import trim_heap
@@ -32,10 +34,10 @@ class ScoredData:
     allow_missing: bool = False
     """Whether the samples of a shard that cannot be opened count as lost, instead of raising."""
 
-    @property
+    @cached_property
     def class_ids(self) -> list[str]:
-        """Ids in the order of the class list."""
-        return [entry.id for entry in self.classes]
+        """What the labels call the classes, in the order of the class list."""
+        return label_ids(self.classes, self.address, self.label_column, allow_missing=self.allow_missing)
 
 
 def score_zeroshot(

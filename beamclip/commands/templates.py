@@ -13,7 +13,7 @@ from torch import Tensor
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.anchors import encoded_prompts
-from beamclip.commands.console import print_stage
+from beamclip.commands.console import plural, print_stage
 from beamclip.data.captions import choose_caption
 from beamclip.data.config import CaptionConfig
 from beamclip.data.shards import Columns, Shard, iterate_rows
@@ -53,10 +53,17 @@ class Fit:
         return " ".join(name if " " not in name else repr(name) for name in self.templates)
 
 
-def with_templates(prompts: PromptConfig, clip: LoadedClip) -> PromptConfig:
-    """Replace the templates `auto` by those that fit the model, and print which these are."""
+def with_templates(prompts: PromptConfig, clip: LoadedClip, of_data: Sequence[str] = ()) -> PromptConfig:
+    """Replace the templates `auto` by those of the data or that fit the model, and print which these are.
+
+    Args:
+        of_data: templates that come with the labelled data; empty if none do.
+    """
     if prompts.templates != (AUTO,):
         return prompts
+    if of_data:
+        print_stage("templates", f"{plural(len(of_data), 'template')} that come with the data", AUTO)
+        return replace(prompts, templates=tuple(of_data))
     templates = own_templates(clip)
     reason = clip.fitting.reason if clip.fitting else "the text tower's training captions are unknown"
     print_stage("templates", f"{Fit(templates, 0.0).label}: {reason}", AUTO)

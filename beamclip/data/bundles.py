@@ -20,6 +20,7 @@ from beamclip.data.order import PIECE, Window
 from beamclip.data.shard_file import Rows
 from beamclip.data.shards import ROW_SCHEMA, ROWS_PER_BLOCK, Columns, Row, Shard, iterate_rows
 from beamclip.data.tar_samples import WHOLE, Span
+from beamclip.places import TORCHVISION
 
 ROWS_PER_TASK = 256
 """Rows that a read task aims at: a task costs Ray some milliseconds, whatever it reads."""
@@ -152,7 +153,7 @@ def _in_turns(bundle: Bundle, columns: Columns) -> Iterable[Row]:
     ]
     if bundle.turns is None:
         return chain.from_iterable(read() for read in segments)
-    if all(each.shard.path.startswith("file://") for each in bundle.segments):
+    if all(each.shard.path.startswith(("file://", TORCHVISION)) for each in bundle.segments):
         lying = list(chain.from_iterable(read() for read in segments))
     else:
         # Each segment is a request to a store; for files, threads would take longer than the reading.

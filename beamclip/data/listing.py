@@ -21,6 +21,7 @@ from typing import Any, Literal
 import fsspec
 
 from beamclip.addresses import reachable
+from beamclip.data.benchmark_folder import SPLITS, has_caption_lines, scored_split
 from beamclip.data.cache import CACHE_FILE
 from beamclip.data.captions import CAPTION_FIELDS
 from beamclip.data.class_folders import class_folders
@@ -33,6 +34,12 @@ from beamclip.data.metadata import METADATA_FILES
 from beamclip.data.parquet_rows import count_rows
 from beamclip.data.sample_rows import MISSING_CAPTION, Columns
 from beamclip.data.shards import ROWS_PER_BLOCK, Shard, iterate_rows
+from beamclip.data.torchvision_sets import (
+    ROWS_PER_SHARD,
+    count_rows_of_set,
+    is_torchvision,
+    parse_address,
+)
 from beamclip.errors import InputError
 
 STATS_SUFFIX = "_stats.json"
@@ -59,9 +66,6 @@ _CAPTION_ADVICE = {
 
 _ANY_NAME = "*"
 
-_SPLITS = frozenset({"train", "training", "test", "testing", "eval", "val", "valid", "validation", "dev"})
-"""Folders of these names are no classes, if one of them is `train`."""
-
 _SPLIT_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")
 """Names that Hugging Face datasets give to the files of a split."""
 
@@ -72,12 +76,14 @@ def list_shards(address: str, *, allow_missing: bool = False) -> list[Shard]:
     Args:
         address: folder of img2dataset output, of other tars or parquet files of samples, or of images; a
             local path or any fsspec address (s3://, gs://, memory://). Its last part may be a pattern for the
-            names of shards, as in `data/train-*`.
+            names of shards, as in `data/train-*`. Or a data set of torchvision (see torchvision_sets).
         allow_missing: whether shards may be missing, here or on the node that reads them.
 
     Raises:
         InputError: the folder is missing, holds nothing of these, or lacks a shard that has statistics.
     """
+    if is_torchvision(address):
+        return _torchvision_shards(address, allow_missing=allow_missing)
     fs, root, pattern = _open_folder(address, "Give the folder that `beamclip ingest --out` wrote.")
     entries = {posixpath.basename(entry["name"].rstrip("/")): entry for entry in fs.ls(root, detail=True)}
     files = {name: entry for name, entry in entries.items() if fnmatchcase(name, pattern)}
@@ -205,7 +211,11 @@ def _advice(fs: Any, root: str) -> str:
 def _foreign_tars(folder: _Folder) -> list[Shard]:
     """Tars without statistics, which others wrote; those without a sample are left out."""
     tars = [folder.shard(name, "tar") for name in _ending(folder, ".tar")]
-    return _counted(tars, folder.counts(tars, _read_for_index))
+    if not tars:
+        return []
+    lines = has_caption_lines(folder.fs, folder.root, folder.files)
+    counted = _counted(tars, folder.counts(tars, _read_for_index))
+    return [replace(shard, caption_lines=lines) for shard in counted]
 
 
 def _ending(folder: _Folder, suffix: str) -> list[str]:
@@ -268,7 +278,7 @@ def _image_folders(fs: Any, root: str, *, as_classes: bool = False) -> tuple[dic
     is_described = any(posixpath.basename(path) in METADATA_FILES for path in files)
     if is_described or not folders or (not as_classes and any(map(_is_image, files))):
         return {root: list_folder(fs, root)}, []
-    splits = {posixpath.basename(path): path for path in folders if posixpath.basename(path) in _SPLITS}
+    splits = {posixpath.basename(path): path for path in folders if posixpath.basename(path) in SPLITS}
     if "train" in splits and len(splits) > 1:
         raise InputError(
             f"{root}: holds the splits {', '.join(splits)}. Give the folder of one: {splits['train']}."
@@ -291,8 +301,26 @@ def _folder_shards(fs: Any, root: str, listings: Mapping[str, Listing], beside: 
     return [*shards, Shard(fs.unstrip_protocol(root), len(beside), "loose")] if beside else shards
 
 
+def _torchvision_shards(address: str, *, allow_missing: bool) -> list[Shard]:
+    named = parse_address(address)
+    samples = count_rows_of_set(named)
+    return [
+        Shard(
+            named.address,
+            min(ROWS_PER_SHARD, samples - first),
+            "torchvision",
+            may_be_missing=allow_missing,
+            version=str(samples),
+            first_row=first,
+        )
+        for first in range(0, samples, ROWS_PER_SHARD)
+    ]
+
+
 def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
     """Shards of a labelled data set: those of `list_shards`, but images need class folders or fields.
+
+    Of a folder with splits of tars (see benchmark_folder), these are the shards of its `test`.
 
     Args:
         allow_missing: see `list_shards`.
@@ -300,8 +328,13 @@ def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
     Raises:
         InputError: it is no such data set; see `list_shards`.
     """
+    if is_torchvision(address):
+        return _torchvision_shards(address, allow_missing=allow_missing)
     advice = "Give shards with a label column, or a folder of class folders."
     fs, root, pattern = _open_folder(address, advice)
+    split = scored_split(fs, root) if pattern == _ANY_NAME else None
+    if split is not None:
+        return list_shards(posixpath.join(address, split), allow_missing=allow_missing)
     _, files = class_folders(fs, root)
     names = {posixpath.basename(path) for path in files} - {*METADATA_FILES}
     if pattern != _ANY_NAME or any(name.endswith((STATS_SUFFIX, ".tar", ".parquet")) for name in names):

@@ -14,6 +14,7 @@ from beamclip.data.cache import CachedViews
 from beamclip.data.captions import (
     CAPTION_CHARACTERS,
     CAPTION_FIELDS,
+    MOST_TEXTS,
     caption_of,
     clean_text,
     is_missing,
@@ -30,7 +31,7 @@ from beamclip.data.parquet_rows import (
     successful_rows,
 )
 from beamclip.data.shard_file import Rows, ShardFile, StoreError
-from beamclip.data.tar_samples import Contents, Span, tar_samples
+from beamclip.data.tar_samples import CLASS_SUFFIX, Contents, Span, tar_samples
 
 MISSING_IMAGE = "missing image"
 MISSING_CAPTION = "missing caption"
@@ -41,6 +42,8 @@ UNREADABLE = "unreadable sample"
 MOST_FIELDS_BYTES = 4 << 20
 """Largest JSON of a sample's fields."""
 MOST_KEY_CHARACTERS = 4096
+MOST_CLASS_BYTES = 256
+"""Longest label in a `.cls`."""
 
 ROW_SCHEMA = pa.schema(
     [
@@ -84,8 +87,15 @@ class Columns:
     """Whether to read the caption and all other fields; a sample without a caption is still used."""
 
 
-def read_tar(file: ShardFile, columns: Columns, rows: Rows, span: Span) -> Iterator[Pending]:
+def read_tar(
+    file: ShardFile, columns: Columns, rows: Rows, span: Span, *, caption_lines: bool = False
+) -> Iterator[Pending]:
     """Yield the samples of a tar with these row numbers, none of them outside the span.
+
+    The label is the field of that name in the sample's JSON, else its `.cls`, which webdataset writes.
+
+    Args:
+        caption_lines: whether each line of a sample's text is a caption of its own.
 
     Raises:
         Exception: whatever `tar_samples` raises.
@@ -93,28 +103,38 @@ def read_tar(file: ShardFile, columns: Columns, rows: Rows, span: Span) -> Itera
     limits = dict.fromkeys(IMAGE_SUFFIXES, MAX_BYTES)
     if columns.caption or columns.everything:
         # In UTF-8 a character takes up to four bytes.
-        limits["txt"] = 4 * CAPTION_CHARACTERS
+        limits["txt"] = 4 * CAPTION_CHARACTERS * (MOST_TEXTS if caption_lines else 1)
     if columns.label or columns.more_texts or columns.everything:
         limits["json"] = MOST_FIELDS_BYTES
+    if columns.label:
+        limits[CLASS_SUFFIX] = MOST_CLASS_BYTES
     for key, contents in tar_samples(file, limits, rows, IMAGE_SUFFIXES, span):
-        yield key, partial(_tar_row, key, contents, columns)
+        yield key, partial(_tar_row, key, contents, columns, caption_lines)
 
 
-def _tar_row(key: str, contents: Contents, columns: Columns) -> Row:
+def _tar_row(key: str, contents: Contents, columns: Columns, caption_lines: bool) -> Row:
     large = [suffix for suffix, content in contents.items() if content is None]
     if large:
         return {"key": key, "problem": TOO_LARGE, "detail": f"its {large[0]}"}
-    caption = clean_text(contents["txt"]) if "txt" in contents else None
+    text = contents.get("txt") or b""
+    captions = texts_of(text.decode("utf-8", "replace").splitlines() if caption_lines else [text])
     fields, detail = json_fields(contents.get("json"))
+    label = label_of(fields, columns)
     return {
         "key": key,
         "image": next((contents[suffix] for suffix in IMAGE_SUFFIXES if suffix in contents), None),
-        "caption": caption,
-        "texts": texts_of([caption, *(fields.get(name) for name in columns.more_texts)]),
-        "label": label_of(fields, columns),
+        "caption": captions[0] if captions else None,
+        "texts": texts_of([*captions, *(fields.get(name) for name in columns.more_texts)]),
+        "label": _class_of(contents.get(CLASS_SUFFIX)) if label is None and columns.label else label,
         "fields": json.dumps(fields) if columns.everything else None,
         "detail": detail,
     }
+
+
+def _class_of(content: bytes | None) -> str | None:
+    """The label in a `.cls`: a number without leading zeros, or another text; None if there is none."""
+    text = clean_text(content or b"")
+    return (str(int(text)) if text.isdecimal() else text) or None
 
 
 def json_fields(text: bytes | str | None) -> tuple[dict[str, Any], str | None]:

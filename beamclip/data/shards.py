@@ -43,6 +43,7 @@ from beamclip.data.shard_file import (
     read_part,
 )
 from beamclip.data.tar_samples import WHOLE, Span
+from beamclip.data.torchvision_sets import read_set
 
 __all__ = [
     "BROKEN_SHARD",
@@ -80,9 +81,9 @@ class Shard:
     """fsspec address of the file (or folder)."""
     samples: int
     """Samples it holds, from its statistics file (or the number of image files)."""
-    format: Literal["tar", "parquet", "folder", "images", "loose", "cache"]
+    format: Literal["tar", "parquet", "folder", "images", "loose", "cache", "torchvision"]
     """`folder`: one class of a folder of class folders; `loose`: the files beside those; `images`: a folder
-    of images whose name is no class."""
+    of images whose name is no class; `torchvision`: some rows of a data set of torchvision."""
     may_be_missing: bool = False
     """Whether its samples just count as lost where it cannot be opened."""
     source: int = 0
@@ -93,10 +94,16 @@ class Shard:
     """Changes whenever its files do, as far as their store tells (of a folder: with its listing)."""
     size: int = 0
     """Bytes of the file."""
+    caption_lines: bool = False
+    """Whether each line of a sample's text in a tar is a caption of its own."""
+    first_row: int = 0
+    """Number in a data set of torchvision of its first row."""
 
     @property
     def name(self) -> str:
         """Name of the file (or folder), as a text that tables and messages can hold."""
+        if self.format == "torchvision":
+            return f"{self.path.partition('?')[0]}@{self.first_row}"
         return _as_text(posixpath.basename(self.path.rstrip("/")))
 
     @property
@@ -168,12 +175,17 @@ def _rows_of(shard: Shard, columns: Columns, rows: Rows, epoch: int, span: Span)
         label = shard.name if shard.format == "folder" else None
         yield from read_folder(shard.path, shard.version, columns, rows, label)
         return
+    if shard.format == "torchvision":
+        yield from read_set(shard.path, shard.first_row, columns, rows)
+        return
+    lines = shard.caption_lines
     if span.stop is not None and span.stop - span.first <= MOST_PART_BYTES:
-        yield from read_tar(read_part(shard.path, span.first, span.stop), columns, rows, span)
+        part = read_part(shard.path, span.first, span.stop)
+        yield from read_tar(part, columns, rows, span, caption_lines=lines)
         return
     if shard.format == "tar":
         with open_shard(shard.path) as file:
-            yield from read_tar(file, columns, rows, span)
+            yield from read_tar(file, columns, rows, span, caption_lines=lines)
         return
     with open_ranges(shard.path, shard.version, shard.size) as file:
         if shard.format == "parquet":

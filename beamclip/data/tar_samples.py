@@ -8,6 +8,9 @@ import numpy as np
 from beamclip.data.shard_file import Rows, ShardFile, StoreError
 from beamclip.data.tar_headers import Headers, Member, members
 
+CLASS_SUFFIX = "cls"
+"""Suffix of the member that holds a sample's label alone."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -96,9 +99,13 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _is_whole(contents: Contents, limits: Mapping[str, int], images: tuple[str, ...]) -> bool:
-    """Whether a sample at a break has all that was asked for: an image, and each of the other members."""
+    """Whether a sample at a break has all that was asked for: an image, and each of the other members.
+
+    Where labels are fields of a JSON, there is no member for the label alone.
+    """
     has_image = any(suffix in contents for suffix in images)
-    return has_image and all(suffix in contents for suffix in limits if suffix not in images)
+    others = [suffix for suffix in limits if suffix not in images and suffix != CLASS_SUFFIX]
+    return has_image and all(suffix in contents for suffix in others)
 
 
 def _content(file: ShardFile, member: Member, limit: int, *, cut: bool) -> bytes | None:

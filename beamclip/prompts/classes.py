@@ -36,14 +36,24 @@ class ClassEntry:
 KEYS = tuple(field.name for field in fields(ClassEntry))
 _SUFFIXES = (".txt", ".yaml", ".yml", ".json")
 
+IMAGENET_LISTS: dict[str, str | None] = {
+    "imagenet1k": None,
+    "imagenet-a": "imagenet_a_indices.txt",
+    "imagenet-r": "imagenet_r_indices.txt",
+}
+"""Name of a class list -> timm's file of the ImageNet classes in it; None: all 1,000.
+
+ImageNet-A is of https://arxiv.org/abs/1907.07174, ImageNet-R of https://arxiv.org/abs/2006.16241."""
+
 
 def load_classes(path: Path | str) -> list[ClassEntry]:
     """Read a class list; the order of the file is the order of the class indices.
 
     Args:
-        path: UTF-8. `.txt`: one name a line, id = name; blank lines and comments (`# like this`) are
-            skipped. `.yaml`, `.yml`, `.json`: a list of mappings with `name` and optionally `id` (default:
-            the name), `contexts`, `parents`, `synset`. A name that begins with # needs such a list.
+        path: one of IMAGENET_LISTS, or a UTF-8 file. `.txt`: one name a line, id = name; blank lines and
+            comments (`# like this`) are skipped. `.yaml`, `.yml`, `.json`: a list of mappings with `name`
+            and optionally `id` (default: the name), `contexts`, `parents`, `synset`. A name that begins with
+            # needs such a list.
 
     Raises:
         InputError: the file cannot be read, is empty, has an unknown key, a missing name, a text that is too
@@ -51,15 +61,35 @@ def load_classes(path: Path | str) -> list[ClassEntry]:
             line or entry, counted from 1.
     """
     path = Path(path)
+    if str(path) in IMAGENET_LISTS:
+        return _imagenet(IMAGENET_LISTS[str(path)])
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
-        raise InputError(f"{path}: a class list must end in {', '.join(_SUFFIXES)}; this ends in {suffix!r}.")
+        names = ", ".join(IMAGENET_LISTS)
+        raise InputError(
+            f"{path}: a class list must end in {', '.join(_SUFFIXES)}; this ends in {suffix!r}. "
+            f"{did_you_mean(str(path), IMAGENET_LISTS, f'Lists with a name are {names}.')}"
+        )
     text = read_text(path)
     classes = _from_lines(text, path) if suffix == ".txt" else _from_items(_parse(path, text), path)
     if not classes:
         raise InputError(f"{path}: the list is empty. Give at least two classes.")
     _refuse_shared_ids(classes, path)
     return list(classes.values())
+
+
+def _imagenet(subset: str | None) -> list[ClassEntry]:
+    """Classes of ImageNet, with its numbers as ids, open_clip's names and timm's WordNet ids."""
+    # Imported here: both libraries take seconds to import, and most class lists are files.
+    from importlib.resources import files
+
+    from beamclip.openclip import open_clip
+
+    folder = files("timm.data") / "_info"
+    synsets = (folder / "imagenet_synsets.txt").read_text().split()
+    numbers = range(len(synsets)) if subset is None else map(int, (folder / subset).read_text().split())
+    names = open_clip.IMAGENET_CLASSNAMES
+    return [ClassEntry(str(number), names[number], synset=synsets[number]) for number in numbers]
 
 
 def _from_lines(text: str, path: Path) -> dict[int, ClassEntry]:

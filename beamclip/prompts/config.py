@@ -15,8 +15,9 @@ class PromptConfig:
     """How class names become text anchors."""
 
     templates: tuple[str, ...] = (AUTO,)
-    """auto: templates that fit the teacher's captions. Or sets (name, photo, ensemble, symbol, openai7,
-    openai80) and texts with {} for the class, used as they are; "a(n) {}" becomes "a" or "an": an owl."""
+    """auto: those that come with the data to evaluate on, else those that fit the teacher's captions. Or sets
+    (name, photo, ensemble, symbol, openai7, openai80) and texts with {} for the class, used as they are;
+    "a(n) {}" becomes "a" or "an": an owl."""
     context_source: str = "none"
     """Where contexts come from: the class list's `contexts` (file) or `parents` (hierarchy), WordNet by its
     `synset` (wordnet), words beside the name in the shards' captions (captions), or several of these in turn

@@ -14,6 +14,7 @@ import ray
 from beamclip.cluster.nodes import ask_cluster
 from beamclip.commands.batch_norms import check_batch_norms
 from beamclip.commands.batches import check_batches, sized
+from beamclip.commands.class_list import label_ids
 from beamclip.commands.console import plural, print_stage
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.distill_data import check_options, load_data
@@ -244,17 +245,19 @@ def _students(config: SweepConfig, loaded: Loaded) -> dict[str, tuple[Any, Any]]
     held_out: dict[str, Any] = {}
     students = {}
     scoring = config.scoring
-    ids = [entry.id for entry in loaded.inputs.data.classes]
+    missing = config.stream.allow_missing_shards
+    address, column = str(scoring.eval_data), scoring.label_column
+    ids = label_ids(loaded.inputs.data.classes, address, column, allow_missing=missing)
     for key, clip in loaded.students.items():
         preparation = json.dumps({**clip.preprocess_cfg, "mean": None, "std": None}, default=str)
         if preparation not in held_out:
             images = load_held_out(
                 clip,
-                str(scoring.eval_data),
+                address,
                 ids,
-                scoring.label_column,
+                column,
                 config.search.scored_images,
-                allow_missing=config.stream.allow_missing_shards,
+                allow_missing=missing,
             )
             text = f"{plural(len(images.labels), 'image')} of {clip.image_size} px, decoded once"
             lost = sum(images.skipped.values())

@@ -1,0 +1,165 @@
+"""The classes of a command: those of its class list, or of its labelled data; and what labels call them.
+
+Free of torch, unless a class list or a data set of a library is named.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from beamclip.commands.options import ScoringConfig
+from beamclip.data.label_names import NumberedClasses, numbered_classes
+from beamclip.data.listing import list_labelled
+from beamclip.errors import InputError
+from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.prompts.texts import check_text, nfc
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Classes, and the templates that came with them."""
+
+    entries: list[ClassEntry]
+    templates: tuple[str, ...] = ()
+    """Of the data set; empty where it has none."""
+
+
+def class_list(
+    given: Path | None, address: str | None, label_column: str, *, allow_missing: bool = False
+) -> ClassList:
+    """The classes of a list or, without one, those that a labelled data set numbers and names.
+
+    Args:
+        given: --classes.
+        address: the labelled data, if any.
+        label_column: name of the field of labels.
+        allow_missing: see `list_shards`.
+
+    Returns:
+        No entries where neither says what the classes are.
+
+    Raises:
+        InputError: the list or the data cannot be used.
+    """
+    numbered = (
+        numbered_classes(address, label_column, allow_missing=allow_missing) if address is not None else None
+    )
+    templates = numbered.templates if numbered else ()
+    if given is not None:
+        return ClassList(load_classes(given), templates)
+    return ClassList(_entries(numbered, address), templates) if numbered else ClassList([])
+
+
+def _entries(numbered: NumberedClasses, address: str | None) -> list[ClassEntry]:
+    for number, name in enumerate(numbered.names):
+        check_text(name, f"{address}: class {number}")
+    return [ClassEntry(str(number), nfc(name)) for number, name in enumerate(numbered.names)]
+
+
+def required_class_list(
+    given: Path | None, address: str, label_column: str, *, allow_missing: bool = False
+) -> ClassList:
+    """As `class_list`, for a command that cannot do without classes.
+
+    Raises:
+        InputError: there are none, or as `class_list`.
+    """
+    found = class_list(given, address, label_column, allow_missing=allow_missing)
+    if not found.entries:
+        raise InputError(
+            f"--classes is required: {address} does not name its classes. Give a list with its labels as ids."
+        )
+    return found
+
+
+def scored_classes(
+    given: Path | None, scoring: ScoringConfig, *, allow_missing: bool = False
+) -> list[ClassEntry]:
+    """The classes of a training, whose labelled data, if any, are checked; none if nobody says what they are.
+
+    Args:
+        given: --classes.
+        allow_missing: see `list_shards`.
+
+    Raises:
+        InputError: as `class_list`, `list_labelled` and `label_ids`.
+    """
+    address, column = scoring.eval_data, scoring.label_column
+    if address is None:
+        return load_classes(given) if given is not None else []
+    entries = class_list(given, address, column, allow_missing=allow_missing).entries
+    list_labelled(address, allow_missing=allow_missing)
+    label_ids(entries, address, column, allow_missing=allow_missing)
+    return entries
+
+
+def label_ids(
+    classes: Sequence[ClassEntry], address: str, label_column: str, *, allow_missing: bool = False
+) -> list[str]:
+    """What the labels of a data set call each class of a list: its id, a number, or its WordNet id.
+
+    Numbers stand for the class whose id or name the data set gives that number. A list whose ids are all
+    numbers is taken at its word; so is one without names to compare, whose order must be that of the numbers.
+    Class folders that are named by WordNet ids stand for the `synset` of a class.
+
+    Args:
+        address: of the labelled data.
+        label_column: name of the field of labels.
+        allow_missing: see `list_shards`.
+
+    Raises:
+        InputError: none of the names is that of a class, or two classes have the same one.
+    """
+    ids = [entry.id for entry in classes]
+    numbered = numbered_classes(address, label_column, allow_missing=allow_missing)
+    if numbered is None:
+        return _folder_ids(classes, address, allow_missing=allow_missing) or ids
+    if all(each.isdecimal() for each in ids):
+        return ids
+    if not numbered.names:
+        return [str(place) for place in range(len(ids))]
+    return _numbers(classes, numbered.names, address)
+
+
+def _folder_ids(classes: Sequence[ClassEntry], address: str, *, allow_missing: bool) -> list[str] | None:
+    """WordNet ids, where the class folders are named by them and not by ids of the list."""
+    if not all(entry.synset for entry in classes):
+        return None
+    shards = list_labelled(address, allow_missing=allow_missing)
+    folders = {shard.name for shard in shards if shard.format == "folder"}
+    synsets = [str(entry.synset) for entry in classes]
+    by_synset = folders.isdisjoint(entry.id for entry in classes) and not folders.isdisjoint(synsets)
+    return synsets if by_synset else None
+
+
+def _numbers(classes: Sequence[ClassEntry], names: Sequence[str], address: str) -> list[str]:
+    """The number of each class, by its id, else by its name; none for a class that the data lack."""
+    by_id, by_name = ([_plain(entry.id) for entry in classes], [_plain(entry.name) for entry in classes])
+    plain = [_plain(name) for name in names]
+    own = by_id if set(by_id) & set(plain) else by_name
+    number = {name: str(place) for place, name in enumerate(plain)}
+    shared = [name for name in set(own) & set(plain) if Counter(own)[name] > 1 or Counter(plain)[name] > 1]
+    if shared:
+        raise InputError(
+            f"--classes: {sorted(shared)[0]!r} names several classes, here or in {address}. Give each class "
+            "its number in the labels as id."
+        )
+    if not set(own) & set(plain):
+        raise InputError(
+            f"--classes: no class is one of {address}, whose labels are the numbers of {_some(names)}. The "
+            f"list has {_some(entry.name for entry in classes)}. Give one with the names of the data, or "
+            "with the numbers as ids."
+        )
+    # The id of a class that is not among the data must not be taken for one of the numbers.
+    return [number.get(name, f"{entry.id} ") for name, entry in zip(own, classes, strict=True)]
+
+
+def _plain(name: str) -> str:
+    """A name for comparisons: without regard to case, and to underscores in place of spaces."""
+    return " ".join(nfc(name).replace("_", " ").casefold().split())
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = list(names)
+    return f"{', '.join(shown[:3])}{', ...' if shown[3:] else ''}"
