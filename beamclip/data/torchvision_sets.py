@@ -350,7 +350,8 @@ def _advice(kind: Any, arguments: Mapping[str, Any]) -> str:
     given = ", ".join(
         f"{name}={value!r}" for name, value in arguments.items() if name not in ("download", "loader")
     )
-    return f'This does: python -c "from torchvision.datasets import {kind.__name__} as D; D({given}, download=True)"'
+    name = kind.__name__
+    return f'This does: python -c "from torchvision.datasets import {name} as D; D({given}, download=True)"'
 
 
 def _one_line(error: BaseException) -> str:

@@ -173,3 +173,24 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     latin = tmp_path / "latin.txt"
     latin.write_bytes("Äpfel".encode("latin-1"))
     assert "byte 0 is not UTF-8" in message(latin)
+
+
+def test_the_classes_of_imagenet_have_the_names_and_numbers_of_clip_and_their_wordnet_ids() -> None:
+    classes = load_classes("imagenet1k")
+    assert [entry.id for entry in classes] == [str(number) for number in range(1000)]
+    assert classes[134] == ClassEntry("134", "crane bird", synset="n02012849")
+    assert classes[517] == ClassEntry("517", "construction crane", synset="n03126707")
+    # In the order of their WordNet ids, as in the folders of the data set.
+    synsets = [str(entry.synset) for entry in classes]
+    assert synsets == sorted(synsets)
+
+
+@pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r"])
+def test_a_subset_of_imagenet_keeps_its_numbers(name: str) -> None:
+    classes, all_classes = load_classes(name), load_classes("imagenet1k")
+    assert len(classes) == 200
+    assert all(all_classes[int(entry.id)] == entry for entry in classes)
+
+
+def test_a_misspelled_name_of_a_list_is_answered_with_the_right_one() -> None:
+    assert "Did you mean imagenet1k?" in message(Path("imagenet-1k"))

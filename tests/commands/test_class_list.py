@@ -1,0 +1,99 @@
+"""Which classes a command has without a class list, and what the labels of the data call those of a list."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beamclip.commands.class_list import class_list, label_ids, required_class_list
+from beamclip.errors import InputError
+from beamclip.prompts.classes import ClassEntry, load_classes
+
+NAMES = ["red_fox", "Crane", "owl", "7"]
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> str:
+    """Parquet files whose labels are numbers of NAMES."""
+    feature = {"names": NAMES, "_type": "ClassLabel"}
+    metadata = json.dumps({"info": {"features": {"label": feature}}})
+    table = pa.table({"image": [{"bytes": b"x", "path": "x.png"}], "label": [2]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "a.parquet")
+    return str(tmp_path)
+
+
+def entries(*names: str) -> list[ClassEntry]:
+    return [ClassEntry(name, name) for name in names]
+
+
+def test_without_a_list_the_classes_are_those_that_the_data_name(numbered: str) -> None:
+    found = class_list(None, numbered, "label")
+    assert found.entries == [ClassEntry(str(number), name) for number, name in enumerate(NAMES)]
+    assert label_ids(found.entries, numbered, "label") == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "ids"),
+    [
+        (entries("owl", "red_fox"), ["2", "0"]),
+        (entries("RED FOX", "crane", "7"), ["0", "1", "3"]),
+        ([ClassEntry("a", "Owl"), ClassEntry("b", "red fox")], ["2", "0"]),
+        ([ClassEntry("red_fox", "owl"), ClassEntry("owl", "fox")], ["0", "2"]),
+        ([ClassEntry("3", "heron"), ClassEntry("0", "fox")], ["3", "0"]),
+    ],
+    ids=["names", "spelling", "names of other ids", "ids before names", "numbers as they are"],
+)
+def test_numbers_are_found_by_id_or_name(numbered: str, classes: list[ClassEntry], ids: list[str]) -> None:
+    assert label_ids(classes, numbered, "label") == ids
+
+
+def test_a_class_that_the_data_lack_takes_no_number(numbered: str) -> None:
+    found = label_ids([ClassEntry("1", "heron"), ClassEntry("b", "owl")], numbered, "label")
+    assert found[1] == "2"
+    assert found[0] not in {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (
+            entries("heron", "stork"),
+            r"no class is one of .*, whose labels are the numbers of red_fox, Crane, owl",
+        ),
+        ([ClassEntry("a", "crane"), ClassEntry("b", "Crane")], "'crane' names several classes"),
+    ],
+)
+def test_a_list_that_does_not_say_which_number_is_meant_is_refused(
+    numbered: str, classes: list[ClassEntry], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        label_ids(classes, numbered, "label")
+
+
+def test_labels_without_names_are_the_places_in_the_list() -> None:
+    address = "torchvision:FakeData?size=2"
+    assert label_ids(entries("a", "b", "c"), address, "label") == ["0", "1", "2"]
+    with pytest.raises(InputError, match=r"--classes is required: torchvision:FakeData.size=2 does not name"):
+        required_class_list(None, address, "label")
+
+
+def folders(root: Path, *names: str) -> str:
+    for name in names:
+        (root / name).mkdir()
+        (root / name / "1.png").write_bytes(b"x")
+    return str(root)
+
+
+def test_class_folders_with_wordnet_ids_are_the_classes_of_imagenet(tmp_path: Path) -> None:
+    classes = load_classes("imagenet1k")
+    by_wordnet = label_ids(classes, folders(tmp_path, "n01440764", "n15075141"), "label")
+    assert (by_wordnet[0], by_wordnet[999]) == ("n01440764", "n15075141")
+
+
+def test_class_folders_with_other_names_are_ids(tmp_path: Path) -> None:
+    classes = load_classes("imagenet1k")
+    assert label_ids(classes, folders(tmp_path, "0", "17"), "label") == [
+        str(number) for number in range(1000)
+    ]
