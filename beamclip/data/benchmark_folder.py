@@ -40,11 +40,14 @@ class Benchmark:
     """Prompt templates with {} for the class; empty without a file of them."""
 
 
-def scored_split(fs: Any, root: str) -> str | None:
-    """Name of the folder to score on: `test`, or the only split; None if no split of the folder holds tars.
+def find_split(fs: Any, root: str, wanted: str) -> str | None:
+    """Name of the folder of a split, or of the only one; None if no split of the folder holds tars.
+
+    Args:
+        wanted: name of the split.
 
     Raises:
-        InputError: there are several splits, and none of them is `test`.
+        InputError: there are several splits, and none of them is the wanted one.
     """
     folders, files = class_folders(fs, root)
     if any(path.endswith((".tar", ".parquet")) for path in files):
@@ -53,12 +56,12 @@ def scored_split(fs: Any, root: str) -> str | None:
     splits = [posixpath.basename(path) for path in named if _holds_tars(fs, path)]
     if not splits:
         return None
-    if "test" not in splits and len(splits) > 1:
+    if wanted not in splits and len(splits) > 1:
         raise InputError(
-            f"{root}: holds the splits {', '.join(splits)} and no test. Give the folder of one: "
-            f"{posixpath.join(root, splits[0])}."
+            f"{root}: holds the splits {', '.join(splits)}, and {wanted} is none of them. Give the folder of "
+            f"one: {posixpath.join(root, splits[0])}."
         )
-    return "test" if "test" in splits else splits[0]
+    return wanted if wanted in splits else splits[0]
 
 
 def _holds_tars(fs: Any, folder: str) -> bool:
@@ -145,7 +148,7 @@ def _templates(text: str, path: str) -> tuple[str, ...]:
         template = line.strip().replace("{c}", "{}")
         if template and template.count("{}") != 1:
             raise InputError(
-                f"{path}: line {number}, {template[:60]!r}, needs {{c}} once, in place of the class."
+                f"{path}: line {number}, {template[:60]!r}: write {{c}} once, in place of the class."
             )
         templates += [template] if template else []
     return tuple(templates)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import fsspec
 
 from beamclip.addresses import reachable
-from beamclip.data.benchmark_folder import SPLITS, has_caption_lines, scored_split
+from beamclip.data.benchmark_folder import SPLITS, find_split, has_caption_lines
 from beamclip.data.cache import CACHE_FILE
 from beamclip.data.captions import CAPTION_FIELDS
 from beamclip.data.class_folders import class_folders
@@ -55,6 +55,7 @@ _INGEST = ".ingest"
 
 
 _INGEST_ADVICE = "Ingest with --caption-column, from a column that is not empty."
+_LABELLED_ADVICE = "Give shards with a label column, or a folder of class folders."
 _CAPTION_NAMES = " or ".join(CAPTION_FIELDS)
 _FOLDER_ADVICE = f"Put it into x.txt beside x.jpg, or into {METADATA_FILES[0]} as {_CAPTION_NAMES}."
 _CAPTION_ADVICE = {
@@ -317,6 +318,22 @@ def _torchvision_shards(address: str, *, allow_missing: bool) -> list[Shard]:
     ]
 
 
+def split_address(address: str, split: str) -> str:
+    """The address of a split, where an address is that of a folder with splits of tars; else the address.
+
+    Args:
+        split: its name; if there is only one, that is taken, whatever its name.
+
+    Raises:
+        InputError: there is no such folder, or none of its several splits has this name.
+    """
+    if is_torchvision(address):
+        return address
+    fs, root, pattern = _open_folder(address, _LABELLED_ADVICE)
+    found = find_split(fs, root, split) if pattern == _ANY_NAME else None
+    return address if found is None else posixpath.join(address, found)
+
+
 def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
     """Shards of a labelled data set: those of `list_shards`, but images need class folders or fields.
 
@@ -330,11 +347,10 @@ def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
     """
     if is_torchvision(address):
         return _torchvision_shards(address, allow_missing=allow_missing)
-    advice = "Give shards with a label column, or a folder of class folders."
-    fs, root, pattern = _open_folder(address, advice)
-    split = scored_split(fs, root) if pattern == _ANY_NAME else None
-    if split is not None:
-        return list_shards(posixpath.join(address, split), allow_missing=allow_missing)
+    split = split_address(address, "test")
+    if split != address:
+        return list_shards(split, allow_missing=allow_missing)
+    fs, root, pattern = _open_folder(address, _LABELLED_ADVICE)
     _, files = class_folders(fs, root)
     names = {posixpath.basename(path) for path in files} - {*METADATA_FILES}
     if pattern != _ANY_NAME or any(name.endswith((STATS_SUFFIX, ".tar", ".parquet")) for name in names):

@@ -96,7 +96,7 @@ def count_rows_of_set(address: SetAddress) -> int:
     """
     data = open_set(address.address)
     if not len(data):
-        raise InputError(f"{address.title}: holds no image in {address.root}.")
+        raise InputError(f"{address.title}: holds no image in {address.root}. Give another split or root.")
     item = data[0]
     labelled = isinstance(item, tuple) and len(item) == 2 and _label(item[1]) is not _NO_LABEL
     if not labelled or not _is_image(item[0]):
@@ -213,7 +213,7 @@ def open_set(address: str) -> Any:
     except (TypeError, ValueError) as error:
         raise InputError(f"{named.title}: torchvision refuses it: {_one_line(error)}") from error
     except (RuntimeError, OSError, KeyError, ImportError) as error:
-        if isinstance(error, ImportError) or isinstance(error.__cause__, ImportError):
+        if isinstance(error, ImportError) or isinstance(error.__context__, ImportError):
             raise InputError(f"{named.title}: a package is missing: {_one_line(error)}.") from error
         raise InputError(
             f"{named.title}: its files are not in {_looked_in(error, kind, named.root)}, or they are damaged "
@@ -244,7 +244,7 @@ def _class(named: SetAddress) -> Any:
     elif hasattr(module, "pickle"):
         raise InputError(
             f"{named.title}: torchvision would unpickle files of this data set, which may run any code. "
-            "Convert it to folders of images or to tars."
+            "Save it as folders of images or as tars."
         )
     return kind
 
@@ -276,8 +276,8 @@ def _arguments(named: SetAddress, kind: Any) -> dict[str, Any]:
         )
     if "root" in parameters and not named.root:
         raise InputError(
-            f"{named.title}: where are its files? Give their folder, {named.title}?root=FOLDER, or set "
-            f"{ROOT_VARIABLE}."
+            f"{named.title}: nobody says where its files are. Give their folder, {named.title}?root=FOLDER, or "
+            f"set {ROOT_VARIABLE}."
         )
     fixed = {"root": named.root, "download": False, "loader": _read_file}
     arguments = {name: value for name, value in fixed.items() if name in parameters}
@@ -316,11 +316,11 @@ def _split(named: SetAddress, parameters: Mapping[str, inspect.Parameter]) -> di
         return {}
     if not named.split:
         example = "2021_valid" if argument == "version" else "test"
-        raise InputError(f"{named.title}: which split? Name it, as in {named.title}/{example}.")
+        raise InputError(f"{named.title}: no split is named. Give one, as in {named.title}/{example}.")
     if argument != "train":
         return {argument: named.split}
     if named.split not in ("train", "test"):
-        raise InputError(f"{named.title}: {named.name} has the splits train and test.")
+        raise InputError(f"{named.title}: {named.name} has the splits train and test. Give one of them.")
     return {"train": named.split == "train"}
 
 

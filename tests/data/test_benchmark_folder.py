@@ -10,7 +10,7 @@ from PIL import Image
 
 from beamclip.data.benchmark_folder import read_benchmark
 from beamclip.data.label_names import NumberedClasses, numbered_classes
-from beamclip.data.listing import list_labelled, list_shards
+from beamclip.data.listing import list_labelled, list_shards, split_address
 from beamclip.data.shards import MISSING_LABEL, Columns, Row, iterate_rows
 from beamclip.errors import InputError
 
@@ -88,10 +88,17 @@ def test_each_line_is_a_caption_in_a_retrieval_set_only(
 
 def test_splits_are_given_one_by_one_where_none_is_the_test(folder: Path) -> None:
     (folder / "test").rename(folder / "val")
-    with pytest.raises(InputError, match=r"holds the splits train, val and no test\. Give the folder of one"):
+    with pytest.raises(InputError, match=r"holds the splits train, val, and test is none of them\. Give"):
         list_labelled(str(folder))
     (folder / "train").rename(folder / "classes")
     assert sum(shard.samples for shard in list_labelled(str(folder))) == 5
+
+
+def test_an_address_is_made_that_of_a_split(folder: Path) -> None:
+    assert split_address(str(folder), "train") == f"{folder}/train"
+    assert split_address(f"{folder}/test", "train") == f"{folder}/test"
+    assert split_address(f"{folder}/test/0*", "train") == f"{folder}/test/0*"
+    assert split_address("torchvision:KMNIST/test", "train") == "torchvision:KMNIST/test"
 
 
 def test_missing_tars_are_named(folder: Path) -> None:
@@ -116,7 +123,7 @@ def test_several_labels_a_sample_are_refused(folder: Path) -> None:
     [
         ("classnames.txt", b"fox\n\ncrane\n", "classnames.txt: line 2 is empty, and a label is the number"),
         ("classnames.txt", b"f\xfcchse\n", "classnames.txt: not UTF-8"),
-        ("zeroshot_classification_templates.txt", b"a photo.\n", "line 1, 'a photo.', needs {c} once"),
+        ("zeroshot_classification_templates.txt", b"a photo.\n", "line 1, 'a photo.': write {c} once"),
     ],
 )
 def test_files_that_would_shift_or_lose_classes_are_refused(

@@ -152,7 +152,7 @@ def test_arguments_of_the_constructor_have_its_types(tmp_path: Path) -> None:
     [
         ("torchvision:FashonMNIST/test?root=x", "no data set 'FashonMNIST'. Did you mean FashionMNIST?"),
         ("torchvision:?root=x", "no data set ''. The names are those of torchvision.datasets"),
-        ("torchvision:KMNIST?root=x", "Name it, as in torchvision:KMNIST/test"),
+        ("torchvision:KMNIST?root=x", "Give one, as in torchvision:KMNIST/test"),
         ("torchvision:KMNIST/val?root=x", "has the splits train and test"),
         ("torchvision:EuroSAT/test?root=x", "EuroSAT has no splits. Leave out /test"),
         ("torchvision:SVHN/tset?root=x", "Unknown value 'tset' for argument split"),
@@ -162,7 +162,7 @@ def test_arguments_of_the_constructor_have_its_types(tmp_path: Path) -> None:
             "download is no argument. Known arguments: root, split, part",
         ),
         ("torchvision:EMNIST/test?root=x", "asks for 'split'"),
-        ("torchvision:KMNIST/test", "where are its files?.* or set BEAMCLIP_TORCHVISION_ROOT"),
+        ("torchvision:KMNIST/test", "nobody says where its files are.* or set BEAMCLIP_TORCHVISION_ROOT"),
         (
             "torchvision:KMNIST/test?root=/nowhere",
             "not in /nowhere/KMNIST/raw, .*beamclip downloads no data set",
