@@ -194,7 +194,7 @@ class PromptsConfig:
     """Show the prompts of a class list, and what contexts do to their anchors."""
 
     classes: LocalPath = None
-    """Required. Class list (text, YAML or JSON)."""
+    """Required. Class list (text, YAML or JSON), or imagenet1k, imagenet-a, imagenet-r."""
     teacher: str | None = None
     """Required. open_clip:NAME/TAG, hf-hub:ORG/NAME, a local open_clip directory or checkpoint,
     open_clip:NAME/FILE, or a run of beamclip pretrain."""

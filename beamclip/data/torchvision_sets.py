@@ -276,8 +276,8 @@ def _arguments(named: SetAddress, kind: Any) -> dict[str, Any]:
         )
     if "root" in parameters and not named.root:
         raise InputError(
-            f"{named.title}: nobody says where its files are. Give their folder, {named.title}?root=FOLDER, or "
-            f"set {ROOT_VARIABLE}."
+            f"{named.title}: nobody says where its files are. Give their folder, {named.title}?root=FOLDER, "
+            f"or set {ROOT_VARIABLE}."
         )
     fixed = {"root": named.root, "download": False, "loader": _read_file}
     arguments = {name: value for name, value in fixed.items() if name in parameters}
