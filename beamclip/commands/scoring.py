@@ -35,7 +35,7 @@ class ScoredData:
     """Whether the samples of a shard that cannot be opened count as lost, instead of raising."""
 
     @cached_property
-    def class_ids(self) -> list[str]:
+    def label_ids(self) -> list[str]:
         """What the labels call the classes, in the order of the class list."""
         return label_ids(self.classes, self.address, self.label_column, allow_missing=self.allow_missing)
 
@@ -48,7 +48,7 @@ def score_zeroshot(
     encoded = encode_labelled(
         clip,
         data.address,
-        data.class_ids,
+        data.label_ids,
         data.label_column,
         spec,
         workers,
@@ -85,7 +85,7 @@ def draw_comparison(
 
     size = max(teacher.image_size, student.image_size)
     images, labels = sample_images(
-        data.address, data.class_ids, data.label_column, COMPARED, size, allow_missing=data.allow_missing
+        data.address, data.label_ids, data.label_column, COMPARED, size, allow_missing=data.allow_missing
     )
     if not labels:
         return []

@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 
 from beamclip.data.benchmark_folder import read_benchmark
-from beamclip.data.listing import list_labelled
+from beamclip.data.listing import list_shards, split_address
 from beamclip.data.parquet_rows import open_parquet
 from beamclip.data.shard_file import StoreError, open_shard
 from beamclip.data.tar_samples import CLASS_SUFFIX
@@ -39,17 +39,16 @@ def numbered_classes(
     """The classes of a labelled data set whose labels are their numbers; None if its labels are others.
 
     Args:
-        address: as `list_labelled` takes it.
+        address: as `list_labelled` takes it; data without labels number no classes.
         label_column: name of the field of labels.
         allow_missing: see `list_shards`.
 
     Raises:
-        InputError: it is no labelled data set, or what it says of its classes cannot be used.
+        InputError: there is no such data set, or what it says of its classes cannot be used.
     """
     if is_torchvision(address):
         return NumberedClasses(class_names(parse_address(address)))
-    shards = list_labelled(address, allow_missing=allow_missing)
-    first = shards[0]
+    first = list_shards(split_address(address, "test"), allow_missing=allow_missing)[0]
     if first.format == "parquet":
         return _of_schema(first.path, label_column)
     if first.format != "tar" or label_column not in (LABEL, CLASS_SUFFIX):
