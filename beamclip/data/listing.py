@@ -61,6 +61,7 @@ _FOLDER_ADVICE = f"Put it into x.txt beside x.jpg, or into {METADATA_FILES[0]} a
 _CAPTION_ADVICE = {
     "folder": _FOLDER_ADVICE,
     "images": _FOLDER_ADVICE,
+    "torchvision": "Give shards or a folder of images with captions: torchvision's labels are no captions.",
     "parquet": f"Name its column {_CAPTION_NAMES}, or give --caption-columns.",
 }
 

@@ -44,6 +44,7 @@ from beamclip.data.shard_file import (
 )
 from beamclip.data.tar_samples import WHOLE, Span
 from beamclip.data.torchvision_sets import read_set
+from beamclip.places import TORCHVISION
 
 __all__ = [
     "BROKEN_SHARD",
@@ -103,7 +104,9 @@ class Shard:
     def name(self) -> str:
         """Name of the file (or folder), as a text that tables and messages can hold."""
         if self.format == "torchvision":
-            return f"{self.path.partition('?')[0]}@{self.first_row}"
+            # A name that a file may have: caches are named after their shards, and sort like them.
+            title = self.path.removeprefix(TORCHVISION).partition("?")[0]
+            return f"{title.replace('/', '-')}-{self.first_row:08d}"
         return _as_text(posixpath.basename(self.path.rstrip("/")))
 
     @property
