@@ -18,6 +18,7 @@ from beamclip.addresses import lacks_secrets, without_secrets
 from beamclip.errors import InputError
 from beamclip.files import read_yaml, write_whole
 from beamclip.models.address import absolute_address
+from beamclip.places import TORCHVISION, absolute
 from beamclip.sections import MOST_SHOWN, in_sections
 from beamclip.storage import storage
 
@@ -89,7 +90,7 @@ def _absolute(address: Any) -> Any:
     if address is None or "://" in str(address):
         return address
     if isinstance(address, str):
-        return absolute_address(address)
+        return absolute(address) if address.startswith(TORCHVISION) else absolute_address(address)
     path = address.expanduser()
     return path.resolve() if path.exists() else address
 

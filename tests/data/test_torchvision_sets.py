@@ -11,6 +11,8 @@ import pytest
 import torchvision
 from PIL import Image
 
+from beamclip.commands.options import ScoringConfig
+from beamclip.config import with_absolute_paths
 from beamclip.data import torchvision_sets
 from beamclip.data.label_names import NumberedClasses, numbered_classes
 from beamclip.data.listing import list_labelled, list_shards
@@ -200,7 +202,9 @@ def test_an_address_stays_what_it_is_but_for_a_relative_root(tmp_path: Path, mon
     assert is_address("torchvision:KMNIST/test")
     assert absolute("torchvision:KMNIST/test") == "torchvision:KMNIST/test"
     address = "torchvision:EMNIST/test?root=data/here&split=letters"
-    assert absolute(address) == f"torchvision:EMNIST/test?root={tmp_path}/data/here&split=letters"
+    expected = f"torchvision:EMNIST/test?root={tmp_path}/data/here&split=letters"
+    assert absolute(address) == expected
+    assert with_absolute_paths(ScoringConfig(eval_data=address)).eval_data == expected
 
 
 def test_files_that_are_not_on_a_node_are_a_missing_shard(tmp_path: Path) -> None:
