@@ -3,6 +3,7 @@
 Free of torch, unless a class list or a data set of a library is named.
 """
 
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from beamclip.commands.options import ScoringConfig
 from beamclip.data.label_names import NumberedClasses, numbered_classes
-from beamclip.data.listing import list_labelled
+from beamclip.data.listing import list_contents, list_labelled
 from beamclip.errors import InputError
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.texts import check_text, nfc
@@ -25,16 +26,13 @@ class ClassList:
     """Of the data set; empty where it has none."""
 
 
-def class_list(
-    given: Path | None, address: str | None, label_column: str, *, allow_missing: bool = False
-) -> ClassList:
+def class_list(given: Path | None, address: str | None, label_column: str) -> ClassList:
     """The classes of a list or, without one, those that a labelled data set numbers and names.
 
     Args:
         given: --classes.
         address: the labelled data, if any.
         label_column: name of the field of labels.
-        allow_missing: see `list_shards`.
 
     Returns:
         No entries where neither says what the classes are.
@@ -42,9 +40,7 @@ def class_list(
     Raises:
         InputError: the list or the data cannot be used.
     """
-    numbered = (
-        numbered_classes(address, label_column, allow_missing=allow_missing) if address is not None else None
-    )
+    numbered = numbered_classes(address, label_column) if address is not None else None
     templates = numbered.templates if numbered else ()
     if given is not None:
         return ClassList(load_classes(given), templates)
@@ -57,15 +53,13 @@ def _entries(numbered: NumberedClasses, address: str | None) -> list[ClassEntry]
     return [ClassEntry(str(number), nfc(name)) for number, name in enumerate(numbered.names)]
 
 
-def required_class_list(
-    given: Path | None, address: str, label_column: str, *, allow_missing: bool = False
-) -> ClassList:
+def required_class_list(given: Path | None, address: str, label_column: str) -> ClassList:
     """As `class_list`, for a command that cannot do without classes.
 
     Raises:
         InputError: there are none, or as `class_list`.
     """
-    found = class_list(given, address, label_column, allow_missing=allow_missing)
+    found = class_list(given, address, label_column)
     if not found.entries:
         raise InputError(
             f"--classes is required: {address} does not name its classes. Give a list with its labels as ids."
@@ -88,15 +82,13 @@ def scored_classes(
     address, column = scoring.eval_data, scoring.label_column
     if address is None:
         return load_classes(given) if given is not None else []
-    entries = class_list(given, address, column, allow_missing=allow_missing).entries
+    entries = class_list(given, address, column).entries
     list_labelled(address, allow_missing=allow_missing)
-    label_ids(entries, address, column, allow_missing=allow_missing)
+    label_ids(entries, address, column)
     return entries
 
 
-def label_ids(
-    classes: Sequence[ClassEntry], address: str, label_column: str, *, allow_missing: bool = False
-) -> list[str]:
+def label_ids(classes: Sequence[ClassEntry], address: str, label_column: str) -> list[str]:
     """What the labels of a data set call each class of a list: its id, a number, or its WordNet id.
 
     Numbers stand for the class whose id or name the data set gives that number. A list whose ids are all
@@ -106,15 +98,14 @@ def label_ids(
     Args:
         address: of the labelled data.
         label_column: name of the field of labels.
-        allow_missing: see `list_shards`.
 
     Raises:
         InputError: none of the names is that of a class, or two classes have the same one.
     """
     ids = [entry.id for entry in classes]
-    numbered = numbered_classes(address, label_column, allow_missing=allow_missing)
+    numbered = numbered_classes(address, label_column)
     if numbered is None:
-        return _folder_ids(classes, address, allow_missing=allow_missing) or ids
+        return _folder_ids(classes, address) or ids
     if all(each.isdecimal() for each in ids):
         return ids
     if not numbered.names:
@@ -122,14 +113,13 @@ def label_ids(
     return _numbers(classes, numbered.names, address)
 
 
-def _folder_ids(classes: Sequence[ClassEntry], address: str, *, allow_missing: bool) -> list[str] | None:
+def _folder_ids(classes: Sequence[ClassEntry], address: str) -> list[str] | None:
     """WordNet ids, where the class folders are named by them and not by ids of the list."""
     if not all(entry.synset for entry in classes):
         return None
-    shards = list_labelled(address, allow_missing=allow_missing)
-    folders = {shard.name for shard in shards if shard.format == "folder"}
+    names = {posixpath.basename(folder) for folder in list_contents(address)[0]}
     synsets = [str(entry.synset) for entry in classes]
-    by_synset = folders.isdisjoint(entry.id for entry in classes) and not folders.isdisjoint(synsets)
+    by_synset = names.isdisjoint(entry.id for entry in classes) and not names.isdisjoint(synsets)
     return synsets if by_synset else None
 
 

@@ -38,8 +38,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     began = time.perf_counter()
     model, address = _checked(config)
     run_dir = new_run_dir(config.out, "evaluate")
-    missing = config.allow_missing_shards
-    listed = required_class_list(config.classes, address, config.label_column, allow_missing=missing)
+    listed = required_class_list(config.classes, address, config.label_column)
     classes = listed.entries
     refuse_one_class(classes)
     if "zeroshot" in config.tasks:
@@ -111,8 +110,7 @@ def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry],
         batch_size=config.scoring_batch,
         precision=config.scoring_precision,
     )
-    missing = config.allow_missing_shards
-    ids = label_ids(classes, address, config.label_column, allow_missing=missing)
+    ids = label_ids(classes, address, config.label_column)
     return encode_labelled(
         clip,
         address,
@@ -120,7 +118,7 @@ def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry],
         config.label_column,
         spec,
         config.workers,
-        allow_missing=missing,
+        allow_missing=config.allow_missing_shards,
     )
 
 

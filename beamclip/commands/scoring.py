@@ -37,7 +37,7 @@ class ScoredData:
     @cached_property
     def label_ids(self) -> list[str]:
         """What the labels call the classes, in the order of the class list."""
-        return label_ids(self.classes, self.address, self.label_column, allow_missing=self.allow_missing)
+        return label_ids(self.classes, self.address, self.label_column)
 
 
 def score_zeroshot(

@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 
 from beamclip.data.benchmark_folder import read_benchmark
-from beamclip.data.listing import list_shards, split_address
+from beamclip.data.listing import list_contents, split_address
 from beamclip.data.parquet_rows import open_parquet
 from beamclip.data.shard_file import StoreError, open_shard
 from beamclip.data.tar_samples import CLASS_SUFFIX
@@ -33,27 +33,26 @@ class NumberedClasses:
     """Prompt templates that come with the data set, with {} for the class."""
 
 
-def numbered_classes(
-    address: str, label_column: str, *, allow_missing: bool = False
-) -> NumberedClasses | None:
+def numbered_classes(address: str, label_column: str) -> NumberedClasses | None:
     """The classes of a labelled data set whose labels are their numbers; None if its labels are others.
 
     Args:
         address: as `list_labelled` takes it; data without labels number no classes.
         label_column: name of the field of labels.
-        allow_missing: see `list_shards`.
 
     Raises:
         InputError: there is no such data set, or what it says of its classes cannot be used.
     """
     if is_torchvision(address):
         return NumberedClasses(class_names(parse_address(address)))
-    first = list_shards(split_address(address, "test"), allow_missing=allow_missing)[0]
-    if first.format == "parquet":
-        return _of_schema(first.path, label_column)
-    if first.format != "tar" or label_column not in (LABEL, CLASS_SUFFIX):
+    _, files = list_contents(split_address(address, "test"))
+    tars = [path for path in files if path.endswith(".tar")]
+    parquets = [path for path in files if path.endswith(".parquet")]
+    if not tars:
+        return _of_schema(parquets[0], label_column) if parquets else None
+    if label_column not in (LABEL, CLASS_SUFFIX):
         return None
-    fs, folder = fsspec.core.url_to_fs(posixpath.dirname(first.path))
+    fs, folder = fsspec.core.url_to_fs(posixpath.dirname(tars[0]))
     found = read_benchmark(fs, folder)
     return NumberedClasses(found.names, found.templates) if found else None
 

@@ -335,6 +335,18 @@ def split_address(address: str, split: str) -> str:
     return address if found is None else posixpath.join(address, found)
 
 
+def list_contents(address: str) -> tuple[list[str], list[str]]:
+    """Addresses of the folders in a data set's folder, and of the files that its pattern fits; none hidden.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    fs, root, pattern = _open_folder(address, _LABELLED_ADVICE)
+    folders, files = class_folders(fs, root)
+    fitting = [path for path in files if fnmatchcase(posixpath.basename(path), pattern)]
+    return [*map(fs.unstrip_protocol, folders)], [*map(fs.unstrip_protocol, fitting)]
+
+
 def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
     """Shards of a labelled data set: those of `list_shards`, but images need class folders or fields.
 

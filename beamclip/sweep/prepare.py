@@ -245,9 +245,8 @@ def _students(config: SweepConfig, loaded: Loaded) -> dict[str, tuple[Any, Any]]
     held_out: dict[str, Any] = {}
     students = {}
     scoring = config.scoring
-    missing = config.stream.allow_missing_shards
     address, column = str(scoring.eval_data), scoring.label_column
-    ids = label_ids(loaded.inputs.data.classes, address, column, allow_missing=missing)
+    ids = label_ids(loaded.inputs.data.classes, address, column)
     for key, clip in loaded.students.items():
         preparation = json.dumps({**clip.preprocess_cfg, "mean": None, "std": None}, default=str)
         if preparation not in held_out:
@@ -257,7 +256,7 @@ def _students(config: SweepConfig, loaded: Loaded) -> dict[str, tuple[Any, Any]]
                 ids,
                 column,
                 config.search.scored_images,
-                allow_missing=missing,
+                allow_missing=config.stream.allow_missing_shards,
             )
             text = f"{plural(len(images.labels), 'image')} of {clip.image_size} px, decoded once"
             lost = sum(images.skipped.values())
