@@ -230,7 +230,10 @@ def _labelled_tasks(shards: list[Shard], most: int | None = None) -> list[list[B
 
 
 def _scorable(
-    batches: Iterable[dict[str, NDArray[Any]]], address: str, class_ids: Sequence[str] | None, label_column: str
+    batches: Iterable[dict[str, NDArray[Any]]],
+    address: str,
+    class_ids: Sequence[str] | None,
+    label_column: str,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64], dict[str, int]]:
     """Return arrays and labels of the rows whose label is in the class list, and counts of the others.
 

@@ -19,6 +19,8 @@ WEIGHTS_AT_ONCE = 2**23
 """Weights held at a time, 64 MiB."""
 
 Verdict = Literal["better", "worse", "cannot tell"]
+Interval = tuple[float, float]
+"""The lower and the upper end."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Figure:
     value: float
     low: float
     high: float
+
+    @property
+    def interval(self) -> Interval:
+        """Both ends of the interval."""
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,14 @@ def figures(
         name: Figure(values[name], *_interval(each, values[name], drawn[name]))
         for name, each in statistics.items()
     }
+
+
+def ends(intervals: Mapping[str, Interval]) -> dict[str, float]:
+    """Return the ends of intervals as figures `NAME_low` and `NAME_high`, for MLflow."""
+    found: dict[str, float] = {}
+    for name, (low, high) in intervals.items():
+        found |= {f"{name}_low": low, f"{name}_high": high}
+    return found
 
 
 def differences(
@@ -119,7 +134,7 @@ def _verdict(difference: Figure, *, lower: bool) -> Verdict:
     return "better" if (difference.value > 0) != lower else "worse"
 
 
-def _interval(statistic: Statistic, value: float, drawn: Floats) -> tuple[float, float]:
+def _interval(statistic: Statistic, value: float, drawn: Floats) -> Interval:
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if isinstance(statistic, CalibrationError):
         # Its bias is as large again in a resample as it is in the sample: the mirrored interval takes it off.
@@ -130,7 +145,7 @@ def _interval(statistic: Statistic, value: float, drawn: Floats) -> tuple[float,
     return float(np.clip(low, least, most)), float(np.clip(high, least, most))
 
 
-def _without_spread(share: float, number: float) -> tuple[float, float]:
+def _without_spread(share: float, number: float) -> Interval:
     """The interval of Clopper and Pearson (1934) where all trials ended alike, which resamples do, too."""
     far = ((1 - LEVEL) / 2) ** (1 / max(number, 1.0))
     return (far, 1.0) if share == 1.0 else (0.0, 1.0 - far)

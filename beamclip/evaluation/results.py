@@ -7,6 +7,7 @@ caption, where retrieval ran. Every figure of an evaluation follows from them (s
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def write_scores(folder: Path, scores: Scores, name: str = "") -> list[Path]:
     for file, parts in tables.items():
         table = pa.table(parts).replace_schema_metadata(facts)
         paths.append(_path(folder, file, name))
-        write_whole(paths[-1], lambda place, table=table: pq.write_table(table, place))
+        write_whole(paths[-1], partial(pq.write_table, table))
     return paths
 
 
@@ -147,23 +148,21 @@ def read_scores(folder: Path, name: str = "") -> Scores:
     path = _path(folder, SCORES_FILE, name)
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file. Name the folder of `beamclip evaluate`, or of a training with --eval-data."
+            f"{path}: no such file. Name the folder of an evaluation, or of a training with --eval-data."
         )
     table = _read(path)
     captions_path = _path(folder, CAPTIONS_FILE, name)
     captions = _read(captions_path) if captions_path.is_file() else None
     try:
-        content = json.loads(table.schema.metadata[METADATA_KEY])
-        facts = Facts(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in content.items()
-                if key in Facts.__dataclass_fields__
-            }
-        )
+        facts = _facts(json.loads(table.schema.metadata[METADATA_KEY]))
         return _scores(facts, table, captions if "i2t" in _tasks_in(table) else None)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a table of beamclip ({error}). Run evaluate again.") from error
+
+
+def _facts(content: dict[str, Any]) -> Facts:
+    known: dict[str, Any] = {key: content[key] for key in Facts.__dataclass_fields__ if key in content}
+    return Facts(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
 
 
 def _scores(facts: Facts, table: pa.Table, captions: pa.Table | None) -> Scores:

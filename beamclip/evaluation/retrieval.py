@@ -108,8 +108,8 @@ def _best_of_image(own: Tensor, owners: Tensor, images: int) -> tuple[Tensor, Te
 def _check(images: Tensor, texts: Tensor, owners: Tensor) -> None:
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(
-            f"retrieval: images are {list(images.shape)}, texts {list(texts.shape)}; both must be rows of one "
-            "width, from one model"
+            f"retrieval: images are {list(images.shape)}, texts {list(texts.shape)}; both must be rows of "
+            "one width, from one model"
         )
     if owners.shape != (len(texts),) or len(owners) == 0 or int(owners.min()) < 0:
         raise ValueError(f"retrieval: image_of_text must name an image for each of {len(texts)} texts")

@@ -1,5 +1,6 @@
 """The figures of an evaluation, from the scores of its images, and the comparison of two evaluations."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,9 @@ def statistics_of(scores: Scores) -> dict[str, Statistic]:
 def _of_zeroshot(scores: Scores) -> dict[str, Statistic]:
     hits = (scores.ranks["zeroshot"] < 1).astype(np.float64)
     assert scores.labels is not None, "a zero-shot rank is that of a label"
-    found: dict[str, Statistic] = {"zeroshot_mean_class_top1": ClassMean(hits, scores.labels.astype(np.int64))}
+    found: dict[str, Statistic] = {
+        "zeroshot_mean_class_top1": ClassMean(hits, scores.labels.astype(np.int64))
+    }
     for name, confidence in (
         ("calibration_error", scores.probability),
         ("calibration_error_own_scale", scores.own_probability),
@@ -48,10 +51,43 @@ def _of_retrieval(ranks: Ints, captions: Captions) -> dict[str, Statistic]:
     number = np.bincount(captions.image, minlength=len(ranks)).astype(np.float64)
     found: dict[str, Statistic] = {}
     for k in RECALL_KS:
-        found[f"retrieval_i2t_r{k}"] = Ratio(((ranks < k) & (ranks != NO_RANK)).astype(np.float64), has_caption)
+        found[f"retrieval_i2t_r{k}"] = Ratio(
+            ((ranks < k) & (ranks != NO_RANK)).astype(np.float64), has_caption
+        )
     for k in RECALL_KS:
         hits = np.bincount(captions.image, captions.ranks < k, minlength=len(ranks)).astype(np.float64)
         found[f"retrieval_t2i_r{k}"] = Ratio(hits, number)
+    return found
+
+
+def worst_classes(scores: Scores, most: int = 20) -> list[dict[str, Any]]:
+    """Return the classes with the lowest zero-shot accuracy, worst first; of equal ones, the largest first.
+
+    Returns:
+        For each its id, name, images, accuracy, and what its images are taken for: id and number of up to
+        three wrong classes, the most frequent first. Classes without an image are left out.
+    """
+    labels, predicted = scores.labels, scores.predicted
+    assert labels is not None, "zero-shot predictions need labels"
+    assert predicted is not None, "zero-shot ran"
+    hits = (scores.ranks["zeroshot"] < 1).astype(np.float64)
+    ids, names = scores.facts.class_ids, scores.facts.class_names
+    images = np.bincount(labels, minlength=len(ids))
+    accuracy = np.bincount(labels, hits, minlength=len(ids)) / np.maximum(images, 1)
+    order = np.lexsort((-images, accuracy))
+    found = []
+    for index in order[images[order] > 0][:most].tolist():
+        taken = Counter(predicted[labels == index, 0].tolist())
+        wrong = [(ids[other], number) for other, number in taken.most_common() if other != index]
+        found.append(
+            {
+                "id": ids[index],
+                "name": names[index],
+                "images": int(images[index]),
+                "accuracy": float(accuracy[index]),
+                "taken_for": wrong[:3],
+            }
+        )
     return found
 
 
@@ -65,9 +101,7 @@ def compared(ours: Scores, theirs: Scores, other: str) -> dict[str, Difference]:
         InputError: they are not of the same images, or these have other labels or captions.
     """
     theirs = _paired(ours, theirs, other)
-    return differences(
-        statistics_of(ours), statistics_of(theirs), len(ours), lower_is_better=LOWER_IS_BETTER
-    )
+    return differences(statistics_of(ours), statistics_of(theirs), len(ours), lower_is_better=LOWER_IS_BETTER)
 
 
 def _paired(ours: Scores, theirs: Scores, other: str) -> Scores:
@@ -84,12 +118,12 @@ def _paired(ours: Scores, theirs: Scores, other: str) -> Scores:
         raise InputError(
             f"--against {other}: gives the same images other classes. Evaluate both with the same --classes."
         )
-    if "zeroshot" in ours.ranks and "zeroshot" in paired.ranks:
-        if sorted(ours.facts.class_ids) != sorted(paired.facts.class_ids):
-            raise InputError(
-                f"--against {other}: chose among {len(paired.facts.class_ids):,} classes, here there are "
-                f"{len(ours.facts.class_ids):,}. Evaluate both with the same --classes."
-            )
+    both_choose = "zeroshot" in ours.ranks and "zeroshot" in paired.ranks
+    if both_choose and sorted(ours.facts.class_ids) != sorted(paired.facts.class_ids):
+        raise InputError(
+            f"--against {other}: chose among {len(paired.facts.class_ids):,} classes, here there are "
+            f"{len(ours.facts.class_ids):,}. Evaluate both with the same --classes."
+        )
     if ours.captions and paired.captions and _counts(ours) != _counts(paired):
         raise InputError(
             f"--against {other}: gives the same images other captions. Evaluate both with the same "

@@ -1,4 +1,4 @@
-"""Statistics of a data set's images that can be computed for any weights of the images, as the bootstrap needs.
+"""Statistics of images that can be computed for any weights of the images, as the bootstrap needs.
 
 A weight says how often an image is drawn; with all weights 1, a statistic is the plain figure.
 """
@@ -52,7 +52,7 @@ def mean(values: npt.ArrayLike, bounds: tuple[float, float] = (0.0, 1.0)) -> Rat
 
 @dataclass(frozen=True, eq=False)
 class ClassMean:
-    """The mean over the classes of each one's share of hits, which small classes weigh as much in as large ones.
+    """The mean over the classes of each one's share of hits: small classes weigh as much as large ones.
 
     In a resample, classes without an image are left out.
     """
