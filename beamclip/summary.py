@@ -143,6 +143,7 @@ def read_summary(run_dir: Path) -> Summary:
     record = parse_json(read_text(path), str(path))
     try:
         record["counts"] = Counts(**record["counts"])
+        record["intervals"] = {name: tuple(ends) for name, ends in record.get("intervals", {}).items()}
         known = {item.name for item in fields(Summary)}
         # Keys of a newer version are passed over: the known ones keep their meaning.
         return Summary(**{key: value for key, value in record.items() if key in known})

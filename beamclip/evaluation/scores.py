@@ -124,7 +124,7 @@ def _paired(ours: Scores, theirs: Scores, other: str) -> Scores:
             f"--against {other}: chose among {len(paired.facts.class_ids):,} classes, here there are "
             f"{len(ours.facts.class_ids):,}. Evaluate both with the same --classes."
         )
-    if ours.captions and paired.captions and _counts(ours) != _counts(paired):
+    if ours.captions and paired.captions and _texts(ours) != _texts(paired):
         raise InputError(
             f"--against {other}: gives the same images other captions. Evaluate both with the same "
             "--caption-columns."
@@ -162,8 +162,7 @@ def _names(scores: Scores) -> list[str] | None:
     return [scores.facts.class_ids[label] for label in scores.labels]
 
 
-def _counts(scores: Scores) -> list[int]:
-    """Number of captions of each image."""
-    assert scores.captions is not None
-    counts: list[int] = np.bincount(scores.captions.image, minlength=len(scores)).tolist()
-    return counts
+def _texts(scores: Scores) -> list[tuple[int, str]]:
+    """The captions, each with its image, in a fixed order."""
+    assert scores.captions is not None, "retrieval ran"
+    return sorted(zip(scores.captions.image.tolist(), scores.captions.texts, strict=True))
