@@ -94,6 +94,8 @@ class Summary:
     images_per_second: float | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """Final figures; accuracies and recalls are fractions in 0..1."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """For figures that were measured on images: the lower and the upper end of the 95 % interval."""
     counts: Counts = field(default_factory=Counts)
     versions: dict[str, str] = field(default_factory=library_versions)
     git_commit: str | None = field(default_factory=git_commit)
@@ -141,6 +143,7 @@ def read_summary(run_dir: Path) -> Summary:
     record = parse_json(read_text(path), str(path))
     try:
         record["counts"] = Counts(**record["counts"])
+        record["intervals"] = {name: tuple(ends) for name, ends in record.get("intervals", {}).items()}
         known = {item.name for item in fields(Summary)}
         # Keys of a newer version are passed over: the known ones keep their meaning.
         return Summary(**{key: value for key, value in record.items() if key in known})

@@ -76,6 +76,11 @@ def encoded_prompts(
     return anchors, missing.called
 
 
+def encoded_texts(texts: list[str], clip: LoadedClip, workers: WorkersConfig) -> torch.Tensor:
+    """Return the embeddings of texts, float32 [n, D] of unit length, which are not kept."""
+    return _EncodeOnce(clip, workers)(texts)
+
+
 def captions_as_anchors(
     shards: list[Shard], number: int, seed: int, clip: LoadedClip, workers: WorkersConfig, cache_dir: Path
 ) -> Anchors:

@@ -57,9 +57,10 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def percent(share: float) -> str:
-    """Format a fraction: 0.141 is `14.1 %`."""
-    return f"{100 * share:.1f} %"
+def percent(share: float, interval: tuple[float, float] | None = None) -> str:
+    """Format a fraction: 0.141 is `14.1 %`, and with its interval `14.1 % (12.5 to 15.6)`."""
+    ends = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
+    return f"{100 * share:.1f} %{ends}"
 
 
 class ProgressLine:

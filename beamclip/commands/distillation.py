@@ -18,9 +18,16 @@ from beamclip.commands.distill_inputs import (
 from beamclip.commands.distill_job import TrainingData, distillation_job, restore_student
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.run import TrainingResult, show_skipped, started_run
-from beamclip.commands.scoring import ScoredData, draw_comparison, score_zeroshot
+from beamclip.commands.scoring import (
+    ModelScores,
+    ScoredData,
+    against_teacher,
+    draw_comparison,
+    score_zeroshot,
+)
 from beamclip.commands.sources import show_sources
 from beamclip.errors import InputError
+from beamclip.evaluation.results import write_scores
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.export import write_card, write_open_clip_dir
@@ -74,15 +81,20 @@ def run_distillation(
         attach_text_tower(inputs.student, teacher)
         write_open_clip_dir(inputs.student, run_dir / MODEL, _card(config, {}))
         after = AfterTraining()
-        metrics = after.attempt(SCORING, lambda: _score(config, inputs, teacher, scored_anchors)) or {}
+        scores = (
+            after.attempt(SCORING, lambda: _score(config, inputs, teacher, scored_anchors, run_dir))
+            or ModelScores()
+        )
         run.release_ray()
-        card = _card(config, metrics)
+        card = _card(config, scores.metrics)
         after.attempt("model card", lambda: write_card(inputs.student, run_dir / MODEL, card))
         after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
         after.attempt("pictures", lambda: _draw(config, inputs, teacher, scored_anchors, run_dir))
         stages = {"anchors": len(anchors[0].embeddings), "steps": trained.step}
-        summary = run.finish(trained, after, metrics=metrics, stages=stages)
-    show_distilled(summary, trained, inputs, run_dir)
+        summary = run.finish(
+            trained, after, metrics=scores.metrics, intervals=scores.intervals, stages=stages
+        )
+    show_distilled(scores, summary, trained, inputs, run_dir)
     return summary
 
 
@@ -119,27 +131,19 @@ def _scored_data(config: DistillConfig, inputs: DistillInputs) -> ScoredData | N
 
 
 def _score(
-    config: DistillConfig, inputs: DistillInputs, teacher: LoadedClip, anchors: Anchors | None
-) -> dict[str, float]:
+    config: DistillConfig, inputs: DistillInputs, teacher: LoadedClip, anchors: Anchors | None, run_dir: Path
+) -> ModelScores:
+    """Score teacher and student on the same images, and write the scores of each image."""
     data = _scored_data(config, inputs)
     if data is None or anchors is None:
-        return {}
-    of_teacher, _ = score_zeroshot(teacher, anchors, data, config.workers)
-    of_student, encoded = score_zeroshot(inputs.student, anchors, data, config.workers)
-    print_stage(
-        "scored",
-        f"{plural(len(encoded.labels), 'image')}, {plural(len(inputs.data.classes), 'class')}",
-        "zero-shot",
-    )
-    reference = of_teacher["zeroshot_top1"]
-    kept = {"retained_top1": of_student["zeroshot_top1"] / reference} if reference else {}
-    return {
-        **of_student,
-        **{f"teacher_{name}": value for name, value in of_teacher.items()},
-        **kept,
-        "scored_images": float(len(encoded.labels)),
-        "scored_skipped": float(sum(encoded.skipped.values())),
-    }
+        return ModelScores()
+    of_teacher = score_zeroshot(teacher, anchors, data, config.workers)
+    of_student = score_zeroshot(inputs.student, anchors, data, config.workers)
+    write_scores(run_dir, of_teacher.scores, "teacher")
+    write_scores(run_dir, of_student.scores)
+    number, classes = len(of_student.scores), len(inputs.data.classes)
+    print_stage("scored", f"{plural(number, 'image')}, {plural(classes, 'class')}", "zero-shot")
+    return of_student.model_scores(against_teacher(of_student, of_teacher))
 
 
 def _draw(
@@ -180,15 +184,15 @@ def _teacher_name(teacher: LoadedClip) -> str:
     return str(vision.get("timm_model_name") or f"ViT of width {vision.get('width')}")
 
 
-def show_distilled(summary: Summary, trained: TrainingResult, inputs: DistillInputs, run_dir: Path) -> None:
+def show_distilled(
+    scores: ModelScores, summary: Summary, trained: TrainingResult, inputs: DistillInputs, run_dir: Path
+) -> None:
     """Print the last lines: skipped samples, scores, and where everything was written."""
     show_skipped(trained, summary.counts.attempted)
-    metrics = {name: value or 0.0 for name, value in summary.metrics.items()}
-    if "zeroshot_top1" in metrics:
-        names = ("zeroshot_top1", "zeroshot_top5", "teacher_zeroshot_top1", "teacher_zeroshot_top5")
-        top1, top5, teacher_top1, teacher_top5 = (percent(metrics[name]) for name in names)
-        chance = percent(1 / len(inputs.data.classes))
-        print(
-            f"zero-shot top-1 {top1}, top-5 {top5}  (teacher {teacher_top1}, {teacher_top5}; chance {chance})"
-        )
+    if "zeroshot_top1" in scores.metrics:
+        top1, top5 = scores.text("zeroshot_top1"), scores.text("zeroshot_top5")
+        print(f"zero-shot top-1 {top1}, top-5 {top5}")
+    if "teacher_zeroshot_top1" in scores.metrics:
+        top1, top5 = scores.text("teacher_zeroshot_top1"), scores.text("teacher_zeroshot_top5")
+        print(f"teacher   top-1 {top1}, top-5 {top5}; chance {percent(1 / len(inputs.data.classes))}")
     print(f"{run_dir}: model/  plots/  summary.json")

@@ -1,163 +1,270 @@
-"""Score a model on labelled images."""
+"""Score a model on one data set or several: every figure with an interval, and beside other runs if asked."""
 
+import re
 import time
-from dataclasses import replace
-from pathlib import Path
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from beamclip.cluster.nodes import SharedPlaces, ask_cluster, some_files
 from beamclip.cluster.room import check_resources
 from beamclip.cluster.session import workers_session
-from beamclip.commands.anchors import class_anchors
-from beamclip.commands.class_list import label_ids, required_class_list
-from beamclip.commands.console import percent, plural, print_stage, table
-from beamclip.commands.contexts import check_contexts, context_sources, refuse_one_class
+from beamclip.commands.class_list import ClassList, class_list
+from beamclip.commands.comparing import check_baseline, compare, effective_robustness, read_other
+from beamclip.commands.console import print_stage
+from beamclip.commands.contexts import check_contexts, refuse_one_class
+from beamclip.commands.data_set_scores import (
+    CLASS_TASKS,
+    TASKS,
+    DataSetScores,
+    Evaluator,
+    named,
+    score_data_set,
+)
+from beamclip.commands.figures import draw_scores, show_figures
 from beamclip.commands.options import EvaluateConfig
-from beamclip.commands.scoring import SCORING_TEMPERATURE
-from beamclip.commands.templates import warn_of_misfit, with_templates
 from beamclip.config import parameters, write_config
-from beamclip.data.listing import list_labelled
+from beamclip.data.listing import check_texts, list_labelled, list_shards, split_address
+from beamclip.data.shards import Columns
+from beamclip.data.torchvision_sets import is_torchvision
 from beamclip.errors import InputError
-from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled
-from beamclip.evaluation.probe import ProbeResult, linear_probe
-from beamclip.evaluation.zeroshot import zeroshot_metrics
-from beamclip.models.clip import LoadedClip, load_clip
+from beamclip.evaluation.intervals import Figure, ends
+from beamclip.evaluation.results import write_scores
+from beamclip.evaluation.scores import worst_classes
+from beamclip.models.clip import load_clip
 from beamclip.option_texts import check_required
-from beamclip.prompts.classes import ClassEntry
-from beamclip.runs.folder import CONFIG_FILE, make_run_dir, new_run_dir
-from beamclip.summary import Counts, Summary, write_summary
+from beamclip.runs.folder import CONFIG_FILE, PLOTS, make_run_dir, new_run_dir
+from beamclip.spelling import or_list
+from beamclip.summary import SUMMARY_FILE, Counts, Summary, write_summary
 from beamclip.tracking import Tracking
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What an evaluation will do, as far as it is known before a model is loaded."""
+
+    config: EvaluateConfig
+    """With the addresses of splits in place of those of the folders that hold them."""
+    tasks: tuple[str, ...]
+    data: dict[str, str]
+    """Name -> address; the one name is "" where there is one data set."""
+    classes: ClassList
+    """Without entries where only retrieval runs."""
+
+
 def evaluate(config: EvaluateConfig) -> Summary:
-    """Run the given tasks; write, log and print their scores.
+    """Run the given tasks; write, log and print their figures.
 
     Raises:
         InputError: an option, a file or the data cannot be used as given.
     """
     began = time.perf_counter()
-    model, address = _checked(config)
+    plan = _planned(config)
+    config = plan.config
     run_dir = new_run_dir(config.out, "evaluate")
-    listed = required_class_list(config.classes, address, config.label_column)
-    classes = listed.entries
-    refuse_one_class(classes)
-    if "zeroshot" in config.tasks:
-        check_contexts(classes, config.prompts, [address], allow_missing=config.allow_missing_shards)
-    clip = load_clip(model)
-    if "zeroshot" in config.tasks:
-        config = replace(config, prompts=with_templates(config.prompts, clip, listed.templates))
+    evaluator = Evaluator(
+        config,
+        plan.tasks,
+        load_clip(str(config.model)),
+        load_clip(str(config.teacher)) if "agreement" in plan.tasks else None,
+        plan.classes.entries,
+        run_dir.parent / "anchors",
+        plan.classes.templates,
+    )
+    if {"zeroshot", "agreement"} & set(plan.tasks):
+        evaluator = replace(evaluator, config=replace(config, prompts=evaluator.prompts))
     make_run_dir(run_dir)
-    write_config(config, run_dir / CONFIG_FILE)
+    write_config(evaluator.config, run_dir / CONFIG_FILE)
     with (
         workers_session(config.workers),
         Tracking.start(
-            config.tracking, run_dir=run_dir, params=parameters(config), tags={"command": "evaluate"}
+            config.tracking,
+            run_dir=run_dir,
+            params=parameters(evaluator.config),
+            tags={"command": "evaluate"},
         ) as tracking,
     ):
         check_resources(config.workers)
-        encoding = time.perf_counter()
-        encoded = _encode(config, clip, classes, address)
-        seconds = time.perf_counter() - encoding
-        print_stage(
-            "images",
-            f"{plural(len(encoded.labels), 'image')}, {plural(len(classes), 'class')}",
-            f"{len(encoded.labels) / seconds:,.0f} img/s",
-        )
-        metrics, stages = _run_tasks(config, clip, classes, encoded, run_dir)
-        lost = sum(encoded.skipped.values())
-        summary = Summary(
-            command="evaluate",
-            status="finished",
-            wall_seconds=time.perf_counter() - began,
-            images=len(encoded.labels),
-            images_per_second=len(encoded.labels) / seconds,
-            metrics=metrics,
-            counts=Counts(len(encoded.labels) + lost, len(encoded.labels), skipped=encoded.skipped),
-            mlflow_run_id=tracking.run_id,
-            stages=stages,
-        )
+        other = read_other(config.against, [*plan.data]) if config.against else {}
+        found = {name: score_data_set(evaluator, address) for name, address in plan.data.items()}
+        for name, each in found.items():
+            write_scores(run_dir, each.scores, name)
+        figures = {
+            key: figure for name, each in found.items() for key, figure in named(name, each.figures).items()
+        }
+        stages = _stages(found)
+        if config.against:
+            stages["against"] = compare(config.against, other, found)
+        if config.baseline:
+            robust = effective_robustness(config.baseline, found)
+            stages["robustness"] = robust.facts
+            figures |= robust.figures
+        summary = _summary(found, figures, stages, began, tracking.run_id)
         write_summary(run_dir, summary)
-        tracking.log([{"step": 0, **metrics}])
-        tracking.artifact(run_dir / "summary.json")
-    for reason, number in sorted(encoded.skipped.items()):
+        draw_scores(found, run_dir / PLOTS)
+        tracking.log([{"step": 0, **summary.metrics, **ends(summary.intervals)}])
+        for file in (*sorted(run_dir.glob("*.parquet")), run_dir / SUMMARY_FILE):
+            tracking.artifact(file)
+        if (run_dir / PLOTS).is_dir():
+            tracking.artifact(run_dir / PLOTS, PLOTS)
+    for reason, number in sorted(summary.counts.skipped.items()):
         print_stage("skipped", f"{number:,} {reason}")
-    table([["metric", "value"], *([name, percent(value)] for name, value in metrics.items())])
-    print(f"{run_dir}: summary.json")
+    show_figures(figures, stages.get("against"))
+    written = [SUMMARY_FILE, *sorted(file.name for file in run_dir.glob("*.parquet"))]
+    print(f"{run_dir}: {'  '.join([*written, *(['plots/'] if (run_dir / PLOTS).is_dir() else [])])}")
     return summary
 
 
-def _checked(config: EvaluateConfig) -> tuple[str, str]:
-    """Check what can be checked before the model is loaded; return model and data."""
+def _planned(config: EvaluateConfig) -> _Plan:
+    """Check what can be checked before the model is loaded.
+
+    Raises:
+        InputError: see `evaluate`.
+    """
     check_required(config)
+    config = _with_splits(config)
+    classes = _classes(config)
+    tasks = _tasks(config, classes)
+    data = dict(zip(_names(config.data), config.data, strict=True))
+    _check_needs(config, tasks, classes)
+    _check_places(config, tasks)
+    if config.against is not None:
+        read_other(config.against, [*data])
+    if config.baseline:
+        check_baseline(config.baseline, [*data])
+    if not set(tasks) & set(CLASS_TASKS):
+        return _Plan(config, tasks, data, ClassList([]))
+    refuse_one_class(classes.entries)
+    if {"zeroshot", "agreement"} & set(tasks):
+        check_contexts(
+            classes.entries, config.prompts, config.data, allow_missing=config.allow_missing_shards
+        )
+    return _Plan(config, tasks, data, classes)
+
+
+def _with_splits(config: EvaluateConfig) -> EvaluateConfig:
+    """Of folders with splits, score on `test` and fit on `train`."""
+    data = tuple(split_address(address, "test") for address in config.data)
+    train_data = config.train_data and split_address(config.train_data, "train")
+    return replace(config, data=data, train_data=train_data)
+
+
+def _classes(config: EvaluateConfig) -> ClassList:
+    """The class list, or the classes that the first data set names."""
+    if not set(config.tasks) & {"all", *CLASS_TASKS}:
+        return ClassList([])
+    return class_list(config.classes, config.data[0], config.label_column)
+
+
+def _tasks(config: EvaluateConfig, classes: ClassList) -> tuple[str, ...]:
+    """The tasks to run; `agreement` includes zero-shot, and `all` stands for what the options allow."""
     if not config.tasks:
-        raise InputError("--tasks is empty. Give zeroshot, probe or both.")
-    if "probe" in config.tasks and config.train_data is None:
-        raise InputError("--tasks probe needs --train-data: labelled images to fit the probe on.")
+        raise InputError(f"--tasks is empty. Give {or_list(['all', *TASKS])}.")
+    asked = set(config.tasks)
+    if "all" in asked:
+        asked |= {"zeroshot"} if classes.entries else set()
+        asked |= {"probe", "knn"} if classes.entries and config.train_data else set()
+        asked |= {"agreement"} if classes.entries and config.teacher else set()
+        asked |= {"retrieval"} if all(map(partial(_has_captions, config), config.data)) else set()
+    if "agreement" in asked:
+        asked |= {"zeroshot"}
+    found = tuple(task for task in TASKS if task in asked)
+    if not found:
+        raise InputError("--tasks all: nothing to do. Give --classes, or data with captions.")
+    return found
+
+
+def _has_captions(config: EvaluateConfig, address: str) -> bool:
+    columns = Columns(caption=True, more_texts=config.caption_columns)
+    try:
+        check_texts(list_shards(address, allow_missing=config.allow_missing_shards), columns, address)
+    except InputError:
+        return False
+    return True
+
+
+def _check_needs(config: EvaluateConfig, tasks: tuple[str, ...], classes: ClassList) -> None:
+    """Refuse options that a task cannot do without, and options that no task reads."""
+    of_classes = [task for task in tasks if task in CLASS_TASKS]
+    if of_classes and not classes.entries:
+        raise InputError(
+            f"--tasks {of_classes[0]} needs --classes, a class list whose ids are the labels: "
+            f"{config.data[0]} does not name its classes."
+        )
+    for task in ("probe", "knn"):
+        if task in tasks and config.train_data is None:
+            used = "to fit the probe on" if task == "probe" else "to look for neighbours in"
+            raise InputError(f"--tasks {task} needs --train-data: labelled images {used}.")
+    if "agreement" in tasks and config.teacher is None:
+        raise InputError("--tasks agreement needs --teacher: the model to agree with.")
+    if config.teacher is not None and "agreement" not in tasks:
+        raise InputError("--teacher is read by --tasks agreement only. Add agreement to --tasks.")
+    if config.baseline and len(config.data) < 2:
+        raise InputError(
+            "--baseline needs two data sets or more in --data: the ordinary one first, then its shifts."
+        )
+
+
+def _check_places(config: EvaluateConfig, tasks: tuple[str, ...]) -> None:
+    """Have every node of a cluster look at the data, whose captions must be there if retrieval reads them."""
     read: list[tuple[str, str]] = []
-    train_data = config.train_data if "probe" in config.tasks else None
-    for option, address in (("--data", config.data), ("--train-data", train_data)):
-        if address is not None:
-            shards = list_labelled(address, allow_missing=config.allow_missing_shards)
+    listed = list_labelled if set(tasks) & set(CLASS_TASKS) else list_shards
+    train_data = (config.train_data,) if config.train_data and {"probe", "knn"} & set(tasks) else ()
+    for option, addresses in (("--data", config.data), ("--train-data", train_data)):
+        for address in addresses:
+            shards = listed(address, allow_missing=config.allow_missing_shards)
             read += some_files(option, [shard.path for shard in shards])
+            if option == "--data" and "retrieval" in tasks:
+                check_texts(shards, Columns(caption=True, more_texts=config.caption_columns), address)
     ask_cluster(SharedPlaces(tuple(read)))
-    return str(config.model), str(config.data)
 
 
-def _encode(config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry], address: str) -> Encoded:
-    spec = EncodeSpec(
-        embeddings="zeroshot" in config.tasks,
-        features="probe" in config.tasks,
-        batch_size=config.scoring_batch,
-        precision=config.scoring_precision,
+def _names(addresses: tuple[str, ...]) -> list[str]:
+    """Name data sets after the last parts of their addresses, as many parts as tell them apart; one is ""."""
+    if len(addresses) == 1:
+        return [""]
+    if len(set(addresses)) < len(addresses):
+        raise InputError("--data names one data set twice. Leave one out.")
+    places = [address.partition("?")[0] if is_torchvision(address) else address for address in addresses]
+    parts = [[part for part in re.split(r"[/\\:]+", place) if part] for place in places]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [re.sub(r"[^\w.-]+", "_", "-".join(each[-depth:])) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}-{name}" for number, name in enumerate(names)]
+
+
+def _stages(found: dict[str, DataSetScores]) -> dict[str, Any]:
+    """What each data set leaves in the summary beside its figures; under its name if there are several."""
+    of_each: dict[str, dict[str, Any]] = {}
+    for name, each in found.items():
+        of_each[name] = {"images": len(each.scores), **each.stages}
+        if "zeroshot" in each.scores.ranks:
+            of_each[name]["temperature"] = each.scores.facts.temperature
+            of_each[name]["worst_classes"] = worst_classes(each.scores)
+    return of_each.get("", {"data": of_each})
+
+
+def _summary(
+    found: dict[str, DataSetScores],
+    figures: dict[str, Figure],
+    stages: dict[str, Any],
+    began: float,
+    run_id: str | None,
+) -> Summary:
+    images = sum(len(each.scores) for each in found.values())
+    skipped = sum((Counter(each.encoded.skipped) for each in found.values()), Counter[str]())
+    return Summary(
+        command="evaluate",
+        status="finished",
+        wall_seconds=time.perf_counter() - began,
+        images=images,
+        images_per_second=images / sum(each.seconds for each in found.values()),
+        metrics={name: each.value for name, each in figures.items()},
+        intervals={name: each.interval for name, each in figures.items()},
+        counts=Counts(images + skipped.total(), images, skipped=dict(skipped)),
+        mlflow_run_id=run_id,
+        paths={"scores": " ".join(f"scores{'-' + name if name else ''}.parquet" for name in found)},
+        stages=stages,
     )
-    ids = label_ids(classes, address, config.label_column)
-    return encode_labelled(
-        clip,
-        address,
-        ids,
-        config.label_column,
-        spec,
-        config.workers,
-        allow_missing=config.allow_missing_shards,
-    )
-
-
-def _run_tasks(
-    config: EvaluateConfig, clip: LoadedClip, classes: list[ClassEntry], encoded: Encoded, run_dir: Path
-) -> tuple[dict[str, float], dict[str, Any]]:
-    metrics: dict[str, float] = {}
-    stages: dict[str, Any] = {}
-    if "zeroshot" in config.tasks:
-        cache = run_dir.parent / "anchors"
-        external_sources = context_sources(
-            classes, config.prompts, [str(config.data)], cache, allow_missing=config.allow_missing_shards
-        )
-        warn_of_misfit(config.prompts, classes, clip, lambda: encoded.embeddings, config.workers, cache)
-        anchors = class_anchors(classes, config.prompts, external_sources, clip, config.workers, cache)
-        metrics |= zeroshot_metrics(
-            encoded.embeddings, encoded.labels, anchors, len(classes), temperature=SCORING_TEMPERATURE
-        )
-    if "probe" in config.tasks:
-        assert config.train_data is not None, "_checked() refuses a probe without it"
-        train = _encode(config, clip, classes, config.train_data)
-        result = linear_probe(train.features, train.labels, encoded.features, encoded.labels)
-        metrics |= {"probe_top1": result.top1, "probe_top5": result.top5}
-        stages["probe"] = _probe_facts(result)
-        print_stage(
-            "probe",
-            f"fitted on {plural(result.train_images, 'image')} of {plural(result.classes, 'class')}",
-            f"C {result.inverse_regularisation:g}",
-        )
-        for note in result.notes:
-            print_stage("note", note)
-    return metrics, stages
-
-
-def _probe_facts(result: ProbeResult) -> dict[str, Any]:
-    return {
-        "inverse_regularisation": result.inverse_regularisation,
-        "train_images": result.train_images,
-        "test_images": result.test_images,
-        "classes": result.classes,
-        "notes": list(result.notes),
-    }

@@ -10,6 +10,7 @@ from typing import Literal
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.search import SearchConfig
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.evaluation.config import ProbeConfig
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
 from beamclip.models.config import StudentConfig
 from beamclip.places import LocalPath, PathOrAddress, Places
@@ -17,6 +18,8 @@ from beamclip.prompts.config import PromptConfig
 from beamclip.ranges import Count, Natural, check_ranges
 from beamclip.tracking.config import TrackingConfig
 from beamclip.training.config import CadenceConfig, CheckpointConfig, OptimConfig
+
+Task = Literal["zeroshot", "probe", "knn", "retrieval", "agreement", "all"]
 
 
 @dataclass(frozen=True)
@@ -219,25 +222,39 @@ class PromptsConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Score a model on labelled images."""
+    """Score a model on labelled or captioned images, with 95 % intervals."""
 
     model: str | None = None
     """Required. A run, a local open_clip directory or checkpoint, open_clip:NAME/TAG, hf-hub:ORG/NAME, or
     open_clip:NAME/FILE."""
-    data: PathOrAddress = None
+    data: Places = ()
     """Required. Labelled images: shards with a label column, a folder of class folders, images with a
     metadata file, a folder in CLIP_benchmark's webdataset form (its test split), or a data set of torchvision
-    whose files are there (torchvision:FashionMNIST/test?root=FOLDER)."""
+    whose files are there (torchvision:FashionMNIST/test?root=FOLDER); with captions for --tasks retrieval,
+    which needs no labels. Of several data sets, the first is what the others are shifts of (see --baseline).
+    """
     classes: LocalPath = None
     """Class list (text, YAML or JSON), or imagenet1k, imagenet-a, imagenet-r; its ids are the labels. By
     default the data's own classes: classnames.txt of CLIP_benchmark, torchvision's, or those of a Hugging
-    Face ClassLabel."""
-    tasks: tuple[Literal["zeroshot", "probe"], ...] = ("zeroshot",)
-    """zeroshot: nearest class prompt. probe: logistic regression on the backbone's features."""
+    Face ClassLabel. All tasks but retrieval need classes."""
+    tasks: tuple[Task, ...] = ("zeroshot",)
+    """zeroshot: nearest class prompt. probe: linear classifier on the backbone's features. knn: its 10 and 20
+    nearest training images. retrieval: captions by images and images by captions. agreement: with the
+    predictions of --teacher. all: those that the other options and the data allow."""
     train_data: PathOrAddress = None
-    """Labelled images to fit the probe on; required with --tasks probe."""
+    """Labelled images for the probe and for nearest neighbours, which need it."""
+    teacher: str | None = None
+    """Model to compare predictions with, for --tasks agreement, in any form that --model takes."""
+    against: LocalPath = None
+    """Folder of another evaluation of the same images, or of a training with --eval-data: says of each figure
+    whether this model is better, worse, or whether the images are too few to tell."""
+    baseline: Places = ()
+    """Folders of three or more evaluations of other models on the same data sets: how far accuracy on each
+    data set after the first exceeds what theirs predict from the first (effective robustness)."""
     label_column: str = "label"
     """Field (or column) of a sample that holds the id of its class; class folders need none."""
+    caption_columns: tuple[str, ...] = ()
+    """Fields of a sample with captions besides its own, for --tasks retrieval: each a text, or a list."""
     scoring_batch: Count = 256
     """Images encoded at a time."""
     allow_missing_shards: bool = False
@@ -249,6 +266,7 @@ class EvaluateConfig:
     scoring_precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the image tower."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

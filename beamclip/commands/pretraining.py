@@ -16,10 +16,11 @@ from beamclip.commands.contexts import context_sources
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.pretrain_data import PretrainData, columns_of
 from beamclip.commands.run import show_skipped, started_run
-from beamclip.commands.scoring import ScoredData, score_zeroshot
+from beamclip.commands.scoring import ModelScores, ScoredData, score_zeroshot
 from beamclip.commands.sources import show_sources
 from beamclip.commands.templates import seen_captions, with_templates
 from beamclip.data.shards import Shard
+from beamclip.evaluation.results import write_scores
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.models.export import write_card, write_open_clip_dir
 from beamclip.prompts.classes import ClassEntry
@@ -66,16 +67,19 @@ def run_pretraining(
         clip = restore_clip(untrained, trained.weights)
         write_open_clip_dir(clip, run_dir / MODEL, _card(config, {}))
         after = AfterTraining()
-        metrics = after.attempt(SCORING, lambda: _score(config, clip, data.classes, run_dir)) or {}
+        scores = after.attempt(SCORING, lambda: _score(config, clip, data.classes, run_dir)) or ModelScores()
         run.release_ray()
-        after.attempt("model card", lambda: write_card(clip, run_dir / MODEL, _card(config, metrics)))
+        card = _card(config, scores.metrics)
+        after.attempt("model card", lambda: write_card(clip, run_dir / MODEL, card))
         after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
-        summary = run.finish(trained, after, metrics=metrics, stages={"steps": trained.step})
+        stages = {"steps": trained.step}
+        summary = run.finish(
+            trained, after, metrics=scores.metrics, intervals=scores.intervals, stages=stages
+        )
     show_skipped(trained, summary.counts.attempted)
-    if metrics:
-        top1, top5 = metrics["zeroshot_top1"], metrics["zeroshot_top5"]
-        chance = percent(1 / len(data.classes))
-        print(f"zero-shot top-1 {percent(top1)}, top-5 {percent(top5)}  (chance {chance})")
+    if scores.metrics:
+        top1, top5 = scores.text("zeroshot_top1"), scores.text("zeroshot_top5")
+        print(f"zero-shot top-1 {top1}, top-5 {top5}; chance {percent(1 / len(data.classes))}")
     print(f"{run_dir}: model/  plots/  summary.json")
     return summary
 
@@ -132,11 +136,9 @@ def restore_clip(clip: LoadedClip, weights: dict[str, Tensor]) -> LoadedClip:
     return replace(trained, fitting=clip.fitting)
 
 
-def _score(
-    config: PretrainConfig, clip: LoadedClip, classes: list[ClassEntry], run_dir: Path
-) -> dict[str, float]:
+def _score(config: PretrainConfig, clip: LoadedClip, classes: list[ClassEntry], run_dir: Path) -> ModelScores:
     if config.scoring.eval_data is None:
-        return {}
+        return ModelScores()
     cache = run_dir.parent / "anchors"
     allow_missing = config.stream.allow_missing_shards
     external_sources = context_sources(
@@ -147,8 +149,8 @@ def _score(
     data = ScoredData(
         config.scoring.eval_data, scoring.label_column, classes, scoring.scoring_batch, allow_missing
     )
-    metrics, encoded = score_zeroshot(clip, anchors, data, config.workers)
-    print_stage(
-        "scored", f"{plural(len(encoded.labels), 'image')}, {plural(len(classes), 'class')}", "zero-shot"
-    )
-    return {**metrics, "scored_images": float(len(encoded.labels))}
+    found = score_zeroshot(clip, anchors, data, config.workers)
+    write_scores(run_dir, found.scores)
+    number = plural(len(found.scores), "image")
+    print_stage("scored", f"{number}, {plural(len(classes), 'class')}", "zero-shot")
+    return found.model_scores()

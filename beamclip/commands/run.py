@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +22,7 @@ from beamclip.data.listing import fingerprint
 from beamclip.data.lost_samples import FirstLost
 from beamclip.data.position import from_plain
 from beamclip.data.shards import Shard
+from beamclip.evaluation.intervals import Interval, ends
 from beamclip.runs.backup import back_up
 from beamclip.runs.folder import (
     CONFIG_FILE,
@@ -195,9 +196,14 @@ class Run:
         after: AfterTraining,
         *,
         metrics: dict[str, float],
+        intervals: Mapping[str, Interval],
         stages: dict[str, Any],
     ) -> Summary:
         """Write summary.json, and log metrics, plots and the model to MLflow.
+
+        Args:
+            metrics: the scores of the model.
+            intervals: 95 % intervals of the scores that have one, by name.
 
         Raises:
             UnscoredError, KeyboardInterrupt: a step after training failed or was interrupted; see
@@ -214,6 +220,7 @@ class Run:
             images=trained.images,
             images_per_second=trained.images_per_second,
             metrics={**losses, **metrics},
+            intervals=intervals,
             counts=Counts(attempted=samples, succeeded=samples - lost, skipped=trained.skipped),
             mlflow_run_id=self.tracking.run_id,
             paths={"metrics": HISTORY_FILE, "model": MODEL, "plots": PLOTS},
@@ -223,7 +230,7 @@ class Run:
         write_summary(self.folder, summary)
         step = trained.step
         skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
-        self.tracking.log([{"step": step, "skipped": float(lost), **skipped, **metrics}])
+        self.tracking.log([{"step": step, "skipped": float(lost), **skipped, **metrics, **ends(intervals)}])
         for path in (self.folder / "summary.json", self.folder / CONFIG_FILE):
             self.tracking.artifact(path)
         for folder in (PLOTS, MODEL):

@@ -1,14 +1,20 @@
 """Score a model on labelled images and draw its predictions, at the end of a training."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.class_list import label_ids
+from beamclip.commands.console import percent
+from beamclip.evaluation.agreement import agreement
 from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled, sample_images
-from beamclip.evaluation.zeroshot import class_scores, zeroshot_metrics
+from beamclip.evaluation.intervals import Interval, figures
+from beamclip.evaluation.results import Facts, Scores, as_ranks
+from beamclip.evaluation.scores import statistics_of
+from beamclip.evaluation.statistic import Quotient, Statistic, mean
+from beamclip.evaluation.zeroshot import class_scores, zeroshot_predictions
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import copied_image_teacher
@@ -34,32 +40,144 @@ class ScoredData:
     allow_missing: bool = False
     """Whether the samples of a shard that cannot be opened count as lost, instead of raising."""
 
+    @property
+    def class_ids(self) -> list[str]:
+        """Ids in the order of the class list."""
+        return [entry.id for entry in self.classes]
+
     @cached_property
     def label_ids(self) -> list[str]:
         """What the labels call the classes, in the order of the class list."""
         return label_ids(self.classes, self.address, self.label_column)
 
 
+@dataclass(frozen=True)
+class ModelScores:
+    """What a run says of the model that it trained; empty without labelled images."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    """95 % intervals of the metrics that have one."""
+
+    def text(self, name: str) -> str:
+        """Format a share with its interval: `14.0 % (12.5 to 15.6)`."""
+        return percent(self.metrics[name], self.intervals.get(name))
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShotScores:
+    """The zero-shot predictions of a model, and what they were computed from."""
+
+    scores: Scores
+    encoded: Encoded
+    anchors: Anchors
+
+    def model_scores(self, more: Mapping[str, Statistic] | None = None) -> ModelScores:
+        """Return the figures of the predictions, and more of the same images."""
+        found = figures({**statistics_of(self.scores), **(more or {})}, len(self.scores))
+        return ModelScores(
+            {
+                **{name: each.value for name, each in found.items()},
+                "scored_images": float(len(self.scores)),
+                "scored_skipped": float(sum(self.encoded.skipped.values())),
+            },
+            {name: each.interval for name, each in found.items()},
+        )
+
+
 def score_zeroshot(
     clip: LoadedClip, anchors: Anchors, data: ScoredData, workers: WorkersConfig
-) -> tuple[dict[str, float], Encoded]:
-    """Return zero-shot accuracy over all classes of the list, and the encoded images it was computed from."""
-    spec = EncodeSpec(batch_size=data.batch_size)
+) -> ZeroShotScores:
+    """Predict the classes of all images, over the whole class list."""
     encoded = encode_labelled(
         clip,
         data.address,
         data.label_ids,
         data.label_column,
-        spec,
+        EncodeSpec(batch_size=data.batch_size),
         workers,
         allow_missing=data.allow_missing,
     )
     # Frees decoded images and activations; the next model to be scored takes as much again.
     trim_heap()
-    metrics = zeroshot_metrics(
-        encoded.embeddings, encoded.labels, anchors, len(data.classes), temperature=SCORING_TEMPERATURE
+    facts = Facts(
+        model=clip.address,
+        data=data.address,
+        tasks=("zeroshot",),
+        class_ids=tuple(data.class_ids),
+        class_names=tuple(entry.name for entry in data.classes),
+        temperature=SCORING_TEMPERATURE,
     )
-    return metrics, encoded
+    blank = Scores(facts, encoded.keys, encoded.labels.numpy().astype("int32"))
+    return ZeroShotScores(zeroshot_parts(blank, clip, anchors, encoded), encoded, anchors)
+
+
+def zeroshot_parts(
+    scores: Scores, clip: LoadedClip, anchors: Anchors, encoded: Encoded, *, device: str = "cpu"
+) -> Scores:
+    """Return the scores with the zero-shot predictions of a model."""
+    found = zeroshot_predictions(
+        encoded.embeddings.to(device),
+        encoded.labels,
+        anchors,
+        len(scores.facts.class_ids),
+        temperature=SCORING_TEMPERATURE,
+        logit_scale=float(clip.model.logit_scale.detach().exp()),
+    )
+    return replace(
+        scores,
+        predicted=found.predicted.numpy(),
+        probability=found.probability.numpy(),
+        own_probability=found.own_probability.numpy(),
+        ranks={**scores.ranks, "zeroshot": as_ranks(found.ranks)},
+    )
+
+
+def against_teacher(student: ZeroShotScores, teacher: ZeroShotScores) -> dict[str, Statistic]:
+    """Return the figures of a student beside its teacher, on the same images.
+
+    Empty if the two could not use the same images, as with a damaged file on a failing disk.
+    """
+    if student.encoded.keys != teacher.encoded.keys:
+        return {}
+    return agreement_statistics(
+        student.scores, student.encoded, student.anchors, teacher.encoded, teacher.anchors
+    )
+
+
+def agreement_statistics(
+    student: Scores, encoded: Encoded, anchors: Anchors, teacher: Encoded, teacher_anchors: Anchors
+) -> dict[str, Statistic]:
+    """Return how far a student's predictions agree with its teacher's, and the teacher's own accuracy.
+
+    Args:
+        student: with its zero-shot predictions.
+        encoded, anchors: of the student.
+        teacher: the same images by the teacher.
+        teacher_anchors: of the same classes by the teacher's text tower.
+    """
+    classes = len(student.facts.class_ids)
+    found = agreement(
+        encoded.embeddings,
+        teacher.embeddings,
+        encoded.labels,
+        anchors,
+        teacher_anchors,
+        classes,
+        temperature=SCORING_TEMPERATURE,
+    )
+    teacher_top1 = mean(found.teacher_ranks.numpy() < 1)
+    statistics: dict[str, Statistic] = {
+        "teacher_zeroshot_top1": teacher_top1,
+        "teacher_zeroshot_top5": mean(found.teacher_ranks.numpy() < 5),
+        "agreement_top1": mean(found.same_class.numpy()),
+        "agreement_kl": mean(found.kl.numpy(), (0.0, float("inf"))),
+    }
+    if teacher_top1.numerator.any():
+        statistics["retained_top1"] = Quotient(mean(student.ranks["zeroshot"] < 1), teacher_top1)
+    if found.cosine is not None:
+        statistics["agreement_cosine"] = mean(found.cosine.numpy(), (-1.0, 1.0))
+    return statistics
 
 
 def draw_comparison(

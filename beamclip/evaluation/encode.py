@@ -1,10 +1,10 @@
-"""Encode labelled images as embeddings and backbone features, every sample exactly once."""
+"""Encode images as embeddings and backbone features, every sample exactly once, in the order of the data."""
 
+import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.data.bundles import Bundle, Segment, read_batches_here, tasks_of
-from beamclip.data.image_limits import refusal_reason
-from beamclip.data.listing import list_labelled
-from beamclip.data.lost_samples import FirstLost, in_words, lost_sample
+from beamclip.data.config import AugmentConfig
+from beamclip.data.listing import list_labelled, list_shards
+from beamclip.data.lost_samples import FirstLost
 from beamclip.data.rows import read_batches, read_dataset
-from beamclip.data.shards import Columns, Row, Shard, iterate_rows
+from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.errors import InputError
-from beamclip.models.clip import LoadedClip, normalise_pixels
-from beamclip.models.student import backbone_features
+from beamclip.evaluation.decoder import CropDecoder, Decoder
+from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Precision, copied_image_teacher
 from beamclip.prompts.texts import nfc
 
@@ -43,9 +43,13 @@ class Encoded:
     features: Tensor
     """float32 [N, F], the backbone's; [0, 0] where only embeddings were asked for."""
     labels: Tensor
-    """int64 [N], indices into the class list."""
+    """int64 [N], indices into the class list; [0] where there is none."""
     skipped: dict[str, int]
     """Samples left out, by reason."""
+    keys: list[str] = field(default_factory=list)
+    """Names of the N samples, no two alike."""
+    texts: list[list[str]] = field(default_factory=list)
+    """Captions of each of the N samples, which may have none; all empty if they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,52 +58,15 @@ class EncodeSpec:
 
     embeddings: bool = True
     features: bool = False
+    captions: bool = False
+    caption_columns: tuple[str, ...] = ()
+    """Fields of a sample with texts besides its caption."""
     batch_size: int = 256
     precision: Precision = "fp32"
-
-
-class Decoder:
-    """Decodes rows of shards into images as a model takes them."""
-
-    def __init__(self, clip: LoadedClip) -> None:
-        self.preprocess = clip.preprocess_cfg
-        self.size = clip.preprocessing.size
-        self.threads = ThreadPoolExecutor(2)
-
-    def __call__(self, table: pa.Table) -> tuple[list[NDArray[np.uint8]], dict[str, NDArray[Any]]]:
-        """Decode a batch of rows.
-
-        Returns:
-            The images, each uint8 [size, size, 3], and columns over all rows: `label` (NFC), `problem` and
-            `lost`. Damaged rows come last: they have no image and no label, but the reason (`problem`) and a
-            text for the log (`lost`), which are empty for the others.
-        """
-        rows = table.to_pylist()
-        images = list(self.threads.map(self._load, rows))
-        good = [row for row, image in zip(rows, images, strict=True) if image is not None]
-        lost = [row for row, image in zip(rows, images, strict=True) if image is None]
-        labels = [nfc(row["label"]) for row in good] + [""] * len(lost)
-        reports = [("", "")] * len(good) + [lost_sample(row) for row in lost]
-        return [image for image in images if image is not None], {
-            "label": np.array(labels, dtype=object),
-            "problem": np.array([problem for problem, _ in reports], dtype=object),
-            "lost": np.array([text for _, text in reports], dtype=object),
-        }
-
-    def _load(self, row: Row) -> NDArray[np.uint8] | None:
-        if row["problem"]:
-            return None
-        try:
-            return load_evaluation_image(
-                row["image"],
-                self.size,
-                resize_mode=self.preprocess["resize_mode"],
-                interpolation=self.preprocess["interpolation"],
-                fill_color=self.preprocess["fill_color"],
-            )
-        except Exception as error:  # whatever a decoder met, a lack of memory too, is this sample's problem
-            row.update(problem=refusal_reason(error), detail=in_words(error))
-            return None
+    augmentation: AugmentConfig | None = None
+    """Crops and flips of the images; None: each is seen whole."""
+    seed: int = 0
+    """Of the augmentation."""
 
 
 class Encoder:
@@ -107,8 +74,7 @@ class Encoder:
 
     def __init__(self, clip: LoadedClip, spec: EncodeSpec, device: str) -> None:
         self.spec = spec
-        self.decode = Decoder(clip)
-        self.preprocessing = clip.preprocessing
+        self.decode = CropDecoder(clip, spec.augmentation, spec.seed) if spec.augmentation else Decoder(clip)
         self.device = torch.device(device)
         self.teacher = copied_image_teacher(clip, spec.precision).to(self.device)
 
@@ -127,37 +93,38 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(self, images: list[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
-        names = [name for name in ("embeddings", "features") if getattr(self.spec, name)]
         # A batch without a usable image still needs the widths of its columns.
-        size = self.preprocessing.size
+        size = self.decode.size
         stacked = np.stack(images) if images else np.zeros((1, size, size, 3), np.uint8)
         pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(self.device)
         found = {}
-        if "embeddings" in names:
+        if self.spec.features:
+            found["embeddings"], found["features"] = self.teacher.encode_with_features(pixels)
+        else:
             found["embeddings"] = self.teacher.encode_image(pixels)
-        if "features" in names:
-            found["features"] = backbone_features(
-                self.teacher.network, normalise_pixels(pixels, self.preprocessing)
-            )
+        if not self.spec.embeddings:
+            del found["embeddings"]
         return {name: value[: len(images)].float().cpu().numpy() for name, value in found.items()}
 
 
 def encode_labelled(
     clip: LoadedClip,
     address: str,
-    class_ids: Sequence[str],
+    class_ids: Sequence[str] | None,
     label_column: str,
     spec: EncodeSpec,
     workers: WorkersConfig,
     *,
     allow_missing: bool = False,
 ) -> Encoded:
-    """Encode a labelled data set.
+    """Encode a data set with labels or captions.
 
     Args:
         clip: the model; used in this process with one worker on the CPU or none, else copied to the workers.
-        address: shards with a label column, or a folder of class folders.
-        class_ids: labels in the order of the class list, NFC; labels of the data are normalised to NFC.
+        address: shards with a label column, or a folder of class folders; without classes, shards with
+            captions or a folder of captioned images.
+        class_ids: labels in the order of the class list, NFC; labels of the data are normalised to NFC. None:
+            labels do not matter, and a sample without a caption is left out.
         label_column: name of the column of labels.
         spec: what to compute for each image.
         workers: where to encode.
@@ -166,14 +133,42 @@ def encode_labelled(
     Raises:
         InputError: there is no such data, or no usable image has a label in the class list.
     """
-    tasks = _labelled_tasks(list_labelled(address, allow_missing=allow_missing))
-    batches = _encoded_batches(tasks, Columns(label=label_column), clip, spec, workers)
+    columns = Columns(caption=True, more_texts=spec.caption_columns)
+    if class_ids is not None:
+        more_texts = spec.caption_columns if spec.captions else ()
+        columns = Columns(more_texts=more_texts, label=label_column, everything=spec.captions)
+    listed = list_shards if class_ids is None else list_labelled
+    tasks = _labelled_tasks(listed(address, allow_missing=allow_missing))
+    batches = encoded_batches(tasks, columns, clip, spec, workers)
     arrays, labels, skipped = _scorable(batches, address, class_ids, label_column)
     tensors = {
         name: torch.from_numpy(arrays[name]) if name in arrays else torch.zeros(0, 0)
         for name in ("embeddings", "features")
     }
-    return Encoded(tensors["embeddings"], tensors["features"], torch.from_numpy(labels), skipped)
+    return Encoded(
+        tensors["embeddings"],
+        tensors["features"],
+        torch.from_numpy(labels),
+        skipped,
+        distinct_keys(arrays["key"].tolist(), arrays["shard"].tolist()),
+        [json.loads(texts) if spec.captions else [] for texts in arrays["texts"]],
+    )
+
+
+def distinct_keys(keys: Sequence[str], shards: Sequence[str]) -> list[str]:
+    """Return names of samples of which no two are alike, and which depend on the data alone.
+
+    Where keys are, all get the names of their shards in front; what is alike even then is numbered.
+    """
+    if len(set(keys)) == len(keys):
+        return list(keys)
+    seen: Counter[str] = Counter()
+    names = []
+    for shard, key in zip(shards, keys, strict=True):
+        name = f"{shard}/{key}"
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return names
 
 
 @dataclass(frozen=True)
@@ -235,14 +230,19 @@ def _labelled_tasks(shards: list[Shard], most: int | None = None) -> list[list[B
 
 
 def _scorable(
-    batches: Iterable[dict[str, NDArray[Any]]], address: str, class_ids: Sequence[str], label_column: str
+    batches: Iterable[dict[str, NDArray[Any]]],
+    address: str,
+    class_ids: Sequence[str] | None,
+    label_column: str,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64], dict[str, int]]:
     """Return arrays and labels of the rows whose label is in the class list, and counts of the others.
 
+    Without a class list all rows are taken that can be used, and no labels.
+
     Raises:
-        InputError: no row has such a label.
+        InputError: there is no such row.
     """
-    index = {class_id: i for i, class_id in enumerate(class_ids)}
+    index = {class_id: i for i, class_id in enumerate(class_ids or ())}
     skipped: Counter[str] = Counter()
     parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
     labels: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
@@ -253,26 +253,36 @@ def _scorable(
         skipped.update(problem for problem, _ in lost)
         for _, text in first_lost.new(lost):
             log.warning("%s", text)
-        known = np.array([label in index for label in batch["label"]], dtype=bool)
+        known = batch["problem"] == ""
+        if class_ids is not None:
+            known &= np.array([label in index for label in batch["label"]], dtype=bool)
         foreign = ~known & (batch["problem"] == "")
         skipped.update({UNKNOWN_LABEL: int(foreign.sum())} if foreign.any() else {})
         seen.update(batch["label"][foreign][:3])
-        labels.append(np.array([index[label] for label in batch["label"][known]], dtype=np.int64))
+        if class_ids is not None:
+            labels.append(np.array([index[label] for label in batch["label"][known]], dtype=np.int64))
         for name in batch.keys() - {"label", "problem", "lost"}:
             parts[name].append(batch[name][known])
     found = np.concatenate(labels)
-    if len(found) == 0:
+    arrays = {name: np.concatenate(part) for name, part in parts.items()}
+    if class_ids is None and not len(arrays.get("key", ())):
+        raise InputError(f"{address}: no image with a caption; skipped: {dict(skipped)}.")
+    if class_ids is not None and len(found) == 0:
         raise InputError(
             f"{address}: no image to score; skipped: {dict(skipped)}. "
             f"The labels (column {label_column!r}) must be ids of the class list. "
             f"Found: {', '.join(sorted(seen)[:3]) or 'none'}; the list has {', '.join(class_ids[:3])}, ..."
         )
-    return {name: np.concatenate(part) for name, part in parts.items()}, found, dict(skipped)
+    return arrays, found, dict(skipped)
 
 
-def _encoded_batches(
+def encoded_batches(
     tasks: list[list[Bundle]], columns: Columns, clip: LoadedClip, spec: EncodeSpec, workers: WorkersConfig
 ) -> Iterator[dict[str, NDArray[Any]]]:
+    """Encode the rows of read tasks; yields what `Encoder` returns, in the order of the tasks.
+
+    Within a batch, the damaged rows come last.
+    """
     device = "cuda" if workers.use_gpu else "cpu"
     if workers.without_ray:
         yield from map(Encoder(clip, spec, device), read_batches_here(tasks, columns, spec.batch_size))

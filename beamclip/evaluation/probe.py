@@ -1,41 +1,37 @@
 """Linear probe: what a linear classifier reads out of frozen backbone features.
 
 The protocol is CLIP's (arXiv 2103.00020, appendix A.3): logistic regression with an L2 penalty, fitted by
-L-BFGS, its strength chosen on a held-out part of the training images, then fitted again on all of them.
-It departs in two points. Every feature is standardised with the training images' mean and deviation, as the
-batch norm before the linear layer of MAE (arXiv 2111.06377) does, so that one sweep suits backbones of any
-scale. And of all strengths within one standard error of the best, the strongest is taken (Breiman et al.,
-Classification and Regression Trees, 1984): with few images held out, chance decides which one is best.
+L-BFGS in at most 1,000 iterations. Its strength is searched on held-out training images: of 97 values from
+1e-6 to 1e6, eight a decade, every sixteenth is tried first, then the interval around the best one is halved
+until the neighbours of the best have been tried. The classifier is fitted again on all training images.
+
+It departs in one point. Every feature is standardised with the training images' mean and deviation, as the
+batch norm before the linear layer of MAE (arXiv 2111.06377) does, so that the penalty, and the convergence of
+L-BFGS, do not depend on the scale of a backbone's features.
 """
 
-import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+import torch.nn.functional as F
 from torch import Tensor
 
-from beamclip.evaluation.zeroshot import label_ranks
+from beamclip.evaluation.zeroshot import CHUNK_ELEMENTS, label_ranks
 
-INVERSE_REGULARISATIONS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+GRID = np.logspace(-6, 6, 97)
 """Values of C, for standardised features: a larger one fits the training images closer."""
+FIRST_SPACING = 16
+"""Steps of the grid between the values that are tried first, two decades."""
 HELD_OUT_SHARE = 0.2
 """Share of each class's training images on which C is chosen, at least one image."""
 SWEEP_CLASSES = 500
 """Most classes used to choose C, drawn at random: the cost grows with the square of their number."""
-SERIAL_BELOW = 10**10
-"""Images x features x classes below which a fit uses one thread. On cores that others use too, the threads of
-BLAS wait for one another: for 500 images of 500 classes, two took 13 times as long as one.
-"""
+DEFAULT_C = 0.1
+"""Where no C can be chosen, since too few classes have two images."""
 
-Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
@@ -44,20 +40,33 @@ Mask = npt.NDArray[np.bool_]
 class ProbeResult:
     """Accuracy of a linear probe, and how it came about."""
 
-    top1: float
-    """Fraction of the test images, 0..1, whose class scores highest."""
-    top5: float
-    """Fraction whose class is among the five highest scores."""
+    ranks: Tensor
+    """int64 [M], classes ahead of each test image's own; the largest int64 if it had no training image."""
     inverse_regularisation: float
     """The C that was used: scikit-learn's, a weight on the sum of the losses."""
+    iterations: int
+    """Of the final fit."""
     train_images: int
     """Images that the final fit saw, the held-out ones included."""
-    test_images: int
-    """Images in the accuracies; those of unseen classes count as misses."""
     classes: int
     """Classes with at least one training image."""
     notes: tuple[str, ...]
     """What a reader of the figures should know; empty when all is as usual."""
+
+    @property
+    def test_images(self) -> int:
+        """Images in the accuracies; those of unseen classes count as misses."""
+        return len(self.ranks)
+
+    @property
+    def top1(self) -> float:
+        """Fraction of the test images, 0..1, whose class scores highest."""
+        return int((self.ranks < 1).sum()) / len(self.ranks)
+
+    @property
+    def top5(self) -> float:
+        """Fraction whose class is among the five highest scores."""
+        return int((self.ranks < 5).sum()) / len(self.ranks)
 
 
 def linear_probe(
@@ -66,16 +75,15 @@ def linear_probe(
     test_features: Tensor,
     test_labels: Tensor,
     *,
-    inverse_regularisations: Sequence[float] = INVERSE_REGULARISATIONS,
-    max_iterations: int = 50,
+    inverse_regularisation: float | None = None,
+    max_iterations: int = 1000,
     probe_seed: int = 0,
+    device: str = "cpu",
 ) -> ProbeResult:
     """Fit a linear classifier on the training features and score it on the test features.
 
-    C is the smallest of `inverse_regularisations` that comes within one standard error of the best on the
-    held-out images of at most 500 classes. Only classes with two training images or more have one to hold
-    out; with fewer than two such classes, the middle value is taken, with a note. A single value is taken as
-    it is.
+    Without a C, it is searched on held-out images of at most 500 classes. Only classes with two training
+    images or more have one to hold out; with fewer than two such classes it is 0.1, with a note.
     Meant for up to some 10^5 images in memory: an iteration costs images x features x classes.
 
     Args:
@@ -83,16 +91,17 @@ def linear_probe(
         train_labels: [N] class numbers; any integers.
         test_features: [M, F] outputs of the same backbone.
         test_labels: [M] class numbers; a class without training images counts as a miss and gives a note.
-        inverse_regularisations: values of C, each > 0.
+        inverse_regularisation: C, > 0; None: searched.
         max_iterations: most iterations of L-BFGS in each fit.
         probe_seed: decides which images are held out; the fits themselves are deterministic.
+        device: of the fits.
 
     Returns:
-        The accuracies and how C was found.
+        The ranks of the test images and how C was found.
 
     Raises:
         ValueError: an input is empty, of the wrong shape or not finite, training shows fewer than two
-            classes, or a C or `max_iterations` is not positive.
+            classes, or C or `max_iterations` is not positive.
     """
     _check_rows("train", train_features, train_labels)
     _check_rows("test", test_features, test_labels)
@@ -101,65 +110,127 @@ def linear_probe(
             f"linear_probe: train features have width {train_features.shape[1]}, test features "
             f"{test_features.shape[1]}; both must come from one backbone"
         )
-    candidates = _candidates(inverse_regularisations, max_iterations)
+    if max_iterations < 1 or not (inverse_regularisation is None or inverse_regularisation > 0):
+        raise ValueError(
+            f"linear_probe: inverse_regularisation is {inverse_regularisation}, max_iterations "
+            f"{max_iterations}; both must be above 0"
+        )
     classes, train_index = np.unique(_integers(train_labels), return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"linear_probe: every train label is {classes[0]}; a classifier needs two classes")
-    features = _floats(train_features)
-    chosen, notes = _choose(features, train_index, candidates, max_iterations, probe_seed)
-    scaler, model = StandardScaler(), _classifier(len(classes), max_iterations)
-    if not _fit(model, scaler.fit_transform(features), train_index, chosen):
-        notes.append(f"the fit stopped at max_iterations={max_iterations}, before it converged")
-    ranks = _test_ranks(model, scaler.transform(_floats(test_features)), _integers(test_labels), classes)
-    notes += _unseen_note(_integers(test_labels), classes)
-    return ProbeResult(
-        top1=float(np.mean(ranks < 1)),
-        top5=float(np.mean(ranks < 5)),
-        inverse_regularisation=chosen,
-        train_images=len(train_features),
-        test_images=len(test_features),
-        classes=len(classes),
-        notes=tuple(notes),
+    train, test = (each.detach().to(device, torch.float32) for each in (train_features, test_features))
+    chosen, notes = inverse_regularisation, list[str]()
+    if chosen is None:
+        chosen, notes = _choose(train, train_index, max_iterations, probe_seed)
+    mean, deviation = _scale(train)
+    weights, iterations = fit((train - mean) / deviation, train_index, chosen, max_iterations)
+    if iterations >= max_iterations:
+        notes.append(f"the fit stopped at {max_iterations:,} iterations, before it converged")
+    ranks = _test_ranks(weights, (test - mean) / deviation, _integers(test_labels), classes)
+    notes += unseen_note(_integers(test_labels), classes)
+    return ProbeResult(ranks, chosen, iterations, len(train), len(classes), tuple(notes))
+
+
+def fit(
+    features: Tensor,
+    index: Integers,
+    inverse_regularisation: float,
+    max_iterations: int,
+    start: Tensor | None = None,
+) -> tuple[Tensor, int]:
+    """Fit a logistic regression: the mean cross entropy plus |weights|^2 / (2 C N), biases free.
+
+    Args:
+        features: float32 [N, F].
+        index: [N], classes 0..K-1.
+        inverse_regularisation: C.
+        max_iterations: of L-BFGS, which ends once no entry of the gradient exceeds 1e-3 / K: those entries
+            start near a class's mean feature / K, so scikit-learn's 1e-4 would end a probe of thousands of
+            classes at once.
+        start: weights to begin with; by default 0.
+
+    Returns:
+        float32 [F + 1, K], the last row the biases; and the number of iterations.
+    """
+    number, classes = int(index.max()) + 1, torch.from_numpy(index).to(features.device)
+    weights = features.new_zeros(features.shape[1] + 1, number) if start is None else start.clone()
+    weights.requires_grad_()
+    penalty = 1 / (2 * inverse_regularisation * len(features))
+    optimizer = torch.optim.LBFGS(
+        [weights],
+        max_iter=max_iterations,
+        max_eval=4 * max_iterations,
+        tolerance_grad=1e-3 / number,
+        tolerance_change=0,
+        history_size=10,
+        line_search_fn="strong_wolfe",
     )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = torch.addmm(weights[-1], features, weights[:-1])
+        loss = F.cross_entropy(logits, classes) + penalty * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return weights.detach(), int(optimizer.state[weights]["n_iter"])
+
+
+def search(accuracy_of: Callable[[int], float]) -> int:
+    """Search the grid of C for the best accuracy, as if it had one peak; of equal ones, the smallest C.
+
+    Args:
+        accuracy_of: the accuracy with the value at a place in GRID; called once for each place.
+    """
+    found = {place: accuracy_of(place) for place in range(0, len(GRID), FIRST_SPACING)}
+
+    def best() -> int:
+        return min(found, key=lambda place: (-found[place], place))
+
+    spacing = FIRST_SPACING // 2
+    while spacing:
+        peak = best()
+        for place in (peak - spacing, peak + spacing):
+            if 0 <= place < len(GRID):
+                found[place] = accuracy_of(place)
+        spacing //= 2
+    return best()
 
 
 def _choose(
-    features: Floats, index: Integers, candidates: list[float], max_iterations: int, probe_seed: int
+    features: Tensor, index: Integers, max_iterations: int, probe_seed: int
 ) -> tuple[float, list[str]]:
     """The C to use, and a note where it could not be chosen on held-out images."""
-    if len(candidates) == 1:
-        return candidates[0], []
     random = np.random.default_rng(probe_seed)
     divisible = random.permutation(np.flatnonzero(np.bincount(index) >= 2))
     if len(divisible) < 2:
-        middle = candidates[len(candidates) // 2]
-        return middle, [f"C={middle:g} is a default: too few classes have two images to hold one out"]
+        return DEFAULT_C, [f"C={DEFAULT_C:g} is a default: too few classes have two images to hold one out"]
     rows = np.flatnonzero(np.isin(index, divisible[:SWEEP_CLASSES]))
-    _, sweep_index = np.unique(index[rows], return_inverse=True)
-    held_out = _held_out(sweep_index, random)
-    accuracies = _sweep(features[rows], sweep_index, held_out, candidates, max_iterations)
-    return candidates[_within_one_error(accuracies, int(held_out.sum()))], []
+    _, index = np.unique(index[rows], return_inverse=True)
+    held_out = _held_out(index, random)
+    features = features[torch.from_numpy(rows).to(features.device)]
+    mask = torch.from_numpy(held_out).to(features.device)
+    mean, deviation = _scale(features[~mask])
+    fitted, tested = (features[~mask] - mean) / deviation, (features[mask] - mean) / deviation
+    own = torch.from_numpy(index[held_out]).to(features.device)
+    solutions: dict[int, Tensor] = {}
+
+    def accuracy_of(place: int) -> float:
+        # The solution of the next smaller C is a good start.
+        below = max((each for each in solutions if each < place), default=None)
+        start = None if below is None else solutions[below]
+        weights, _ = fit(fitted, index[~held_out], float(GRID[place]), max_iterations, start)
+        solutions[place] = weights
+        return float((torch.addmm(weights[-1], tested, weights[:-1]).argmax(dim=1) == own).float().mean())
+
+    return float(GRID[search(accuracy_of)]), []
 
 
-def _sweep(
-    features: Floats, index: Integers, held_out: Mask, candidates: list[float], max_iterations: int
-) -> list[float]:
-    """Return top-1 accuracy on the held-out images for each C; each fit starts from the one before."""
-    scaler = StandardScaler()
-    fitted, tested = scaler.fit_transform(features[~held_out]), scaler.transform(features[held_out])
-    model = _classifier(int(index.max()) + 1, max_iterations)
-    accuracies = []
-    for candidate in candidates:
-        _fit(model, fitted, index[~held_out], candidate)
-        accuracies.append(float(np.mean(model.predict(tested) == index[held_out])))
-    return accuracies
-
-
-def _within_one_error(accuracies: list[float], images: int) -> int:
-    """Index of the first accuracy that is no more than one standard error of the best below it."""
-    best = max(accuracies)
-    error = math.sqrt(best * (1 - best) / images)
-    return next(i for i, accuracy in enumerate(accuracies) if accuracy >= best - error)
+def _scale(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each feature; a constant one gets the deviation 1."""
+    deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    return mean, torch.where(deviation > 0, deviation, torch.ones_like(deviation))
 
 
 def _held_out(index: Integers, random: np.random.Generator) -> Mask:
@@ -175,37 +246,23 @@ def _held_out(index: Integers, random: np.random.Generator) -> Mask:
     return mask
 
 
-def _classifier(num_classes: int, max_iterations: int) -> LogisticRegression:
-    # scikit-learn stops once no entry of the mean loss's gradient exceeds tol. Those entries start near a
-    # class's mean feature / classes, so its default of 1e-4 can end a probe of thousands of classes at once.
-    # Warm starts: along a rising C each solution is a good start for the next.
-    tol = 1e-3 / num_classes
-    return LogisticRegression(solver="lbfgs", tol=tol, max_iter=max_iterations, warm_start=True)
-
-
-def _fit(model: LogisticRegression, features: Floats, index: Integers, inverse_regularisation: float) -> bool:
-    """Fit in place; whether it converged within the iterations allowed."""
-    work = features.size * (int(index.max()) + 1)
-    with warnings.catch_warnings(), threadpool_limits(1 if work < SERIAL_BELOW else None):
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
-        model.set_params(C=inverse_regularisation).fit(features, index)
-    return int(model.n_iter_.max()) < model.max_iter
-
-
-def _test_ranks(model: LogisticRegression, features: Floats, labels: Integers, classes: Integers) -> Integers:
+def _test_ranks(weights: Tensor, features: Tensor, labels: Integers, classes: Integers) -> Tensor:
     """Return [M], the number of classes ahead of the true one; beyond any k if it had no training image."""
-    scores = model.decision_function(features)
-    if scores.ndim == 1:  # two classes share one margin
-        scores = np.stack([-scores, scores], axis=1)
     known = np.isin(labels, classes)
-    ranks = np.full(len(labels), np.iinfo(np.int64).max)
-    index = np.searchsorted(classes, labels[known])
-    ranks[known] = label_ranks(torch.from_numpy(scores[known]), torch.from_numpy(index)).numpy()
+    ranks = torch.full((len(labels),), torch.iinfo(torch.long).max)
+    index = torch.from_numpy(np.searchsorted(classes, labels[known]))
+    parts = [torch.zeros(0, dtype=torch.long)]
+    rows = torch.from_numpy(np.flatnonzero(known)).to(features.device)
+    for part, own in zip(
+        *(each.split(max(1, CHUNK_ELEMENTS // len(classes))) for each in (rows, index)), strict=True
+    ):
+        parts.append(label_ranks(torch.addmm(weights[-1], features[part], weights[:-1]), own).cpu())
+    ranks[torch.from_numpy(known)] = torch.cat(parts)
     return ranks
 
 
-def _unseen_note(labels: Integers, classes: Integers) -> list[str]:
+def unseen_note(labels: Integers, classes: Integers) -> list[str]:
+    """Return a note if some test images are of classes without training images."""
     unseen = ~np.isin(labels, classes)
     if not unseen.any():
         return []
@@ -214,17 +271,6 @@ def _unseen_note(labels: Integers, classes: Integers) -> list[str]:
         f"{number} test {'class' if number == 1 else 'classes'} ({unseen.sum():,} of {len(labels):,} images) "
         "had no training image; these images count as misses"
     ]
-
-
-def _candidates(inverse_regularisations: Sequence[float], max_iterations: int) -> list[float]:
-    """Check that the values of C and the iterations are positive; return the values, ascending."""
-    candidates = sorted(set(inverse_regularisations))
-    if not candidates or not candidates[0] > 0 or max_iterations < 1:
-        raise ValueError(
-            f"linear_probe: inverse_regularisations is {tuple(inverse_regularisations)}, max_iterations "
-            f"{max_iterations}; give at least one value of C, all of them and max_iterations above 0"
-        )
-    return candidates
 
 
 def _check_rows(split: str, features: Tensor, labels: Tensor) -> None:
@@ -236,10 +282,6 @@ def _check_rows(split: str, features: Tensor, labels: Tensor) -> None:
     if not bool(features.isfinite().all()):
         bad = int((~features.isfinite()).any(dim=1).sum())
         raise ValueError(f"linear_probe: {bad} of {len(features)} rows of {split} features are not finite")
-
-
-def _floats(features: Tensor) -> Floats:
-    return features.detach().to("cpu", torch.float32).numpy()
 
 
 def _integers(labels: Tensor) -> Integers:

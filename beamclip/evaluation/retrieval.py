@@ -1,83 +1,120 @@
-"""Retrieval: find an image's caption among all captions, and a caption's image among all images."""
+"""Retrieval: find an image's caption among all captions, and a caption's image among all images.
 
-from collections.abc import Sequence
+The matrix of all similarities never exists: it is computed in blocks, twice where a block holds a caption
+together with its own image, and each block is reduced to counts.
+"""
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from beamclip.evaluation.zeroshot import CHUNK_ELEMENTS, label_ranks
 from beamclip.losses.similarity import similarities
+
+BLOCK = 4096
+"""Images and captions of a block, 64 MiB of similarities."""
+
+Block = tuple[slice, slice]
 
 
 def retrieval_metrics(
-    images: Tensor, texts: Tensor, image_of_text: Tensor, ks: Sequence[int] = (1, 5)
+    images: Tensor, texts: Tensor, image_of_text: Tensor, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
     """Compute recall in both directions, as it is counted on Flickr30k and COCO (arXiv 1504.00325).
 
-    An image counts as found when one of its own captions is among the k nearest of all captions; a caption
-    when its image is among the k nearest of all images. Of equal similarities, the lower index is ahead.
-
     Args:
-        images: [N, D] image embeddings, unit length.
-        texts: [M, D] caption embeddings by the same model, unit length.
-        image_of_text: [M] integers in 0..N-1, the image that each caption belongs to; every image has one.
+        images, texts, image_of_text: see `retrieval_ranks`.
         ks: the k values, each >= 1.
 
     Returns:
         `retrieval_i2t_r<k>` and `retrieval_t2i_r<k>` for each k, fractions in 0..1.
 
     Raises:
-        ValueError: shapes that do not fit, an image without a caption, or a k below 1.
+        ValueError: as `retrieval_ranks`, or a k is below 1.
     """
-    _check(images, texts, image_of_text, ks)
-    owners = image_of_text.to(images.device, torch.long)
-    found = {"i2t": _ranks_of_texts(images, texts, owners), "t2i": _ranks_of_images(images, texts, owners)}
+    if min(ks, default=1) < 1:
+        raise ValueError(f"retrieval_metrics: ks is {tuple(ks)}, every k must be at least 1")
+    of_images, of_texts = retrieval_ranks(images, texts, image_of_text)
     return {
         f"retrieval_{direction}_r{k}": int((ranks < k).sum()) / len(ranks)
-        for direction, ranks in found.items()
+        for direction, ranks in (("i2t", of_images), ("t2i", of_texts))
         for k in ks
     }
 
 
-def _ranks_of_texts(images: Tensor, texts: Tensor, owners: Tensor) -> Tensor:
-    """[N]: how many captions are ahead of each image's best own one."""
-    ranks = []
-    rows = max(1, CHUNK_ELEMENTS // len(texts))
-    for start in range(0, len(images), rows):
-        scores = similarities(images[start : start + rows].float(), texts.float())
-        index = torch.arange(start, start + len(scores), device=scores.device)
-        best = scores.masked_fill(owners != index[:, None], -torch.inf).argmax(dim=1)
-        ranks.append(label_ranks(scores, best))
-    return torch.cat(ranks)
+def retrieval_ranks(images: Tensor, texts: Tensor, image_of_text: Tensor) -> tuple[Tensor, Tensor]:
+    """Count what is ahead of each image's best own caption, and of each caption's own image.
+
+    An image is found at k if fewer than k captions are ahead of the best of its own; a caption, if fewer than
+    k images are ahead of its image. Of equal similarities, the lower index is ahead.
+
+    Args:
+        images: [N, D] image embeddings, unit length.
+        texts: [M, D] caption embeddings by the same model, unit length, on the same device.
+        image_of_text: [M] integers in 0..N-1, the image that each caption belongs to; every image has one.
+
+    Returns:
+        int64 [N] and int64 [M], on the CPU.
+
+    Raises:
+        ValueError: shapes that do not fit, or an image without a caption.
+    """
+    _check(images, texts, image_of_text)
+    images, texts = images.float(), texts.float()
+    owners = image_of_text.to(images.device, torch.long)
+    own = _own_similarities(images, texts, owners)
+    best, best_text = _best_of_image(own, owners, len(images))
+    image_ranks = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    text_ranks = torch.zeros(len(texts), dtype=torch.long, device=images.device)
+    for rows, columns in _blocks(len(images), len(texts)):
+        block = similarities(images[rows], texts[columns])
+        row = torch.arange(rows.start, rows.start + len(block), device=block.device)[:, None]
+        column = torch.arange(columns.start, columns.start + block.shape[1], device=block.device)
+        level, first = best[rows, None], best_text[rows, None]
+        image_ranks[rows] += ((block > level) | ((block == level) & (column < first))).sum(dim=1)
+        level, first = own[columns], owners[columns]
+        text_ranks[columns] += ((block > level) | ((block == level) & (row < first))).sum(dim=0)
+    return image_ranks.cpu(), text_ranks.cpu()
 
 
-def _ranks_of_images(images: Tensor, texts: Tensor, owners: Tensor) -> Tensor:
-    """[M]: how many images are ahead of each caption's own."""
-    rows = max(1, CHUNK_ELEMENTS // len(images))
-    return torch.cat(
-        [
-            label_ranks(
-                similarities(texts[start : start + rows].float(), images.float()),
-                owners[start : start + rows],
-            )
-            for start in range(0, len(texts), rows)
-        ]
-    )
+def _blocks(images: int, texts: int) -> Iterator[Block]:
+    for row in range(0, images, BLOCK):
+        for column in range(0, texts, BLOCK):
+            yield slice(row, row + BLOCK), slice(column, column + BLOCK)
 
 
-def _check(images: Tensor, texts: Tensor, owners: Tensor, ks: Sequence[int]) -> None:
+def _own_similarities(images: Tensor, texts: Tensor, owners: Tensor) -> Tensor:
+    """[M]: similarity of each caption and its image, to the bit as in the block that holds both."""
+    own = images.new_empty(len(texts))
+    for rows, columns in _blocks(len(images), len(texts)):
+        inside = owners[columns]
+        here = torch.nonzero((inside >= rows.start) & (inside < rows.stop))[:, 0]
+        if len(here):
+            block = similarities(images[rows], texts[columns])
+            own[columns.start + here] = block[inside[here] - rows.start, here]
+    return own
+
+
+def _best_of_image(own: Tensor, owners: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """Of each image the similarity and the index of its nearest own caption; the first of equal ones."""
+    best = own.new_full((images,), -torch.inf).scatter_reduce(0, owners, own, "amax")
+    index = torch.arange(len(own), device=own.device)
+    last = torch.full_like(index, len(own))
+    candidates = torch.where(own == best[owners], index, last)
+    first = torch.full((images,), len(own), device=own.device)
+    return best, first.scatter_reduce(0, owners, candidates, "amin")
+
+
+def _check(images: Tensor, texts: Tensor, owners: Tensor) -> None:
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(
-            f"retrieval_metrics: images are {list(images.shape)}, texts {list(texts.shape)}; both must be "
-            "rows of one width, from one model"
+            f"retrieval: images are {list(images.shape)}, texts {list(texts.shape)}; both must be rows of "
+            "one width, from one model"
         )
     if owners.shape != (len(texts),) or len(owners) == 0 or int(owners.min()) < 0:
-        raise ValueError(f"retrieval_metrics: image_of_text must name an image for each of {len(texts)}")
+        raise ValueError(f"retrieval: image_of_text must name an image for each of {len(texts)} texts")
     counts = torch.bincount(owners.to(torch.long), minlength=len(images))
     if len(counts) > len(images) or int(counts.min()) == 0:
         raise ValueError(
-            f"retrieval_metrics: image_of_text must name each of the {len(images)} images at least once, and "
-            "no other"
+            f"retrieval: image_of_text must name each of the {len(images)} images at least once, and no other"
         )
-    if min(ks, default=1) < 1:
-        raise ValueError(f"retrieval_metrics: ks is {tuple(ks)}, every k must be at least 1")

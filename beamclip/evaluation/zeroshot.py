@@ -1,6 +1,7 @@
 """Zero-shot classification: an image gets the class whose anchors lie nearest (CLIP, arXiv 2103.00020)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -90,6 +91,72 @@ def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels
     ahead = (scores > own) | ((scores == own) & earlier)
     return ahead.sum(dim=1).masked_fill(scores.isnan().any(dim=1), torch.iinfo(torch.long).max)
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Zero-shot predictions for each of N images."""
+
+    ranks: Tensor
+    """int64 [N], classes ahead of the true one; see `label_ranks`."""
+    predicted: Tensor
+    """int32 [N, min(5, K)], the best classes, best first."""
+    probability: Tensor
+    """float32 [N], of the best class, at the temperature that was given."""
+    own_probability: Tensor
+    """float32 [N], of the best class, at the model's own scale."""
+
+
+def zeroshot_predictions(
+    embeddings: Tensor,
+    labels: Tensor,
+    anchors: Anchors,
+    num_classes: int,
+    *,
+    temperature: float,
+    logit_scale: float,
+) -> ZeroShot:
+    """Predict classes, 2**24 scores at a time.
+
+    Args:
+        embeddings: [N, D] image embeddings, unit length, N >= 1.
+        labels: [N] class indices in 0..K-1.
+        anchors: the classes' text anchors.
+        num_classes: K.
+        temperature: see `class_scores`; also of the softmax for `probability`.
+        logit_scale: the model's own factor of the similarities, the inverse of a temperature.
+
+    Raises:
+        ValueError: as `class_scores`.
+    """
+    several = len(anchors.embeddings) > num_classes
+    rows = max(1, CHUNK_ELEMENTS // max(num_classes, len(anchors.embeddings)))
+    parts = []
+    for start in range(0, len(embeddings), rows):
+        chunk, own = embeddings[start : start + rows], labels[start : start + rows]
+        scores = class_scores(chunk, anchors, num_classes, temperature=temperature)
+        at_own = scores
+        if several:
+            at_own = class_scores(chunk, anchors, num_classes, temperature=1 / logit_scale)
+        parts.append(
+            ZeroShot(
+                label_ranks(scores, own).cpu(),
+                _best_classes(scores, 5).to(torch.int32).cpu(),
+                (scores / temperature).softmax(dim=1).amax(dim=1).cpu(),
+                (logit_scale * at_own).softmax(dim=1).amax(dim=1).cpu(),
+            )
+        )
+    names = ("ranks", "predicted", "probability", "own_probability")
+    return ZeroShot(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def _best_classes(scores: Tensor, most: int) -> Tensor:
+    """[N, min(most, K)] classes, best first; of equal scores, the lower class, as in `label_ranks`."""
+    number = min(most, scores.shape[1])
+    values, best = scores.topk(number, dim=1)
+    tied = ((scores >= values[:, -1:]).sum(dim=1) > number) | (values.diff(dim=1) == 0).any(dim=1)
+    best[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :number]
+    return best
 
 
 def zeroshot_metrics(

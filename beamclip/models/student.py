@@ -88,22 +88,42 @@ def backbone_features(tower: nn.Module, images: Tensor) -> Tensor:
     Returns:
         [B, F] in the tower's dtype; with gradients unless the caller switches them off.
     """
+    return embeddings_and_features(tower, images)[1]
+
+
+def embeddings_and_features(tower: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a tower's output and its `backbone_features`, from one pass.
+
+    Args:
+        tower: the image tower of a CLIP model.
+        images: [B, 3, H, W], normalised.
+
+    Returns:
+        [B, D], not yet of unit length, with the values that the tower alone computes; and [B, F].
+    """
     if isinstance(tower, TimmModel):
-        return _trunk_features(tower, images)
+        return _of_trunk(tower, images)
     if isinstance(tower, VisionTransformer | SpecialisedVision) and tower.proj is not None:
         identity = torch.eye(tower.proj.shape[0], dtype=tower.proj.dtype, device=tower.proj.device)
-        output = functional_call(tower, {"proj": identity}, (images,))
-    else:
-        output = tower(images)
-    return output[0] if isinstance(output, tuple) else output
+        features = _first(functional_call(tower, {"proj": identity}, (images,)))
+        return features @ tower.proj, features
+    output = _first(tower(images))
+    return output, output
 
 
-def _trunk_features(tower: TimmModel, images: Tensor) -> Tensor:
+def _of_trunk(tower: TimmModel, images: Tensor) -> tuple[Tensor, Tensor]:
     trunk = tower.trunk
     if len(tower.head) == 0:  # the backbone's own classifier is the projection
-        return trunk.forward_head(trunk.forward_features(images), pre_logits=True)
+        maps = trunk.forward_features(images)
+        return trunk.forward_head(maps), trunk.forward_head(maps, pre_logits=True)
     features = trunk(images)
-    return features if features.ndim == 2 else tower.head(features)
+    output = tower.head(features)
+    return output, features if features.ndim == 2 else output
+
+
+def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """CoCa's tower returns the tokens too."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _is_msclip(name: str) -> bool:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beamclip.models.clip import ClipModel, ImageTower, LoadedClip, normalise_pixels
+from beamclip.models.student import embeddings_and_features
 
 Precision = Literal["fp32", "bf16"]
 
@@ -57,15 +58,34 @@ class ImageTeacher(nn.Module):
         Raises:
             ValueError: pixels are not uint8, not [B, 3, H, W], or not square.
         """
-        images = normalise_pixels(
-            pixels, self.preprocessing, dtype=self._input_dtype, channels_last=self._convolutional
-        )
-        # Set explicitly: a student's autocast around this call must not change the teacher.
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._autocast):
-            embeddings = self.network(images)
+        with self._arithmetic(pixels):
+            embeddings = self.network(self._normalised(pixels))
         # CoCa's tower returns the tokens too.
         embeddings = embeddings[0] if isinstance(embeddings, tuple) else embeddings
         return F.normalize(embeddings.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_with_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode pixels as `encode_image` does, and return the backbone's features too, from one pass.
+
+        Returns:
+            float32 [B, D] of unit length, and float32 [B, F]: see `student.backbone_features`.
+
+        Raises:
+            ValueError: as `encode_image`.
+        """
+        with self._arithmetic(pixels):
+            embeddings, features = embeddings_and_features(self.network, self._normalised(pixels))
+        return F.normalize(embeddings.float(), dim=-1), features.float()
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return normalise_pixels(
+            pixels, self.preprocessing, dtype=self._input_dtype, channels_last=self._convolutional
+        )
+
+    def _arithmetic(self, pixels: Tensor) -> torch.autocast:
+        # Set explicitly: a student's autocast around a call must not change the teacher.
+        return torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._autocast)
 
 
 def copied_image_teacher(clip: LoadedClip, precision: Precision = "fp32") -> ImageTeacher:

@@ -152,7 +152,7 @@ def test_a_model_is_scored_by_the_labels_of_it(teacher, tmp_path, write):
     (tmp_path / "classes.yaml").write_text("[{id: '0', name: cross}, {id: '1', name: bar}]")
     config = EvaluateConfig(
         model=str(teacher[0]),
-        data=str(data),
+        data=(str(data),),
         classes=tmp_path / "classes.yaml",
         out=tmp_path / "scores",
         workers=WorkersConfig(num_workers=0),

@@ -149,7 +149,7 @@ def test_evaluate_scores_a_run_as_its_own_training_did(student, corpus, workspac
     summary = evaluate(
         EvaluateConfig(
             model=str(student[0]),
-            data=str(corpus.test),
+            data=(str(corpus.test),),
             classes=corpus.classes,
             tasks=("zeroshot", "probe"),
             train_data=str(corpus.train),
@@ -189,7 +189,7 @@ def test_without_workers_no_part_of_ray_is_used(teacher, corpus, workspace, monk
     scored = evaluate(
         EvaluateConfig(
             model=str(out),
-            data=str(corpus.test),
+            data=(str(corpus.test),),
             classes=corpus.classes,
             out=workspace / "scored-without-ray",
             workers=HERE,
@@ -314,7 +314,7 @@ def test_shards_without_their_data(teacher, corpus, workspace, capsys):
     want = f"shards have statistics and no data: {lost.name}. Bring them back, or give --allow-missing-shards"
     config = distill_config(teacher, corpus, workspace / "no", data=(str(data),))
     assert want in messages(capsys, config, distill)
-    config = EvaluateConfig(model=str(teacher[0]), data=str(data), classes=corpus.classes)
+    config = EvaluateConfig(model=str(teacher[0]), data=(str(data),), classes=corpus.classes)
     assert want in messages(capsys, config, evaluate)
     summary = evaluate(replace(config, out=workspace / "of-the-rest", allow_missing_shards=True))
     assert summary.counts.skipped == {"missing shard": 10}
@@ -448,7 +448,7 @@ def test_labels_that_no_class_has(teacher, corpus, workspace, capsys):
     classes = workspace / "other.txt"
     classes.write_text("cat\ndog\n")
     config = EvaluateConfig(
-        model=str(teacher[0]), data=str(corpus.test), classes=classes, out=workspace / "no-scores"
+        model=str(teacher[0]), data=(str(corpus.test),), classes=classes, out=workspace / "no-scores"
     )
     text = messages(capsys, config, evaluate)
     assert "label not in the class list" in text

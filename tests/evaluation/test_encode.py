@@ -20,6 +20,7 @@ from beamclip.data.image_limits import CORRUPT_IMAGE, TOO_NARROW, UNSUPPORTED_FO
 from beamclip.data.listing import list_labelled
 from beamclip.data.shards import (
     BROKEN_SHARD,
+    MISSING_CAPTION,
     MISSING_IMAGE,
     MISSING_LABEL,
     ROW_SCHEMA,
@@ -34,6 +35,7 @@ from beamclip.evaluation.encode import (
     Encoded,
     Encoder,
     EncodeSpec,
+    distinct_keys,
     encode_labelled,
     load_held_out,
     sample_images,
@@ -209,7 +211,32 @@ def test_two_actors_give_what_one_process_gives(
     alone = encode(clip, damaged)
     shared = encode(clip, damaged, workers=WorkersConfig(num_workers=2, cpus_per_worker=0.5))
     assert shared.skipped == alone.skipped == DAMAGE
-    torch.testing.assert_close(in_a_fixed_order(shared), in_a_fixed_order(alone), atol=1e-5, rtol=0.0)
+    assert shared.keys == alone.keys
+    assert shared.labels.tolist() == alone.labels.tolist()
+    torch.testing.assert_close(shared.embeddings, alone.embeddings, atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(shared.features, alone.features, atol=1e-5, rtol=0.0)
+
+
+def test_keys_are_told_apart_by_shard_and_number_only_where_two_are_alike() -> None:
+    assert distinct_keys(["1", "2"], ["a.tar", "b.tar"]) == ["1", "2"]
+    assert distinct_keys(["1", "1", "2"], ["a", "b", "b"]) == ["a/1", "b/1", "b/2"]
+    assert distinct_keys(["1", "1", "1"], ["a", "a", "b"]) == ["a/1", "a/1 (2)", "b/1"]
+
+
+def test_captions_come_with_the_images_and_labels_are_not_needed(clip: LoadedClip, tmp_path: Path) -> None:
+    for i, texts in enumerate((["a red ant", "an ant"], [], ["a bee"])):
+        picture(i).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.json").write_text(json.dumps({"kind": CLASSES[i], "captions": texts}))
+    alone = WorkersConfig(num_workers=0)
+    spec = EncodeSpec(captions=True, caption_columns=("captions",))
+    with_labels = encode(clip, tmp_path, spec, alone)
+    assert with_labels.texts == [["a red ant", "an ant"], [], ["a bee"]]
+    assert with_labels.labels.tolist() == [0, 1, 2]
+    captioned = encode_labelled(clip, str(tmp_path), None, "kind", spec, alone)
+    assert captioned.texts == [["a red ant", "an ant"], ["a bee"]]
+    assert captioned.keys == ["0", "2"]
+    assert captioned.skipped == {MISSING_CAPTION: 1}
+    torch.testing.assert_close(captioned.embeddings, with_labels.embeddings[[0, 2]])
 
 
 def test_a_folder_of_class_folders_is_encoded_by_folder_name(

@@ -26,13 +26,27 @@ def test_recalls_equal_those_of_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> 
     images = F.normalize(torch.randn(40, 8, generator=generator), dim=1)
     owners = torch.cat([torch.arange(40), torch.randint(40, (60,), generator=generator)])
     texts = F.normalize(images[owners] + 0.7 * torch.randn(100, 8, generator=generator), dim=1)
-    # Several chunks, the last one shorter.
-    monkeypatch.setattr(retrieval, "CHUNK_ELEMENTS", 700)
+    # Several blocks both ways, the last ones shorter.
+    monkeypatch.setattr(retrieval, "BLOCK", 17)
     got = retrieval_metrics(images, texts, owners, ks=(1, 5))
     for k in (1, 5):
         want = by_sorting(images, texts, owners, k)
         assert (got[f"retrieval_i2t_r{k}"], got[f"retrieval_t2i_r{k}"]) == pytest.approx(want)
         assert 0.0 < want[0] < 1.0
+
+
+@pytest.mark.parametrize("block", [3, 4096])
+def test_of_equal_similarities_the_lower_index_is_ahead(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings of a few values on a grid: most similarities occur many times."""
+    monkeypatch.setattr(retrieval, "BLOCK", block)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(-1, 2, (15, 3), generator=generator).float()
+    owners = torch.cat([torch.arange(15), torch.randint(15, (9,), generator=generator)])
+    texts = torch.randint(-1, 2, (24, 3), generator=generator).float()
+    got = retrieval_metrics(images, texts, owners, ks=(1, 4))
+    for k in (1, 4):
+        want = by_sorting(images, texts, owners, k)
+        assert (got[f"retrieval_i2t_r{k}"], got[f"retrieval_t2i_r{k}"]) == pytest.approx(want)
 
 
 def test_an_image_is_found_by_any_of_its_captions() -> None:

@@ -1,0 +1,260 @@
+"""Score a model on one data set: one pass over the images, and all tasks from it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beamclip.commands.anchors import class_anchors, encoded_texts
+from beamclip.commands.class_list import label_ids
+from beamclip.commands.console import plural, print_stage
+from beamclip.commands.contexts import context_sources
+from beamclip.commands.options import EvaluateConfig
+from beamclip.commands.scoring import SCORING_TEMPERATURE, agreement_statistics, zeroshot_parts
+from beamclip.commands.templates import warn_of_misfit, with_templates
+from beamclip.errors import InputError
+from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled
+from beamclip.evaluation.intervals import Figure, figures
+from beamclip.evaluation.knn import NEIGHBOURS, knn_ranks, nearest_neighbours
+from beamclip.evaluation.probe import ProbeResult, linear_probe
+from beamclip.evaluation.results import NO_RANK, Captions, Facts, Scores, as_ranks
+from beamclip.evaluation.retrieval import retrieval_ranks
+from beamclip.evaluation.scores import statistics_of
+from beamclip.evaluation.statistic import Statistic
+from beamclip.models.clip import LoadedClip
+from beamclip.prompts.anchors import Anchors
+from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.config import PromptConfig
+
+TASKS = ("zeroshot", "probe", "knn", "retrieval", "agreement")
+CLASS_TASKS = ("zeroshot", "probe", "knn", "agreement")
+"""Tasks that need a class list."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A model, and what all data sets of an evaluation share."""
+
+    config: EvaluateConfig
+    tasks: tuple[str, ...]
+    """Those of TASKS that run."""
+    clip: LoadedClip
+    teacher: LoadedClip | None
+    classes: list[ClassEntry]
+    """Empty where only retrieval runs."""
+    cache: Path
+    """Folder in which encoded prompts are kept."""
+    templates: tuple[str, ...] = ()
+    """Prompt templates that come with the data; empty if none do."""
+
+    def label_ids(self, address: str) -> list[str] | None:
+        """What the labels of a data set call the classes, in the list's order; None without classes."""
+        return label_ids(self.classes, address, self.config.label_column) if self.classes else None
+
+    @property
+    def device(self) -> str:
+        """Where scores are computed from embeddings."""
+        return "cuda" if self.config.workers.use_gpu and torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def prompts(self) -> PromptConfig:
+        """Options of the prompts, with the templates of the data or that fit the model."""
+        return with_templates(self.config.prompts, self.clip, self.templates)
+
+    def encode(self, clip: LoadedClip, address: str, spec: EncodeSpec) -> Encoded:
+        """Encode a data set by a model, under the options of the command."""
+        spec = replace(spec, batch_size=self.config.scoring_batch, precision=self.config.scoring_precision)
+        return encode_labelled(
+            clip,
+            address,
+            self.label_ids(address),
+            self.config.label_column,
+            spec,
+            self.config.workers,
+            allow_missing=self.config.allow_missing_shards,
+        )
+
+    @cached_property
+    def train(self) -> Encoded:
+        """Features of the training images, encoded once for all data sets and tasks."""
+        assert self.config.train_data is not None, "checked before anything is loaded"
+        return self.encode(self.clip, self.config.train_data, EncodeSpec(embeddings=False, features=True))
+
+    def anchors(self, clip: LoadedClip, prompts: PromptConfig, address: str) -> Anchors:
+        """Return the anchors of the classes by a model's text tower."""
+        sources = context_sources(
+            self.classes, prompts, [address], self.cache, allow_missing=self.config.allow_missing_shards
+        )
+        return class_anchors(self.classes, prompts, sources, clip, self.config.workers, self.cache)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSetScores:
+    """How a model scored on one data set."""
+
+    scores: Scores
+    statistics: dict[str, Statistic]
+    """Every figure, by name."""
+    figures: dict[str, Figure]
+    """The same figures, with their intervals."""
+    encoded: Encoded
+    seconds: float
+    """Of the pass over the images."""
+    stages: dict[str, Any] = field(default_factory=dict)
+
+
+def named(data_set: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures with the name of their data set in front; "" is the only one."""
+    return {f"{data_set}/{name}" if data_set else name: figure for name, figure in figures.items()}
+
+
+def score_data_set(evaluator: Evaluator, address: str) -> DataSetScores:
+    """Run the tasks on a data set.
+
+    Raises:
+        InputError: the data, or the class list, cannot be used for a task.
+    """
+    tasks = evaluator.tasks
+    began = time.perf_counter()
+    encoded = evaluator.encode(evaluator.clip, address, _spec(evaluator))
+    seconds = time.perf_counter() - began
+    show_encoded(encoded, len(evaluator.classes), seconds)
+    scores = _unscored(evaluator, encoded, address)
+    stages: dict[str, Any] = {}
+    more: dict[str, Statistic] = {}
+    if "zeroshot" in tasks or "agreement" in tasks:
+        scores, more = _with_zeroshot(evaluator, encoded, scores)
+    if "probe" in tasks:
+        scores, stages["probe"] = _with_probe(evaluator, encoded, scores)
+    if "knn" in tasks:
+        scores = _with_knn(evaluator, encoded, scores)
+    if "retrieval" in tasks:
+        scores = _with_retrieval(evaluator, encoded, scores)
+    statistics = {**statistics_of(scores), **more}
+    measured = figures(statistics, len(scores))
+    return DataSetScores(scores, statistics, measured, encoded, seconds, stages)
+
+
+def show_encoded(encoded: Encoded, classes: int, seconds: float) -> None:
+    """Print how many images were encoded, and how fast."""
+    number = len(encoded.keys)
+    of_classes = f", {plural(classes, 'class')}" if classes else ""
+    captions = sum(map(len, encoded.texts))
+    of_captions = f", {plural(captions, 'caption')}" if captions else ""
+    speed = f"{number / seconds:,.0f} img/s"
+    print_stage("images", f"{plural(number, 'image')}{of_classes}{of_captions}", speed)
+
+
+def _spec(evaluator: Evaluator) -> EncodeSpec:
+    tasks = set(evaluator.tasks)
+    return EncodeSpec(
+        embeddings=bool(tasks & {"zeroshot", "agreement", "retrieval"}),
+        features="knn" in tasks or "probe" in tasks,
+        captions="retrieval" in tasks,
+        caption_columns=evaluator.config.caption_columns,
+    )
+
+
+def _unscored(evaluator: Evaluator, encoded: Encoded, address: str) -> Scores:
+    facts = Facts(
+        model=str(evaluator.config.model),
+        data=address,
+        tasks=evaluator.tasks,
+        class_ids=tuple(entry.id for entry in evaluator.classes),
+        class_names=tuple(entry.name for entry in evaluator.classes),
+        temperature=SCORING_TEMPERATURE,
+    )
+    labels = encoded.labels.numpy().astype("int32") if evaluator.classes else None
+    return Scores(facts, encoded.keys, labels)
+
+
+def _with_zeroshot(
+    evaluator: Evaluator, encoded: Encoded, scores: Scores
+) -> tuple[Scores, dict[str, Statistic]]:
+    """Add the predictions, and the agreement with the teacher's if that is asked for."""
+    prompts, clip, classes = evaluator.prompts, evaluator.clip, evaluator.classes
+    workers, address = evaluator.config.workers, scores.facts.data
+    warn_of_misfit(prompts, classes, clip, lambda: encoded.embeddings, workers, evaluator.cache)
+    anchors = evaluator.anchors(clip, prompts, address)
+    scores = zeroshot_parts(scores, clip, anchors, encoded, device=evaluator.device)
+    if "agreement" not in evaluator.tasks:
+        return scores, {}
+    teacher = evaluator.teacher
+    assert teacher is not None, "checked before anything is loaded"
+    theirs = evaluator.encode(teacher, address, EncodeSpec())
+    teacher_anchors = evaluator.anchors(teacher, with_templates(evaluator.config.prompts, teacher), address)
+    if theirs.keys != encoded.keys:
+        raise InputError(
+            f"--teacher {evaluator.config.teacher}: could use {len(theirs.keys):,} images, the model "
+            f"{len(encoded.keys):,}; their predictions cannot be paired. Mend or remove the others."
+        )
+    return scores, agreement_statistics(scores, encoded, anchors, theirs, teacher_anchors)
+
+
+def _with_probe(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> tuple[Scores, dict[str, Any]]:
+    config, train = evaluator.config.probe, evaluator.train
+    result = linear_probe(
+        train.features,
+        train.labels,
+        encoded.features,
+        encoded.labels,
+        inverse_regularisation=config.probe_c,
+        max_iterations=config.probe_iterations,
+        probe_seed=config.probe_seed,
+        device=evaluator.device,
+    )
+    text = f"fitted on {plural(result.train_images, 'image')} of {plural(result.classes, 'class')}"
+    print_stage("probe", text, f"C {result.inverse_regularisation:g}")
+    for note in result.notes:
+        print_stage("note", note)
+    return replace(scores, ranks={**scores.ranks, "probe": as_ranks(result.ranks)}), _probe_facts(result)
+
+
+def _probe_facts(result: ProbeResult) -> dict[str, Any]:
+    return {
+        "protocol": "clip",
+        "inverse_regularisation": result.inverse_regularisation,
+        "iterations": result.iterations,
+        "train_images": result.train_images,
+        "test_images": result.test_images,
+        "classes": result.classes,
+        "notes": list(result.notes),
+    }
+
+
+def _with_knn(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> Scores:
+    train, device = evaluator.train, evaluator.device
+    found = nearest_neighbours(
+        train.features.to(device), train.labels.to(device), encoded.features.to(device), max(NEIGHBOURS)
+    )
+    ranks = {
+        f"knn{number}": as_ranks(knn_ranks(found, encoded.labels, len(evaluator.classes), neighbours=number))
+        for number in NEIGHBOURS
+    }
+    return replace(scores, ranks={**scores.ranks, **ranks})
+
+
+def _with_retrieval(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> Scores:
+    rows = [row for row, texts in enumerate(encoded.texts) if texts]
+    if not rows:
+        raise InputError(
+            f"{scores.facts.data}: no image has a caption, which --tasks retrieval needs. Give captioned "
+            "images, or name the field of the captions by --caption-columns."
+        )
+    texts = [text for row in rows for text in encoded.texts[row]]
+    owners = torch.tensor([place for place, row in enumerate(rows) for _ in encoded.texts[row]])
+    embedded = encoded_texts(texts, evaluator.clip, evaluator.config.workers)
+    device = evaluator.device
+    of_images, of_texts = retrieval_ranks(encoded.embeddings[rows].to(device), embedded.to(device), owners)
+    ranks = torch.full((len(encoded.keys),), NO_RANK, dtype=torch.long)
+    ranks[rows] = of_images
+    image = torch.tensor(rows)[owners].numpy().astype("int32")
+    captions = Captions(texts, image, as_ranks(of_texts))
+    left = len(encoded.keys) - len(rows)
+    missing = f", {plural(left, 'image')} without one" if left else ""
+    print_stage("retrieval", f"{plural(len(rows), 'image')}, {plural(len(texts), 'caption')}{missing}")
+    return replace(scores, ranks={**scores.ranks, "i2t": as_ranks(ranks)}, captions=captions)

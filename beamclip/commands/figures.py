@@ -1,0 +1,74 @@
+"""Show the figures of an evaluation: a table with intervals, and pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beamclip.commands.console import percent, table
+from beamclip.commands.data_set_scores import DataSetScores
+from beamclip.evaluation.intervals import Figure
+from beamclip.evaluation.statistic import CalibrationError, reliability
+
+PLAIN = ("agreement_kl", "agreement_cosine", "effective_robustness")
+"""Parts of the names of figures that are no shares."""
+
+
+def show_figures(figures: Mapping[str, Figure], against: Mapping[str, Any] | None) -> None:
+    """Print a table of figures, with the differences to another run if there is one."""
+    rows = [["metric", "value", "95 % interval"]]
+    for name, each in figures.items():
+        rows.append(
+            [name, _value(name, each.value), f"{_number(name, each.low)} to {_number(name, each.high)}"]
+        )
+    table(rows)
+    if against:
+        print(f"\nagainst {against['run']}, on the same images:")
+        rows = [["metric", "difference", "95 % interval", "verdict"]]
+        for name, each in against["figures"].items():
+            ends = f"{_number(name, each['low'], '+')} to {_number(name, each['high'], '+')}"
+            rows.append([name, _number(name, each["value"], "+"), ends, each["verdict"]])
+        table(rows)
+
+
+def draw_scores(found: Mapping[str, DataSetScores], plots: Path) -> None:
+    """Draw per-class accuracy and calibration of each data set that has zero-shot predictions."""
+    # Importing matplotlib takes half a second, for which scoring need not wait.
+    from beamclip.plots.scores import plot_classes, plot_reliability
+
+    for data_set, each in found.items():
+        scores = each.scores
+        if scores.labels is None or "zeroshot" not in scores.ranks:
+            continue
+        suffix = f"-{data_set}" if data_set else ""
+        hits = (scores.ranks["zeroshot"] < 1).astype(np.float64)
+        plot_classes(hits, scores.labels, scores.facts.class_names, plots / f"classes{suffix}.png")
+        curves = {}
+        for name, label in _CALIBRATION.items():
+            statistic, error = each.statistics[name], each.figures[name]
+            assert isinstance(statistic, CalibrationError)
+            bins = reliability(statistic)
+            title = f"{label}\ncalibration error {percent(error.value, error.interval)}"
+            curves[title] = (bins.confidence, bins.accuracy)
+        plot_reliability(curves, plots / f"calibration{suffix}.png")
+
+
+_CALIBRATION = {
+    "calibration_error": "at the temperature 0.01",
+    "calibration_error_own_scale": "at the model's own scale",
+}
+
+
+def _is_plain(name: str) -> bool:
+    return any(part in name for part in PLAIN[:2])
+
+
+def _value(name: str, value: float) -> str:
+    if name.endswith("agreement_kl"):
+        return f"{value:.3f} nats"
+    return f"{value:.3f}" if _is_plain(name) else percent(value)
+
+
+def _number(name: str, value: float, sign: str = "") -> str:
+    return f"{value:{sign}.3f}" if _is_plain(name) else f"{100 * value:{sign}.1f}"

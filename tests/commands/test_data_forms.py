@@ -1,0 +1,99 @@
+"""Labelled data that name their classes themselves, scored by the command with a teacher of the corpus."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+import yaml
+from PIL import Image
+
+from beamclip.cluster.config import WorkersConfig
+from beamclip.commands.evaluate import evaluate
+from beamclip.commands.options import EvaluateConfig
+from beamclip.errors import InputError
+from beamclip.evaluation.encode import UNKNOWN_LABEL
+from beamclip.evaluation.results import read_scores
+
+pytestmark = pytest.mark.slow
+
+NAMES = ["cross", "bar", "ring", "star", "moon", "sun"]
+
+
+def write_benchmark(folder: Path) -> None:
+    """Twelve images to test on, one of a class that classnames.txt lacks, and twelve to train on."""
+    for split, labels in (("test", [*range(6), *range(5), 6]), ("train", [*range(6)] * 2)):
+        (folder / split).mkdir(parents=True)
+        with webdataset.ShardWriter(str(folder / split / "%d.tar"), maxcount=5, verbose=0) as writer:
+            for number, label in enumerate(labels):
+                file = io.BytesIO()
+                Image.new("RGB", (20, 20), (40 * label, number, 90)).save(file, "webp")
+                writer.write({"__key__": f"s{number:07d}", "webp": file.getvalue(), "cls": label})
+        (folder / split / "nshards.txt").write_text("3")
+    (folder / "classnames.txt").write_text("\n".join(NAMES))
+    (folder / "zeroshot_classification_templates.txt").write_text("a drawing of a {c}.\nthe {c}\n")
+
+
+def test_a_folder_in_the_form_of_clip_benchmark_needs_no_class_list(teacher, tmp_path):
+    write_benchmark(tmp_path / "data")
+    config = EvaluateConfig(
+        model=str(teacher[0]),
+        data=(str(tmp_path / "data"),),
+        train_data=str(tmp_path / "data"),
+        tasks=("zeroshot", "knn"),
+        out=tmp_path / "scores",
+        workers=WorkersConfig(num_workers=0),
+    )
+    summary = evaluate(config)
+    assert (summary.counts.attempted, summary.counts.succeeded) == (12, 11)
+    assert summary.counts.skipped == {UNKNOWN_LABEL: 1}
+    used = yaml.safe_load((tmp_path / "scores" / "config.yaml").read_text())
+    assert used["prompts"]["templates"] == ["a drawing of a {}.", "the {}"]
+    assert used["train_data"] == str(tmp_path / "data" / "train")
+    scores = read_scores(tmp_path / "scores")
+    assert scores.facts.class_names == tuple(NAMES)
+    assert scores.labels.tolist() == [*range(6), *range(5)]
+
+
+def test_names_in_a_class_list_are_found_among_the_numbers_of_the_data(teacher, tmp_path):
+    write_benchmark(tmp_path / "data")
+    (tmp_path / "some.txt").write_text("Sun\nbar\n")
+    config = EvaluateConfig(
+        model=str(teacher[0]),
+        data=(str(tmp_path / "data"),),
+        classes=tmp_path / "some.txt",
+        out=tmp_path / "scores",
+        workers=WorkersConfig(num_workers=0),
+    )
+    assert evaluate(config).counts.skipped == {UNKNOWN_LABEL: 9}
+    assert read_scores(tmp_path / "scores").labels.tolist() == [1, 0, 1]
+
+
+def test_a_data_set_of_torchvision_is_read_by_tasks_of_ray(ray_cluster, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("beamclip.data.listing.ROWS_PER_SHARD", 4)
+    (tmp_path / "three.txt").write_text("cross\nbar\nring\n")
+    address = "torchvision:FakeData?size=10&num_classes=3"
+    config = EvaluateConfig(
+        model=str(teacher[0]),
+        data=(address,),
+        classes=tmp_path / "three.txt",
+        out=tmp_path / "scores",
+        workers=WorkersConfig(num_workers=1),
+    )
+    assert evaluate(config).counts.succeeded == 10
+    from torchvision.datasets import FakeData
+
+    expected = [int(label) for _, label in (FakeData(size=10, num_classes=3)[number] for number in range(10))]
+    scores = read_scores(tmp_path / "scores")
+    assert np.array_equal(scores.labels, expected)
+    assert list(scores.keys) == [f"FakeData/{number}" for number in range(10)]
+
+
+def test_data_that_name_no_classes_need_a_list(teacher, tmp_path):
+    config = EvaluateConfig(
+        model=str(teacher[0]), data=("torchvision:FakeData?size=2",), out=tmp_path / "scores"
+    )
+    with pytest.raises(InputError, match="needs --classes, a class list whose ids are the labels"):
+        evaluate(config)
+    assert not (tmp_path / "scores").exists()
