@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip import SimpleTokenizer
+from open_clip import CLIP, OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer, build_zero_shot_classifier
 from torch import Tensor
 
 from beamclip.errors import InputError
@@ -217,3 +217,21 @@ def test_prompts_of_one_token_a_character_are_reported_from_the_first_length_tha
 def test_a_prompt_many_times_too_long_is_reported() -> None:
     text = "crane " * 300
     assert truncated_prompts([["crane"], [text]], SimpleTokenizer(), 77) == [(1, text)]
+
+
+def test_the_mean_over_openai80_is_the_zero_shot_classifier_of_open_clip() -> None:
+    vision = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 1}
+    text = {"context_length": 24, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
+    torch.manual_seed(0)
+    model, tokenizer = CLIP(16, vision, text).eval(), SimpleTokenizer(context_length=24)
+    names = ["crane", "owl", "red fox"]
+    prompts = class_prompts([ClassEntry(name, name) for name in names], PromptConfig(("openai80",)))
+    anchors = encode_anchors(
+        prompts,
+        lambda texts: model.encode_text(tokenizer(texts)),
+        "mean",
+        cache_dir=None,
+        encoder_fingerprint="",
+    )
+    theirs = build_zero_shot_classifier(model, tokenizer, names, OPENAI_IMAGENET_TEMPLATES)
+    assert torch.allclose(anchors.embeddings, theirs.T, atol=1e-6)
