@@ -103,7 +103,8 @@ def evaluate(config: EvaluateConfig) -> Summary:
         summary = _summary(found, figures, stages, began, tracking.run_id)
         write_summary(run_dir, summary)
         draw_scores(found, run_dir / PLOTS)
-        tracking.log([{"step": 0, **summary.metrics, **ends(summary.intervals)}])
+        values = {name: each.value for name, each in figures.items()}
+        tracking.log([{"step": 0, **values, **ends(summary.intervals)}])
         for file in (*sorted(run_dir.glob("*.parquet")), run_dir / SUMMARY_FILE):
             tracking.artifact(file)
         if (run_dir / PLOTS).is_dir():

@@ -173,7 +173,7 @@ def fit(
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return weights.detach(), int(optimizer.state[weights]["n_iter"])
 
 

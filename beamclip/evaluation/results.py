@@ -161,8 +161,12 @@ def read_scores(folder: Path, name: str = "") -> Scores:
 
 
 def _facts(content: dict[str, Any]) -> Facts:
-    known: dict[str, Any] = {key: content[key] for key in Facts.__dataclass_fields__ if key in content}
-    return Facts(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+    known: dict[str, Any] = {}
+    for name in Facts.__dataclass_fields__:
+        if name in content:
+            value = content[name]
+            known[name] = tuple(value) if isinstance(value, list) else value
+    return Facts(**known)
 
 
 def _scores(facts: Facts, table: pa.Table, captions: pa.Table | None) -> Scores:
