@@ -53,20 +53,6 @@ def _entries(numbered: NumberedClasses, address: str | None) -> list[ClassEntry]
     return [ClassEntry(str(number), nfc(name)) for number, name in enumerate(numbered.names)]
 
 
-def required_class_list(given: Path | None, address: str, label_column: str) -> ClassList:
-    """As `class_list`, for a command that cannot do without classes.
-
-    Raises:
-        InputError: there are none, or as `class_list`.
-    """
-    found = class_list(given, address, label_column)
-    if not found.entries:
-        raise InputError(
-            f"--classes is required: {address} does not name its classes. Give a list with its labels as ids."
-        )
-    return found
-
-
 def scored_classes(
     given: Path | None, scoring: ScoringConfig, *, allow_missing: bool = False
 ) -> list[ClassEntry]:
