@@ -9,6 +9,7 @@ from beamclip.commands.batches import check_batches, sized
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.sources import list_sources, read_manifests
+from beamclip.commands.validation_data import check_validation
 from beamclip.data.cache import CacheManifest
 from beamclip.data.listing import list_labelled
 from beamclip.data.shards import Shard
@@ -28,6 +29,11 @@ class DistillData:
     manifests: tuple[CacheManifest, ...]
     """Manifests of the teacher caches, one for each data set; empty if the data are plain shards."""
 
+    @property
+    def samples(self) -> int:
+        """Number of samples in all shards."""
+        return sum(shard.samples for shard in self.shards)
+
 
 def load_data(config: DistillConfig) -> DistillData:
     """Load and check every input that needs no model.
@@ -45,6 +51,7 @@ def load_data(config: DistillConfig) -> DistillData:
     check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
+    check_validation(config)
     return DistillData(shards, classes, read_manifests(config.data))
 
 

@@ -9,6 +9,7 @@ from beamclip.commands.batches import check_batches, sized
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.sources import list_sources, of_each
+from beamclip.commands.validation_data import check_validation, validated_on
 from beamclip.data.config import CaptionConfig
 from beamclip.data.listing import check_texts, list_labelled
 from beamclip.data.shards import Columns, Shard
@@ -47,6 +48,8 @@ def load_data(config: PretrainConfig) -> PretrainData:
     classes = load_classes(config.classes) if config.classes else []
     if config.scoring.eval_data:
         list_labelled(config.scoring.eval_data, allow_missing=allow_missing)
+    check_validation(config)
+    if validated_on(config):
         check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
     return PretrainData(shards, classes)
 
