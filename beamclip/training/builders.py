@@ -5,7 +5,7 @@ its data first, and the import takes about as long as the first rows need to arr
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,10 +13,8 @@ from torch import nn
 from beamclip.cluster.session import fetch
 from beamclip.data.config import AugmentConfig
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
+from beamclip.training.loop import Validation
 from beamclip.training.worker_group import WorkerGroup
-
-if TYPE_CHECKING:
-    from beamclip.training.loop import Validation
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,6 @@ class ValidationBuilder:
     def __call__(self, group: WorkerGroup) -> Validation:
         """Build it for one of a group of workers."""
         from beamclip.evaluation.validation import Scorer
-        from beamclip.training.loop import Validation
 
         scorer = Scorer(
             fetch(self.held_out),
