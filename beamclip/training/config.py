@@ -80,8 +80,9 @@ class ValidationConfig:
     """Validation: scores on a few held-out images while the model trains."""
 
     eval_every: Natural | None = None
-    """Steps between two validations; another one follows the last step. 0: none. By default as many as take
-    1 % of the training's arithmetic, and 40 at most; none where that is fewer than 3."""
+    """Steps between two validations; another one follows the last step. 0: none. By default as many as fit
+    into 1 % of the training's time, 40 at most; none where these are fewer than 3, unless --val-data is
+    given."""
     val_data: PathOrAddress = None
     """Labelled images to validate on, of the same kinds and classes as --eval-data; by default images of
     --eval-data itself."""
