@@ -53,6 +53,7 @@ from beamclip.training.events import (
 )
 from beamclip.training.launch import TrainingEnd, fit
 from beamclip.training.loop import trained_weights
+from beamclip.training.manifest import DamagedCheckpointError
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import Storage, TrainingJob
 
@@ -375,10 +376,13 @@ def _with_best_weights(trained: TrainingResult, checkpoints: str) -> TrainingRes
     step = best_step(checkpoints)
     if step is None or step == trained.step:
         return trained
-    # Before the others are read: two sets of weights take twice the memory.
-    trained.weights.clear()
+    try:
+        state = read_checkpoint(checkpoints, step)
+    except DamagedCheckpointError as error:
+        print_stage("damaged", f"{error}; exported are the weights of the last step, not the best")
+        return trained
     print_stage("best", f"the weights of step {step}, by {BEST_BY}")
-    return replace(trained, weights=trained_weights(read_checkpoint(checkpoints, step)), weights_step=step)
+    return replace(trained, weights=trained_weights(state), weights_step=step)
 
 
 def show_skipped(trained: TrainingResult, attempted: int) -> None:

@@ -119,15 +119,17 @@ class Scorer:
             if count:
                 losses.append(method.loss_of(own, batch) * count)
                 counted += count
+        anchors = self._anchors(method)
         with torch.autocast(self.device.type, enabled=False):
-            result = self._accuracies(torch.cat(embeddings), self._anchors(method))
+            result = self._accuracies(torch.cat(embeddings), anchors)
         if losses:
             own_sum = torch.stack(losses).sum()[None]
             result["val_loss"] = float(gather_values(own_sum).sum()) / (self.world_size * counted)
         return result
 
     def _accuracies(self, embeddings: Tensor, anchors: Anchors) -> dict[str, float]:
-        labels, classes = torch.from_numpy(self.held_out.labels).to(self.device), self.held_out.num_classes
+        # A copy: what comes from Ray's store cannot be written to, of which torch warns.
+        labels, classes = torch.tensor(self.held_out.labels, device=self.device), self.held_out.num_classes
         scores = class_scores(embeddings, anchors, classes, temperature=ANCHOR_TEMPERATURE)
         zeroshot = {"val_zeroshot_top1": topk_accuracy(scores, labels, ks=(1,))[1]}
         neighbours = neighbour_accuracy(embeddings, labels, classes)
