@@ -23,8 +23,6 @@ from beamclip.prompts.config import PromptConfig
 from beamclip.prompts.templates import resolve_templates
 from beamclip.training.builders import ValidationBuilder
 from beamclip.training.recipe import (
-    LEAST_VALIDATIONS,
-    VALIDATION_SHARE,
     ValidationCosts,
     complete_validation,
     total_steps,
@@ -56,8 +54,7 @@ def with_validation(config: Training, samples: int, costs_of: Callable[[], Valid
         )
         print_stage("held out", text, f"{percent(validation_share(own, costs, **length))} of the arithmetic")
     else:
-        why = f"{LEAST_VALIDATIONS} validations would take more than {percent(VALIDATION_SHARE)} of it"
-        print_stage("held out", f"no image while training: {why}; --eval-every N asks for them")
+        print_stage("held out", "no score while training, which is too short for it (--eval-every N)")
     return replace(config, validation=own)
 
 
