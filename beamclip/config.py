@@ -27,7 +27,18 @@ Config = TypeVar("Config")
 UNRECORDED = ("config", "resume")
 """Fields that say where values come from; they are not recorded themselves."""
 ADDRESSES = frozenset(
-    ("data", "teacher", "more_teachers", "eval_data", "train_data", "context_data", "urls", "out", "baseline")
+    (
+        "data",
+        "teacher",
+        "more_teachers",
+        "eval_data",
+        "val_data",
+        "train_data",
+        "context_data",
+        "urls",
+        "out",
+        "baseline",
+    )
 )
 """Options of type str that may hold a path; other paths have the type Path."""
 MOST_CONFIG_BYTES = 1 << 20

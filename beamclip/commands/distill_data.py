@@ -10,6 +10,7 @@ from beamclip.commands.class_list import scored_classes
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.sources import list_sources, read_manifests
+from beamclip.commands.validation_data import check_validation
 from beamclip.data.cache import CacheManifest
 from beamclip.data.shards import Shard
 from beamclip.errors import InputError
@@ -28,6 +29,11 @@ class DistillData:
     manifests: tuple[CacheManifest, ...]
     """Manifests of the teacher caches, one for each data set; empty if the data are plain shards."""
 
+    @property
+    def samples(self) -> int:
+        """Number of samples in all shards."""
+        return sum(shard.samples for shard in self.shards)
+
 
 def load_data(config: DistillConfig) -> DistillData:
     """Load and check every input that needs no model.
@@ -43,6 +49,7 @@ def load_data(config: DistillConfig) -> DistillData:
     check_decode(config.stream, config.workers)
     classes = scored_classes(config.classes, config.scoring, allow_missing=allow_missing)
     check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
+    check_validation(config)
     return DistillData(shards, classes, read_manifests(config.data))
 
 

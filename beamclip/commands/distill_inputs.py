@@ -36,9 +36,10 @@ class DistillInputs:
     data: DistillData
     """What is trained on; shards of teacher caches know what is read from them."""
     teachers: list[LoadedClip]
-    """Without their image towers, which the workers run; with a cache, nobody needs them."""
+    """Without their image towers."""
     image_towers: list[ImageTower]
-    """Image towers of the teachers; empty with a cache."""
+    """Image towers of the teachers. The workers run them, unless a cache holds the embeddings; the command
+    embeds the images to validate on."""
     student: LoadedClip
 
     @property
@@ -67,8 +68,7 @@ def load_inputs(config: DistillConfig, data: DistillData) -> DistillInputs:
     images = f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}"
     views = "/".join(dict.fromkeys(str(manifest.augmentations) for manifest in manifests))
     print_stage("shards", images, f"cached views of each: {views}" if manifests else "")
-    towers = [] if manifests else [clip.image_tower for clip in loaded]
-    return DistillInputs(data, teachers, towers, student)
+    return DistillInputs(data, teachers, [clip.image_tower for clip in loaded], student)
 
 
 def _show_init(config: StudentConfig, student: LoadedClip) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from beamclip.commands.options import DistillConfig
 from beamclip.data.shards import Columns, Shard
-from beamclip.training.builders import DistillationBuilder
+from beamclip.training.builders import DistillationBuilder, ValidationBuilder
 from beamclip.training.recipe import total_steps
 from beamclip.training.worker import Storage, TrainingJob
 
@@ -36,12 +36,14 @@ def distillation_job(
     student: Any,
     anchors: Any,
     storage: Storage,
+    validation: ValidationBuilder | None = None,
 ) -> TrainingJob:
     """Make the training job of a distillation.
 
     Args:
         config: with batch size, length and learning rate filled in, as by `batches.sized`.
         teachers, student, anchors: references; see DistillationBuilder.
+        validation: what scores the student meanwhile.
     """
     batch_size = config.stream.batch_size
     assert batch_size is not None
@@ -68,6 +70,7 @@ def distillation_job(
         optim=config.optim,
         cadence=config.cadence,
         storage=storage,
+        build_validation=validation,
     )
 
 

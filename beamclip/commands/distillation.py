@@ -26,6 +26,7 @@ from beamclip.commands.scoring import (
     score_zeroshot,
 )
 from beamclip.commands.sources import show_sources
+from beamclip.commands.validation import distillation_costs, distillation_validation, with_validation
 from beamclip.errors import InputError
 from beamclip.evaluation.results import write_scores
 from beamclip.heap import trim_heap
@@ -35,6 +36,7 @@ from beamclip.models.student import attach_text_tower, drop_text_tower
 from beamclip.prompts.anchors import Anchors
 from beamclip.runs.folder import MODEL, PLOTS
 from beamclip.summary import Summary
+from beamclip.training.recipe import ValidationCosts
 from beamclip.training.waiting import WaitingWorkers
 
 
@@ -54,17 +56,26 @@ def run_distillation(
     show_chosen(given, config, shards)
     show_sources(config, shards)
     config = with_own_templates(config, inputs)
+    config = with_validation(config, inputs.data.samples, lambda: _validation_costs(inputs))
     with started_run("distill", config, run_dir, shards, workers, began=began) as run:
         if config.resume is None:
             check_templates(config, inputs, run_dir.parent / "anchors")
         anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")
+        towers = [] if inputs.data.manifests else inputs.image_towers
         job = distillation_job(
             config,
             TrainingData(shards, inputs.image_size),
-            teachers=[share(tower, config.workers) for tower in inputs.image_towers],
+            teachers=[share(tower, config.workers) for tower in towers],
             student=share(inputs.student.image_tower, config.workers),
             anchors=share(anchors, config.workers),
             storage=run.storage,
+            validation=distillation_validation(
+                config,
+                inputs.student,
+                inputs.data.classes,
+                scored_anchors,
+                list(zip(inputs.teachers, inputs.image_towers, strict=True)),
+            ),
         )
         title = _title(config, inputs)
         fingerprint = inputs.teachers[0].fingerprint
@@ -115,6 +126,11 @@ def reload_teacher(config: DistillConfig, fingerprint: str, run_dir: Path) -> Lo
             f"({teacher.fingerprint[:12]}, not {fingerprint[:12]}). {kept}"
         )
     return teacher
+
+
+def _validation_costs(inputs: DistillInputs) -> ValidationCosts:
+    cached = bool(inputs.data.manifests)
+    return distillation_costs(inputs.student, inputs.image_towers, cached=cached)
 
 
 def _scored_data(config: DistillConfig, inputs: DistillInputs) -> ScoredData | None:

@@ -17,7 +17,7 @@ from beamclip.places import LocalPath, PathOrAddress, Places
 from beamclip.prompts.config import PromptConfig
 from beamclip.ranges import Count, Natural, check_ranges
 from beamclip.tracking.config import TrackingConfig
-from beamclip.training.config import CadenceConfig, CheckpointConfig, OptimConfig
+from beamclip.training.config import CadenceConfig, CheckpointConfig, OptimConfig, ValidationConfig
 
 Task = Literal["zeroshot", "probe", "knn", "retrieval", "agreement", "all"]
 
@@ -79,6 +79,7 @@ class DistillConfig:
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     cadence: CadenceConfig = field(default_factory=CadenceConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
@@ -135,6 +136,7 @@ class PretrainConfig:
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     cadence: CadenceConfig = field(default_factory=CadenceConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)

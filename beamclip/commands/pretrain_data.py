@@ -10,6 +10,7 @@ from beamclip.commands.class_list import scored_classes
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.sources import list_sources, of_each
+from beamclip.commands.validation_data import check_validation, validated_on
 from beamclip.data.config import CaptionConfig
 from beamclip.data.listing import check_texts
 from beamclip.data.shards import Columns, Shard
@@ -44,9 +45,10 @@ def load_data(config: PretrainConfig) -> PretrainData:
     for address, own in zip(config.data, of_each(shards), strict=True):
         check_texts(own, columns_of(config), address)
     classes = scored_classes(config.classes, config.scoring, allow_missing=allow_missing)
-    if config.scoring.eval_data:
-        if not classes:
-            raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
+    if config.scoring.eval_data and not classes:
+        raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
+    check_validation(config)
+    if config.scoring.eval_data or validated_on(config):
         check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
     return PretrainData(shards, classes)
 

@@ -19,15 +19,19 @@ from beamclip.commands.run import show_skipped, started_run
 from beamclip.commands.scoring import ModelScores, ScoredData, score_zeroshot
 from beamclip.commands.sources import show_sources
 from beamclip.commands.templates import seen_captions, with_templates
+from beamclip.commands.validation import pretraining_costs, pretraining_validation, with_validation
+from beamclip.commands.validation_data import validated_on
 from beamclip.data.shards import Shard
 from beamclip.evaluation.results import write_scores
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.models.export import write_card, write_open_clip_dir
+from beamclip.prompts.class_prompts import class_prompts
 from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.contexts import ContextSource
 from beamclip.prompts.fitting import fitting_of
 from beamclip.runs.folder import MODEL
 from beamclip.summary import Summary
-from beamclip.training.builders import PretrainingBuilder
+from beamclip.training.builders import PretrainingBuilder, ValidationBuilder
 from beamclip.training.method import initial_logits
 from beamclip.training.recipe import total_steps
 from beamclip.training.waiting import WaitingWorkers
@@ -61,13 +65,26 @@ def run_pretraining(
     show_chosen(given, config, data.shards)
     show_sources(config, data.shards)
     config = replace(config, prompts=with_templates(config.prompts, untrained))
+    config = with_validation(
+        config,
+        sum(shard.samples for shard in data.shards),
+        lambda: pretraining_costs(untrained, data.classes, config.prompts),
+    )
     with started_run("pretrain", config, run_dir, data.shards, workers, began=began) as run:
-        job = _job(config, data.shards, untrained, run.storage)
+        external_sources = _external_sources(config, data.classes, run_dir)
+        validation = None
+        if config.validation.eval_every:
+            prompts = class_prompts(data.classes, config.prompts, external_sources)
+            validation = pretraining_validation(config, untrained, prompts, data.classes)
+        job = _job(config, data.shards, untrained, run.storage, validation)
         trained = run.train(job, f"{config.model} by {config.objective}")
         clip = restore_clip(untrained, trained.weights)
         write_open_clip_dir(clip, run_dir / MODEL, _card(config, {}))
         after = AfterTraining()
-        scores = after.attempt(SCORING, lambda: _score(config, clip, data.classes, run_dir)) or ModelScores()
+        scores = (
+            after.attempt(SCORING, lambda: _score(config, clip, data.classes, external_sources, run_dir))
+            or ModelScores()
+        )
         run.release_ray()
         card = _card(config, scores.metrics)
         after.attempt("model card", lambda: write_card(clip, run_dir / MODEL, card))
@@ -93,7 +110,23 @@ def _card(config: PretrainConfig, metrics: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _job(config: PretrainConfig, shards: list[Shard], clip: LoadedClip, storage: Storage) -> TrainingJob:
+def _external_sources(
+    config: PretrainConfig, classes: list[ClassEntry], run_dir: Path
+) -> dict[str, ContextSource]:
+    """Return what the prompts of the classes need more than the class list; nothing if no image is scored."""
+    if validated_on(config) is None:
+        return {}
+    cache, allow_missing = run_dir.parent / "anchors", config.stream.allow_missing_shards
+    return context_sources(classes, config.prompts, config.data, cache, allow_missing=allow_missing)
+
+
+def _job(
+    config: PretrainConfig,
+    shards: list[Shard],
+    clip: LoadedClip,
+    storage: Storage,
+    validation: ValidationBuilder | None,
+) -> TrainingJob:
     samples = sum(shard.samples for shard in shards)
     batch_size = config.stream.batch_size
     assert batch_size is not None
@@ -118,6 +151,7 @@ def _job(config: PretrainConfig, shards: list[Shard], clip: LoadedClip, storage:
         optim=config.optim,
         cadence=config.cadence,
         storage=storage,
+        build_validation=validation,
     )
 
 
@@ -136,14 +170,16 @@ def restore_clip(clip: LoadedClip, weights: dict[str, Tensor]) -> LoadedClip:
     return replace(trained, fitting=clip.fitting)
 
 
-def _score(config: PretrainConfig, clip: LoadedClip, classes: list[ClassEntry], run_dir: Path) -> ModelScores:
+def _score(
+    config: PretrainConfig,
+    clip: LoadedClip,
+    classes: list[ClassEntry],
+    external_sources: dict[str, ContextSource],
+    run_dir: Path,
+) -> ModelScores:
     if config.scoring.eval_data is None:
         return ModelScores()
-    cache = run_dir.parent / "anchors"
-    allow_missing = config.stream.allow_missing_shards
-    external_sources = context_sources(
-        classes, config.prompts, config.data, cache, allow_missing=allow_missing
-    )
+    cache, allow_missing = run_dir.parent / "anchors", config.stream.allow_missing_shards
     anchors = class_anchors(classes, config.prompts, external_sources, clip, config.workers, cache)
     scoring = config.scoring
     data = ScoredData(

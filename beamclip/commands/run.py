@@ -38,6 +38,9 @@ from beamclip.runs.folder import (
 from beamclip.runs.recorder import Recorder, read_history
 from beamclip.summary import Counts, Summary, write_summary
 from beamclip.tracking import Tracking
+from beamclip.training.checkpoint import read_checkpoint
+from beamclip.training.checkpoint_store import best_step
+from beamclip.training.config import BEST_BY
 from beamclip.training.events import (
     Damaged,
     Event,
@@ -50,6 +53,7 @@ from beamclip.training.events import (
 )
 from beamclip.training.launch import TrainingEnd, fit
 from beamclip.training.loop import trained_weights
+from beamclip.training.manifest import DamagedCheckpointError
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import Storage, TrainingJob
 
@@ -85,6 +89,11 @@ class Progress:
         return [record for record in self.history if record["step"] > self.first_step]
 
     @property
+    def validated(self) -> dict[str, float] | None:
+        """The last record of a validation; None before the first."""
+        return next((record for record in reversed(self.history) if BEST_BY in record), None)
+
+    @property
     def training_seconds(self) -> float:
         """Seconds between the records of this command; start-up and checkpoints do not count."""
         return sum(record["window_seconds"] for record in self.fresh)
@@ -95,8 +104,11 @@ class TrainingResult:
     """The outcome of a training."""
 
     weights: dict[str, Tensor]
-    """Weights of the method, as returned by loop.trained_weights."""
+    """Weights to export, as returned by loop.trained_weights."""
     step: int
+    """The last step."""
+    weights_step: int
+    """The step that the weights are of."""
     history: list[dict[str, float]]
     images: int
     """Images that passed through the method in this command."""
@@ -183,6 +195,8 @@ class Run:
         trained = _trained(outcome, progress, job.batch_size)
         if outcome.interrupted:
             self._leave_interrupted(trained)
+        if self.config.validation.export_checkpoint == "best":
+            return _with_best_weights(trained, job.storage.checkpoints)
         return trained
 
     def release_ray(self) -> None:
@@ -212,19 +226,26 @@ class Run:
         samples = sum(shard.samples for shard in self.shards)
         lost = sum(trained.skipped.values())
         last = trained.history[-1] if trained.history else {}
-        losses = {key: value for key, value in last.items() if key.startswith("loss")}
+        recorded = {key: value for key, value in last.items() if key.startswith(("loss", "val_"))}
+        validation = sum(record.get("validation_seconds", 0.0) for record in trained.history)
+        timed = {"training_seconds": trained.seconds, "validation_seconds": validation}
         summary = Summary(
             command=self.command,
             status=after.status,
             wall_seconds=time.perf_counter() - self.began,
             images=trained.images,
             images_per_second=trained.images_per_second,
-            metrics={**losses, **metrics},
+            metrics={**recorded, **metrics},
             intervals=intervals,
             counts=Counts(attempted=samples, succeeded=samples - lost, skipped=trained.skipped),
             mlflow_run_id=self.tracking.run_id,
             paths={"metrics": HISTORY_FILE, "model": MODEL, "plots": PLOTS},
-            stages={"training_seconds": trained.seconds, "workers": last.get("workers"), **stages},
+            stages={
+                **timed,
+                "workers": last.get("workers"),
+                "exported_step": trained.weights_step,
+                **stages,
+            },
             notes=after.notes,
         )
         write_summary(self.folder, summary)
@@ -326,9 +347,11 @@ def _progress_text(progress: Progress, total: int, *, show_workers: bool) -> str
     # Steps without a usable image have no loss.
     loss = record.get("loss", math.nan)
     workers = f"  {plural(int(record['workers']), 'worker')}" if show_workers else ""
+    validated = progress.validated
+    score = f"  val {percent(validated[BEST_BY])}" if validated else ""
     return (
         f"step {progress.step}/{total}  loss {loss:.3f}  {record['images_per_second']:,.0f} img/s  "
-        f"data {100 * record['data_wait_share']:.0f} %{workers}  eta {format_duration(eta)}"
+        f"data {100 * record['data_wait_share']:.0f} %{workers}{score}  eta {format_duration(eta)}"
     )
 
 
@@ -339,12 +362,27 @@ def _trained(outcome: TrainingEnd, progress: Progress, batch_size: int) -> Train
         # The rest of the state is dropped: an optimiser's moments are twice the size of the weights.
         weights=trained_weights(outcome.state),
         step=outcome.state["step"],
+        weights_step=outcome.state["step"],
         history=progress.history,
         images=(outcome.state["step"] - progress.first_step) * batch_size,
         seconds=time.perf_counter() - progress.began,
         images_per_second=images / seconds if seconds else None,
         skipped=from_plain(outcome.state["position"]).skipped,
     )
+
+
+def _with_best_weights(trained: TrainingResult, checkpoints: str) -> TrainingResult:
+    """Return the result with the weights of the checkpoint that had the highest score in validation."""
+    step = best_step(checkpoints)
+    if step is None or step == trained.step:
+        return trained
+    try:
+        state = read_checkpoint(checkpoints, step)
+    except DamagedCheckpointError as error:
+        print_stage("damaged", f"{error}; exported are the weights of the last step, not the best")
+        return trained
+    print_stage("best", f"the weights of step {step}, by {BEST_BY}")
+    return replace(trained, weights=trained_weights(state), weights_step=step)
 
 
 def show_skipped(trained: TrainingResult, attempted: int) -> None:

@@ -162,16 +162,25 @@ def embedded_by(tower: ImageTower, shards: list[Shard], workers: WorkersConfig) 
         pixels = _some_images(shards, tower.preprocessing.size)
         if len(pixels) == 0:
             return torch.zeros(0, 0)
-        if workers.without_ray or not workers.use_gpu:
-            # A copy: a teacher changes its network's memory format.
-            return _encode(deepcopy(tower), pixels, "cuda" if workers.use_gpu else "cpu")
-        import ray
-
-        remote: Any = ray.remote(num_gpus=workers.worker_gpus, num_cpus=0)(_encode)
-        encoded: Tensor = ray.get(remote.remote(tower, pixels, "cuda"))
-        return encoded
+        return encoded_images(tower, pixels, workers)
 
     return embed
+
+
+def encoded_images(tower: ImageTower, pixels: Tensor, workers: WorkersConfig) -> Tensor:
+    """Encode images, uint8 [N, 3, H, H], on a GPU with --use-gpu.
+
+    Returns:
+        float32 [N, D] of unit length, on the CPU.
+    """
+    if workers.without_ray or not workers.use_gpu:
+        # A copy: a teacher changes its network's memory format.
+        return _encode(deepcopy(tower), pixels, "cuda" if workers.use_gpu else "cpu")
+    import ray
+
+    remote: Any = ray.remote(num_gpus=workers.worker_gpus, num_cpus=0)(_encode)
+    encoded: Tensor = ray.get(remote.remote(tower, pixels, "cuda"))
+    return encoded
 
 
 def kept_in(shards: list[Shard]) -> Embed:

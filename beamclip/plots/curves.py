@@ -30,10 +30,10 @@ class Panel(NamedTuple):
 def plot_curves(history: list[dict[str, float]], out: Path) -> Path:
     """Draw what training recorded over the steps, in one small panel per quantity.
 
-    Panels: the loss, each of its terms (`loss/...`, before weighting), learning rate, gradient norm, logit
-    scale, images per second, share of the time spent waiting for data. A quantity that no record holds gets
-    no panel; values that are not finite leave a gap. With forty values or more, a running mean is drawn over
-    all but the learning rate.
+    Panels: the loss, each of its terms (`loss/...`, before weighting), the scores of validations, learning
+    rate, gradient norm, logit scale, images per second, share of the time spent waiting for data. A quantity
+    that no record holds gets no panel; values that are not finite leave a gap. With forty values or more, a
+    running mean is drawn over all but the learning rate and the validations.
 
     Args:
         history: records with `step` and any of the quantities; any order, may be empty.
@@ -65,6 +65,9 @@ def _panels(history: list[dict[str, float]]) -> list[Panel]:
     return [
         Panel("loss", "Loss", BLUE),
         *(Panel(term, f"Loss term: {term.removeprefix('loss/')}", BLUE) for term in terms),
+        Panel("val_loss", "Validation: loss", BLUE, noisy=False),
+        Panel("val_zeroshot_top1", "Validation: zero-shot top-1", BLUE, percent=True, noisy=False),
+        Panel("val_knn_top1", "Validation: kNN top-1", BLUE, percent=True, noisy=False),
         Panel("lr", "Learning rate", INK, from_zero=True, noisy=False),
         Panel("grad_norm", "Gradient norm", INK, from_zero=True),
         Panel("logit_scale", "Logit scale", INK),

@@ -1,8 +1,10 @@
 """A moving average of a method's weights."""
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -43,6 +45,31 @@ class WeightAverage:
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
         self._begun = True
+
+
+@contextlib.contextmanager
+def evaluated(module: nn.Module, average: WeightAverage | None) -> Iterator[None]:
+    """Inside, a module is in eval mode on all ranks alike, with averaged weights if there is an average.
+
+    A rank's batch norms hold the statistics of its own samples. Those of rank 0 are what checkpoints hold, so
+    all ranks take them over: a collective. Afterwards, the weights and the mode of each part are as before.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    own = {name: tensor.clone() for name, tensor in module.state_dict().items()} if average else {}
+    try:
+        module.eval()
+        if average is not None:
+            module.load_state_dict(average.tensors)
+        if dist.is_initialized():
+            tensors = module.state_dict()
+            for name in _statistics(module):
+                dist.broadcast(tensors[name], 0)
+        yield
+    finally:
+        if own:
+            module.load_state_dict(own)
+        for part, mode in modes:
+            part.training = mode
 
 
 def _statistics(module: nn.Module) -> Iterator[str]:

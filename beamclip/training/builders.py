@@ -13,6 +13,8 @@ from torch import nn
 from beamclip.cluster.session import fetch
 from beamclip.data.config import AugmentConfig
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
+from beamclip.training.loop import Validation
+from beamclip.training.worker_group import WorkerGroup
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,36 @@ class DistillationBuilder:
             feature=self.feature,
             augmentation=self.augmentation,
         )
+
+
+@dataclass(frozen=True)
+class ValidationBuilder:
+    """Builds what scores a method while it trains."""
+
+    held_out: Any
+    """Reference to a ValidationSet (cluster.share)."""
+    batch_size: int
+    """Samples that the loss compares with each other at most: a training batch."""
+    chunk_size: int
+    """Images or texts encoded at a time."""
+    every: int
+    """Steps between two validations."""
+    saves: bool
+    """Whether a checkpoint follows each."""
+
+    def __call__(self, group: WorkerGroup) -> Validation:
+        """Build it for one of a group of workers."""
+        from beamclip.evaluation.validation import Scorer
+
+        scorer = Scorer(
+            fetch(self.held_out),
+            group.device,
+            batch_size=self.batch_size,
+            chunk_size=self.chunk_size,
+            rank=group.rank,
+            world_size=group.world_size,
+        )
+        return Validation(scorer, self.every, self.saves)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,13 @@ class CheckpointError(RuntimeError):
 
 
 def write_checkpoint(
-    address: str, state: State, *, loss: float | None, world_size: int, data: str
+    address: str,
+    state: State,
+    *,
+    loss: float | None,
+    world_size: int,
+    data: str,
+    score: float | None = None,
 ) -> Manifest:
     """Write the checkpoint of step `state["step"]`, replacing any other of that step; return its manifest.
 
@@ -56,6 +62,7 @@ def write_checkpoint(
         state: see State.
         loss: loss of the last record; stored as None if it is not finite.
         world_size, data: the run's number of workers, and the fingerprint of its data.
+        score: zero-shot top-1 of these weights in validation, if they were validated.
 
     Raises:
         CheckpointError: no space, or no permission to write; the partial checkpoint is removed if possible.
@@ -69,7 +76,7 @@ def write_checkpoint(
         fs.makedirs(folder, exist_ok=True)
         record = _write_state(fs, posixpath.join(folder, STATE_FILE), state)
         finite = None if loss is None or not math.isfinite(loss) else float(loss)
-        manifest = Manifest(state["step"], finite, world_size, data, {STATE_FILE: record})
+        manifest = Manifest(state["step"], finite, world_size, data, {STATE_FILE: record}, score)
         write_manifest(fs, folder, manifest)
     except OSError as error:
         if not _lasts(error):

@@ -155,7 +155,8 @@ def prune(address: str, keep: int, *, written: int | None = None) -> list[int]:
     Failures are logged, and the rest is left for the next call.
 
     Args:
-        keep: number of newest finished checkpoints to keep; the one with the lowest loss is kept as well.
+        keep: number of newest finished checkpoints to keep; the best one is kept as well: that with the
+            highest score or, where none has a score, that with the lowest loss.
         written: step of the checkpoint just written; by default the newest. Later ones are ignored: training
             restarted before them because they are damaged, so they must not count as whole.
 
@@ -170,7 +171,7 @@ def prune(address: str, keep: int, *, written: int | None = None) -> list[int]:
             for step, folder in checkpoint_folders(fs, root)
             if written is None or step <= written
         }
-        for step in _superfluous(_losses(fs, folders), keep):
+        for step in _superfluous(_manifests(fs, folders), keep):
             remove_checkpoint(fs, folders[step])
             removed.append(step)
     except Exception as error:  # each store raises errors of its own; none may end the run
@@ -183,26 +184,39 @@ def _is_damage(fs: Any, error: OSError) -> bool:
     return broken or isinstance(error, DamagedCheckpointError)
 
 
-def _losses(fs: Any, folders: dict[int, str]) -> dict[int, float | None]:
-    """Return each step's loss: infinite if the manifest has none, None if there is no valid manifest."""
-    losses: dict[int, float | None] = {}
+def best_step(address: str) -> int | None:
+    """Return the step of the finished checkpoint with the highest score; None if none has a score."""
+    fs, root = open_store(address)
+    manifests = _manifests(fs, dict(checkpoint_folders(fs, root)))
+    scored = [manifest for manifest in manifests.values() if manifest and manifest.score is not None]
+    return max(scored, key=_merit).step if scored else None
+
+
+def _manifests(fs: Any, folders: dict[int, str]) -> dict[int, Manifest | None]:
+    """Return each step's manifest; None if there is no valid one."""
+    manifests: dict[int, Manifest | None] = {}
     for step, folder in folders.items():
         try:
-            loss = read_manifest(fs, folder, step).loss
-            losses[step] = math.inf if loss is None or not math.isfinite(loss) else loss
+            manifests[step] = read_manifest(fs, folder, step)
         except DamagedCheckpointError:
-            losses[step] = None
-    return losses
+            manifests[step] = None
+    return manifests
 
 
-def _superfluous(losses: dict[int, float | None], keep: int) -> list[int]:
+def _superfluous(manifests: dict[int, Manifest | None], keep: int) -> list[int]:
     """Return the steps to remove, newest first."""
-    finished = {step: loss for step, loss in losses.items() if loss is not None}
+    finished = {step: manifest for step, manifest in manifests.items() if manifest is not None}
     if not finished:
         return []
-    stay = set(sorted(finished)[-keep:])
-    best = min(finished, key=lambda step: (finished[step], -step))
-    return sorted({step for step in losses if step < max(finished)} - stay - {best}, reverse=True)
+    stay = {*sorted(finished)[-keep:], max(finished.values(), key=_merit).step}
+    return sorted({step for step in manifests if step < max(finished)} - stay, reverse=True)
+
+
+def _merit(manifest: Manifest) -> tuple[float, float, int]:
+    """What the best checkpoint has the most of: score, then little loss, then steps."""
+    score = -math.inf if manifest.score is None else manifest.score
+    loss = manifest.loss if manifest.loss is not None and math.isfinite(manifest.loss) else math.inf
+    return (score, -loss if score == -math.inf else 0.0, manifest.step)
 
 
 def remove_checkpoint(fs: Any, folder: str) -> None:

@@ -50,8 +50,11 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def submit(self, state: State, loss: float | None) -> None:
+    def submit(self, state: State, loss: float | None, score: float | None = None) -> None:
         """Wait for the write in progress, copy the state, and begin to write it.
+
+        Args:
+            loss, score: see `write_checkpoint`.
 
         Raises:
             TypeError: the state cannot be copied; see `snapshot`.
@@ -59,7 +62,7 @@ class CheckpointWriter:
         """
         if self._writing is not None:
             self._writing.result()
-        self._writing = self._thread.submit(self._write, snapshot(state), loss)
+        self._writing = self._thread.submit(self._write, snapshot(state), loss, score)
 
     def check(self) -> None:
         """Raise the error of a write that has ended; does not wait for one in progress."""
@@ -86,10 +89,10 @@ class CheckpointWriter:
                 raise
             log.warning("%s: the last checkpoint was not written: %s", self._address, cause_of(failure))
 
-    def _write(self, state: State, loss: float | None) -> None:
+    def _write(self, state: State, loss: float | None, score: float | None) -> None:
         begun = time.monotonic()
         manifest = write_checkpoint(
-            self._address, state, loss=loss, world_size=self._world_size, data=self._data
+            self._address, state, loss=loss, world_size=self._world_size, data=self._data, score=score
         )
         seconds = time.monotonic() - begun
         prune(self._address, self._keep, written=manifest.step)

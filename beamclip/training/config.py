@@ -5,7 +5,10 @@ from typing import Literal
 
 from beamclip.errors import InputError
 from beamclip.places import PathOrAddress
-from beamclip.ranges import Count, NonNegative, Positive, Share, check_ranges
+from beamclip.ranges import Count, Natural, NonNegative, Positive, Share, check_ranges
+
+BEST_BY = "val_zeroshot_top1"
+"""The score of a validation by which the best checkpoint is chosen."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,35 @@ class CadenceConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Validation: scores on a few held-out images while the model trains."""
+
+    eval_every: Natural | None = None
+    """Steps between two validations; another one follows the last step. 0: none. By default as many as fit
+    into 1 % of the training's time, 40 at most; none where these are fewer than 3, unless --val-data is
+    given."""
+    val_data: PathOrAddress = None
+    """Labelled images to validate on, of the same kinds and classes as --eval-data; by default images of
+    --eval-data itself."""
+    val_images: Count | None = None
+    """Images to validate on at most, at even distances in the data; by default one for every 400 that are
+    trained on in all epochs, from 100 to 2,000."""
+    export_checkpoint: Literal["last", "best"] = "last"
+    """Weights to export: those of the last step, or those with the highest zero-shot top-1 in validation,
+    which are then saved at each validation. best requires --val-data: weights that were chosen on the images
+    that they are scored on have too high a score."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """Where checkpoints are saved, and how many are kept."""
 
     keep_checkpoints: Count = 2
-    """Number of newest checkpoints to keep; the one with the lowest loss is kept as well."""
+    """Number of newest checkpoints to keep; the one with the highest zero-shot top-1 in validation is kept as
+    well, or the one with the lowest loss where none was validated."""
     checkpoints: PathOrAddress = None
     """Folder or fsspec address of the checkpoints; by default in the storage of a cluster, if it has one
     (BEAMCLIP_STORAGE), else checkpoints/ in the run's folder. Workers on several nodes need one that all

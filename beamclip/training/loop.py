@@ -6,7 +6,8 @@ times their weights, and all output goes through the callbacks of `Hooks`.
 
 import contextlib
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from beamclip.data.batch import Batch
 from beamclip.errors import InputError
-from beamclip.training.average import WeightAverage
+from beamclip.training.average import WeightAverage, evaluated
 from beamclip.training.checkpoint import State
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.metric_sums import MetricSums, summed_over_ranks, world_size
@@ -37,7 +38,11 @@ class Hooks(Protocol):
         """Called after each step with its micro-batches; steps count from 1."""
 
     def log(self, record: dict[str, float]) -> None:
-        """Called every `log_every` steps and before each save, with means over the ranks."""
+        """Called every `log_every` steps, after each validation and before each save.
+
+        Args:
+            record: means over the ranks and the steps since the last record, and the scores of a validation.
+        """
 
     def save(self, state: State, skipped: dict[str, int], record: dict[str, float]) -> None:
         """Save a checkpoint. `state` holds live tensors: copy before returning.
@@ -49,6 +54,22 @@ class Hooks(Protocol):
 
     def asked(self, step: int) -> Request:
         """Called after each step but the last; returns the same request on every rank."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How a model is scored while it trains."""
+
+    score: Callable[[Any], dict[str, float]]
+    """Scores the method, which is in eval mode; called on every rank. Rank 0's result is recorded."""
+    every: int
+    """Steps between two validations; another one follows the last step."""
+    saves: bool = False
+    """Whether a checkpoint follows each validation, and not only those that are due anyway."""
+
+    def due(self, step: int, total_steps: int) -> bool:
+        """Whether the model is scored after a step, counted from 1."""
+        return step == total_steps or step % self.every == 0
 
 
 @runtime_checkable
@@ -143,6 +164,22 @@ class Training:
         if self.ema is not None:
             self.ema.load(trained_weights(state))
         self.step = state["step"]
+
+    def validated(self, validation: Validation) -> dict[str, float]:
+        """Score the weights that would be exported, in eval mode; return the scores and the seconds it took.
+
+        Nothing changes that later steps depend on: weights and modes are as before, and each step seeds its
+        random numbers by itself.
+        """
+        began = time.perf_counter()
+        precision = torch.autocast(
+            self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
+        )
+        # What was compiled for training would be compiled once more, for another mode and batch.
+        eager = torch.compiler.set_stance("force_eager")
+        with evaluated(self.bare, self.ema), torch.no_grad(), precision, eager:
+            scores = validation.score(self.bare)
+        return {**scores, "validation_seconds": time.perf_counter() - began}
 
     def advance(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
         """Take one optimiser step over micro-batches; if no rank has a good sample, count the step only.
@@ -285,9 +322,16 @@ def on_gpu(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 
 
 def run_loop(
-    training: Training, batches: Iterator[Batch], cadence: CadenceConfig, hooks: Hooks
+    training: Training,
+    batches: Iterator[Batch],
+    cadence: CadenceConfig,
+    hooks: Hooks,
+    validation: Validation | None = None,
 ) -> dict[str, float]:
     """Train until the last step, or until asked to stop, and save at the end in either case.
+
+    Args:
+        validation: how the model is scored meanwhile; the time it takes counts as none of training's.
 
     Returns:
         The last record; empty if no step was left.
@@ -309,11 +353,16 @@ def run_loop(
         hooks.seen(training.step, micro)
         done = training.step == training.total_steps
         request: Request = "nothing" if done else hooks.asked(training.step)
+        due = validation if validation and validation.due(training.step, training.total_steps) else None
         saving = done or request != "nothing" or training.step % cadence.checkpoint_every == 0
-        if not (saving or training.step % cadence.log_every == 0):
+        saving = saving or (due is not None and due.saves)
+        if not (saving or due or training.step % cadence.log_every == 0):
             continue
         record = sums.close(training.step, training.optimizer.param_groups[0]["lr"])
         check_finite(record)
+        if due:
+            record |= training.validated(due)
+            sums.restart()
         hooks.log(record)
         # An optimiser has a state from its first update on, also in a resumed run.
         if done and not training.optimizer.state:

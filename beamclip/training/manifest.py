@@ -25,6 +25,7 @@ _MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
     "world_size": (int,),
     "data": (str,),
     "files": (dict,),
+    "score": (float, int, NoneType),
 }
 
 
@@ -51,6 +52,8 @@ class Manifest:
     data: str
     """Fingerprint of the data."""
     files: dict[str, FileRecord]
+    score: float | None = None
+    """Zero-shot top-1 of these weights in validation, 0..1; None if they were not validated."""
 
 
 def write_manifest(fs: Any, folder: str, manifest: Manifest) -> None:
@@ -114,8 +117,8 @@ def _parse_manifest(text: bytes, step: int) -> Manifest:
     if STATE_FILE not in fields["files"]:
         raise ValueError(f"it does not name {STATE_FILE}")
     files = {name: _parse_record(name, record) for name, record in fields["files"].items()}
-    loss = fields["loss"]
-    return Manifest(step, None if loss is None else float(loss), fields["world_size"], fields["data"], files)
+    loss, score = (None if value is None else float(value) for value in (fields["loss"], fields.get("score")))
+    return Manifest(step, loss, fields["world_size"], fields["data"], files, score)
 
 
 def _parse_record(name: str, fields: Any) -> FileRecord:

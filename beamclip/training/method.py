@@ -85,27 +85,42 @@ class Distillation(nn.Module):
         """
         pixels = augment(batch.pixels, batch.draws, self.augmentation)
         embedded = self._embedded(pixels, batch)
+        student = self.embed_images(pixels)
+        loss, terms = self._loss(student, embedded, batch.weights)
+        cosine = weighted_sum((student * embedded[0]).sum(dim=-1), batch.weights)
+        metrics = {"teacher_cosine": cosine, **terms}
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Embed pixels, uint8 [B, 3, H, W], as they are: float32 [B, D] of unit length."""
         images = normalise_pixels(pixels, self.student, channels_last=True)
-        student = F.normalize(self.visual(images).float(), dim=-1)
-        metrics = {"teacher_cosine": weighted_sum((student * embedded[0]).sum(dim=-1), batch.weights)}
-        terms = []
+        return F.normalize(self.visual(images).float(), dim=-1)
+
+    def loss_of(self, images: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of what `embed_images` returned, against the embeddings that a batch carries.
+
+        It is a sum over the samples times their weights.
+        """
+        return self._loss(images, _units(batch.embeddings), batch.weights)[0]
+
+    def _loss(self, student: Tensor, embedded: list[Tensor], weights: Tensor) -> tuple[Tensor, Metrics]:
+        """Return the loss, and its terms before weighting."""
+        terms: Metrics = {}
+        weighted = []
         if self.csm.csm_weight:
-            metrics["loss/csm"] = self._csm(student, embedded, batch.weights)
-            terms.append(self.csm.csm_weight * metrics["loss/csm"])
+            terms["loss/csm"] = self._csm(student, embedded, weights)
+            weighted.append(self.csm.csm_weight * terms["loss/csm"])
         if self.feature.feature_weight:
-            metrics["loss/feature"] = feature_loss(
-                student, embedded[0], self.feature.feature_kind, batch.weights
-            )
-            terms.append(self.feature.feature_weight * metrics["loss/feature"])
-        return torch.stack(terms).sum(), {name: value.detach() for name, value in metrics.items()}
+            terms["loss/feature"] = feature_loss(student, embedded[0], self.feature.feature_kind, weights)
+            weighted.append(self.feature.feature_weight * terms["loss/feature"])
+        return torch.stack(weighted).sum(), terms
 
     @torch.no_grad()
     def _embedded(self, pixels: Tensor, batch: Batch) -> list[Tensor]:
         """Return each teacher's embeddings, float32 [B, D] of unit length."""
         if self.teachers:
             return [embed(pixels) for embed in self.teachers]
-        # Rounding to half precision leaves the length off by 1e-4.
-        return [F.normalize(embeddings.float(), dim=-1) for embeddings in batch.embeddings]
+        return _units(batch.embeddings)
 
     def _csm(self, student: Tensor, embedded: list[Tensor], weights: Tensor) -> Tensor:
         tau_student, tau_teacher = self.csm.tau_student, self.csm.tau_teacher
@@ -129,6 +144,11 @@ class Distillation(nn.Module):
             tau_teacher=tau_teacher,
             weights=weights,
         )
+
+
+def _units(embeddings: Sequence[Tensor]) -> list[Tensor]:
+    """Return stored embeddings as float32 of unit length: half precision leaves the length off by 1e-4."""
+    return [F.normalize(each.float(), dim=-1) for each in embeddings]
 
 
 def initial_logits(objective: Objective) -> dict[str, float]:
@@ -207,6 +227,29 @@ class ImageTextPretraining(nn.Module):
         That is weights and numbers; for psd also caption ids and the moving average's embeddings.
         """
         pixels, tokens = self._inputs(batch)
+        given = self._given(pixels, tokens, batch)
+        return EmbeddedBatch(self._learned(pixels, tokens), given, batch.global_size)
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Embed pixels, uint8 [B, 3, H, W], as they are: float32 [B, D] of unit length."""
+        return F.normalize(self.clip.encode_image(self._normalised(pixels)).float(), dim=-1)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Embed texts, tokens [B, context_length], on any device: float32 [B, D] of unit length."""
+        tokens = tokens.to(self.clip.logit_scale.device)
+        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+
+    def loss_of(self, images: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of images that `embed_images` embedded, with their captions; see `forward`."""
+        tokens = self.tokenizer(batch.captions).to(images.device)
+        given = self._given(self._normalised(batch.pixels), tokens, batch)
+        # Not clamped in place as in training: whoever asks for a loss must not change the weights.
+        scale = self.clip.logit_scale.clamp(0.0, math.log(MAX_LOGIT_SCALE)).exp()
+        learned = (images, self.embed_tokens(tokens), scale, *self._bias())
+        return self.compare([EmbeddedBatch(learned, given, batch.global_size)])[0]
+
+    def _given(self, pixels: Tensor, tokens: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """Return what the loss needs beside the embeddings; `pixels` are augmented and normalised."""
         given: tuple[Tensor, ...] = (batch.weights, batch.numbers)
         if self.objective == "psd":
             given += (_caption_ids(tokens),)
@@ -214,7 +257,7 @@ class ImageTextPretraining(nn.Module):
             self.average.eval()
             with torch.no_grad():
                 given += _encode(self.average.module, pixels, tokens)
-        return EmbeddedBatch(self._learned(pixels, tokens), given, batch.global_size)
+        return given
 
     def compare(self, parts: list[EmbeddedBatch]) -> tuple[Tensor, Metrics]:
         """Return loss and metrics of this rank's batch, in one or more parts, against the global batch."""
@@ -245,14 +288,19 @@ class ImageTextPretraining(nn.Module):
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return augmented, normalised pixels [B, 3, H, W], and tokens [B, context_length]."""
-        pixels = normalise_pixels(augment(batch.pixels, batch.draws, self.augmentation), self.preprocessing)
+        pixels = self._normalised(augment(batch.pixels, batch.draws, self.augmentation))
         return pixels, self.tokenizer(batch.captions).to(pixels.device)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return normalise_pixels(pixels, self.preprocessing)
 
     def _learned(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
             self.clip.logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
-        bias = (self.clip.logit_bias,) if self.objective == "siglip" else ()
-        return (*_encode(self.clip, pixels, tokens), self.clip.logit_scale.exp(), *bias)
+        return (*_encode(self.clip, pixels, tokens), self.clip.logit_scale.exp(), *self._bias())
+
+    def _bias(self) -> tuple[Tensor, ...]:
+        return (self.clip.logit_bias,) if self.objective == "siglip" else ()
 
 
 def _encode(clip: nn.Module, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from beamclip.data.config import StreamConfig
-from beamclip.training.config import OptimConfig
+from beamclip.training.config import OptimConfig, ValidationConfig
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,72 @@ PRETRAINING = Recipe(epochs=20, steps=600, batch_size=128, largest_batch=256, lr
 
 LEAST_IN_A_SHARE = 16
 """Minimum images of a batch for each worker: batch norms estimate their statistics from them."""
+
+VALIDATION_SHARE = 0.008
+"""Share of a training's arithmetic that validation takes by default, at most; of its time, less than 1 %."""
+LEAST_VALIDATIONS, MOST_VALIDATIONS = 3, 40
+"""Fewer are no curve, and more show nothing new."""
+TRAINED_FOR_EACH = 400
+"""Images trained on, in all epochs, for each image to validate on."""
+LEAST_IMAGES, MOST_IMAGES = 100, 2000
+"""Images to validate on: a score has a standard error of 5 and of 1 % at most."""
+
+
+@dataclass(frozen=True)
+class ValidationCosts:
+    """Arithmetic of validation, in any unit."""
+
+    sample: float
+    """Of training on one sample."""
+    image: float
+    """Of each image in each validation."""
+    texts: float = 0.0
+    """Of all class prompts in each validation."""
+    once: float = 0.0
+    """Of each image before the training."""
+
+
+def complete_validation(
+    config: ValidationConfig, costs: ValidationCosts, *, steps: int, batch_size: int, available: int
+) -> ValidationConfig:
+    """Return the options with the missing interval and number of images chosen; given values stay.
+
+    Where data to validate on or the choice of the best checkpoint are asked for, there are LEAST_VALIDATIONS
+    whatever they take.
+
+    Args:
+        steps, batch_size: of the training.
+        available: images that could be validated on; with none, the interval is 0.
+    """
+    if not available:
+        return replace(config, eval_every=0)
+    samples = steps * batch_size
+    wanted = config.val_images or min(max(samples // TRAINED_FOR_EACH, LEAST_IMAGES), MOST_IMAGES)
+    images = min(wanted, available)
+    every = config.eval_every
+    if every is None:
+        left = VALIDATION_SHARE * samples * costs.sample - images * costs.once
+        number = min(int(left / (images * costs.image + costs.texts)), MOST_VALIDATIONS, steps)
+        asked = config.val_data is not None or config.export_checkpoint == "best"
+        if number < LEAST_VALIDATIONS:
+            number = LEAST_VALIDATIONS if asked else 0
+        every = math.ceil(steps / number) if number else 0
+    return replace(config, eval_every=every, val_images=images)
+
+
+def validation_share(
+    config: ValidationConfig, costs: ValidationCosts, *, steps: int, batch_size: int
+) -> float:
+    """Return the share of a training's arithmetic that its validations take.
+
+    Args:
+        config: as returned by `complete_validation`, with an interval above 0.
+    """
+    assert config.eval_every
+    assert config.val_images
+    number = math.ceil(steps / config.eval_every)
+    work = number * (config.val_images * costs.image + costs.texts) + config.val_images * costs.once
+    return work / (steps * batch_size * costs.sample)
 
 
 def complete(

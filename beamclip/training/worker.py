@@ -29,10 +29,10 @@ from beamclip.data.stream import WorkerShare, pinned, prefetched, training_batch
 from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint, read_newest_checkpoint
 from beamclip.training.checkpoint_store import discard_after, holds_claim, no_whole_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter
-from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.config import BEST_BY, CadenceConfig, OptimConfig
 from beamclip.training.decode_place import crop_store_bytes, decode_place
 from beamclip.training.events import Damaged, Lost, Recorded, Saved, Started, Stopped
-from beamclip.training.loop import NonFiniteLossError, Training, run_loop
+from beamclip.training.loop import NonFiniteLossError, Training, Validation, run_loop
 from beamclip.training.manifest import Manifest
 from beamclip.training.process import prepare_process
 from beamclip.training.questions import Questions, Request
@@ -70,7 +70,7 @@ class Storage:
     checkpoints: str
     """Address of the checkpoints."""
     keep_checkpoints: int = 2
-    """Number of newest checkpoints to keep, besides the one with the lowest loss."""
+    """Number of newest checkpoints to keep, besides the best one; see `checkpoint_store.prune`."""
     resumes: bool = False
     """Whether the run is resumed: if all its checkpoints are damaged, it fails instead of starting anew."""
     trace: str | None = None
@@ -108,6 +108,8 @@ class TrainingJob:
     read: RowReader = read_rows
     """How rows reach a worker: `read_rows`, through Ray Data, or `read_rows_here`."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)
+    build_validation: Callable[[WorkerGroup], Validation] | None = None
+    """Makes what scores the model meanwhile, on each worker."""
 
 
 def train_in_process(job: TrainingJob, *, use_gpu: bool) -> None:
@@ -159,7 +161,8 @@ def _train(job: TrainingJob, group: WorkerGroup) -> None:
             training.load(state)
         writer = stack.enter_context(_writer(job, world_size)) if rank == 0 else None
         hooks = _Hooks(job, mixture, start.step, group, writer, _trace(job, start, group, stack))
-        run_loop(training, batches, job.cadence, hooks)
+        validation = job.build_validation(group) if job.build_validation else None
+        run_loop(training, batches, job.cadence, hooks, validation)
     if rank == 0 and training.step < job.total_steps:
         job.channel.put(Stopped(training.step), wait=True)
 
@@ -363,7 +366,8 @@ class _Hooks:
                 "This one ends and leaves the checkpoints to it."
             )
         position = position_in(self.mixture, state["step"] * self.job.batch_size, added(every))
-        self.writer.submit({**state, "position": to_plain(position)}, record.get("loss"))
+        state = {**state, "position": to_plain(position)}
+        self.writer.submit(state, record.get("loss"), record.get(BEST_BY))
 
     def asked(self, step: int) -> Request:
         """Return "stop" after Ctrl-C; "save" before the workers are restarted or a node is taken away."""

@@ -29,7 +29,7 @@ from beamclip.models.clip import new_clip
 from beamclip.models.config import StudentConfig
 from beamclip.models.export import write_open_clip_dir
 from beamclip.runs.recorder import read_history
-from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.config import CadenceConfig, OptimConfig, ValidationConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -102,13 +102,18 @@ def test_a_cache_holds_what_its_summary_says(cache, config, corpus):
 def test_training_from_a_cache_is_training_with_the_teacher(teacher, corpus, cache, workspace):
     """Over as many epochs as there are views the pixels are the same; embeddings are rounded to half."""
     folder, _ = cache
-    live = distill_config(teacher, corpus, corpus.train, workspace / "live")
+    validation = ValidationConfig(eval_every=10, val_data=str(corpus.test))
+    live = distill_config(teacher, corpus, corpus.train, workspace / "live", validation=validation)
     scoring = ScoringConfig(eval_data=str(corpus.test))
     distill(live)
     summary = distill(replace(live, data=(str(folder),), out=workspace / "cached", scoring=scoring))
-    first, second = ([r["loss"] for r in read_history(workspace / name)] for name in ("live", "cached"))
-    assert len(first) == len(second) >= 18
-    assert second == pytest.approx(first, rel=2e-3)
+    for key, least in (("loss", 18), ("val_loss", 2)):
+        first, second = (
+            [record[key] for record in read_history(workspace / name) if key in record]
+            for name in ("live", "cached")
+        )
+        assert len(first) == len(second) >= least
+        assert second == pytest.approx(first, rel=2e-3)
     assert summary.metrics["teacher_zeroshot_top1"] == teacher[1].metrics["zeroshot_top1"]
 
 

@@ -3,9 +3,11 @@
     python data_parallel_worker.py RANK WORLD_SIZE CONFIG FOLDER
 
 Workers meet over a file in FOLDER. Rank 0 writes the gradients that its optimiser sees to
-FOLDER/gradients.pt; each rank writes the weights after steps with few good samples to FOLDER/few.RANK.pt.
+FOLDER/gradients.pt; each rank writes the weights after steps with few good samples to FOLDER/few.RANK.pt, and
+what validation gave it to FOLDER/scores.RANK.json.
 """
 
+import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -19,12 +21,14 @@ from torch import Tensor, nn
 from beamclip.data.batch import Batch
 from beamclip.data.config import AugmentConfig
 from beamclip.data.transforms import AUGMENT_DRAWS
+from beamclip.evaluation.validation import ClassTexts, Scorer, ValidationSet
 from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
+from beamclip.training.average import evaluated
 from beamclip.training.config import OptimConfig
-from beamclip.training.loop import Training
+from beamclip.training.loop import Training, Validation
 from beamclip.training.method import Distillation, ImageTextPretraining
 
 SAMPLES = 8
@@ -157,6 +161,48 @@ def gradients_of_step(method: nn.Module, batches: list[Batch]) -> dict[str, Tens
     return seen
 
 
+HELD_OUT = 7
+"""Images to validate on: an odd number, so that two workers have padding."""
+
+
+def validation_set(name: str) -> ValidationSet:
+    """Return random images of three classes, the last one without a caption."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (HELD_OUT, 32, 32, 3), generator=generator, dtype=torch.uint8).numpy()
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0]).numpy()
+    units = F.normalize(torch.randn(HELD_OUT + 3, 16, generator=generator), dim=1)
+    if name == "distillation":
+        anchors = Anchors(units[:3], torch.arange(3))
+        return ValidationSet(images, labels, anchors, 3, embeddings=(units[3:],))
+    texts = ClassTexts([["a crab", "crab"], ["an arrow"], ["a heart"]], "mean")
+    captions = tuple(f"thing number {number}" for number in range(HELD_OUT - 1))
+    return ValidationSet(images, labels, texts, 3, captions=(*captions, ""))
+
+
+def scores_of(name: str, config: str, rank: int, world_size: int) -> dict[str, float]:
+    """Return what validation gives one of a group of workers, in batches of at most four images."""
+    method = METHODS[name](config).train()
+    training = Training(method, EXACT, total_steps=10, device=torch.device("cpu"), seed=0)
+    scorer = Scorer(
+        validation_set(name),
+        training.device,
+        batch_size=4,
+        chunk_size=3,
+        rank=rank,
+        world_size=world_size,
+    )
+    scores = training.validated(Validation(scorer, every=1))
+    return {key: value for key, value in scores.items() if key.startswith("val_")}
+
+
+def mean_in_validation(rank: int) -> float:
+    """Return the running mean that a batch norm has in validation, if each rank's is its own number."""
+    method = nn.BatchNorm2d(1)
+    method.running_mean.fill_(float(rank))
+    with evaluated(method, None):
+        return float(method.running_mean)
+
+
 def main(rank: int, world_size: int, config: str, folder: Path) -> None:
     """Take one step with each method, with and without accumulation; rank 0 saves the gradients."""
     torch.set_num_threads(1)
@@ -174,6 +220,9 @@ def main(rank: int, world_size: int, config: str, folder: Path) -> None:
         for name, build in METHODS.items()
     }
     torch.save(weights_after_few_good_samples(rank), folder / f"few.{rank}.pt")
+    scores = {name: scores_of(name, config, rank, world_size) for name in METHODS}
+    found = {**scores, "running mean": mean_in_validation(rank)}
+    (folder / f"scores.{rank}.json").write_text(json.dumps(found))
     if rank == 0:
         torch.save(gradients, folder / "gradients.pt")
     dist.destroy_process_group()

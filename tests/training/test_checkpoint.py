@@ -21,6 +21,7 @@ from beamclip.errors import InputError
 from beamclip.training.checkpoint import State, read_checkpoint, read_newest_checkpoint, write_checkpoint
 from beamclip.training.checkpoint_store import (
     Found,
+    best_step,
     check_writable,
     claim,
     discard_after,
@@ -46,8 +47,9 @@ def state_at(step: int, numbers: int = 1000) -> State:
     return {"step": step, "weight": torch.full((numbers,), float(step)), "ema": None}
 
 
-def write(address: str | Path, step: int, loss: float | None = 1.0) -> Manifest:
-    return write_checkpoint(str(address), state_at(step), loss=loss, world_size=2, data="one day's shards")
+def write(address: str | Path, step: int, loss: float | None = 1.0, score: float | None = None) -> Manifest:
+    data = "one day's shards"
+    return write_checkpoint(str(address), state_at(step), loss=loss, world_size=2, data=data, score=score)
 
 
 def steps_in(address: str | Path) -> list[int]:
@@ -98,6 +100,7 @@ def test_the_manifest_tells_what_lies_beside_it(tmp_path: Path) -> None:
         "world_size": 2,
         "data": "one day's shards",
         "files": {STATE_FILE: vars(manifest.files[STATE_FILE])},
+        "score": None,
     }
     assert manifest.files[STATE_FILE].bytes == (folder / STATE_FILE).stat().st_size
     assert sorted(path.name for path in folder.iterdir()) == [MANIFEST_FILE, STATE_FILE]
@@ -247,6 +250,10 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda folder: edit_manifest(folder, loss="low"),
         r"manifest\.json cannot be read \(its loss is 'low'\)",
+    ),
+    (
+        lambda folder: edit_manifest(folder, score="high"),
+        r"manifest\.json cannot be read \(its score is 'high'\)",
     ),
     (lambda folder: edit_manifest(folder, files=[]), r"manifest\.json cannot be read \(its files is \[\]\)"),
     (
@@ -426,6 +433,29 @@ def test_of_equal_losses_the_newest_is_the_lowest(tmp_path: Path) -> None:
     for step in (100, 200, 300):
         write(tmp_path, step, loss=1.0)
     assert prune(str(tmp_path), keep=1) == [200, 100]
+
+
+def test_a_score_outweighs_any_loss(address: str) -> None:
+    assert best_step(address) is None
+    written = ((100, 0.1, None), (200, 3.0, 0.4), (300, 1.0, 0.6), (400, 2.0, 0.6), (500, 1.0, 0.5))
+    for step, loss, score in written:
+        write(address, step, loss, score)
+    assert best_step(address) == 400
+    assert prune(address, keep=1) == [300, 200, 100]
+    assert steps_in(address) == [400, 500]
+    assert best_step(address) == 400
+
+
+def test_a_checkpoint_of_a_version_without_scores_has_none(tmp_path: Path) -> None:
+    write(tmp_path, 1, score=0.5)
+    file = tmp_path / "step=00000001" / MANIFEST_FILE
+    fields = json.loads(file.read_text())
+    del fields["score"]
+    file.write_text(json.dumps(fields))
+    manifest = find_checkpoint(str(tmp_path)).manifest
+    assert manifest is not None
+    assert manifest.score is None
+    assert best_step(str(tmp_path)) is None
 
 
 def test_without_any_finite_loss_the_newest_stay(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The methods against their losses, over one and two workers, and what they must leave alone."""
 
 import copy
+import json
 import math
 import os
 import runpy
@@ -444,3 +445,19 @@ def test_several_teachers_teach_by_the_mean_of_their_distributions(tiny_config: 
         )
         q = (s @ anchors[0].embeddings.T / 0.2).softmax(dim=1)
     torch.testing.assert_close(loss, (p * (p / q).log()).sum(dim=1).mean())
+
+
+@pytest.mark.slow
+@every_method
+def test_two_workers_validate_as_one_does(name: str, tiny_config: Path, two_workers: Path) -> None:
+    want = runpy.run_path(str(WORKER))["scores_of"](name, str(tiny_config), 0, 1)
+    assert {"val_zeroshot_top1", "val_knn_top1", "val_loss"} == set(want)
+    for rank in range(2):
+        got = json.loads((two_workers / f"scores.{rank}.json").read_text())[name]
+        assert got == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_all_workers_validate_with_the_batch_statistics_of_the_first(two_workers: Path) -> None:
+    found = [json.loads((two_workers / f"scores.{rank}.json").read_text()) for rank in range(2)]
+    assert [each["running mean"] for each in found] == [0.0, 0.0]

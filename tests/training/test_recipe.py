@@ -5,8 +5,17 @@ import itertools
 import pytest
 
 from beamclip.data.config import StreamConfig
-from beamclip.training.config import OptimConfig
-from beamclip.training.recipe import DISTILLATION, LEAST_IN_A_SHARE, PRETRAINING, complete, total_steps
+from beamclip.training.config import OptimConfig, ValidationConfig
+from beamclip.training.recipe import (
+    DISTILLATION,
+    LEAST_IN_A_SHARE,
+    PRETRAINING,
+    ValidationCosts,
+    complete,
+    complete_validation,
+    total_steps,
+    validation_share,
+)
 
 OPEN = (StreamConfig(), OptimConfig())
 RECIPES = pytest.mark.parametrize("recipe", [DISTILLATION, PRETRAINING], ids=["distillation", "pretraining"])
@@ -54,3 +63,33 @@ def test_a_chosen_batch_is_cut_evenly_and_feeds_every_worker(workers):
     stream, _ = complete(DISTILLATION, 100_000, *OPEN, num_workers=workers)
     assert stream.batch_size % workers == 0
     assert stream.batch_size // workers >= LEAST_IN_A_SHARE
+
+
+DISTILLED = ValidationCosts(sample=4.0, image=1.0, once=1.0)
+PRETRAINED = ValidationCosts(sample=6.0, image=2.0, texts=500.0)
+
+
+@pytest.mark.parametrize("costs", [DISTILLED, PRETRAINED], ids=["distillation", "pretraining"])
+@pytest.mark.parametrize("steps", [1, 20, 200, 600, 1200, 10_000, 1_000_000])
+@pytest.mark.parametrize("batch_size", [16, 256, 4096])
+def test_validation_takes_one_per_cent_at_most_unless_it_is_asked_for(costs, steps, batch_size):
+    length = {"steps": steps, "batch_size": batch_size}
+    own = complete_validation(ValidationConfig(), costs, available=50_000, **length)
+    if own.eval_every:
+        assert validation_share(own, costs, **length) <= 0.01
+        assert 3 <= -(-steps // own.eval_every) <= 40
+        assert 100 <= own.val_images <= 2000
+    asked = complete_validation(ValidationConfig(val_data="held-out"), costs, available=50_000, **length)
+    assert min(steps, 2) <= -(-steps // asked.eval_every) <= 40
+
+
+def test_an_interval_and_a_number_of_images_that_are_given_stay():
+    given = ValidationConfig(eval_every=7, val_images=30)
+    assert complete_validation(given, DISTILLED, steps=20, batch_size=16, available=500) == given
+    few = complete_validation(given, DISTILLED, steps=20, batch_size=16, available=12)
+    assert (few.eval_every, few.val_images) == (7, 12)
+
+
+def test_without_images_nothing_is_validated():
+    own = complete_validation(ValidationConfig(), DISTILLED, steps=9999, batch_size=16, available=0)
+    assert own.eval_every == 0
