@@ -43,7 +43,7 @@ def runs(teacher, corpus, workspace) -> SimpleNamespace:
     student = distill(config)
     scores = EvaluateConfig(
         model=str(workspace / "linked" / "model"),
-        data=str(corpus.test),
+        data=(str(corpus.test),),
         classes=corpus.classes,
         out=workspace / "linked-scores",
         workers=HERE,
