@@ -1,6 +1,7 @@
 """`python -m beamclip.tracking`: show the runs of this machine, or send MLflow what a run could not send."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ PORT = 5000
 def main() -> int:
     """Run the command and return the exit code: 0, 1 if not all was sent, 2 for invalid input."""
     given = _parser().parse_args()
+    # As Ctrl-C does: the server must not outlive the command.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _replay(given.run_dir) if given.command == "replay" else show(given.store, given.port, _tell)
     except InputError as error:
