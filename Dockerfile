@@ -2,7 +2,8 @@
 # `ray up cluster.yaml`, and for one machine, where the user with id 1000 must be able to write:
 #
 #   docker build -t beamclip .
-#   docker run --rm --gpus all --shm-size=16g -v "$PWD:/mnt" -w /mnt beamclip beamclip distill --use-gpu ...
+#   docker run --rm --gpus all --shm-size=16g -v "$PWD:/mnt" -w /mnt \
+#       -e MLFLOW_TRACKING_URI=sqlite:////mnt/runs/mlflow.db beamclip beamclip distill --use-gpu ...
 #
 # torch as published for Linux brings CUDA's libraries, so the host needs only NVIDIA's driver and container
 # toolkit. For CPUs alone, name the index where PyTorch publishes such builds; the image is over 4 GB smaller:

@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UI_PORT ?= 5000
+# A SQLite file of MLflow, in place of the one that holds the runs of this machine: make ui STORE=runs/mlflow.db
+STORE ?=
 # More arguments for the program that a target runs: make test ARGS="-k csm"
 ARGS ?=
 # Tried in this order; `make PYTHON=/path/to/python test` puts another one first.
@@ -54,15 +56,11 @@ pythons: ## style, types and a smoke test under each Python from 3.11 to 3.13 th
 	    $(MAKE) --no-print-directory VENV=.venvs/$$version PYTHON=python$$version lint test ARGS="$(SMOKE)"; \
 	done
 
-ui: $(READY) ## show the runs in runs/ at http://127.0.0.1:5000; with CLUSTER=FILE those of a cluster
+ui: $(READY) ## show the runs of this machine in MLflow; of a cluster with CLUSTER=FILE; of a store with STORE=FILE
 ifneq ($(CLUSTER),)
 	@$(BIN)/python -m beamclip.cluster.head ui $(CLUSTER) --port $(UI_PORT)
 else
-	@test -e runs/mlflow.db || { echo "runs/mlflow.db: not there yet. Train first: make quickstart" >&2; exit 1; }
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server \
-	    --host 127.0.0.1 --port $(UI_PORT) --workers 1 \
-	    --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db \
-	    --artifacts-destination $(CURDIR)/runs/mlartifacts
+	@$(BIN)/python -m beamclip.tracking ui --port $(UI_PORT) $(if $(STORE),--store "$(STORE)")
 endif
 
 up: $(READY) ## start the cluster of cluster.yaml, or of CLUSTER=FILE; see docs/cluster.md

@@ -33,6 +33,7 @@ from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import new_clip
 from beamclip.models.export import write_open_clip_dir
 from beamclip.summary import library_versions
+from beamclip.tracking.place import DATABASE, sqlite_uri
 
 ROOT = Path(__file__).parents[1]
 SIZES = (12_500, 50_000, 200_000)
@@ -109,8 +110,8 @@ def main() -> None:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     # The runs must stay on this machine.
-    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
-        os.environ.pop(name, None)
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["MLFLOW_TRACKING_URI"] = sqlite_uri(out / DATABASE)
     if options.part != "store":
         write_part(options.report, "growth", f"--rounds {options.rounds}", growth(out, options.rounds))
     if options.part != "growth":

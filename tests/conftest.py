@@ -54,6 +54,19 @@ def _uses_ray(file: Path) -> bool:
     return "ray_cluster" in text or "ray_session" in text
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder that beamclip keeps for its user, with the MLflow store of all runs; not the tester's own.
+
+    Child processes inherit it.
+    """
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield folder / "beamclip"
+
+
 @pytest.fixture(scope="session")
 def fork_command() -> Iterator[str | None]:
     """Command line of a Python that has imported the model libraries, or None; see forked_python."""

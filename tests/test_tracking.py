@@ -14,7 +14,7 @@ from ports import free_port
 
 from beamclip.errors import InputError
 from beamclip.summary import Summary, read_summary, write_summary
-from beamclip.tracking import UNSENT_FILE, Tracking, replay, tracking_uri
+from beamclip.tracking import UNSENT_FILE, Tracking, replay, tracked_run_id, tracking_uri
 from beamclip.tracking.config import TrackingConfig
 from beamclip.tracking.store import Event, RunRecord, Store
 from beamclip.tracking.unsent import UnsentFile, batched
@@ -78,20 +78,47 @@ def refuse(message: str) -> None:
 # A SQLite file -----------------------------------------------------------------------------------------
 
 
-def test_without_an_address_the_store_is_a_file_beside_the_run(tmp_path, monkeypatch):
-    assert tracking_uri(tmp_path / "runs" / "a") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+def test_all_runs_of_a_user_share_a_store_unless_an_address_is_given(tmp_path, user_home, monkeypatch):
+    of_user = f"sqlite:///{user_home}/mlflow.db"
+    assert {tracking_uri(tmp_path / "runs" / "a"), tracking_uri(Path("elsewhere/b"))} == {of_user}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking_uri(tmp_path / "runs" / "a") == "http://127.0.0.1:1"
 
 
+def test_where_no_home_can_be_written_to_the_store_lies_beside_the_run(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    assert tracking_uri(tmp_path / "runs" / "a") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+def test_a_run_that_began_in_a_file_beside_it_goes_on_there(tmp_path, user_home):
+    """As older versions left it: a note of the id alone, and the store beside the run."""
+    run_dir = tmp_path / "runs" / "a"
+    run_dir.mkdir(parents=True)
+    (run_dir / "mlflow_run.json").write_text('{"run_id": "abc"}')
+    assert tracking_uri(run_dir) == f"sqlite:///{user_home}/mlflow.db"
+    (run_dir.parent / "mlflow.db").touch()
+    assert tracking_uri(run_dir) == f"sqlite:///{run_dir.parent}/mlflow.db"
+    assert tracking_uri(run_dir.parent / "new") == f"sqlite:///{user_home}/mlflow.db"
+
+
+def test_a_run_is_resumed_in_the_store_that_it_began_in(tmp_path, monkeypatch):
+    store = tracking_uri(tmp_path / "a")
+    with Tracking.start(QUIET, run_dir=tmp_path / "a", params={}) as first:
+        pass
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "other"))
+    assert tracking_uri(tmp_path / "a") == store != tracking_uri(tmp_path / "b")
+    assert tracked_run_id(tmp_path / "a") == first.run_id
+
+
 @pytest.mark.slow
-def test_a_run_ends_with_its_metrics_params_tags_and_artifacts(run_dir):
+def test_a_run_ends_with_its_metrics_params_tags_and_artifacts(run_dir, user_home):
     params = {"tau_teacher": 0.02, "classes": "x" * 7000, "top@k": ""}
     with Tracking.start(QUIET, run_dir=run_dir, params=params, tags={"git": "abc"}) as tracking:
         tracking.log([*records(range(3)), {"step": 3, "recall@1": 0.5, "../up": 1.0, "/a//b": 2.0}])
         (run_dir / "plot.txt").write_text("a plot")
         tracking.artifact(run_dir / "plot.txt", "plots")
-    uri = f"sqlite:///{run_dir.parent}/mlflow.db"
+    uri = tracking_uri(run_dir)
     run = client_of(uri).get_run(tracking.run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == run_dir.name
@@ -99,28 +126,27 @@ def test_a_run_ends_with_its_metrics_params_tags_and_artifacts(run_dir):
     assert run.data.params == {"tau_teacher": "0.02", "classes": "x" * 6000, "top_k": ""}
     assert history(uri, tracking.run_id) == points(range(3))
     assert {"recall_1", "_/up", "a/b"} <= set(run.data.metrics)
-    artifacts = run_dir.parent / "mlartifacts" / tracking.run_id / "artifacts"
+    artifacts = user_home / "mlartifacts" / tracking.run_id / "artifacts"
     assert (artifacts / "plots" / "plot.txt").read_text() == "a plot"
     assert not (run_dir / UNSENT_FILE).exists()
 
 
-def test_who_began_a_run_is_told_of_its_id_once(run_dir: Path) -> None:
-    told = list[str]()
-    with Tracking.start(QUIET, run_dir=run_dir, params={}, on_run=told.append) as tracking:
-        tracking.log(records(range(1)))
-        tracking.log(records(range(1, 2)))
-    assert told == [tracking.run_id]
+def test_the_folder_of_a_run_notes_its_id_and_its_store(run_dir: Path) -> None:
+    with Tracking.start(QUIET, run_dir=run_dir, params={}) as tracking:
+        assert tracking.run_id is not None
+    note = json.loads((run_dir / "mlflow_run.json").read_text())
+    assert note == {"run_id": tracking.run_id, "store": tracking_uri(run_dir)}
 
 
 def test_a_run_whose_id_cannot_be_noted_goes_on(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def full(run_id: str) -> None:
-        raise OSError("No space left on device")
-
-    with Tracking.start(QUIET, run_dir=run_dir, params={}, on_run=full) as tracking:
+    # A folder where the file should be: cannot be written by any user.
+    (run_dir / "mlflow_run.json" / "x").mkdir(parents=True)
+    uri = tracking_uri(run_dir.parent / "other")
+    with Tracking.start(QUIET, run_dir=run_dir, params={}, uri=uri) as tracking:
         tracking.log(records(range(2)))
     assert tracking.run_id is not None
-    assert history(tracking_uri(run_dir), tracking.run_id) == points(range(2))
-    assert "is not noted in its folder: No space left on device" in caplog.text
+    assert history(uri, tracking.run_id) == points(range(2))
+    assert "is not noted in its folder" in caplog.text
 
 
 def test_more_metrics_than_one_request_takes_all_arrive(run_dir):
@@ -197,12 +223,13 @@ def test_a_run_that_the_environment_names_is_logged_into_once(run_dir, monkeypat
 
 
 @pytest.mark.slow
-def test_the_store_lies_beside_the_run_whatever_its_path_is_called(tmp_path):
-    folder = tmp_path / "a?b%41 #é&uri=false"
-    run = start_and_end(folder / "run")
+def test_the_store_lies_in_the_home_folder_whatever_its_path_is_called(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "a?b%41 #é&uri=false"))
+    folder = tmp_path / "a?b%41 #é&uri=false" / "beamclip"
+    run = start_and_end(tmp_path / "run")
     assert run.info.status == "FINISHED"
     assert (folder / "mlflow.db").read_bytes().startswith(b"SQLite format 3")
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert {path.name for path in tmp_path.iterdir()} == {folder.parent.name, "run"}
     assert run.info.artifact_uri.startswith((folder / "mlartifacts").as_uri())
 
 
@@ -241,7 +268,8 @@ def test_an_artifact_that_is_gone_is_dropped_and_the_rest_arrives(run_dir, caplo
 
 
 @pytest.mark.slow
-def test_runs_that_first_use_a_store_together_all_arrive(tmp_path):
+def test_runs_that_first_use_a_store_together_all_arrive(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     program = (
         "import sys; from pathlib import Path; from beamclip.tracking import Tracking, TrackingConfig\n"
         "quiet = TrackingConfig(system_metrics=False)\n"
@@ -388,7 +416,9 @@ def test_a_file_without_a_run_is_an_input_error(run_dir, text):
 
 
 @pytest.mark.slow
-def test_a_run_whose_store_is_away_from_the_start_is_made_by_the_replay(run_dir, monkeypatch, caplog):
+def test_a_run_whose_store_is_away_from_the_start_is_made_by_the_replay(
+    run_dir, user_home, monkeypatch, caplog
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
     with Tracking.start(QUIET, run_dir=run_dir, params={"seed": 1}, tags={"git": "abc"}) as tracking:
         tracking.log(records(range(3)))
@@ -398,10 +428,11 @@ def test_a_run_whose_store_is_away_from_the_start_is_made_by_the_replay(run_dir,
         "WARNING"
     ]
     assert f"replay {run_dir}" in caplog.text
+    assert "no answer (Connection refused). The run goes on" in caplog.text
     assert "secret" not in caplog.text
     write_summary(run_dir, Summary(command="distill", status="finished", wall_seconds=1.0))
 
-    uri = f"sqlite:///{run_dir.parent}/mlflow.db"
+    uri = f"sqlite:///{user_home}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     command = [sys.executable, "-m", "beamclip.tracking", "replay", run_dir]
     done = subprocess.run(command, capture_output=True, text=True)

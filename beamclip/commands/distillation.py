@@ -16,6 +16,7 @@ from beamclip.commands.distill_inputs import (
     with_own_templates,
 )
 from beamclip.commands.distill_job import TrainingData, distillation_job, restore_student
+from beamclip.commands.lineage import model_ref
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.run import TrainingResult, show_skipped, started_run
 from beamclip.commands.scoring import (
@@ -57,7 +58,8 @@ def run_distillation(
     show_sources(config, shards)
     config = with_own_templates(config, inputs)
     config = with_validation(config, inputs.data.samples, lambda: _validation_costs(inputs))
-    with started_run("distill", config, run_dir, shards, workers, began=began) as run:
+    teachers = [model_ref(clip.address, clip.fingerprint) for clip in inputs.teachers]
+    with started_run("distill", config, run_dir, shards, workers, teachers=teachers, began=began) as run:
         if config.resume is None:
             check_templates(config, inputs, run_dir.parent / "anchors")
         anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")
@@ -103,7 +105,12 @@ def run_distillation(
         after.attempt("pictures", lambda: _draw(config, inputs, teacher, scored_anchors, run_dir))
         stages = {"anchors": len(anchors[0].embeddings), "steps": trained.step}
         summary = run.finish(
-            trained, after, metrics=scores.metrics, intervals=scores.intervals, stages=stages
+            trained,
+            after,
+            metrics=scores.metrics,
+            intervals=scores.intervals,
+            stages=stages,
+            model=config.student.student,
         )
     show_distilled(scores, summary, trained, inputs, run_dir)
     return summary

@@ -4,6 +4,7 @@ import posixpath
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -19,6 +20,8 @@ from beamclip.cluster.nodes import SharedPlaces, ask_cluster, some_files
 from beamclip.cluster.room import check_resources
 from beamclip.cluster.session import workers_session
 from beamclip.commands.console import ProgressLine, format_duration, plural, print_stage
+from beamclip.commands.effects import effective_parameters
+from beamclip.commands.lineage import dataset_of, model_ref, named_run, written_dataset
 from beamclip.commands.options import EmbedConfig
 from beamclip.config import config_text
 from beamclip.data.cache import (
@@ -48,6 +51,7 @@ from beamclip.places import Folder, absolute, is_address
 from beamclip.runs.folder import CONFIG_FILE
 from beamclip.storage import storage
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, library_versions, summary_text
+from beamclip.tracking import Tracking, notes_folder, tracked_run_id
 from beamclip.training.channel import RemoteChannel
 from beamclip.training.decode_place import decode_place
 from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
@@ -99,7 +103,6 @@ def build_cache(config: EmbedConfig) -> Summary:
     """
     began = time.perf_counter()
     inputs = _load(config)
-    todo = sum(shard.samples for shard in inputs.todo)
     print_stage(
         "shards",
         f"{plural(len(inputs.shards), 'file')}, {plural(_samples(inputs), 'image')}",
@@ -108,24 +111,74 @@ def build_cache(config: EmbedConfig) -> Summary:
     with workers_session(config.workers):
         check_resources(config.workers)
         manifest = _agreed_manifest(config, inputs)
-        job = _job(config, inputs, manifest)
-        reference = ray.put(job)
-        seconds = _build(config, inputs, job, reference) if inputs.todo else 0.0
-        skipped = skipped_in(inputs.out)
-        if sum(skipped.values()) == _samples(inputs):
-            raise CacheError(
-                f"{config.data}: no image could be used: {skipped}. See the summary of the ingest."
-            )
-        try:
-            cosines = _verified(config, reference)
-        except CacheError:
-            # It may have been marked as finished before; without the mark, training refuses it.
-            write_manifest(inputs.out, manifest)
-            raise
+        with _track(config, inputs) as tracking:
+            manifest, seconds, cosines = _fill(config, inputs, manifest)
+            summary = _summary(inputs, manifest, seconds, cosines, began)
+            summary = replace(summary, mlflow_run_id=tracking.run_id)
+            _leave(config, inputs.out, summary)
+            _log(tracking, inputs.out, summary)
+    return summary
+
+
+def _fill(
+    config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest
+) -> tuple[CacheManifest, float, NDArray[np.float32]]:
+    """Embed what is missing; return the final manifest, the seconds it took, and what `_verified` found."""
+    job = _job(config, inputs, manifest)
+    reference = ray.put(job)
+    seconds = _build(config, inputs, job, reference) if inputs.todo else 0.0
+    skipped = skipped_in(inputs.out)
+    if sum(skipped.values()) == _samples(inputs):
+        raise CacheError(f"{config.data}: no image could be used: {skipped}. See the summary of the ingest.")
+    try:
+        cosines = _verified(config, reference)
+    except CacheError:
+        # It may have been marked as finished before; without the mark, training refuses it.
+        write_manifest(inputs.out, manifest)
+        raise
     manifest = replace(manifest, samples=_samples(inputs), skipped=skipped)
     write_manifest(inputs.out, manifest)
-    views = todo * config.augmentations
-    summary = Summary(
+    return manifest, seconds, cosines
+
+
+def _track(config: EmbedConfig, inputs: EmbedInputs) -> Tracking:
+    """Begin the MLflow run of a cache, or continue that of an earlier start."""
+    folder = notes_folder(inputs.out)
+    tracking = Tracking.start(
+        named_run(config.tracking, inputs.out),
+        run_dir=folder,
+        params=effective_parameters(config),
+        tags={"command": "embed"},
+        run_id=tracked_run_id(folder),
+    )
+    teachers = [model_ref(clip.address, clip.fingerprint) for clip in inputs.teachers]
+    tracking.inputs(datasets=[dataset_of(str(config.data), inputs.shards, "source")], models=teachers)
+    return tracking
+
+
+def _log(tracking: Tracking, out: str, summary: Summary) -> None:
+    skipped = {f"skipped/{reason}": number for reason, number in summary.counts.skipped.items()}
+    metrics = {name: value for name, value in summary.metrics.items() if value is not None}
+    speed = summary.images_per_second
+    record: dict[str, float] = {"step": 0, "images": summary.images, **skipped, **metrics}
+    tracking.log([record if speed is None else {**record, "images_per_second": speed}])
+    written = written_dataset(out)
+    if written is not None:
+        tracking.inputs(datasets=[written])
+    if not is_address(out):
+        for name in (SUMMARY_FILE, CONFIG_FILE, DISTILL_CONFIG):
+            tracking.artifact(Path(out, name))
+
+
+def _summary(
+    inputs: EmbedInputs,
+    manifest: CacheManifest,
+    seconds: float,
+    cosines: NDArray[np.float32],
+    began: float,
+) -> Summary:
+    views = sum(shard.samples for shard in inputs.todo) * manifest.augmentations
+    return Summary(
         command="embed",
         status="finished",
         wall_seconds=time.perf_counter() - began,
@@ -142,8 +195,6 @@ def build_cache(config: EmbedConfig) -> Summary:
         paths={"cache": inputs.out},
         stages={"embedding_seconds": seconds, "bytes_per_sample": _bytes(inputs.out) / _samples(inputs)},
     )
-    _leave(config, inputs.out, summary)
-    return summary
 
 
 def _load(config: EmbedConfig) -> EmbedInputs:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,14 +23,16 @@ from beamclip.commands.data_set_scores import (
     named,
     score_data_set,
 )
+from beamclip.commands.effects import effective_parameters
 from beamclip.commands.figures import draw_scores, show_figures
+from beamclip.commands.lineage import labelled_dataset, model_ref
 from beamclip.commands.options import EvaluateConfig
-from beamclip.config import parameters, write_config
+from beamclip.config import write_config
 from beamclip.data.listing import check_texts, list_labelled, list_shards, split_address
 from beamclip.data.shards import Columns
 from beamclip.data.torchvision_sets import is_torchvision
 from beamclip.errors import InputError
-from beamclip.evaluation.intervals import Figure, ends
+from beamclip.evaluation.intervals import Figure, Interval, ends
 from beamclip.evaluation.results import write_scores
 from beamclip.evaluation.scores import worst_classes
 from beamclip.models.clip import load_clip
@@ -81,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
         Tracking.start(
             config.tracking,
             run_dir=run_dir,
-            params=parameters(evaluator.config),
+            params=effective_parameters(evaluator.config),
             tags={"command": "evaluate"},
         ) as tracking,
     ):
@@ -103,8 +106,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
         summary = _summary(found, figures, stages, began, tracking.run_id)
         write_summary(run_dir, summary)
         draw_scores(found, run_dir / PLOTS)
-        values = {name: each.value for name, each in figures.items()}
-        tracking.log([{"step": 0, **values, **ends(summary.intervals)}])
+        _log(tracking, evaluator, plan, figures, summary.intervals)
         for file in (*sorted(run_dir.glob("*.parquet")), run_dir / SUMMARY_FILE):
             tracking.artifact(file)
         if (run_dir / PLOTS).is_dir():
@@ -115,6 +117,34 @@ def evaluate(config: EvaluateConfig) -> Summary:
     written = [SUMMARY_FILE, *sorted(file.name for file in run_dir.glob("*.parquet"))]
     print(f"{run_dir}: {'  '.join([*written, *(['plots/'] if (run_dir / PLOTS).is_dir() else [])])}")
     return summary
+
+
+def _log(
+    tracking: Tracking,
+    evaluator: Evaluator,
+    plan: _Plan,
+    figures: Mapping[str, Figure],
+    intervals: Mapping[str, Interval],
+) -> None:
+    """Log the scores, which are also those of the model on each data set, whichever run made it."""
+    config = evaluator.config
+    model, *teacher = (
+        model_ref(clip.address, clip.fingerprint) for clip in (evaluator.clip, evaluator.teacher) if clip
+    )
+    labels, missing = config.label_column, config.allow_missing_shards
+    scored = {
+        name: labelled_dataset(address, "test", labels, allow_missing=missing)
+        for name, address in plan.data.items()
+    }
+    fitted = labelled_dataset(config.train_data, "training", labels, allow_missing=missing)
+    tracking.inputs(datasets=[each for each in (*scored.values(), fitted) if each], models=[model, *teacher])
+    left = {key: figure.value for key, figure in figures.items()}
+    for name, dataset in scored.items():
+        own = {key: left.pop(key) for key in [*left] if not name or key.startswith(f"{name}/")}
+        record = {**own, **ends({key: both for key, both in intervals.items() if key in own})}
+        tracking.log([{"step": 0, **record}], model=model, dataset=dataset)
+    rest = {key: both for key, both in intervals.items() if key in left}
+    tracking.log([{"step": 0, **left, **ends(rest)}])
 
 
 def _planned(config: EvaluateConfig) -> _Plan:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from beamclip.commands.console import ProgressLine, format_duration, plural, print_stage
+from beamclip.commands.ingest_tracking import IngestTracking
 from beamclip.config import config_text
 from beamclip.errors import FailedRunError
 from beamclip.ingest.config import IngestConfig
@@ -33,10 +34,16 @@ def ingest_urls(config: IngestConfig) -> Summary:
     """
     columns = tuple(name for word in config.keep_columns for name in word.split(",") if name)
     config = replace(config, keep_columns=columns)
+    with IngestTracking(config) as tracked:
+        return _ingest_urls(config, tracked)
+
+
+def _ingest_urls(config: IngestConfig, tracked: IngestTracking) -> Summary:
     began = time.perf_counter()
     line = ProgressLine()
 
     def on_progress(counts: IngestCounts) -> None:
+        tracked.progress(counts)
         tried = counts.succeeded + counts.failed
         eta = (time.perf_counter() - began) / max(1, tried) * (counts.rows - tried)
         line.show(
@@ -56,8 +63,10 @@ def ingest_urls(config: IngestConfig) -> Summary:
     out = Folder(absolute(str(config.out)))
     failure = _failure(result, IngestFolder(out.place, "").log)
     summary = replace(_summary(config, result, failed=failure is not None), notes=notes)
+    summary = replace(summary, mlflow_run_id=tracked.run_id)
     out.write(CONFIG_FILE, config_text(config).encode())
     out.write(SUMMARY_FILE, summary_text(summary).encode())
+    tracked.end(summary, IngestFolder(out.place, "").read_manifest())
     print(f"{config.out}: shards  summary.json")
     if failure is not None:
         raise FailedRunError(" ".join([f"{config.out}: {failure}", *(f"({note})" for note in notes)]))

@@ -189,6 +189,7 @@ class EmbedConfig:
     """Count the samples of a shard that cannot be opened as lost, instead of ending the command."""
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self)

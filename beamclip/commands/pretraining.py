@@ -91,7 +91,12 @@ def run_pretraining(
         after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
         stages = {"steps": trained.step}
         summary = run.finish(
-            trained, after, metrics=scores.metrics, intervals=scores.intervals, stages=stages
+            trained,
+            after,
+            metrics=scores.metrics,
+            intervals=scores.intervals,
+            stages=stages,
+            model=Path(config.model).stem,
         )
     show_skipped(trained, summary.counts.attempted)
     if scores.metrics:

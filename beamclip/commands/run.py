@@ -2,11 +2,10 @@
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,8 +15,10 @@ from beamclip.cluster.config import WorkersConfig
 from beamclip.cluster.room import check_resources
 from beamclip.commands.after_training import AfterTraining
 from beamclip.commands.console import ProgressLine, format_duration, percent, plural, print_stage
+from beamclip.commands.effects import effective_parameters
+from beamclip.commands.lineage import scored_dataset, training_datasets
 from beamclip.commands.options import DistillConfig, PretrainConfig
-from beamclip.config import parameters, write_config
+from beamclip.config import write_config
 from beamclip.data.listing import fingerprint
 from beamclip.data.lost_samples import FirstLost
 from beamclip.data.position import from_plain
@@ -32,12 +33,10 @@ from beamclip.runs.folder import (
     TRACE,
     checkpoint_address,
     open_run_dir,
-    remember_tracked_run,
-    tracked_run_id,
 )
 from beamclip.runs.recorder import Recorder, read_history
 from beamclip.summary import Counts, Summary, write_summary
-from beamclip.tracking import Tracking
+from beamclip.tracking import ModelRef, Tracking, tracked_run_id
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import best_step
 from beamclip.training.config import BEST_BY
@@ -212,12 +211,14 @@ class Run:
         metrics: dict[str, float],
         intervals: Mapping[str, Interval],
         stages: dict[str, Any],
+        model: str,
     ) -> Summary:
         """Write summary.json, and log metrics, plots and the model to MLflow.
 
         Args:
             metrics: the scores of the model.
             intervals: 95 % intervals of the scores that have one, by name.
+            model: name of what was trained: of the student's backbone, or of the model's config.
 
         Raises:
             UnscoredError, KeyboardInterrupt: a step after training failed or was interrupted; see
@@ -249,16 +250,23 @@ class Run:
             notes=after.notes,
         )
         write_summary(self.folder, summary)
-        step = trained.step
         skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
-        self.tracking.log([{"step": step, "skipped": float(lost), **skipped, **metrics, **ends(intervals)}])
+        self.tracking.log([{"step": trained.step, "skipped": float(lost), **skipped}])
+        self._log_model(model, trained.step, {**metrics, **ends(intervals)})
         for path in (self.folder / "summary.json", self.folder / CONFIG_FILE):
             self.tracking.artifact(path)
-        for folder in (PLOTS, MODEL):
-            if (self.folder / folder).is_dir():
-                self.tracking.artifact(self.folder / folder, folder)
+        if (self.folder / PLOTS).is_dir():
+            self.tracking.artifact(self.folder / PLOTS, PLOTS)
         after.raise_failure(self.config, self.folder)
         return summary
+
+    def _log_model(self, name: str, step: int, metrics: dict[str, float]) -> None:
+        """Log the exported model, and the scores as those of this model on the labelled images."""
+        kind = "student" if isinstance(self.config, DistillConfig) else "clip"
+        self.tracking.model(self.folder / MODEL, name, kind, step)
+        if metrics:
+            scored = scored_dataset(self.config)
+            self.tracking.log([{"step": step, **metrics}], model="own", dataset=scored)
 
     def _leave_interrupted(self, trained: TrainingResult) -> NoReturn:
         """Write a summary without scores or model, then raise KeyboardInterrupt as Ctrl-C does elsewhere."""
@@ -286,9 +294,13 @@ def started_run(
     shards: list[Shard],
     workers: WaitingWorkers | None,
     *,
+    teachers: Sequence[ModelRef] = (),
     began: float,
 ) -> Iterator[Run]:
     """Open the run's folder, wait for Ray, begin its MLflow run, and yield the run.
+
+    Args:
+        teachers: models that it learns from.
 
     Raises:
         InputError: the folder (see open_run_dir) or the cluster (see WaitingWorkers) cannot be used.
@@ -299,7 +311,9 @@ def started_run(
     else:
         workers.wait_for_ray()
         workers.begin()
-    with track_run(config, folder, command) as tracking:
+    cached = any(shard.format == "cache" for shard in shards)
+    with track_run(config, folder, command, cached=cached) as tracking:
+        tracking.inputs(datasets=training_datasets(config, shards), models=teachers)
         yield Run(command, config, folder, shards, tracking, workers, began)
 
 
@@ -314,20 +328,26 @@ def _open_folder(config: TrainConfig, run_dir: Path, shards: list[Shard]) -> Non
 
 @contextmanager
 def track_run(
-    config: TrainConfig, run_dir: Path, command: str, *, varied: Collection[str] = ()
+    config: TrainConfig,
+    run_dir: Path,
+    command: str,
+    *,
+    cached: bool,
+    varied: Collection[str] = (),
 ) -> Iterator[Tracking]:
     """Begin the MLflow run of a run, or continue it; it is closed with the status that the block ends with.
 
     Args:
+        cached: whether the data are teacher caches.
         varied: options that are not logged, since they have no single value in this run.
     """
+    given = effective_parameters(config, cached=cached)
     tracking = Tracking.start(
         config.tracking,
         run_dir=run_dir,
-        params={name: value for name, value in parameters(config).items() if name not in varied},
+        params={name: value for name, value in given.items() if name not in varied},
         tags={"command": command},
         run_id=tracked_run_id(run_dir),
-        on_run=partial(remember_tracked_run, run_dir),
     )
     with tracking:
         back_up(checkpoint_address(config.checkpoint.checkpoints, run_dir), run_dir)

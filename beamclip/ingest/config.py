@@ -1,12 +1,13 @@
 """Options of an ingest: what to download, and how to store it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from beamclip.errors import InputError
 from beamclip.ingest.hosts import WEB_PORTS
 from beamclip.places import LocalPath, PathOrAddress
 from beamclip.ranges import Count, Natural, Positive, Range, check_ranges
+from beamclip.tracking.config import TrackingConfig
 
 AUTO = "auto"
 """Value of `caption_column`: the column `caption` if the list has one, otherwise no captions."""
@@ -71,6 +72,7 @@ class IngestConfig:
     retry_failed: bool = True
     """After all shards, retry once what failed for a reason that may pass (timeouts, HTTP 5xx, ...), or was
     refused for its address or port before allow_private_hosts was given."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self)

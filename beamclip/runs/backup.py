@@ -17,8 +17,9 @@ import fsspec
 from beamclip.addresses import reachable, without_secrets
 from beamclip.errors import FailedRunError, InputError
 from beamclip.places import one_line
-from beamclip.runs.folder import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, TRACKING_FILE, make_run_dir
+from beamclip.runs.folder import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE, make_run_dir
 from beamclip.storage import COPY, in_storage
+from beamclip.tracking import TRACKING_FILE
 
 log = logging.getLogger(__name__)
 

@@ -1,11 +1,10 @@
 """The folder of a run: where it is, when it may be written to, what it keeps from one start to the next."""
 
-import json
 import time
 from pathlib import Path
 
 from beamclip.errors import InputError
-from beamclip.files import read_json, read_yaml, write_whole
+from beamclip.files import read_yaml
 from beamclip.json_lines import mend_json_lines
 from beamclip.storage import storage, stored_run
 from beamclip.training.checkpoint_store import (
@@ -18,7 +17,6 @@ from beamclip.training.manifest import check_sizes
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"
-TRACKING_FILE = "mlflow_run.json"
 PLOTS = "plots"
 CHECKPOINTS = "checkpoints"
 TRACE = "trace"
@@ -104,16 +102,3 @@ def _check_resumable(run_dir: Path, checkpoints: str, data: str) -> None:
             f"--resume {run_dir}: its checkpoint was made with other data ({found.manifest.data}) than these "
             f"({data}), so its place in them is unknown. Give the same shards, or start a new run."
         )
-
-
-def tracked_run_id(run_dir: Path) -> str | None:
-    """Return the id of the MLflow run that this folder belongs to; None if it was not tracked before."""
-    path = run_dir / TRACKING_FILE
-    content = read_json(path) if path.exists() else {}
-    run_id = content.get("run_id") if isinstance(content, dict) else None
-    return run_id if isinstance(run_id, str) else None
-
-
-def remember_tracked_run(run_dir: Path, run_id: str) -> None:
-    """Note the id of the MLflow run, so that a resumed run continues it."""
-    write_whole(run_dir / TRACKING_FILE, json.dumps({"run_id": run_id}) + "\n")

@@ -5,23 +5,23 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import fsspec
 
 from beamclip.addresses import without_secrets
 from beamclip.commands.console import ProgressLine, percent, plural, print_stage
+from beamclip.commands.effects import effective_parameters
 from beamclip.commands.options import SweepConfig
-from beamclip.config import parameters, write_config
-from beamclip.runs.folder import CONFIG_FILE, remember_tracked_run, tracked_run_id
+from beamclip.config import write_config
+from beamclip.runs.folder import CONFIG_FILE
 from beamclip.runs.recorder import Recorder
 from beamclip.sweep.report import best_of
 from beamclip.sweep.run_trial import Report, TrialInputs, trial_checkpoints
 from beamclip.sweep.space import Settings, applied, in_words
 from beamclip.sweep.trial import Score, Trial, trial_dir, write_trial
-from beamclip.tracking import Tracking
-from beamclip.tracking.store import PARENT_TAG, tracking_uri
+from beamclip.tracking import Tracking, tracked_run_id, tracking_uri
+from beamclip.tracking.store import PARENT_TAG
 from beamclip.training.checkpoint_store import cause_of
 from beamclip.training.events import Recorded, Started
 
@@ -160,11 +160,10 @@ class SweepMonitor:
         tracking = Tracking.start(
             replace(self.config.tracking, run_name=name, system_metrics=False),
             run_dir=folder,
-            params=parameters(config),
+            params=effective_parameters(config, cached=True),
             tags={"command": "trial", **parent},
             run_id=tracked_run_id(folder),
             uri=tracking_uri(self.out),
-            on_run=partial(remember_tracked_run, folder),
         )
         return Recorder(folder, tracking)
 

@@ -28,6 +28,7 @@ from beamclip.commands.distill_inputs import (
 )
 from beamclip.commands.distill_job import TrainingData
 from beamclip.commands.embed import build_cache
+from beamclip.commands.lineage import dataset_name
 from beamclip.commands.options import DistillConfig, EmbedConfig, SweepConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE
 from beamclip.commands.sources import list_sources, places_of, read_manifests
@@ -218,6 +219,7 @@ def _cache(config: SweepConfig, loaded: Loaded, data: str, address: str) -> str:
                 augmentation=config.augmentation,
                 allow_missing_shards=config.stream.allow_missing_shards,
                 workers=replace(workers, gpus_per_worker=1.0),
+                tracking=replace(config.tracking, run_name=dataset_name(address), system_metrics=False),
             )
         )
     return address

@@ -8,8 +8,21 @@ was made, and MLflow's SQL stores keep one copy of equal records, so sending one
 """
 
 from beamclip.tracking.config import TrackingConfig
+from beamclip.tracking.lineage import Dataset, ModelRef, run_dir_of
+from beamclip.tracking.place import TRACKING_FILE, notes_folder, tracked_run_id, tracking_uri
 from beamclip.tracking.run import Tracking
-from beamclip.tracking.store import tracking_uri
 from beamclip.tracking.unsent import UNSENT_FILE, replay
 
-__all__ = ["UNSENT_FILE", "Tracking", "TrackingConfig", "replay", "tracking_uri"]
+__all__ = [
+    "TRACKING_FILE",
+    "UNSENT_FILE",
+    "Dataset",
+    "ModelRef",
+    "Tracking",
+    "TrackingConfig",
+    "notes_folder",
+    "replay",
+    "run_dir_of",
+    "tracked_run_id",
+    "tracking_uri",
+]

@@ -22,7 +22,7 @@ class Link:
     def __init__(self, uri: str, unsent: UnsentFile, run: RunRecord) -> None:
         self.run = run
         self.give_up_at = math.inf
-        self._uri = uri
+        self.uri = uri
         self._unsent = unsent
         self._store: Store | None = None
         self._retry_at = -math.inf
@@ -32,7 +32,7 @@ class Link:
         """Return the store, or None while it is down; tries to reach it at most once in `RETRY_AFTER_S`."""
         if self._store is None and time.monotonic() >= self._retry_at:
             try:
-                store = Store(self._uri)
+                store = Store(self.uri)
                 self.run = self._reach(store)
                 self._store = store
             except Exception as error:
@@ -56,7 +56,7 @@ class Link:
         if subject not in self._warned:
             self._warned.add(subject)
             # An address may carry a password, and MLflow quotes addresses.
-            log.warning("%s", without_secrets(f"MLflow at {self._uri}: {message}"))
+            log.warning("%s", without_secrets(f"MLflow at {self.uri}: {message}"))
 
     def _warn_refused(self, message: str) -> None:
         self.warn("refused", message)

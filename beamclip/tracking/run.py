@@ -7,15 +7,18 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from beamclip.tracking.config import TrackingConfig
+from beamclip.tracking.lineage import Dataset, ModelRef
 from beamclip.tracking.link import Link
 from beamclip.tracking.origin import origin_tags
-from beamclip.tracking.store import Event, RunRecord, first_line, tracking_uri
+from beamclip.tracking.place import note_run, tracking_uri
+from beamclip.tracking.store import Event, RunRecord, first_line
 from beamclip.tracking.unsent import UnsentFile
 
 CLOSE_WITHIN_S = 60.0
@@ -35,17 +38,21 @@ class Tracking:
     def __init__(
         self,
         link: Link,
-        on_run: Callable[[str], None] | None,
+        run_dir: Path,
+        params: Mapping[str, str],
         system_metrics: "Callable[[], _SystemMetrics | None] | None",
     ) -> None:
         """Start the sending thread; runs are begun by `start`.
 
         Args:
-            on_run: see `start`.
+            run_dir: the run's folder, where its id is noted as soon as it is known.
+            params: as they are logged; the run's model gets them too.
             system_metrics: makes the monitor, called after the first try to reach the store.
         """
         self._link = link
-        self._on_run = on_run
+        self._run_dir = run_dir
+        self._params = params
+        self._noted = False
         self._system: _SystemMetrics | None = None
         self._system_metrics = system_metrics
         self._tried = threading.Event()
@@ -63,7 +70,7 @@ class Tracking:
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
         uri: str | None = None,
-        on_run: Callable[[str], None] | None = None,
+        began: float | None = None,
     ) -> "Tracking":
         """Begin or resume a run; the store is contacted in the background.
 
@@ -72,23 +79,32 @@ class Tracking:
             run_dir: the run's folder, created if missing; what cannot be sent is kept there.
             params: settings by name; a value is logged as text of at most 6,000 characters. A value that
                 differs from the one the run already has becomes a tag `resumed.NAME`.
-            tags: MLflow tags of a new run, beside those that say where it comes from.
+            tags: MLflow tags of a new run, beside those that say where it comes from and where its folder is.
             run_id: the run to resume, whatever its status. Unless config.experiment is given, MLFLOW_RUN_ID
                 takes precedence; it is removed from the environment, as by MLflow itself: it names one run.
             uri: of the store, by default `tracking_uri(run_dir)`.
-            on_run: called once, in another thread, with the run's id, as soon as it is known.
+            began: time.time() when a new run began; by default now.
         """
         uri = uri or tracking_uri(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
+        folder = str(run_dir.resolve())
         name = config.run_name or run_dir.resolve().name
         experiment, experiment_id = _experiment(config)
         if config.experiment is None:
             run_id = os.environ.pop("MLFLOW_RUN_ID", None) or run_id
-        run = RunRecord(run_id, experiment, name, {**origin_tags(), **(tags or {})}, _now_ms(), experiment_id)
+        start_ms = _now_ms() if began is None else int(1000 * began)
+        run = RunRecord(
+            run_id,
+            experiment,
+            name,
+            {**origin_tags(), "folder": folder, **(tags or {})},
+            start_ms,
+            experiment_id,
+        )
         link = Link(uri, UnsentFile(run_dir), run)
         system = partial(_system_metrics, link, uri, resumed=run_id is not None)
-        tracking = cls(link, on_run, system if config.system_metrics else None)
         texts = {_valid_name(key): str(value)[:MAX_PARAM_LENGTH] for key, value in params.items()}
+        tracking = cls(link, run_dir, texts, system if config.system_metrics else None)
         tracking._events.put({"kind": "params", "params": texts})
         return tracking
 
@@ -98,9 +114,52 @@ class Tracking:
         self._tried.wait()
         return self._link.run.id
 
-    def log(self, records: Sequence[Mapping[str, float]]) -> None:
-        """Log metrics; each record has a "step". Characters that MLflow refuses in names become "_"."""
-        self._events.put(_metrics_event(records))
+    def log(
+        self,
+        records: Sequence[Mapping[str, float]],
+        *,
+        model: ModelRef | Literal["own"] | None = None,
+        dataset: Dataset | None = None,
+    ) -> None:
+        """Log metrics; each record has a "step". Characters that MLflow refuses in names become "_".
+
+        Args:
+            model: whose metrics they are, beside the run's: another run's, or "own", given to `model` before.
+            dataset: what they were computed on.
+        """
+        event = _metrics_event(records)
+        if model is not None:
+            event["model"] = asdict(model) if isinstance(model, ModelRef) else model
+        if dataset is not None:
+            event["dataset"] = [dataset.name, dataset.digest]
+        self._events.put(event)
+
+    def inputs(self, *, datasets: Sequence[Dataset] = (), models: Sequence[ModelRef] = ()) -> None:
+        """Link data sets that the run reads or writes, and models that it uses."""
+        self._events.put(
+            {
+                "kind": "inputs",
+                "datasets": [asdict(each) for each in datasets],
+                "models": [asdict(each) for each in models],
+            }
+        )
+
+    def model(self, path: Path, name: str, kind: str, step: int) -> None:
+        """Make the run's logged model, with the content of a folder as its artifacts.
+
+        Args:
+            kind: MLflow's type of a model, by which models are searched for.
+            step: of the training, at which the model was taken.
+        """
+        about = {
+            "name": name,
+            "type": kind,
+            "step": step,
+            "tags": {"folder": str(path.resolve())},
+            "params": dict(self._params),
+        }
+        self._events.put({"kind": "model", **about})
+        self._events.put({"kind": "model_files", "path": str(path.resolve())})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file, or the content of a folder, to `folder` in the run's artifacts."""
@@ -133,18 +192,18 @@ class Tracking:
             self._system = self._system_metrics()
         more = True
         while more:
-            self._tell_of_run()
+            self._note_run()
             events, more = self._take()
             self._link.deliver(events)
-        self._tell_of_run()
+        self._note_run()
 
-    def _tell_of_run(self) -> None:
-        tell, run_id = self._on_run, self._link.run.id
-        if tell is None or run_id is None:
+    def _note_run(self) -> None:
+        run_id = self._link.run.id
+        if self._noted or run_id is None:
             return
-        self._on_run = None
+        self._noted = True
         try:
-            tell(run_id)
+            note_run(self._run_dir, run_id, self._link.uri)
         except Exception as error:
             self._link.warn("run", f"the run {run_id} is not noted in its folder: {first_line(error)}")
 

@@ -1,14 +1,21 @@
 """Requests to MLflow, which is imported with the first store; other modules decide when to send them."""
 
+import json
+import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, unquote
 
 from filelock import FileLock
+
+from beamclip.tracking.lineage import Dataset, ModelRef
+from beamclip.tracking.logged_models import make_model, own_model, used_model
+from beamclip.tracking.place import ARTIFACTS, sqlite_file
+from beamclip.tracking.view import EXPERIMENT_TAGS
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -18,12 +25,20 @@ T = TypeVar("T")
 Event = dict[str, Any]
 """One message to the store, in JSON types: its "kind", and what that kind needs.
 
-metrics: "metrics", at most `MAX_METRICS` rows of (key, value, step, ms since 1970).
+metrics: "metrics", at most `MAX_METRICS` rows of (key, value, step, ms since 1970); perhaps "model", whose
+metrics they are: `OWN_MODEL` or the fields of a ModelRef; perhaps "dataset", its name and digest.
 params: "params", a mapping of texts. artifact: "path", "folder". end: "status", "time_ms".
+inputs: "datasets" and "models", lists with the fields of each Dataset and ModelRef.
+model: "name", "type", "step", "params", "tags" of the model that the run made. model_files: "path".
 """
 
+_FOR_EVER = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND")
+"""Codes of errors that another try would meet again; the last is that of a server that is too old."""
+
+OWN_MODEL = "own"
+"""In place of a ModelRef: the model that the run itself made."""
+
 PARENT_TAG = "mlflow.parentRunId"
-_SQLITE, _DRIVER = "sqlite:///", "sqlite+pysqlite:///"
 
 MAX_METRICS = 1000
 """Metrics that MLflow takes in one request."""
@@ -46,23 +61,6 @@ class RunRecord:
 
 class Refused(Exception):
     """The store answered, and will never accept what it was given."""
-
-
-def tracking_uri(run_dir: Path) -> str:
-    """Return the address of a run's store: MLFLOW_TRACKING_URI, else a SQLite file beside `run_dir`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(run_dir.resolve().parent / "mlflow.db")
-
-
-def _sqlite_uri(file: Path) -> str:
-    path = file.as_posix()
-    if "?" not in path and "%" not in path:
-        return f"{_SQLITE}{path}"
-    # SQLAlchemy unquotes the path from 2.1 on; before that, only SQLite's own form takes a question mark.
-    # With the driver in the address, MLflow does not create a folder of the quoted name.
-    from sqlalchemy import make_url
-
-    forms = (f"{_SQLITE}{path}", f"{_DRIVER}{quote(path)}", f"{_DRIVER}file:{quote(path)}?uri=true")
-    return next((form for form in forms if make_url(form).database == path), forms[-1])
 
 
 class Store:
@@ -91,14 +89,21 @@ class Store:
             Exception: whatever MLflow raises while the store cannot be reached.
         """
         with _sorted_errors(f"{event['kind']} of run {run_id}"):
-            if event["kind"] == "metrics":
-                self._send_metrics(run_id, event["metrics"])
-            elif event["kind"] == "params":
-                self._send_params(run_id, event["params"])
-            elif event["kind"] == "artifact":
-                self._send_artifact(run_id, Path(event["path"]), event["folder"])
-            elif event["kind"] == "end":
-                self._client.set_terminated(run_id, event["status"], event["time_ms"])
+            match event["kind"]:
+                case "metrics":
+                    self._send_metrics(run_id, event)
+                case "params":
+                    self._send_params(run_id, event["params"])
+                case "artifact":
+                    self._send_artifact(run_id, Path(event["path"]), event["folder"])
+                case "end":
+                    self._client.set_terminated(run_id, event["status"], event["time_ms"])
+                case "inputs":
+                    self._send_inputs(run_id, event)
+                case "model":
+                    make_model(self._client, run_id, event)
+                case "model_files":
+                    self._send_model_files(run_id, Path(event["path"]))
 
     def _experiment_of_parent(self, run: RunRecord) -> str | None:
         """Return the parent's experiment: only there does MLflow show a run below its parent."""
@@ -116,19 +121,67 @@ class Store:
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    return str(self._client.create_experiment(name, artifact_location=_artifacts(self.uri)))
+                    place = _artifacts(self.uri)
+                    made = self._client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS)
+                    return str(made)
                 except Exception:
                     # Another run may have made it on the server a moment ago.
                     found = self._client.get_experiment_by_name(name)
                     if found is None:
                         raise
+            # Made by an older version, or by others: it lacks the view of its runs.
+            for key in EXPERIMENT_TAGS.keys() - found.tags.keys():
+                self._client.set_experiment_tag(found.experiment_id, key, EXPERIMENT_TAGS[key])
         return str(found.experiment_id)
 
-    def _send_metrics(self, run_id: str, rows: Sequence[tuple[str, float, int, int]]) -> None:
+    def _send_metrics(self, run_id: str, event: Event) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(key, value, time_ms, step) for key, value, step, time_ms in rows]
+        name, digest = event.get("dataset") or (None, None)
+        model_id = self._model_id(run_id, event.get("model"))
+        metrics = [
+            Metric(key, value, time_ms, step, model_id=model_id, dataset_name=name, dataset_digest=digest)
+            for key, value, step, time_ms in event["metrics"]
+        ]
         self._client.log_batch(run_id, metrics=metrics, synchronous=True)
+
+    def _model_id(self, run_id: str, model: Mapping[str, Any] | str | None) -> str | None:
+        if model is None:
+            return None
+        if isinstance(model, str):
+            return own_model(self._client, run_id)
+        return used_model(self._client, run_id, ModelRef(**model))
+
+    def _send_inputs(self, run_id: str, event: Event) -> None:
+        from mlflow.entities import Dataset as Described
+        from mlflow.entities import DatasetInput, InputTag, LoggedModelInput
+
+        datasets = [
+            DatasetInput(
+                Described(
+                    each.name,
+                    each.digest,
+                    each.source_type,
+                    json.dumps({"uri": each.source}),
+                    schema=each.schema,
+                    profile=each.profile,
+                ),
+                [InputTag("mlflow.data.context", each.context)],
+            )
+            for each in (Dataset(**fields) for fields in event["datasets"])
+        ]
+        refs = [ModelRef(**fields) for fields in event["models"]]
+        models = [LoggedModelInput(used_model(self._client, run_id, ref)) for ref in refs]
+        self._client.log_inputs(run_id, datasets=datasets, models=models)
+
+    def _send_model_files(self, run_id: str, path: Path) -> None:
+        model_id = own_model(self._client, run_id)
+        if model_id is None:
+            raise Refused(f"{path}: its model was refused")
+        if not path.is_dir():
+            raise Refused(f"{path} is gone")
+        self._client.log_model_artifacts(model_id, str(path))
+        self._client.finalize_logged_model(model_id, "READY")
 
     def _send_params(self, run_id: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
@@ -167,31 +220,23 @@ def _connect(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    # It would announce each retry; the end of them is told once, by Link.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     from mlflow.tracking import MlflowClient
 
     with _first_use(uri):
         return MlflowClient(uri)
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    if not uri.startswith((_SQLITE, _DRIVER)):
-        return None
-    from sqlalchemy import make_url
-
-    database = make_url(uri).database or ""
-    own_form = database.startswith("file:")
-    return Path(unquote(database.removeprefix("file:")) if own_form else database).resolve()
-
-
 def _artifacts(uri: str) -> str | None:
     # For a SQLite file MLflow would use the current folder; a server has its own place.
-    database = _sqlite_file(uri)
-    return (database.parent / "mlartifacts").as_uri() if database else None
+    database = sqlite_file(uri)
+    return (database.parent / ARTIFACTS).as_uri() if database else None
 
 
 def _first_use(uri: str) -> AbstractContextManager[object]:
     """Lock a SQLite file while its tables are made: without, all but one of several first users fail."""
-    database = _sqlite_file(uri)
+    database = sqlite_file(uri)
     if database is None:
         return nullcontext()
     database.parent.mkdir(parents=True, exist_ok=True)
@@ -203,13 +248,21 @@ def _sorted_errors(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+        if getattr(error, "error_code", None) in _FOR_EVER:
             raise Refused(f"{what}: {first_line(error)}") from error
         raise
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, cut to 300 characters: MLflow quotes whole responses."""
+    """Return why a request failed, in one line of at most 300 characters: MLflow quotes whole responses.
+
+    Where nothing answers, it is what the operating system said, instead of the texts of four libraries.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (ConnectionError, TimeoutError, socket.gaierror)) and cause.strerror:
+            return f"no answer ({cause.strerror})"
+        cause = cause.__cause__ or cause.__context__
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 

@@ -15,7 +15,8 @@ from filelock import FileLock
 from beamclip.errors import InputError
 from beamclip.json_lines import mend_json_lines
 from beamclip.summary import SUMMARY_FILE, read_summary, write_summary
-from beamclip.tracking.store import MAX_METRICS, Event, Refused, RunRecord, Store, parts, tracking_uri
+from beamclip.tracking.place import note_run, tracking_uri
+from beamclip.tracking.store import MAX_METRICS, Event, Refused, RunRecord, Store, parts
 
 UNSENT_FILE = "mlflow_unsent.jsonl"
 
@@ -23,16 +24,17 @@ Warn = Callable[[str], None]
 
 
 def batched(events: Iterable[Event]) -> deque[Event]:
-    """Join neighbouring metrics into requests as large as MLflow accepts, and put artifacts last.
+    """Join neighbouring metrics into requests as large as MLflow accepts, and put files last.
 
-    Artifacts have a storage of their own, whose failure must not hold back the rest.
+    Files have a storage of their own, whose failure must not hold back the rest.
     """
     joined: deque[Event] = deque()
-    in_order = sorted(events, key=lambda event: event["kind"] == "artifact")
-    for kind, group in groupby(in_order, key=lambda event: event["kind"]):
-        if kind == "metrics":
+    in_order = sorted(events, key=lambda event: event["kind"] in ("artifact", "model_files"))
+    # Metrics of other models or data sets are other requests.
+    for about, group in groupby(in_order, key=lambda event: {**event, "metrics": None}):
+        if about["kind"] == "metrics":
             rows = [row for event in group for row in event["metrics"]]
-            joined.extend({"kind": kind, "metrics": part} for part in parts(rows, MAX_METRICS))
+            joined.extend({**about, "metrics": part} for part in parts(rows, MAX_METRICS))
         else:
             joined.extend(group)
     return joined
@@ -124,7 +126,7 @@ class UnsentFile:
 def replay(run_dir: Path, warn: Warn) -> str:
     """Send what the run in `run_dir` could not send, and return the MLflow run's id.
 
-    The id is also written to the run's summary. May be repeated after any failure.
+    The id is also noted in the run's folder and in its summary. May be repeated after any failure.
 
     Args:
         warn: called with what the store refused for good.
@@ -142,6 +144,7 @@ def replay(run_dir: Path, warn: Warn) -> str:
     except Refused as reason:
         raise InputError(f"{reason}. Set MLFLOW_TRACKING_URI to the store the run began in.") from reason
     assert run.id is not None
+    note_run(run_dir, run.id, uri)
     if (run_dir / SUMMARY_FILE).exists():
         write_summary(run_dir, replace(read_summary(run_dir), mlflow_run_id=run.id))
     return run.id

@@ -25,6 +25,7 @@ from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.config import StudentConfig
 from beamclip.models.export import WEIGHTS_FILE, write_open_clip_dir
 from beamclip.models.student import build_student
+from beamclip.tracking.place import DATABASE, sqlite_uri
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.loop import trained_weights
 from beamclip.training.manifest import MANIFEST_FILE
@@ -180,7 +181,7 @@ def open_clip_training(work: Work, out: Path, *, locked: bool) -> Launch:
         "--save-frequency", work.checkpoint_every, "--logs", out, "--name", _RUN,
         *(["--lock-text", "--lock-text-freeze-layer-norm"] if locked else []),
     ]  # fmt: skip
-    environment = _environment(work.threads)
+    environment = _environment(work.threads, out)
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(work.webdataset), *filter(None, [environment.get("PYTHONPATH")])]
     )
@@ -200,9 +201,8 @@ def distillation(work: Work, data: Path, out: Path) -> Launch:
         "--log-every", work.log_every, "--checkpoint-every", work.checkpoint_every * work.steps_per_epoch,
         "--keep-checkpoints", work.epochs, "--threads-per-worker", work.threads, "--out", out,
     ]  # fmt: skip
-    return Launch(
-        words, _environment(work.threads), partial(_windows_of_ours, out), partial(_saved_by_us, work, out)
-    )
+    environment = _environment(work.threads, out)
+    return Launch(words, environment, partial(_windows_of_ours, out), partial(_saved_by_us, work, out))
 
 
 def build_cache(work: Work, augmentations: int, log: Path) -> TreeRun:
@@ -212,7 +212,7 @@ def build_cache(work: Work, augmentations: int, log: Path) -> TreeRun:
         "--augmentations", augmentations, "--no-captions", *_augmentation(work),
         "--teacher-precision", "bf16", "--threads-per-worker", work.threads, "--out", work.cache,
     ]  # fmt: skip
-    return Launch(words, _environment(work.threads), list, list).run(log)
+    return Launch(words, _environment(work.threads, work.cache), list, list).run(log)
 
 
 def _augmentation(work: Work) -> list[Any]:
@@ -220,11 +220,11 @@ def _augmentation(work: Work) -> list[Any]:
     return [*crop, *(["--rotate", 0, "--translate", 0, "--zoom", 0, "--jitter", 0] if work.plain else [])]
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Return this process's environment, changed so that commands stay on this machine."""
-    away = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
-    own = {name: value for name, value in os.environ.items() if name not in away}
-    return {**own, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+def _environment(threads: int, out: Path) -> dict[str, str]:
+    """Return this process's environment, changed so that commands stay on this machine, and beside `out`."""
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    store = sqlite_uri(out.resolve().parent / DATABASE)
+    return {**own, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "MLFLOW_TRACKING_URI": store}
 
 
 def _braces(shards: Path) -> str:

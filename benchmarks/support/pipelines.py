@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from beamclip.tracking.place import DATABASE, sqlite_uri
+
 ROOT = Path(__file__).parents[2]
 LAST_LINES = 12
 """Lines of a failed command's log that its error quotes."""
@@ -21,8 +23,8 @@ def run_pipeline(name: str, options: list[Any], out: Path, *, timeout: float | N
         RuntimeError: it failed.
         subprocess.TimeoutExpired: it took too long.
     """
-    away = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
-    environment = {key: value for key, value in os.environ.items() if key not in away}
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment["MLFLOW_TRACKING_URI"] = sqlite_uri(out.resolve() / DATABASE)
     log = out / f"{name}.log"
     command = [sys.executable, ROOT / "pipelines" / f"{name}.py", *options]
     with log.open("a") as file:

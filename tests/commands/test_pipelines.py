@@ -44,6 +44,7 @@ from beamclip.models.clip import load_clip
 from beamclip.models.config import StudentConfig
 from beamclip.summary import read_summary
 from beamclip.sweep.sweep import sweep
+from beamclip.tracking import tracking_uri
 from beamclip.training.config import CadenceConfig, OptimConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -95,13 +96,13 @@ def test_pictures_are_images_of_a_readable_size(student):
 
 def test_mlflow_has_one_run_with_parameters_curves_and_artifacts(student, workspace):
     summary = student[1]
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri(workspace / "run"))
     run = client.get_run(summary.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["tau_teacher"] == "0.02"
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == [4, 6, 8, 12]
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert {"summary.json", "config.yaml", "plots", "model"} <= names
+    assert {"summary.json", "config.yaml", "plots"} <= names
 
 
 LOAD_ELSEWHERE = """
@@ -221,7 +222,7 @@ def test_self_distillation_under_a_moving_average_is_logged_and_leaves_a_plain_m
     )
     summary = pretrain(config)
     assert summary.counts.skipped == {"unreadable sample": 1, "broken shard": 5}
-    run = MlflowClient(f"sqlite:///{workspace}/mlflow.db").get_run(summary.mlflow_run_id)
+    run = MlflowClient(tracking_uri(workspace / "run")).get_run(summary.mlflow_run_id)
     assert 0 < run.data.metrics["psd/share"] < 0.5
     assert run.data.metrics["psd/entropy"] > 0
     assert run.data.params["psd_target"] == "ema"
@@ -264,7 +265,7 @@ def test_damaged_shards_are_counted_exactly_and_training_ends(teacher, corpus, w
     assert summary.counts.attempted == 200
     assert summary.counts.succeeded == 200 - corrupt - (50 - whole) - 50
     assert json.loads((out / "summary.json").read_text())["counts"]["skipped"] == summary.counts.skipped
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri(workspace / "run"))
     run = client.get_run(summary.mlflow_run_id)
     assert run.data.metrics["skipped"] == sum(summary.counts.skipped.values())
     assert run.data.metrics["skipped/unsupported image format"] == corrupt

@@ -25,6 +25,7 @@ from beamclip.sweep.run_trial import Report, prompts_key
 from beamclip.sweep.space import parse_space
 from beamclip.sweep.sweep import _planned, sweep, trials_at_once
 from beamclip.sweep.trial import Trial, read_trials
+from beamclip.tracking import tracking_uri
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -125,7 +126,7 @@ def test_checkpoints_of_trials_at_their_end_are_gone(swept):
 
 
 def test_mlflow_has_a_parent_with_a_child_for_each_trial(trials, swept, workspace):
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri(workspace / "run"))
     parent = client.get_run(read_summary(swept).mlflow_run_id)
     assert parent.info.status == "FINISHED"
     assert "lr" not in parent.data.params

@@ -12,8 +12,9 @@ from beamclip.commands.run import Progress
 from beamclip.config import write_config
 from beamclip.errors import InputError
 from beamclip.runs.backup import back_up, restore_run
-from beamclip.runs.folder import checkpoint_address, open_run_dir, remember_tracked_run, tracked_run_id
+from beamclip.runs.folder import checkpoint_address, open_run_dir
 from beamclip.runs.recorder import append_history, read_history, rewind_history
+from beamclip.tracking.place import note_run, tracked_run_id
 from beamclip.training.checkpoint import write_checkpoint
 from beamclip.training.config import CheckpointConfig, OptimConfig
 
@@ -96,7 +97,7 @@ def test_a_run_whose_folder_is_lost_comes_back_from_its_checkpoints(
         data=("s3://shards",), optim=OptimConfig(steps=70), checkpoint=CheckpointConfig(checkpoints=address)
     )
     write_config(config, lost / "config.yaml")
-    remember_tracked_run(lost, "abc")
+    note_run(lost, "abc", "sqlite:////home/mlflow.db")
     append_history(lost, {"step": 3.0, "loss": 2.0})
     back_up(address, lost)
     got = parse(config_class, ["--resume", address, "--out", str(run), "--seed", "4"], "")
