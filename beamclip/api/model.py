@@ -19,6 +19,7 @@ from beamclip.commands.templates import own_templates
 from beamclip.errors import InputError
 from beamclip.evaluation.zeroshot import class_scores
 from beamclip.models.clip import LoadedClip, load_clip
+from beamclip.models.export import write_open_clip_dir
 from beamclip.models.teacher import Precision, Teacher
 from beamclip.prompts.anchors import Anchors, encode_anchors
 from beamclip.prompts.class_prompts import class_prompts
@@ -122,6 +123,20 @@ class Model:
         assert images is not None
         return self._of_images(images)
 
+    def anchors(self, classes: Classes, *, templates: str | Sequence[str] | None = None) -> Tensor:
+        """Return the text anchors of classes: for each the unit mean of its prompts' embeddings.
+
+        Args:
+            classes, templates: as for `classify`.
+
+        Returns:
+            float32 [K, D] of unit length, on the CPU, in the order of the classes.
+
+        Raises:
+            InputError: the class list or a template cannot be used, or there is only one class.
+        """
+        return self._class_anchors(_entries(classes), templates).embeddings
+
     def classify(
         self,
         images: Images,
@@ -152,7 +167,7 @@ class Model:
         if temperature is not None and not temperature > 0:
             raise InputError(f"temperature is {temperature}: give a number above 0.")
         entries = _entries(classes)
-        anchors = self._class_anchors(entries, _templates(templates) or self.templates)
+        anchors = self._class_anchors(entries, templates)
         tau = temperature or self.temperature
         scores = class_scores(self.embed(images), anchors, len(entries), temperature=tau)
         best = (scores / tau).softmax(dim=1).topk(min(top, len(entries)), dim=1)
@@ -160,6 +175,14 @@ class Model:
             [Prediction(entries[k].id, entries[k].name, p) for k, p in zip(places, shares, strict=True)]
             for places, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+    def save(self, out: str | os.PathLike[str]) -> None:
+        """Write the model as a local open_clip directory, which `load` and open_clip itself read.
+
+        Raises:
+            InputError: there is something other than a model.
+        """
+        write_open_clip_dir(self.clip, Path(out), {})
 
     def _of_images(self, images: Images) -> Tensor:
         parts = [torch.zeros(0, self.embed_dim)]
@@ -185,11 +208,12 @@ class Model:
             return torch.zeros(0, self.embed_dim)
         return self._encoder.encode_text(texts, self.batch_size).cpu()
 
-    def _class_anchors(self, entries: list[ClassEntry], templates: tuple[str, ...]) -> Anchors:
-        key = (tuple(entries), templates)
+    def _class_anchors(self, entries: list[ClassEntry], templates: str | Sequence[str] | None) -> Anchors:
+        given = (templates,) if isinstance(templates, str) else templates
+        key = (tuple(entries), self.templates if given is None else tuple(given))
         anchors = self._anchors.pop(key, None)
         if anchors is None:
-            prompts = class_prompts(entries, PromptConfig(templates=templates))
+            prompts = class_prompts(entries, PromptConfig(templates=key[1]))
             refuse_alike(prompts)
             encode = partial(self._encoder.encode_text, batch_size=self.batch_size)
             anchors = encode_anchors(
@@ -240,10 +264,6 @@ def _precision(asked: str, device: torch.device) -> Precision:
     if asked not in ("auto", "fp32", "bf16"):
         raise InputError(f"precision is {asked!r}: give auto, fp32 or bf16.")
     return teacher_precision(asked, device)
-
-
-def _templates(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    return (given,) if isinstance(given, str) else tuple(given) if given is not None else None
 
 
 @lru_cache(maxsize=_ANCHORS_KEPT)

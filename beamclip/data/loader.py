@@ -269,7 +269,7 @@ def stream(
         if number is not None and not number > 0:
             raise InputError(f"{name} is {number}: give a number above 0.")
     if through_ray and not _ray_is_up():
-        raise InputError("through_ray: Ray is not up in this process. Call ray.init() first.")
+        raise InputError("through_ray: Ray is not up in this process. Start it first, by ray.init().")
     texts = captions if isinstance(captions, CaptionConfig) else CaptionConfig()
     columns = Columns(bool(captions), texts.caption_columns, label_column)
     shards = _listed(data, options, columns)
@@ -328,7 +328,7 @@ def _own_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
         is_set_up = dist.is_available() and dist.is_initialized()
         return (dist.get_rank(), dist.get_world_size()) if is_set_up else (0, 1)
     if not 0 <= rank < world_size:
-        raise InputError(f"rank is {rank} of world_size {world_size}: ranks count from 0.")
+        raise InputError(f"rank is {rank} of world_size {world_size}. Give a rank from 0 on, below world_size.")
     return rank, world_size
 
 
