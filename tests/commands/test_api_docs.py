@@ -46,7 +46,8 @@ def test_the_blocks_of_the_page_run_in_order(folder, capsys):
         exec(compile("\n" * line + block, str(PAGE), "exec"), names)
     said = capsys.readouterr().out
     assert "beamclip.distill: tau_techer: no such option. Did you mean tau_teacher?" in said
-    assert names["images"].shape == (3, 32) and names["similarity"].shape == (3, 2)
+    assert names["images"].shape == (3, 32)
+    assert names["similarity"].shape == (3, 2)
     assert read_summary(folder / "runs" / "student").metrics == {**names["summary"].metrics}
     assert len(names["further"]) == 6  # 200 images an epoch, batches of 32: 19 steps, of which 13 are done
     assert beamclip.load("runs/own/model").embed_dim == 32
