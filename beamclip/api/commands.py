@@ -2,7 +2,7 @@
 
 An option is a keyword of its own name, `tau_student` for `--tau-student`; `beamclip distill --help` lists all
 of them. Values are those of a `--config` file: a path may be a text or a Path, and where an option takes
-several values, a single one will do. What is not given, or None, has its default.
+several values, a single one will do. What is not given has its default.
 
 A function works in a notebook, in any thread, and inside one's own Ray job: a Ray that is up is used and left
 as it is.
@@ -188,7 +188,7 @@ def sweep(
 
 def _run(name: str, options: dict[str, Any], **named: Any) -> Summary:
     command = COMMANDS[name]
-    given = {key: value for key, value in (named | options).items() if value is not None}
+    given = {key: value for key, value in named.items() if value is not None} | options
     config: Any = with_folder(configure(command.options, given, f"beamclip.{name}"), name)
     if hasattr(config, "out") and config.out is None and name != "ingest":
         config = replace(config, out=new_run_dir(None, name))

@@ -328,7 +328,7 @@ def _own_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
         is_set_up = dist.is_available() and dist.is_initialized()
         return (dist.get_rank(), dist.get_world_size()) if is_set_up else (0, 1)
     if not 0 <= rank < world_size:
-        raise InputError(f"rank is {rank} of world_size {world_size}. Give a rank from 0 on, below world_size.")
+        raise InputError(f"rank is {rank} of world_size {world_size}. Give one from 0 to {world_size - 1}.")
     return rank, world_size
 
 

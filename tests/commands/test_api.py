@@ -1,6 +1,7 @@
 """The commands as functions: options, scores that agree, threads, and a Ray that is somebody else's."""
 
 import inspect
+import shlex
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,8 +28,10 @@ from beamclip.summary import read_summary
 
 
 def test_keywords_mean_what_the_flags_of_their_names_mean():
-    flags = "--data a b --teacher t --student resnet10t --tau-student 7e-2 --templates photo".split()
-    flags += "--num-workers 2..4 --use-gpu --classes c.yaml --steps 12".split()
+    flags = shlex.split(
+        "--data a b --teacher t --student resnet10t --tau-student 7e-2 --templates photo "
+        "--num-workers 2..4 --use-gpu --classes c.yaml --steps 12"
+    )
     keywords = {
         "data": [Path("a"), "b"],
         "teacher": Path("t"),
