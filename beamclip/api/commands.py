@@ -18,6 +18,7 @@ from beamclip.commands.command_line import configure, keep_folder, with_folder
 from beamclip.commands.console import shown_as_stages
 from beamclip.commands.main import COMMANDS
 from beamclip.errors import InputError
+from beamclip.option_texts import is_required
 from beamclip.runs.folder import new_run_dir
 from beamclip.summary import Summary
 
@@ -190,7 +191,7 @@ def _run(name: str, options: dict[str, Any], **named: Any) -> Summary:
     command = COMMANDS[name]
     given = {key: value for key, value in named.items() if value is not None} | options
     config: Any = with_folder(configure(command.options, given, f"beamclip.{name}"), name)
-    if hasattr(config, "out") and config.out is None and name != "ingest":
+    if config.out is None and not is_required(command.options, "out"):
         config = replace(config, out=new_run_dir(None, name))
     module, function = command.body.split(":")
     body = getattr(importlib.import_module(module), function)
