@@ -1,4 +1,4 @@
-"""A script that uses beamclip, for mypy: the types that its calls have, and two mistakes that it must find."""
+"""A script that uses beamclip, for mypy: the types of its calls, and two mistakes that it must find."""
 
 from pathlib import Path
 from typing import assert_type
