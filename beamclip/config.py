@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import math
 import os
+import typing
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,14 +71,57 @@ def parse_config(config_class: type[Config], content: dict[str, Any], source: st
         InputError: a key is unknown or given twice, or a value does not fit; the message names the key.
     """
     placed = in_sections(config_class, content, source, not_in_files=UNRECORDED)
+    return _validated(config_class, placed, source)
+
+
+def with_options(config: Config, options: Mapping[str, Any], source: str) -> Config:
+    """Return the configuration with some options set, as keywords in Python give them.
+
+    Args:
+        options: by their own names, without sections; as in a file, a text may stand for a number. A single
+            value stands for a list of one, and a Path for its text.
+        source: named in the messages.
+
+    Raises:
+        InputError: as `parse_config`.
+    """
+    config_class: type[Config] = type(config)
+    placed = in_sections(config_class, {name: _as_texts(value) for name, value in options.items()}, source)
+    content = dataclasses.asdict(config)  # type: ignore[call-overload]
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    for name, value in placed.items():
+        if is_dataclass(hints[name]):
+            of_section = typing.get_type_hints(hints[name], include_extras=True)
+            content[name] |= {own: _listed(given, of_section[own]) for own, given in value.items()}
+        else:
+            content[name] = _listed(value, hints[name])
+    return _validated(config_class, content, source)
+
+
+def _as_texts(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [_as_texts(each) for each in value]
+    return value
+
+
+def _listed(value: Any, hint: Any) -> Any:
+    """Return a list of the value if the option takes several, and this is a single one."""
+    kind = hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
+    several = typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...
+    return [value] if several and not isinstance(value, list) else value
+
+
+def _validated(config_class: type[Config], content: dict[str, Any], source: str) -> Config:
     try:
-        return pydantic.TypeAdapter(config_class).validate_python(placed)
+        return pydantic.TypeAdapter(config_class).validate_python(content)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         refused = first.get("ctx", {}).get("error")
         if isinstance(refused, InputError):
-            raise InputError(f"{source}: {path}: {refused}") from error
+            raise InputError(f"{source}: {f'{path}: ' if path else ''}{refused}") from error
         given = repr(first["input"])[:MOST_SHOWN]
         raise InputError(f"{source}: {path}: {given} does not fit. {first['msg']}.") from error
 

@@ -1,6 +1,7 @@
 """The variables that Ray reads when it is imported. Imported with the package: it must not import much."""
 
 import os
+import sys
 
 _ENVIRONMENT = {
     # With the default of 2 s, starting or ending a run and noticing a lost worker take that much longer.
@@ -20,7 +21,6 @@ _ENVIRONMENT = {
     ),
     # Otherwise a thread that outlives its Ray would start another one.
     "RAY_ENABLE_AUTO_CONNECT": "0",
-    "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -29,3 +29,13 @@ def set_ray_environment() -> None:
     """Set the variables that Ray reads when it is imported; those already set stay as they are."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def ask_for_tokens() -> None:
+    """Let a Ray that is started from here admit only who has its token.
+
+    Not with the package: whoever imports that may be about to join a Ray that knows no tokens. A Ray that is
+    imported already has read the variable. It asks for tokens by default, unless it was told otherwise.
+    """
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

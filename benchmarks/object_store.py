@@ -41,7 +41,7 @@ from beamclip.data.order import PIECE
 from beamclip.data.rows import read_rows
 from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.data.starts import read_starts
-from beamclip.data.stream import WorkerShare, worker_rows
+from beamclip.data.worker_stream import WorkerShare, worker_rows
 from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import new_clip
 

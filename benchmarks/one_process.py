@@ -31,7 +31,7 @@ from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.shards import Columns, Row
 from beamclip.data.starts import read_starts
-from beamclip.data.stream import WorkerShare, training_batches, worker_rows
+from beamclip.data.worker_stream import WorkerShare, training_batches, worker_rows
 from beamclip.training.process import prepare_process
 
 PHOTOS = Photos(256, 256, 4096, 1024, 512)

@@ -44,7 +44,7 @@ from beamclip.commands.console import table
 from beamclip.data.mixture import Mixture, mixture_of
 from beamclip.data.order import lanes_in, order_over, windows_from
 from beamclip.data.position import DataPosition, position_in, to_plain
-from beamclip.data.stream import WorkerShare
+from beamclip.data.worker_stream import WorkerShare
 
 SHARDS = [150, 130, 90, 160, 70]
 STEPS = 300

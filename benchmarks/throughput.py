@@ -53,7 +53,7 @@ from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
 from beamclip.data.starts import read_starts
-from beamclip.data.stream import Numbered, WorkerShare, prefetched, training_batches, worker_rows
+from beamclip.data.worker_stream import Numbered, WorkerShare, prefetched, training_batches, worker_rows
 from beamclip.json_lines import read_json_lines
 from beamclip.summary import library_versions
 from beamclip.training.config import OptimConfig

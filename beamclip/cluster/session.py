@@ -20,6 +20,7 @@ from beamclip.cluster.config import WorkersConfig
 from beamclip.errors import FailedRunError, InputError
 from beamclip.forking import worker_setup
 from beamclip.forking.start import fork_server
+from beamclip.ray_environment import ask_for_tokens
 
 ANSWER_WITHIN_S = 8.0
 """Seconds that the head of a cluster has to answer, name look-up included."""
@@ -214,6 +215,7 @@ def fetch(reference: Any) -> Any:
 
 def _own_ray(*, dashboard: bool) -> dict[str, Any]:
     """Return the options of a Ray that lives as long as the command; set the variables that it reads."""
+    ask_for_tokens()
     # In places, Ray takes an empty one for an address.
     os.environ.pop("RAY_ADDRESS", None)
     # Without this, Ray would leave a token in the home folder that other users can read.

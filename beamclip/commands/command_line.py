@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -23,7 +23,7 @@ from beamclip.addresses import without_secrets
 from beamclip.commands.console import print_stage, shown_as_stages
 from beamclip.commands.help import option_registry
 from beamclip.commands.ray_lines import keep_ray_lines, ray_lines_apart
-from beamclip.config import check_values, read_config
+from beamclip.config import check_values, read_config, with_options
 from beamclip.errors import FailedRunError, InputError
 from beamclip.places import refuse_address
 from beamclip.runs.backup import ADVICE, bring_run, has_copy, keep_whole, restore_run
@@ -31,6 +31,9 @@ from beamclip.runs.folder import CONFIG_FILE, checkpoint_address, new_run_dir
 from beamclip.storage import in_storage, storage, with_storage
 
 Config = TypeVar("Config")
+
+_SOURCES = ("resume", "config", "out")
+"""Options that decide where the values of others come from."""
 
 _DEFAULTS_IN_STORAGE = {"ingest": "shards", "embed": "cache"}
 """What a command makes for others to read; everything else is a run."""
@@ -46,7 +49,7 @@ def parse(
             was stored without its password.
         SystemExit: after --help.
     """
-    default = _defaults(config_class, argv)
+    default = _defaults(config_class, {name: _value_of(argv, name) for name in _SOURCES})
     printed = io.StringIO()
     helping = any(flag in argv for flag in ("-h", "--help"))
     try:
@@ -70,22 +73,47 @@ def parse(
         if stop.code in (0, None):
             raise
         raise InputError(_one_line(printed.getvalue())) from None
+    return _usable(config)
+
+
+def configure(config_class: type[Config], options: Mapping[str, Any], source: str) -> Config:
+    """Build a configuration from options as keywords in Python give them, by the rules of `parse`.
+
+    Args:
+        options: name -> value; see `config.with_options`.
+        source: named in the messages.
+
+    Raises:
+        InputError: as `parse`.
+    """
+    given = {name: options.get(name) for name in _SOURCES}
+    default = _defaults(config_class, {name: value and str(value) for name, value in given.items()})
+    return _usable(with_options(default, options, source))
+
+
+def _usable(config: Config) -> Config:
+    """Return the options once they are checked and what they name is here."""
     check_values(config)
     config = with_storage(config)
-    for name in _models_of(config):
-        bring_run(name)
+    for name in (getattr(config, "teacher", None), getattr(config, "model", None)):
+        bring_model(name or "")
+    for name in getattr(config, "more_teachers", ()):
+        bring_model(name)
     return config
 
 
-def _models_of(config: Any) -> list[str]:
-    """The teachers or the model of a command, as far as they are named by a relative path."""
-    named = [getattr(config, "teacher", None), getattr(config, "model", None)]
-    named += getattr(config, "more_teachers", ())
-    return [name for name in named if name and "/" in name and ":" not in name]
+def bring_model(address: str) -> None:
+    """Bring a run from the storage of the cluster, if a model is named by its relative path and is not here.
+
+    Raises:
+        InputError: the storage cannot be read.
+    """
+    if "/" in address and ":" not in address:
+        bring_run(address)
 
 
-def _defaults(config_class: type[Config], argv: Sequence[str]) -> Config:
-    given = {name: _value_of(argv, name) for name in ("resume", "config", "out")}
+def _defaults(config_class: type[Config], given: Mapping[str, str | None]) -> Config:
+    """Return what options have that are not given: the values of a run, of a file, or the defaults."""
     if given["resume"]:
         bring_run(given["resume"])
         return _of_run(config_class, given["resume"], given["out"])
@@ -175,7 +203,7 @@ def run_command(
         except KeyboardInterrupt:
             _print_error("interrupted")
             return 130
-        config = _with_folder(config, program)
+        config = with_folder(config, program.split()[-1])
         with ray_lines_apart() if as_program else contextlib.nullcontext() as ray_lines:
             code = _run(body, config)
             out = getattr(config, "out", None)
@@ -204,32 +232,39 @@ def _run(body: Callable[[Config], Any], config: Config) -> int:
     return 0
 
 
-def _with_folder(config: Config, program: str) -> Config:
+def with_folder(config: Config, command: str) -> Config:
     """Return the options with a place for `out`, where one follows from the storage of the cluster."""
     if storage() is None or getattr(config, "out", "") is not None:
         return config
-    command = program.split()[-1]
     shared = _DEFAULTS_IN_STORAGE.get(command)
     return replace(config, out=in_storage(shared) if shared else new_run_dir(None, command))  # type: ignore[type-var]
 
 
 def _kept(config: Any, code: int) -> int:
-    """Copy the folder of a run beside its checkpoints, if these are elsewhere; return the exit code."""
-    out = getattr(config, "out", None)
-    given = config.checkpoint.checkpoints if hasattr(config, "checkpoint") else None
-    if not isinstance(out, Path) or (given is None and storage() is None):
-        return code
     try:
-        copy = keep_whole(checkpoint_address(given, out), out)
+        keep_folder(config)
     except FailedRunError as error:
         _print_error(f"error: {error}")
         return code or 1
     except KeyboardInterrupt:
-        _print_error(f"interrupted: the folder {out} is not copied as a whole")
+        _print_error(f"interrupted: the folder {config.out} is not copied as a whole")
         return 130
+    return code
+
+
+def keep_folder(config: Any) -> None:
+    """Copy the folder of a run beside its checkpoints, if these are elsewhere, and say where.
+
+    Raises:
+        FailedRunError: something could not be copied.
+    """
+    out = getattr(config, "out", None)
+    given = config.checkpoint.checkpoints if hasattr(config, "checkpoint") else None
+    if not isinstance(out, Path) or (given is None and storage() is None):
+        return
+    copy = keep_whole(checkpoint_address(given, out), out)
     if copy:
         print_stage("kept", copy)
-    return code
 
 
 @contextlib.contextmanager

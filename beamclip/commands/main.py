@@ -19,6 +19,7 @@ from beamclip.commands.options import (
     SweepConfig,
 )
 from beamclip.ingest.config import IngestConfig
+from beamclip.ray_environment import ask_for_tokens
 from beamclip.spelling import did_you_mean
 
 
@@ -105,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = did_you_mean(name, COMMANDS, f"There are {', '.join(COMMANDS)}.")
         print(f"error: {name}: no such command. {hint}", file=sys.stderr)
         return 2
+    # Before anything imports Ray, and for joined clusters too: make up starts all of them with tokens.
+    ask_for_tokens()
     body = command.body if flags or command.without_options is None else command.without_options
     # At exit, Python would spend two seconds on collecting torch's objects, which go with the process anyway.
     atexit.register(gc.freeze)

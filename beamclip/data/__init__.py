@@ -1,1 +1,25 @@
 """Images and captions: shards, streaming, decoding, augmentation and the teacher cache."""
+
+from typing import TYPE_CHECKING
+
+from beamclip.lazy import lazily
+
+if TYPE_CHECKING:
+    from beamclip.data.config import AugmentConfig as AugmentConfig
+    from beamclip.data.config import CaptionConfig as CaptionConfig
+    from beamclip.data.loader import ImageBatch as ImageBatch
+    from beamclip.data.loader import Stream as Stream
+    from beamclip.data.loader import stream as stream
+    from beamclip.data.transforms import augment as augment
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "AugmentConfig": "config",
+            "CaptionConfig": "config",
+            "ImageBatch": "loader",
+            "Stream": "loader",
+            "augment": "transforms",
+            "stream": "loader",
+        },
+    )

@@ -35,6 +35,8 @@ class Batch:
     """Samples in the step, over all workers and micro-batches."""
     good: int
     """Rows of weight 1, for the host: `weights` may be on a device, for which it would have to wait."""
+    labels: list[str] = field(default_factory=list)
+    """B labels, each "" where none is read."""
     keys: list[str] = field(default_factory=list)
     """Keys of the usable samples, in the order of their rows."""
     epochs: list[int] = field(default_factory=list)
@@ -125,6 +127,7 @@ def _laid(rows: list[Decoded], decoding: Decoding) -> Batch:
         numbers=torch.arange(size),
         global_size=size,
         good=size,
+        labels=[crops.labels[place] or "" for crops, place in rows],
         embeddings=tuple(map(torch.from_numpy, embeddings)),
     )
 
@@ -150,6 +153,7 @@ def _blank(size: int, decoding: Decoding) -> Batch:
         numbers=torch.arange(size),
         global_size=size,
         good=0,
+        labels=[""] * size,
         embeddings=tuple(torch.zeros(size, width // 2).half() for width in decoding.embedding_bytes),
     )
 

@@ -15,7 +15,7 @@ from beamclip.data.sample_rows import ROW_SCHEMA, Row
 
 _PIXELS, _DRAWS, _EMBEDDING = "pixels", "draws", "embedding."
 _PLAIN = pa.schema(
-    [ROW_SCHEMA.field(name) for name in ("key", "texts", "epoch", "problem", "detail", "shard")]
+    [ROW_SCHEMA.field(name) for name in ("key", "texts", "label", "epoch", "problem", "detail", "shard")]
 )
 
 
@@ -32,6 +32,8 @@ class Crops:
     keys: list[str]
     epochs: list[int]
     texts: list[list[str] | None]
+    labels: list[str | None]
+    """Null where none was asked for."""
     lost: dict[int, Row]
     """The rows without a usable image, by their places; what the arrays hold for them means nothing."""
 
@@ -74,6 +76,7 @@ def _crops(batch: pa.RecordBatch) -> Crops:
         batch.column("key").to_pylist(),
         batch.column("epoch").to_pylist(),
         batch.column("texts").to_pylist(),
+        batch.column("label").to_pylist(),
         dict(zip(lost, batch.select(_PLAIN.names).take(lost).to_pylist(), strict=True)) if lost else {},
     )
 

@@ -136,7 +136,7 @@ def picture_of(image: EncodedImage) -> Image.Image:
     orientation = image.orientation
     if image.format == "AVIF":  # Pillow passes a turn of the container on as EXIF
         orientation = exif_orientation(picture.info.get("exif", b"").removeprefix(b"Exif\0\0"))
-    picture = _on_white(_eight_bits(picture, image))
+    picture = on_white(_eight_bits(picture, image))
     return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
 
 
@@ -251,7 +251,12 @@ def _largest(samples: NDArray[Any], image: EncodedImage) -> float:
     raise ImageRefused(UNKNOWN_RANGE, f"{samples.dtype} from {low:g} to {high:g}")
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
+def on_white(picture: Image.Image) -> Image.Image:
+    """Bring a picture of eight bits a sample to RGB, its transparent parts on white.
+
+    Raises:
+        ImageRefused: Pillow cannot convert its colours.
+    """
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     try:

@@ -58,6 +58,7 @@ class Decoding:
             [row["key"] for row in rows],
             [row["epoch"] for row in rows],
             [row.get("texts") for row in rows],
+            [row.get("label") for row in rows],
             {place: row for place, row in enumerate(rows) if row["problem"]},
         )
 

@@ -196,9 +196,7 @@ def load_evaluation_image(
     """Decode and resize as open_clip's own evaluation transform does, to the last bit.
 
     Args:
-        resize_mode: open_clip's names: `shortest` (then a centre crop), `longest` (then margins), `squash`.
-        interpolation: `bilinear`; anything else means bicubic, as open_clip does for `random`.
-        fill_color: value of the margins in each channel, 0..255.
+        resize_mode, interpolation, fill_color: as in `fit_evaluation_picture`.
 
     Returns:
         uint8 [size, size, 3].
@@ -206,12 +204,38 @@ def load_evaluation_image(
     Raises:
         ImageRefused: the image cannot be decoded, or is beyond the limits.
     """
+    with judged(encoded) as image:
+        return fit_evaluation_picture(
+            picture_of(image),
+            size,
+            resize_mode=resize_mode,
+            interpolation=interpolation,
+            fill_color=fill_color,
+        )
+
+
+def fit_evaluation_picture(
+    picture: Image.Image,
+    size: int,
+    *,
+    resize_mode: str = "shortest",
+    interpolation: str = "bicubic",
+    fill_color: int = 0,
+) -> NDArray[np.uint8]:
+    """Bring an RGB picture to the size of a model's input as open_clip's own evaluation transform does.
+
+    Args:
+        resize_mode: open_clip's names: `shortest` (then a centre crop), `longest` (then margins), `squash`.
+        interpolation: `bilinear`; anything else means bicubic, as open_clip does for `random`.
+        fill_color: value of the margins in each channel, 0..255.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
     resampling = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
-    with judged(encoded) as judged_image:
-        image = picture_of(judged_image)
-        image = image.resize(_resized(image.width, image.height, size, resize_mode), resampling)
+    picture = picture.resize(_resized(picture.width, picture.height, size, resize_mode), resampling)
     canvas = Image.new("RGB", (size, size), (fill_color,) * 3)
-    canvas.paste(image, (_centred(image.width, size), _centred(image.height, size)))
+    canvas.paste(picture, (_centred(picture.width, size), _centred(picture.height, size)))
     return np.asarray(canvas)
 
 

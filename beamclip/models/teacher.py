@@ -95,17 +95,19 @@ def copied_image_teacher(clip: LoadedClip, precision: Precision = "fp32") -> Ima
 
 
 class Teacher(nn.Module):
-    """A frozen copy of a CLIP model, always in eval mode; see ImageTeacher for its image tower."""
+    """A frozen CLIP model, always in eval mode; see ImageTeacher for its image tower."""
 
-    def __init__(self, clip: LoadedClip, precision: Precision = "fp32") -> None:
-        """Copy and freeze a model.
+    def __init__(self, clip: LoadedClip, precision: Precision = "fp32", *, copied: bool = True) -> None:
+        """Freeze a model, or a copy of it.
 
         Args:
+            copied: whether to leave `clip` as it is; otherwise its own modules are frozen and cast.
             precision: of the image tower. Texts are always encoded in float32: they are few, and an error in
                 an anchor would last for the whole training.
         """
         super().__init__()
-        self.clip: ClipModel = deepcopy(clip.model).requires_grad_(False)
+        model = deepcopy(clip.model) if copied else clip.model
+        self.clip: ClipModel = model.requires_grad_(False)
         self.tokenizer = clip.tokenizer
         self.preprocessing = clip.preprocessing
         self.fingerprint = clip.fingerprint

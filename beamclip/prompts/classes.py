@@ -7,6 +7,7 @@ ids.
 
 import reprlib
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,28 @@ def _imagenet(subset: str | None) -> list[ClassEntry]:
     numbers = range(len(synsets)) if subset is None else map(int, (folder / subset).read_text().split())
     names = open_clip.IMAGENET_CLASSNAMES
     return [ClassEntry(str(number), names[number], synset=synsets[number]) for number in numbers]
+
+
+def named_classes(classes: Iterable[str | ClassEntry]) -> list[ClassEntry]:
+    """Make a class list of names, each of which is its own id, or check a list of entries.
+
+    Raises:
+        InputError: one is neither or an unusable name, there is none, or two share an id.
+    """
+    numbered = {number: _named(item, number) for number, item in enumerate(classes, start=1)}
+    if not numbered:
+        raise InputError("classes: the list is empty. Give at least two classes.")
+    _refuse_shared_ids(numbered, Path("classes"))
+    return list(numbered.values())
+
+
+def _named(item: str | ClassEntry, number: int) -> ClassEntry:
+    if isinstance(item, ClassEntry):
+        return item
+    name = _text(item, "name", f"classes: entry {number}")
+    if not name:
+        raise InputError(f"classes: entry {number} has no name. Give it one, or leave it out.")
+    return ClassEntry(name, name)
 
 
 def _from_lines(text: str, path: Path) -> dict[int, ClassEntry]:

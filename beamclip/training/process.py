@@ -1,6 +1,8 @@
 """Set up torch and the C library in processes that train."""
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 
 import torch
 
@@ -45,3 +47,21 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def settings_restored() -> Iterator[None]:
+    """Restore afterwards what `prepare_process` sets for all of a process that goes on with other work.
+
+    That is torch's random state, its number of threads and its precision. Only the flushing of denormal
+    numbers and the C library's memory stay as they were set: nobody can ask for their former values.
+    """
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    precision, flash = torch.get_float32_matmul_precision(), torch.backends.cuda.flash_sdp_enabled()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cuda.enable_flash_sdp(flash)

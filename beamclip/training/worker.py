@@ -25,7 +25,7 @@ from beamclip.data.mixture import Mixture, mixture_of, source_counts
 from beamclip.data.position import OtherOrderError, added, check_order, from_plain, position_in, to_plain
 from beamclip.data.rows import read_rows
 from beamclip.data.shards import Columns, Shard
-from beamclip.data.stream import WorkerShare, pinned, prefetched, training_batches, worker_rows
+from beamclip.data.worker_stream import WorkerShare, pinned, prefetched, training_batches, worker_rows
 from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint, read_newest_checkpoint
 from beamclip.training.checkpoint_store import discard_after, holds_claim, no_whole_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter

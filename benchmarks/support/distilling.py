@@ -5,7 +5,7 @@ from support.emoji_pairs import Pairs, endless_batches
 
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.decoding import Decoding
-from beamclip.data.stream import prefetched
+from beamclip.data.worker_stream import prefetched
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import LoadedClip
 from beamclip.models.config import StudentConfig

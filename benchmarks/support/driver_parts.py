@@ -25,7 +25,7 @@ from beamclip.data.order import LANES_PER_WORKER, PIECE
 from beamclip.data.position import added
 from beamclip.data.shards import Shard
 from beamclip.data.starts import read_starts
-from beamclip.data.stream import WorkerShare
+from beamclip.data.worker_stream import WorkerShare
 from beamclip.runs.recorder import Recorder, read_history, rewind_history
 from beamclip.tracking import Tracking
 from beamclip.tracking.config import TrackingConfig
@@ -252,7 +252,7 @@ def _track(folder: Path, database: Path, records: int) -> None:
 def planning_ns(scale: Scale, parts: Mapping[str, Part]) -> float:
     """CPU time in which each worker plans for a sample of the run, whoever serves it, ns.
 
-    It draws each window twice: once to read it, and once to take its samples (data.stream).
+    It draws each window twice: once to read it, and once to take its samples (data.worker_stream).
     """
     drawn = WINDOWS * PIECE * LANES_PER_WORKER * scale.workers
     shared = STEPS * BATCH_PER_WORKER * scale.workers

@@ -17,8 +17,8 @@ from beamclip.data.batch import Batch
 from beamclip.data.config import StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.mixture import mixture_of
-from beamclip.data.stream import Numbered, WorkerShare, training_batches
 from beamclip.data.transforms import load_evaluation_image
+from beamclip.data.worker_stream import Numbered, WorkerShare, training_batches
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Teacher
 

@@ -43,8 +43,8 @@ from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.rows import read_rows
 from beamclip.data.shards import Columns
 from beamclip.data.starts import read_starts
-from beamclip.data.stream import WorkerShare, pinned, prefetched, training_batches, worker_rows
 from beamclip.data.transforms import augment
+from beamclip.data.worker_stream import WorkerShare, pinned, prefetched, training_batches, worker_rows
 from beamclip.json_lines import read_json_lines
 from beamclip.losses.csm import csm_loss
 from beamclip.models.clip import load_clip, new_clip

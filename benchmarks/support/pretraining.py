@@ -10,7 +10,7 @@ from support.emoji_pairs import Pairs, encode_pairs, endless_batches
 
 from beamclip.data.config import AugmentConfig, CaptionConfig
 from beamclip.data.decoding import Decoding
-from beamclip.data.stream import prefetched
+from beamclip.data.worker_stream import prefetched
 from beamclip.evaluation.retrieval import retrieval_metrics
 from beamclip.evaluation.zeroshot import topk_accuracy
 from beamclip.losses.config import Objective, PsdConfig

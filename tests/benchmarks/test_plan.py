@@ -16,7 +16,7 @@ from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.parquet_rows import _TAIL_BYTES, _kept_footer
 from beamclip.data.shards import Columns
 from beamclip.data.starts import read_starts
-from beamclip.data.stream import WorkerShare
+from beamclip.data.worker_stream import WorkerShare
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONSTANTS = {

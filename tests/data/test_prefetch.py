@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from beamclip.data.stream import prefetched
+from beamclip.data.worker_stream import prefetched
 from beamclip.errors import InputError
 
 

@@ -19,7 +19,7 @@ from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.order import PIECE
 from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.data.starts import read_starts
-from beamclip.data.stream import WorkerShare, worker_rows
+from beamclip.data.worker_stream import WorkerShare, worker_rows
 
 SHARDS, ROWS = 12, 3 * PIECE
 CAPTIONED = Columns(caption=True)

@@ -22,7 +22,7 @@ from beamclip.data.decoding import Decoding
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.shards import Columns, Shard
 from beamclip.data.starts import read_starts
-from beamclip.data.stream import WorkerShare, training_batches, worker_rows
+from beamclip.data.worker_stream import WorkerShare, training_batches, worker_rows
 from beamclip.models.clip import new_clip
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.events import Event, Recorded

@@ -26,7 +26,7 @@ from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.shards import Columns
 from beamclip.data.starts import read_starts
-from beamclip.data.stream import WorkerShare, training_batches, worker_rows
+from beamclip.data.worker_stream import WorkerShare, training_batches, worker_rows
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import new_clip
 from beamclip.prompts.anchors import Anchors

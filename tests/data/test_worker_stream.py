@@ -26,8 +26,8 @@ from beamclip.data.order import Order
 from beamclip.data.rows import read_rows
 from beamclip.data.shards import BROKEN_SHARD, MISSING_CAPTION, MISSING_IMAGE, Columns, Shard, iterate_rows
 from beamclip.data.starts import read_starts
-from beamclip.data.stream import LEAST_HOPELESS, WorkerShare, prefetched, training_batches, worker_rows
 from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, load_training_image, sample_uniforms
+from beamclip.data.worker_stream import LEAST_HOPELESS, WorkerShare, prefetched, training_batches, worker_rows
 from beamclip.errors import InputError
 
 Make = Callable[..., list[dict[str, Any]]]

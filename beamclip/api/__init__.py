@@ -1,0 +1,1 @@
+"""What `import beamclip` offers: models that embed and classify, and the commands as functions."""
