@@ -34,6 +34,8 @@ Config = TypeVar("Config")
 
 _DEFAULTS_IN_STORAGE = {"ingest": "shards", "embed": "cache"}
 """What a command makes for others to read; everything else is a run."""
+_FILES = ("report",)
+"""Commands whose `out` is a file."""
 
 
 def parse(
@@ -78,9 +80,9 @@ def parse(
 
 
 def _models_of(config: Any) -> list[str]:
-    """The teachers or the model of a command, as far as they are named by a relative path."""
+    """The teachers, the model or the runs of a command, as far as they are named by a relative path."""
     named = [getattr(config, "teacher", None), getattr(config, "model", None)]
-    named += getattr(config, "more_teachers", ())
+    named += [*getattr(config, "more_teachers", ()), *getattr(config, "runs", ())]
     return [name for name in named if name and "/" in name and ":" not in name]
 
 
@@ -206,9 +208,9 @@ def _run(body: Callable[[Config], Any], config: Config) -> int:
 
 def _with_folder(config: Config, program: str) -> Config:
     """Return the options with a place for `out`, where one follows from the storage of the cluster."""
-    if storage() is None or getattr(config, "out", "") is not None:
-        return config
     command = program.split()[-1]
+    if storage() is None or getattr(config, "out", "") is not None or command in _FILES:
+        return config
     shared = _DEFAULTS_IN_STORAGE.get(command)
     return replace(config, out=in_storage(shared) if shared else new_run_dir(None, command))  # type: ignore[type-var]
 

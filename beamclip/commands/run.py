@@ -18,6 +18,7 @@ from beamclip.commands.console import ProgressLine, format_duration, percent, pl
 from beamclip.commands.effects import effective_parameters
 from beamclip.commands.lineage import scored_dataset, training_datasets
 from beamclip.commands.options import DistillConfig, PretrainConfig
+from beamclip.commands.report import report_run
 from beamclip.config import write_config
 from beamclip.data.listing import fingerprint
 from beamclip.data.lost_samples import FirstLost
@@ -30,6 +31,7 @@ from beamclip.runs.folder import (
     HISTORY_FILE,
     MODEL,
     PLOTS,
+    REPORT,
     TRACE,
     checkpoint_address,
     open_run_dir,
@@ -250,11 +252,16 @@ class Run:
             notes=after.notes,
         )
         write_summary(self.folder, summary)
+        report = after.attempt("report", lambda: report_run(self.folder))
+        paths = {**summary.paths, **({"report": report.name} if report else {})}
+        summary = replace(summary, status=after.status, notes=after.notes, paths=paths)
+        write_summary(self.folder, summary)
         skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
         self.tracking.log([{"step": trained.step, "skipped": float(lost), **skipped}])
         self._log_model(model, trained.step, {**metrics, **ends(intervals)})
-        for path in (self.folder / "summary.json", self.folder / CONFIG_FILE):
-            self.tracking.artifact(path)
+        for name in ("summary.json", CONFIG_FILE, REPORT):
+            if (self.folder / name).exists():
+                self.tracking.artifact(self.folder / name)
         if (self.folder / PLOTS).is_dir():
             self.tracking.artifact(self.folder / PLOTS, PLOTS)
         after.raise_failure(self.config, self.folder)
