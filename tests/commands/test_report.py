@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 from html_pages import PageReader
 
+from beamclip.cluster.config import WorkersConfig
 from beamclip.commands import report as report_module
+from beamclip.commands.evaluate import evaluate
 from beamclip.commands.main import main
+from beamclip.commands.options import EvaluateConfig
+from beamclip.commands.retrieval_examples import SIDE, read_images
+from beamclip.data.listing import list_labelled
+from beamclip.data.shards import Columns, iterate_rows
+from beamclip.data.transforms import load_evaluation_image
+from beamclip.plots.retrieval import read_retrieval
 from beamclip.summary import read_summary
 
 
@@ -62,3 +70,34 @@ def test_a_report_that_fails_costs_no_scores(teacher, tmp_path, monkeypatch, cap
     written = report_module.write_summary_and_report(tmp_path, summary)
     assert "could not be written: the disk is full" in capsys.readouterr().out
     assert read_summary(tmp_path).metrics == written.metrics == summary.metrics
+
+
+def test_an_evaluation_shows_images_and_what_retrieval_finds(corpus, teacher, tmp_path) -> None:
+    folder, _ = teacher
+    config = EvaluateConfig(
+        model=str(folder),
+        data=(str(corpus.test),),
+        classes=corpus.classes,
+        tasks=("zeroshot", "retrieval"),
+        workers=WorkersConfig(num_workers=0),
+        out=tmp_path / "scores",
+    )
+    summary = evaluate(config)
+    assert summary.paths["report"] == "report.html"
+    page = (tmp_path / "scores" / "report.html").read_text()
+    for title in ("Scores", "Images", "Worst classes", "Retrieval", "Lineage", "Samples"):
+        assert f"<h2>{title}</h2>" in page
+    assert PageReader(page).text.count("image to text, R@") == 3
+    examples = read_retrieval(tmp_path / "scores" / "plots" / "retrieval.json")
+    assert examples.images == 60
+    assert len(examples.by_image) == len(examples.by_text) == 6
+
+
+def test_images_are_found_again_though_others_were_lost(corpus) -> None:
+    shards = list_labelled(str(corpus.test))
+    rows = [row for shard in shards for row in iterate_rows(shard, Columns(), range(shard.samples))]
+    kept = [row for place, row in enumerate(rows) if place not in (3, 4, 40)]
+    found = read_images(str(corpus.test), [row["key"] for row in kept], [0, 20, 50], labelled=True)
+    assert sorted(found) == [0, 20, 50]
+    for place, pixels in found.items():
+        assert (pixels == load_evaluation_image(kept[place]["image"], SIDE)).all()
