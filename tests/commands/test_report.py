@@ -1,12 +1,17 @@
 """`beamclip report`, and the reports that other commands leave, on the small corpus."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 from html_pages import PageReader
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands import report as report_module
+from beamclip.commands.anchors import class_anchors
+from beamclip.commands.context_effect import class_labels, effect_on_anchors
 from beamclip.commands.evaluate import evaluate
 from beamclip.commands.main import main
 from beamclip.commands.options import EvaluateConfig
@@ -14,7 +19,11 @@ from beamclip.commands.retrieval_examples import SIDE, read_images
 from beamclip.data.listing import list_labelled
 from beamclip.data.shards import Columns, iterate_rows
 from beamclip.data.transforms import load_evaluation_image
+from beamclip.models.clip import load_clip
 from beamclip.plots.retrieval import read_retrieval
+from beamclip.prompts.class_prompts import class_prompts
+from beamclip.prompts.classes import load_classes
+from beamclip.prompts.config import PromptConfig
 from beamclip.summary import read_summary
 
 
@@ -91,6 +100,29 @@ def test_an_evaluation_shows_images_and_what_retrieval_finds(corpus, teacher, tm
     examples = read_retrieval(tmp_path / "scores" / "plots" / "retrieval.json")
     assert examples.images == 60
     assert len(examples.by_image) == len(examples.by_text) == 6
+
+
+def test_the_effect_of_contexts_is_the_cosine_of_prompts_with_and_without(corpus, teacher, tmp_path) -> None:
+    clip, classes = load_clip(str(teacher[0])), load_classes(corpus.classes)[:40]
+    config = PromptConfig(templates=("name",), context_source="hierarchy", num_contexts=1)
+    workers = WorkersConfig(num_workers=0)
+    anchors = class_anchors(classes, config, {}, clip, workers, tmp_path)
+    effect = effect_on_anchors(classes, config, anchors, clip, tmp_path)
+
+    def cosines(config: PromptConfig) -> torch.Tensor:
+        (prompts,) = zip(*class_prompts(classes, config, {}), strict=True)
+        with torch.no_grad():
+            units = F.normalize(clip.model.encode_text(clip.tokenizer(list(prompts))), dim=1)
+        return (units @ units.T).fill_diagonal_(-1)
+
+    bare, chosen = cosines(replace(config, num_contexts=0)), cosines(config)
+    assert effect.bare == pytest.approx(bare.max(dim=1).values.tolist(), abs=1e-5)
+    assert effect.with_contexts == pytest.approx(chosen.max(dim=1).values.tolist(), abs=1e-5)
+    first = effect.pairs[0]
+    assert first.bare == pytest.approx(bare.max().item(), abs=1e-5)
+    labels = class_labels(classes)
+    a, b = labels.index(first.first), labels.index(first.second)
+    assert first.with_contexts == pytest.approx(chosen[a, b].item(), abs=1e-5)
 
 
 def test_images_are_found_again_though_others_were_lost(corpus) -> None:
