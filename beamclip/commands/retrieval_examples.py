@@ -78,7 +78,7 @@ def _image_query(
         FoundText(captions[m], cosine, bool(owner[m] == found.query))
         for m, cosine in zip(found.nearest, found.cosines, strict=True)
     )
-    own = tuple(captions[m] for m in np.flatnonzero(owner == found.query))
+    own = tuple(captions[m] for m in np.flatnonzero(owner == found.query).tolist())
     return ImageQuery(pictures[found.query], own, found.rank, tuple(texts))
 
 
