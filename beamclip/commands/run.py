@@ -251,11 +251,7 @@ class Run:
             },
             notes=after.notes,
         )
-        write_summary(self.folder, summary)
-        report = after.attempt("report", lambda: report_run(self.folder))
-        paths = {**summary.paths, **({"report": report.name} if report else {})}
-        summary = replace(summary, status=after.status, notes=after.notes, paths=paths)
-        write_summary(self.folder, summary)
+        summary = self._with_report(summary, after)
         skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
         self.tracking.log([{"step": trained.step, "skipped": float(lost), **skipped}])
         self._log_model(model, trained.step, {**metrics, **ends(intervals)})
@@ -274,6 +270,15 @@ class Run:
         if metrics:
             scored = scored_dataset(self.config)
             self.tracking.log([{"step": step, **metrics}], model="own", dataset=scored)
+
+    def _with_report(self, summary: Summary, after: AfterTraining) -> Summary:
+        """Write the summary and the report; return the summary, which names the report if there is one."""
+        write_summary(self.folder, summary)
+        report = after.attempt("report", lambda: report_run(self.folder))
+        paths = {**summary.paths, **({"report": report.name} if report else {})}
+        summary = replace(summary, status=after.status, notes=after.notes, paths=paths)
+        write_summary(self.folder, summary)
+        return summary
 
     def _leave_interrupted(self, trained: TrainingResult) -> NoReturn:
         """Write a summary without scores or model, then raise KeyboardInterrupt as Ctrl-C does elsewhere."""

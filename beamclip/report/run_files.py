@@ -54,6 +54,12 @@ class RunFiles:
     """What is there but cannot be used, and why."""
 
     @property
+    def shows_something(self) -> bool:
+        """Whether there is more than options and counts."""
+        parts = (self.metrics, self.history, self.scored, self.sheet, self.retrieval, self.pictures)
+        return any(parts)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Final figures that are finite; those of validation are curves."""
         held = self.summary.metrics if self.summary else {}
@@ -119,7 +125,7 @@ def read_run(folder: Path) -> RunFiles:
         tuple(plots / name for name in SWEEP_PICTURES if command == "sweep" and (plots / name).exists()),
         tuple(problems),
     )
-    if not (run.metrics or run.history or run.scored or run.sheet or run.retrieval or run.pictures):
+    if not run.shows_something:
         raise NothingToShowError(
             f"{folder}: nothing to show yet: no scores, no records of training, no pictures. "
             f"{'Wait for its first record, or resume' if summary is None else 'Run'} the command again."
