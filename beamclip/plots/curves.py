@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,10 @@ def panels_of(histories: Sequence[History]) -> list[Panel]:
     for panel in panels:
         lines = tuple(line for line in panel.lines if any(len(_series(h, line.key)[0]) for h in histories))
         if lines:
-            filled.append(Panel(panel.title, lines, panel.from_zero, panel.percent))
+            # Without the other line there is no legend to say which accuracy it is.
+            alone = panel.percent and len(lines) < len(panel.lines)
+            title = f"Held-out {lines[0].label}" if alone else panel.title
+            filled.append(replace(panel, title=title, lines=lines))
     return filled
 
 

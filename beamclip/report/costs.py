@@ -41,6 +41,7 @@ def _figures() -> dict[str, Callable[[RunFiles], str]]:
         "of it, training": lambda run: _seconds(_stages(run).get("training_seconds")),
         "of it, validation": lambda run: _seconds(_stages(run).get("validation_seconds")),
         "steps": lambda run: _count(_steps(run)),
+        "step of the exported weights": lambda run: _count(_stages(run).get("exported_step")),
         "images": lambda run: _count(run.summary.images) if run.summary else "",
         "images per second": _speed,
         "workers": _workers,

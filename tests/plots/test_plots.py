@@ -328,6 +328,7 @@ def test_validation_has_curves_of_its_own_and_one_beside_the_loss() -> None:
     loss, accuracy = curves.panels_of([records])
     assert [line.key for line in loss.lines] == ["loss", "val_loss"]
     assert [line.key for line in accuracy.lines] == ["val_zeroshot_top1"]
+    assert accuracy.title == "Held-out zero-shot top-1"
 
 
 def test_cosines_that_hardly_differ_are_written_whole_along_the_axis(tmp_path: Path) -> None:
