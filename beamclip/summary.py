@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +106,8 @@ class Summary:
     stages: dict[str, Any] = field(default_factory=dict)
     """Further figures, which differ between commands; JSON types only."""
     notes: list[str] = field(default_factory=list)
+    ended_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    """When the command ended, ISO 8601 in UTC; empty in summaries of versions that did not note it."""
 
 
 def write_summary(run_dir: Path, summary: Summary) -> Path:
@@ -143,6 +146,7 @@ def read_summary(run_dir: Path) -> Summary:
     record = parse_json(read_text(path), str(path))
     try:
         record["counts"] = Counts(**record["counts"])
+        record.setdefault("ended_at", "")
         record["intervals"] = {name: tuple(ends) for name, ends in record.get("intervals", {}).items()}
         known = {item.name for item in fields(Summary)}
         # Keys of a newer version are passed over: the known ones keep their meaning.

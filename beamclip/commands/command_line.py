@@ -37,6 +37,8 @@ _SOURCES = ("resume", "config", "out")
 
 _DEFAULTS_IN_STORAGE = {"ingest": "shards", "embed": "cache"}
 """What a command makes for others to read; everything else is a run."""
+_FILES = ("report",)
+"""Commands whose `out` is a file."""
 
 
 def parse(
@@ -95,10 +97,9 @@ def _usable(config: Config) -> Config:
     """Return the options once they are checked and what they name is here."""
     check_values(config)
     config = with_storage(config)
-    for name in (getattr(config, "teacher", None), getattr(config, "model", None)):
+    named = [getattr(config, "teacher", None), getattr(config, "model", None)]
+    for name in (*named, *getattr(config, "more_teachers", ()), *getattr(config, "runs", ())):
         bring_model(name or "")
-    for name in getattr(config, "more_teachers", ()):
-        bring_model(name)
     return config
 
 
@@ -234,7 +235,7 @@ def _run(body: Callable[[Config], Any], config: Config) -> int:
 
 def with_folder(config: Config, command: str) -> Config:
     """Return the options with a place for `out`, where one follows from the storage of the cluster."""
-    if storage() is None or getattr(config, "out", "") is not None:
+    if storage() is None or getattr(config, "out", "") is not None or command in _FILES:
         return config
     shared = _DEFAULTS_IN_STORAGE.get(command)
     return replace(config, out=in_storage(shared) if shared else new_run_dir(None, command))  # type: ignore[type-var]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from beamclip.commands.anchors import class_anchors, encoded_texts
 from beamclip.commands.class_list import label_ids
@@ -50,6 +51,8 @@ class Evaluator:
     """Folder in which encoded prompts are kept."""
     templates: tuple[str, ...] = ()
     """Prompt templates that come with the data; empty if none do."""
+    known_anchors: dict[tuple[str, str], Anchors] = field(default_factory=dict)
+    """Anchors made so far, by the fingerprint of the model and the address of the data."""
 
     def label_ids(self, address: str) -> list[str] | None:
         """What the labels of a data set call the classes, in the list's order; None without classes."""
@@ -86,10 +89,18 @@ class Evaluator:
 
     def anchors(self, clip: LoadedClip, prompts: PromptConfig, address: str) -> Anchors:
         """Return the anchors of the classes by a model's text tower."""
-        sources = context_sources(
-            self.classes, prompts, [address], self.cache, allow_missing=self.config.allow_missing_shards
-        )
-        return class_anchors(self.classes, prompts, sources, clip, self.config.workers, self.cache)
+        key = (clip.fingerprint, address)
+        if key not in self.known_anchors:
+            sources = context_sources(
+                self.classes, prompts, [address], self.cache, allow_missing=self.config.allow_missing_shards
+            )
+            workers = self.config.workers
+            self.known_anchors[key] = class_anchors(self.classes, prompts, sources, clip, workers, self.cache)
+        return self.known_anchors[key]
+
+    def teacher_anchors(self, teacher: LoadedClip, address: str) -> Anchors:
+        """Return the anchors of the classes by the teacher's text tower, with templates that fit it."""
+        return self.anchors(teacher, with_templates(self.config.prompts, teacher), address)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +115,8 @@ class DataSetScores:
     encoded: Encoded
     seconds: float
     """Of the pass over the images."""
+    texts: Tensor | None = None
+    """[M, D] embeddings of the captions, if retrieval ran."""
     stages: dict[str, Any] = field(default_factory=dict)
 
 
@@ -132,11 +145,12 @@ def score_data_set(evaluator: Evaluator, address: str) -> DataSetScores:
         scores, stages["probe"] = _with_probe(evaluator, encoded, scores)
     if "knn" in tasks:
         scores = _with_knn(evaluator, encoded, scores)
+    texts = None
     if "retrieval" in tasks:
-        scores = _with_retrieval(evaluator, encoded, scores)
+        scores, texts = _with_retrieval(evaluator, encoded, scores)
     statistics = {**statistics_of(scores), **more}
     measured = figures(statistics, len(scores))
-    return DataSetScores(scores, statistics, measured, encoded, seconds, stages)
+    return DataSetScores(scores, statistics, measured, encoded, seconds, texts, stages)
 
 
 def show_encoded(encoded: Encoded, classes: int, seconds: float) -> None:
@@ -186,7 +200,7 @@ def _with_zeroshot(
     teacher = evaluator.teacher
     assert teacher is not None, "checked before anything is loaded"
     theirs = evaluator.encode(teacher, address, EncodeSpec())
-    teacher_anchors = evaluator.anchors(teacher, with_templates(evaluator.config.prompts, teacher), address)
+    teacher_anchors = evaluator.teacher_anchors(teacher, address)
     if theirs.keys != encoded.keys:
         raise InputError(
             f"--teacher {evaluator.config.teacher}: could use {len(theirs.keys):,} images, the model "
@@ -238,7 +252,8 @@ def _with_knn(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> Scores:
     return replace(scores, ranks={**scores.ranks, **ranks})
 
 
-def _with_retrieval(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> Scores:
+def _with_retrieval(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> tuple[Scores, Tensor]:
+    """Add the ranks of both directions; return the embeddings of the captions, too."""
     rows = [row for row, texts in enumerate(encoded.texts) if texts]
     if not rows:
         raise InputError(
@@ -257,4 +272,5 @@ def _with_retrieval(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> S
     left = len(encoded.keys) - len(rows)
     missing = f", {plural(left, 'image')} without one" if left else ""
     print_stage("retrieval", f"{plural(len(rows), 'image')}, {plural(len(texts), 'caption')}{missing}")
-    return replace(scores, ranks={**scores.ranks, "i2t": as_ranks(ranks)}, captions=captions)
+    scores = replace(scores, ranks={**scores.ranks, "i2t": as_ranks(ranks)}, captions=captions)
+    return scores, embedded.cpu()

@@ -18,12 +18,12 @@ from beamclip.commands.distill_inputs import (
 from beamclip.commands.distill_job import TrainingData, distillation_job, restore_student
 from beamclip.commands.lineage import model_ref
 from beamclip.commands.options import DistillConfig
+from beamclip.commands.pictures import draw_models
 from beamclip.commands.run import TrainingResult, show_skipped, started_run
 from beamclip.commands.scoring import (
     ModelScores,
     ScoredData,
     against_teacher,
-    draw_comparison,
     score_zeroshot,
 )
 from beamclip.commands.sources import show_sources
@@ -103,7 +103,12 @@ def run_distillation(
         after.attempt("model card", lambda: write_card(inputs.student, run_dir / MODEL, card))
         after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
         after.attempt("pictures", lambda: _draw(config, inputs, teacher, scored_anchors, run_dir))
-        stages = {"anchors": len(anchors[0].embeddings), "steps": trained.step}
+        after.attempt("contexts", lambda: _draw_contexts(config, inputs, teacher, scored_anchors, run_dir))
+        stages = {
+            "anchors": len(anchors[0].embeddings),
+            "steps": trained.step,
+            "parameters": {"teacher": teacher.parameters, "student": inputs.student.parameters},
+        }
         summary = run.finish(
             trained,
             after,
@@ -175,15 +180,25 @@ def _draw(
     data = _scored_data(config, inputs)
     if data is None or anchors is None:
         return
-    draw_comparison(
-        teacher,
-        inputs.student,
-        anchors,
-        data,
-        tau_teacher=config.csm.tau_teacher,
-        tau_student=config.csm.tau_student,
-        plots=run_dir / PLOTS,
+    models = {"teacher": (teacher, anchors), "student": (inputs.student, anchors)}
+    draw_models(models, data, run_dir / PLOTS)
+
+
+def _draw_contexts(
+    config: DistillConfig, inputs: DistillInputs, teacher: LoadedClip, anchors: Anchors | None, run_dir: Path
+) -> None:
+    if anchors is None or not config.prompts.num_contexts:
+        return
+    # Importing matplotlib takes half a second, for which training need not wait.
+    from beamclip.commands.context_effect import effect_on_anchors
+    from beamclip.plots.contexts import plot_contexts, write_contexts
+
+    effect = effect_on_anchors(
+        inputs.data.classes, config.prompts, anchors, teacher, run_dir.parent / "anchors"
     )
+    plots = run_dir / PLOTS
+    write_contexts(effect, plots / "contexts.json")
+    plot_contexts(effect, plots / "contexts.png")
 
 
 def _card(config: DistillConfig, metrics: dict[str, float]) -> dict[str, Any]:
@@ -218,4 +233,4 @@ def show_distilled(
     if "teacher_zeroshot_top1" in scores.metrics:
         top1, top5 = scores.text("teacher_zeroshot_top1"), scores.text("teacher_zeroshot_top5")
         print(f"teacher   top-1 {top1}, top-5 {top5}; chance {percent(1 / len(inputs.data.classes))}")
-    print(f"{run_dir}: model/  plots/  summary.json")
+    print(f"{run_dir}: model/  plots/  report.html  summary.json")

@@ -24,9 +24,11 @@ from beamclip.commands.data_set_scores import (
     score_data_set,
 )
 from beamclip.commands.effects import effective_parameters
+from beamclip.commands.evaluation_pictures import draw_evaluation
 from beamclip.commands.figures import draw_scores, show_figures
 from beamclip.commands.lineage import labelled_dataset, model_ref
 from beamclip.commands.options import EvaluateConfig
+from beamclip.commands.report import write_summary_and_report
 from beamclip.config import write_config
 from beamclip.data.listing import check_texts, list_labelled, list_shards, split_address
 from beamclip.data.shards import Columns
@@ -37,9 +39,9 @@ from beamclip.evaluation.results import write_scores
 from beamclip.evaluation.scores import worst_classes
 from beamclip.models.clip import load_clip
 from beamclip.option_texts import check_required
-from beamclip.runs.folder import CONFIG_FILE, PLOTS, make_run_dir, new_run_dir
+from beamclip.runs.folder import CONFIG_FILE, PLOTS, REPORT, make_run_dir, new_run_dir
 from beamclip.spelling import or_list
-from beamclip.summary import SUMMARY_FILE, Counts, Summary, write_summary
+from beamclip.summary import SUMMARY_FILE, Counts, Summary
 from beamclip.tracking import Tracking
 
 
@@ -104,17 +106,20 @@ def evaluate(config: EvaluateConfig) -> Summary:
             stages["robustness"] = robust.facts
             figures |= robust.figures
         summary = _summary(found, figures, stages, began, tracking.run_id)
-        write_summary(run_dir, summary)
         draw_scores(found, run_dir / PLOTS)
+        draw_evaluation(evaluator, plan.data, found, run_dir / PLOTS)
+        summary = write_summary_and_report(run_dir, summary)
         _log(tracking, evaluator, plan, figures, summary.intervals)
-        for file in (*sorted(run_dir.glob("*.parquet")), run_dir / SUMMARY_FILE):
+        left = (*sorted(run_dir.glob("*.parquet")), *sorted(run_dir.glob(REPORT)), run_dir / SUMMARY_FILE)
+        for file in left:
             tracking.artifact(file)
         if (run_dir / PLOTS).is_dir():
             tracking.artifact(run_dir / PLOTS, PLOTS)
     for reason, number in sorted(summary.counts.skipped.items()):
         print_stage("skipped", f"{number:,} {reason}")
     show_figures(figures, stages.get("against"))
-    written = [SUMMARY_FILE, *sorted(file.name for file in run_dir.glob("*.parquet"))]
+    tables = sorted(file.name for file in run_dir.glob("*.parquet"))
+    written = [*(file.name for file in run_dir.glob(REPORT)), SUMMARY_FILE, *tables]
     print(f"{run_dir}: {'  '.join([*written, *(['plots/'] if (run_dir / PLOTS).is_dir() else [])])}")
     return summary
 

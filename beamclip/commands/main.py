@@ -16,6 +16,7 @@ from beamclip.commands.options import (
     EvaluateConfig,
     PretrainConfig,
     PromptsConfig,
+    ReportConfig,
     SweepConfig,
 )
 from beamclip.ingest.config import IngestConfig
@@ -81,6 +82,12 @@ COMMANDS = {
         "beamclip.sweep.sweep:sweep",
         "Sweep temperatures, contexts and other options of a distillation, from one teacher cache.",
         "--data SHARDS|CACHE --teacher T --classes FILE --eval-data LABELLED --out DIR",
+    ),
+    "report": Command(
+        ReportConfig,
+        "beamclip.commands.report:report",
+        "Show a run on one HTML page, or several side by side: scores, curves, images, cost, origin.",
+        "RUN [RUN ...] --out FILE",
     ),
 }
 

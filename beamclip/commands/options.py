@@ -5,7 +5,9 @@ share one name.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.search import SearchConfig
@@ -275,3 +277,17 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+Runs = tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]]
+"""Type of the folders that stand on the command line without a flag."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Show a run on one HTML page, or several side by side."""
+
+    runs: Runs = ()
+    """Required. Folders of runs, of pretrain, distill, evaluate or sweep."""
+    out: LocalPath = None
+    """HTML file to write; by default report.html, in the folder of the run or, for several runs, here."""

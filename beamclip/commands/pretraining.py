@@ -89,7 +89,7 @@ def run_pretraining(
         card = _card(config, scores.metrics)
         after.attempt("model card", lambda: write_card(clip, run_dir / MODEL, card))
         after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
-        stages = {"steps": trained.step}
+        stages = {"steps": trained.step, "parameters": {"model": clip.parameters}}
         summary = run.finish(
             trained,
             after,
@@ -102,7 +102,7 @@ def run_pretraining(
     if scores.metrics:
         top1, top5 = scores.text("zeroshot_top1"), scores.text("zeroshot_top5")
         print(f"zero-shot top-1 {top1}, top-5 {top5}; chance {percent(1 / len(data.classes))}")
-    print(f"{run_dir}: model/  plots/  summary.json")
+    print(f"{run_dir}: model/  plots/  report.html  summary.json")
     return summary
 
 

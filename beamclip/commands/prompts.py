@@ -10,14 +10,15 @@ from torch import Tensor
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.anchors import class_anchors, encoded_prompts
-from beamclip.commands.console import plural, print_stage, table
+from beamclip.commands.console import print_stage, table
+from beamclip.commands.context_effect import class_labels, context_effect
 from beamclip.commands.contexts import check_contexts, context_sources, refuse_one_class
 from beamclip.commands.options import PromptsConfig
 from beamclip.commands.templates import Fit, compare_templates, embedded_by, say_misfit, with_templates
 from beamclip.config import write_config
 from beamclip.data.listing import list_shards
 from beamclip.errors import InputError
-from beamclip.evaluation.anchor_spread import Spread, class_means, closest_pairs, nearest, spread
+from beamclip.evaluation.anchor_spread import Spread, class_means, closest_pairs, spread
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
 from beamclip.option_texts import check_required
 from beamclip.plots.contexts import plot_contexts
@@ -43,12 +44,6 @@ class Compared:
     """Prompts of each class, in the order of `classes`."""
     means: tuple[Tensor, Tensor]
     """float32 [K, D], unit mean of each class's anchors."""
-
-    def label(self, place: int) -> str:
-        """Return the name of the class at an index, with its id if another class has the same name."""
-        entry = self.classes[place]
-        shared = sum(each.name == entry.name for each in self.classes) > 1
-        return f"{entry.name} ({entry.id})" if shared else entry.name
 
 
 @dataclass(frozen=True)
@@ -81,14 +76,8 @@ def show_prompts(config: PromptsConfig) -> Summary:
     spreads = [spread(each) for each in compared.means]
     _write_prompts(run_dir / PROMPTS_FILE, compared)
     _write_pairs(run_dir / PAIRS_FILE, compared, pairs)
-    contexts = f"{compared.num_contexts[1]} from {config.prompts.context_source}"
-    plot_contexts(
-        [(pair.label, *pair.cosines) for pair in pairs],
-        nearest(compared.means[0]),
-        nearest(compared.means[1]),
-        f"Anchors of {plural(len(classes), 'class')}: bare names, and with contexts ({contexts})",
-        run_dir / PICTURE,
-    )
+    effect = context_effect(classes, config.prompts, compared.means, [pair.places for pair in pairs])
+    plot_contexts(effect, run_dir / PICTURE)
     _print_prompts(asked or list(pairs[0].places), compared)
     _print_pairs(pairs, compared.num_contexts[1])
     _print_spread(spreads, compared)
@@ -150,10 +139,11 @@ def _compare_templates(
 
 
 def _closest(compared: Compared, most: int) -> list[Pair]:
+    labels = class_labels(compared.classes)
     return [
         Pair(
             (a, b),
-            f"{compared.label(a)} / {compared.label(b)}",
+            f"{labels[a]} / {labels[b]}",
             (
                 float(compared.means[0][a] @ compared.means[0][b]),
                 float(compared.means[1][a] @ compared.means[1][b]),

@@ -18,6 +18,7 @@ from beamclip.commands.console import ProgressLine, format_duration, percent, pl
 from beamclip.commands.effects import effective_parameters
 from beamclip.commands.lineage import scored_dataset, training_datasets
 from beamclip.commands.options import DistillConfig, PretrainConfig
+from beamclip.commands.report import report_run
 from beamclip.config import write_config
 from beamclip.data.listing import fingerprint
 from beamclip.data.lost_samples import FirstLost
@@ -30,6 +31,7 @@ from beamclip.runs.folder import (
     HISTORY_FILE,
     MODEL,
     PLOTS,
+    REPORT,
     TRACE,
     checkpoint_address,
     open_run_dir,
@@ -249,12 +251,13 @@ class Run:
             },
             notes=after.notes,
         )
-        write_summary(self.folder, summary)
+        summary = self._with_report(summary, after)
         skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
         self.tracking.log([{"step": trained.step, "skipped": float(lost), **skipped}])
         self._log_model(model, trained.step, {**metrics, **ends(intervals)})
-        for path in (self.folder / "summary.json", self.folder / CONFIG_FILE):
-            self.tracking.artifact(path)
+        for name in ("summary.json", CONFIG_FILE, REPORT):
+            if (self.folder / name).exists():
+                self.tracking.artifact(self.folder / name)
         if (self.folder / PLOTS).is_dir():
             self.tracking.artifact(self.folder / PLOTS, PLOTS)
         after.raise_failure(self.config, self.folder)
@@ -267,6 +270,15 @@ class Run:
         if metrics:
             scored = scored_dataset(self.config)
             self.tracking.log([{"step": step, **metrics}], model="own", dataset=scored)
+
+    def _with_report(self, summary: Summary, after: AfterTraining) -> Summary:
+        """Write the summary and the report; return the summary, which names the report if there is one."""
+        write_summary(self.folder, summary)
+        report = after.attempt("report", lambda: report_run(self.folder))
+        paths = {**summary.paths, **({"report": report.name} if report else {})}
+        summary = replace(summary, status=after.status, notes=after.notes, paths=paths)
+        write_summary(self.folder, summary)
+        return summary
 
     def _leave_interrupted(self, trained: TrainingResult) -> NoReturn:
         """Write a summary without scores or model, then raise KeyboardInterrupt as Ctrl-C does elsewhere."""

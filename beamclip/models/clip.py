@@ -93,6 +93,14 @@ class LoadedClip:
         return ImageTower(self.model.visual, self.preprocessing)
 
     @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers of parameters: of the `image` tower, and of the `whole` model."""
+        return {
+            "image": sum(each.numel() for each in self.model.visual.parameters()),
+            "whole": sum(each.numel() for each in self.model.parameters()),
+        }
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """Size, mean and std of the image tower's input.
 

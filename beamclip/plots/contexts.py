@@ -1,60 +1,135 @@
 """Draw what contexts do to text anchors."""
 
-from collections.abc import Sequence
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+from matplotlib.ticker import MaxNLocator
 
+from beamclip.errors import InputError
+from beamclip.files import read_json, write_whole
 from beamclip.plots.style import BLUE, FAINT, MUTED, ORANGE, drawable_text, save_figure, styled
 
 
-def plot_contexts(
-    pairs: Sequence[tuple[str, float, float]], bare: Tensor, with_contexts: Tensor, title: str, out: Path
-) -> Path:
+@dataclass(frozen=True)
+class MovedPair:
+    """Two classes whose bare names have close anchors."""
+
+    first: str
+    second: str
+    bare: float
+    """Cosine of their anchors with bare names."""
+    with_contexts: float
+
+
+@dataclass(frozen=True)
+class ContextEffect:
+    """What contexts do to the anchors of K classes."""
+
+    contexts: str
+    """How many there are for a class, and from where: `2 from hierarchy`."""
+    pairs: tuple[MovedPair, ...]
+    """The closest pairs of bare names, closest first."""
+    bare: tuple[float, ...]
+    """Cosine of each class and the one nearest to it, with bare names."""
+    with_contexts: tuple[float, ...]
+    """The same with contexts."""
+
+
+def plot_contexts(effect: ContextEffect, out: Path) -> Path:
     """Draw how the closest pairs of classes move, and how near each class's nearest neighbour is.
 
     Args:
-        pairs: label of each pair, cosine of its anchors with bare names, and with contexts; the first on top.
-        bare: [K] cosine of each class and the nearest other one, with bare names.
-        with_contexts: [K] the same with contexts.
-        title: title of the whole figure.
         out: PNG file; its folder is made.
 
     Returns:
         `out`.
     """
     with styled():
-        figure = Figure(figsize=(11, max(3.2, 0.24 * len(pairs) + 1.4)), layout="constrained")
+        figure = Figure(figsize=(11, max(3.2, 0.36 * len(effect.pairs) + 1.4)), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-        _draw_pairs(left, pairs)
-        _draw_neighbours(right, bare, with_contexts)
+        _draw_pairs(left, effect)
+        _draw_neighbours(right, effect)
+        title = f"Anchors of {len(effect.bare):,} classes: bare names, and with contexts ({effect.contexts})"
         figure.suptitle(drawable_text(title, 110), fontweight="bold")
         return save_figure(figure, out)
 
 
-def _draw_pairs(axes: Axes, pairs: Sequence[tuple[str, float, float]]) -> None:
+def context_figures(effect: ContextEffect, most_pairs: int) -> list[tuple[str, Figure]]:
+    """Return both halves of `plot_contexts` as figures of their own, each with its title."""
+    with styled():
+        pairs = Figure(figsize=(4.6, 0.36 * min(most_pairs, len(effect.pairs)) + 1.2), layout="constrained")
+        _draw_pairs(pairs.subplots(), effect, most_pairs, letters=26)
+        neighbours = Figure(figsize=(4.6, 3.0), layout="constrained")
+        _draw_neighbours(neighbours.subplots(), effect)
+    return [("The closest pairs of bare names", pairs), ("Nearest neighbours", neighbours)]
+
+
+def write_contexts(effect: ContextEffect, path: Path) -> None:
+    """Write the effect of contexts as a JSON file, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = asdict(effect)
+    for name in ("bare", "with_contexts"):
+        content[name] = [round(value, 6) for value in content[name]]
+    write_whole(path, json.dumps(content, ensure_ascii=False))
+
+
+def read_contexts(path: Path) -> ContextEffect:
+    """Read what `write_contexts` wrote.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    content = read_json(path)
+    try:
+        return ContextEffect(
+            str(content["contexts"]),
+            tuple(MovedPair(**pair) for pair in content["pairs"]),
+            tuple(map(float, content["bare"])),
+            tuple(map(float, content["with_contexts"])),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: does not hold the effect of contexts ({error}). Delete it, or train again."
+        ) from None
+
+
+def _draw_pairs(axes: Axes, effect: ContextEffect, most: int | None = None, letters: int = 48) -> None:
+    pairs = effect.pairs[:most]
     rows = np.arange(len(pairs))
-    before, after = (np.array([pair[place] for pair in pairs]) for place in (1, 2))
+    before, after = (np.array([getattr(p, name) for p in pairs]) for name in ("bare", "with_contexts"))
     axes.hlines(rows, before, after, color=MUTED, linewidth=1)
-    axes.scatter(before, rows, color=ORANGE, s=22, zorder=3)
-    axes.scatter(after, rows, color=BLUE, s=22, zorder=3)
-    axes.set_yticks(rows, [drawable_text(label, 64) for label, _, _ in pairs])
+    # The smaller dot lies on the larger one where contexts change nothing.
+    axes.scatter(before, rows, color=ORANGE, s=44, zorder=3, label="bare names")
+    axes.scatter(after, rows, color=BLUE, s=16, zorder=3, label="with contexts")
+    labels = [f"{drawable_text(p.first, letters)}\n{drawable_text(p.second, letters)}" for p in pairs]
+    axes.set_yticks(rows, labels, fontsize=8)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
+    _plain_cosines(axes)
     axes.set_xlabel("cosine of the two anchors")
-    axes.set_title("The closest pairs of bare names", loc="left")
+    axes.set_title("The closest pairs of bare names", loc="left", pad=22)
+    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0.1)
 
 
-def _draw_neighbours(axes: Axes, bare: Tensor, with_contexts: Tensor) -> None:
-    both = np.concatenate([bare.numpy(), with_contexts.numpy()])
-    bins = np.linspace(both.min(), max(both.max(), both.min() + 0.01), 41).tolist()
-    for values, colour, label in ((bare, ORANGE, "bare names"), (with_contexts, BLUE, "with contexts")):
-        axes.hist(values.numpy(), bins, histtype="step", color=colour, linewidth=1.6, label=label)
-        axes.axvline(values.mean().item(), color=colour, linewidth=1, linestyle=":")
+def _draw_neighbours(axes: Axes, effect: ContextEffect) -> None:
+    bare, chosen = np.array(effect.bare), np.array(effect.with_contexts)
+    both = np.concatenate([bare, chosen])
+    bins = np.linspace(both.min(), max(both.max(), both.min() + 1e-6), 41).tolist()
+    for values, colour, label in ((bare, ORANGE, "bare names"), (chosen, BLUE, "with contexts")):
+        axes.hist(values, bins, histtype="step", color=colour, linewidth=1.6, label=label)
+        axes.axvline(float(values.mean()), color=colour, linewidth=1, linestyle=":")
+    _plain_cosines(axes)
     axes.set_xlabel("cosine of a class and the one nearest to it")
     axes.set_ylabel("classes")
     axes.set_title("Nearest neighbours (dotted: mean)", loc="left")
     axes.grid(color=FAINT)
     axes.legend(frameon=False)
+
+
+def _plain_cosines(axes: Axes) -> None:
+    """Write whole numbers along the axis: matplotlib would write 0.99 once, and small differences from it."""
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.ticklabel_format(axis="x", useOffset=False, style="plain")

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 Floats = npt.NDArray[np.float64]
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#8a8a8a")
+"""Colours of runs that are drawn into one picture, in order; the eighth has the first one again."""
 INK, MUTED, FAINT = "#1a1a1a", "#6b6b6b", "#dddddd"
 DPI = 120
 FAMILIES = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai")

@@ -18,6 +18,7 @@ from beamclip.training.manifest import check_sizes
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"
 PLOTS = "plots"
+REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 TRACE = "trace"
 MODEL = "model"

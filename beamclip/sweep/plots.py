@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from beamclip.plots.style import FAINT, INK, MUTED, drawable_text, save_figure, styled
 from beamclip.sweep.space import Range, Space, Values, shown
@@ -64,7 +64,7 @@ def plot_heat_maps(trials: Sequence[Trial], space: Space, out: Path) -> Path | N
             shrink=0.8,
         )
         bar.set_label(f"{SCORE}, best over all other options")
-        figure.suptitle(f"{len(scored)} trials: pairs of options", fontweight="bold")
+        figure.suptitle(f"{len(scored)} trials: pairs of options (white: not tried)", fontweight="bold")
         return save_figure(figure, out)
 
 
@@ -135,6 +135,7 @@ def plot_learning(trials: Sequence[Trial], label: Callable[[Trial], str], out: P
                 label=f"{rank + 1}. {drawable_text(label(trial), 70)}" if trial in named else None,
             )
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.set_ylabel(SCORE)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
         axes.set_ylim(bottom=0)

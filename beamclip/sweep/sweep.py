@@ -15,13 +15,14 @@ from beamclip.commands.console import format_duration, plural, print_stage, tabl
 from beamclip.commands.distill_inputs import with_own_templates
 from beamclip.commands.lineage import model_ref, training_datasets
 from beamclip.commands.options import DistillConfig, SweepConfig
+from beamclip.commands.report import write_summary_and_report
 from beamclip.commands.run import track_run
 from beamclip.commands.search import DEFAULT_TRIALS
 from beamclip.commands.sources import show_sources
 from beamclip.config import portable, write_config
 from beamclip.errors import InputError
-from beamclip.runs.folder import CONFIG_FILE, PLOTS, checkpoint_address, make_run_dir, new_run_dir
-from beamclip.summary import Counts, Status, Summary, write_summary
+from beamclip.runs.folder import CONFIG_FILE, PLOTS, REPORT, checkpoint_address, make_run_dir, new_run_dir
+from beamclip.summary import SUMMARY_FILE, Counts, Status, Summary
 from beamclip.sweep.monitor import SweepMonitor
 from beamclip.sweep.prepare import load_sweep, prepare_sweep
 from beamclip.sweep.report import BEST_FILE, TRIALS_FILE, best_of, table_rows, write_report
@@ -261,7 +262,9 @@ def _leave_report(
         paths={"trials": TRIALS_FILE, **({"best": BEST_FILE} if best else {}), "plots": PLOTS},
         stages={**by_status, "best": best.settings if best else None},
     )
-    tracking.artifact(write_summary(out, summary))
+    summary = write_summary_and_report(out, summary)
+    for name in (SUMMARY_FILE, *([REPORT] if "report" in summary.paths else [])):
+        tracking.artifact(out / name)
     done = by_status["finished"] + by_status["stopped"]
     tracking.log([{"step": done, **{name: value or 0.0 for name, value in summary.metrics.items()}}])
     return summary
@@ -281,5 +284,11 @@ def _show(out: Path, space: Space, summary: Summary) -> None:
     if best is not None:
         print(f"best: {in_words(best.settings)}")
         print(f"beamclip distill --config {out / BEST_FILE} --out RUN")
-    files = [TRIALS_FILE, *([BEST_FILE] if best else []), f"{PLOTS}/", "summary.json"]
+    files = [
+        TRIALS_FILE,
+        *([BEST_FILE] if best else []),
+        f"{PLOTS}/",
+        *([REPORT] if best else []),
+        SUMMARY_FILE,
+    ]
     print(f"{out}: {'  '.join(files)}")

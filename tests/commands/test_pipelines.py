@@ -42,6 +42,7 @@ from beamclip.ingest.config import IngestConfig
 from beamclip.losses.config import PsdConfig
 from beamclip.models.clip import load_clip
 from beamclip.models.config import StudentConfig
+from beamclip.plots.sheet import read_sheet
 from beamclip.summary import read_summary
 from beamclip.sweep.sweep import sweep
 from beamclip.tracking import tracking_uri
@@ -77,7 +78,15 @@ def student(teacher, corpus, workspace):
 
 def test_a_run_leaves_what_its_contract_names(student, corpus):
     out, summary = student
-    for name in ("config.yaml", "summary.json", "metrics.jsonl", "model", "plots", "checkpoints"):
+    for name in (
+        "config.yaml",
+        "summary.json",
+        "metrics.jsonl",
+        "model",
+        "plots",
+        "report.html",
+        "checkpoints",
+    ):
         assert (out / name).exists(), name
     assert read_config(DistillConfig, out / "config.yaml").student.student == "resnet10t"
     assert read_summary(out) == summary
@@ -92,6 +101,14 @@ def test_pictures_are_images_of_a_readable_size(student):
     for name in ("curves", "predictions", "similarity"):
         with Image.open(student[0] / "plots" / f"{name}.png") as picture:
             assert min(picture.size) > 300, name
+
+
+def test_the_report_of_a_distillation_shows_images_and_classes_of_both_models(student):
+    page = (student[0] / "report.html").read_text()
+    for title in ("Scores", "Images", "Worst classes", "Similarity of images and text", "Curves", "Lineage"):
+        assert f"<h2>{title}</h2>" in page
+    sheet = read_sheet(student[0] / "plots" / "predictions.json")
+    assert sheet.models == ("teacher", "student")
 
 
 def test_mlflow_has_one_run_with_parameters_curves_and_artifacts(student, workspace):

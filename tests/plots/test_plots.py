@@ -1,8 +1,10 @@
 """The pictures, read back as pixels: size, colours that must or must not be there, names no font can draw."""
 
 import math
+import re
 import warnings
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -11,11 +13,30 @@ import pytest
 import torch
 from matplotlib import colormaps
 from matplotlib.image import imread
+from pictures import noise
 
-from beamclip.plots import comparison, curves, style
+from beamclip.errors import InputError
+from beamclip.plots import curves, style
 from beamclip.plots.comparison import plot_predictions, plot_similarity
+from beamclip.plots.contexts import (
+    ContextEffect,
+    MovedPair,
+    context_figures,
+    plot_contexts,
+    read_contexts,
+    write_contexts,
+)
 from beamclip.plots.curves import plot_curves
+from beamclip.plots.sheet import make_sheet, read_sheet, write_sheet
+from beamclip.plots.similarity import (
+    Similarity,
+    grouped_classes,
+    ordered_similarity,
+    read_similarity,
+    write_similarity,
+)
 from beamclip.plots.style import drawable_text
+from beamclip.plots.svg import svg_element
 
 Pixels = npt.NDArray[np.float64]
 FULL = {
@@ -122,10 +143,11 @@ def sheet(
     truth: str, best: int, out: Path, images: int = 1, names: tuple[str, ...] = ("cat", "dog")
 ) -> Pixels:
     """Grey images of `truth`, where both models prefer class `best`."""
-    scores = torch.zeros(images, len(names))
+    scores = np.zeros((images, len(names)))
     scores[:, best] = 9.0
-    grey = torch.full((images, 3, 16, 16), 128, dtype=torch.uint8)
-    return read(plot_predictions(grey, [truth] * images, scores, scores, names, out))
+    grey = np.full((images, 16, 16, 3), 128, dtype=np.uint8)
+    models = {"teacher": scores, "student": scores}
+    return read(plot_predictions(make_sheet(grey, [truth] * images, models, names, temperature=1.0), out))
 
 
 def test_the_true_class_is_green_and_others_are_not(tmp_path: Path) -> None:
@@ -154,22 +176,69 @@ def test_a_sheet_has_a_card_for_each_image(images: int, rows: int, columns: int,
 
 @pytest.mark.parametrize("side", [16, 300])
 def test_images_keep_their_colours(side: int, tmp_path: Path) -> None:
-    image = torch.tensor([200, 30, 90], dtype=torch.uint8)[None, :, None, None].expand(1, 3, side, side)
-    out = plot_predictions(image, ["x"], torch.zeros(1, 1), torch.zeros(1, 1), ["y"], tmp_path / "sheet.png")
-    assert share(read(out), (200 / 255, 30 / 255, 90 / 255)) > 0.05
+    image = np.full((1, side, side, 3), (200, 30, 90), dtype=np.uint8)
+    made = make_sheet(image, ["x"], {"model": np.zeros((1, 1))}, ["y"], temperature=1.0)
+    pixels = read(plot_predictions(made, tmp_path / "sheet.png"))
+    near = np.abs(pixels - np.array((200, 30, 90)) / 255).max(axis=-1) < 0.03
+    assert near.mean() > 0.05
 
 
-def test_predictions_with_counts_that_disagree_are_refused(tmp_path: Path) -> None:
-    images, scores = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 3)
+def test_probabilities_on_a_sheet_are_the_softmax_at_its_temperature() -> None:
+    scores = np.random.default_rng(0).normal(size=(2, 7))
+    names = list("abcdefg")
+    made = make_sheet(
+        np.zeros((2, 8, 8, 3), np.uint8), ["c", "z"], {"student": scores}, names, temperature=0.5
+    )
+    for row, card in zip(scores, made.cards, strict=True):
+        expected = torch.tensor(row / 0.5).softmax(0)
+        best = expected.argsort(descending=True)[:3].tolist()
+        guesses = card.answers[0].guesses
+        assert [guess.name for guess in guesses] == [names[k] for k in best]
+        assert [guess.probability for guess in guesses] == pytest.approx(expected[best].tolist())
+    assert made.cards[0].answers[0].rank == 1 + (scores[0] > scores[0, 2]).sum()
+    assert made.cards[1].answers[0].rank is None
+
+
+def test_kept_numbers_are_read_back_as_they_were(tmp_path: Path) -> None:
+    made = make_sheet(
+        noise(8, 8)[None], ["a <b>"], {"student": np.eye(1, 2)}, ["a <b>", 'c "d"'], temperature=0.5
+    )
+    write_sheet(made, tmp_path / "predictions.json")
+    assert read_sheet(tmp_path / "predictions.json") == made
+    kept = ordered_similarity(list("abc"), np.eye(3), np.eye(3) / 2, np.eye(3))
+    write_similarity(kept, tmp_path / "similarity.json")
+    found = read_similarity(tmp_path / "similarity.json")
+    assert found.names == kept.names
+    np.testing.assert_allclose(found.student, kept.student)
+    effect = ContextEffect("1 from file", (MovedPair("a", "b", 0.9, 0.5),), (0.9, 0.8), (0.5, 0.25))
+    write_contexts(effect, tmp_path / "contexts.json")
+    assert read_contexts(tmp_path / "contexts.json") == effect
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"cards": [{"image": "bm8=", "truth": "a", "answers": []}]}'])
+@pytest.mark.parametrize("read_kept", [read_sheet, read_similarity, read_contexts])
+def test_files_that_hold_something_else_are_refused(read_kept: object, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"kept\.json"):
+        read_kept(path)  # type: ignore[operator]
+
+
+def test_predictions_with_counts_that_disagree_are_refused() -> None:
+    images, scores = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 3))
     with pytest.raises(ValueError, match=r"scores of \[2, 4\].*\[2, 3\]"):
-        plot_predictions(images, ["a", "b"], scores, scores, list("abcd"), tmp_path / "sheet.png")
+        make_sheet(images, ["a", "b"], {"student": scores}, list("abcd"), temperature=1.0)
     with pytest.raises(ValueError, match="1 image or more"):
-        plot_predictions(images[:0], [], scores[:0], scores[:0], list("abc"), tmp_path / "sheet.png")
+        make_sheet(images[:0], [], {"student": scores[:0]}, list("abc"), temperature=1.0)
+
+
+def similarity(teacher: Pixels, student: Pixels, names: list[str]) -> Similarity:
+    return Similarity(tuple(names), teacher, student)
 
 
 def test_teacher_and_student_share_one_scale_of_colours(tmp_path: Path) -> None:
-    low, high = torch.full((4, 4), 0.1), torch.full((4, 4), 0.9)
-    pixels = read(plot_similarity(low, high, list("abcd"), list("wxyz"), tmp_path / "matrices.png"))
+    low, high = np.full((4, 4), 0.1), np.full((4, 4), 0.9)
+    pixels = read(plot_similarity(similarity(low, high, list("abcd")), tmp_path / "matrices.png"))
     third = pixels.shape[1] // 3
     assert share(pixels[:, :third], colormaps["viridis"](0.0)) > 0.2
     assert share(pixels[:, third:], colormaps["viridis"](1.0)) > 0.1
@@ -177,36 +246,115 @@ def test_teacher_and_student_share_one_scale_of_colours(tmp_path: Path) -> None:
 
 
 def test_equal_matrices_show_no_difference(tmp_path: Path) -> None:
-    same = torch.rand(5, 3, generator=torch.Generator().manual_seed(0))
-    pixels = read(plot_similarity(same, same, list("abcde"), list("xyz"), tmp_path / "matrices.png"))
+    same = np.random.default_rng(0).random((5, 5))
+    pixels = read(plot_similarity(similarity(same, same, list("abcde")), tmp_path / "matrices.png"))
     assert share(pixels[:, -pixels.shape[1] // 3 :], colormaps["PuOr"](0.5)) > 0.3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(1, 1), (1, 30), (130, 60)])
-def test_matrices_of_any_size_stay_a_readable_picture(shape: tuple[int, int], tmp_path: Path) -> None:
-    rows, columns = ([f"name {i}" for i in range(n)] for n in shape)
-    generator = torch.Generator().manual_seed(0)
-    teacher, student = (torch.rand(shape, generator=generator) for _ in range(2))
-    height, width = read(plot_similarity(teacher, student, rows, columns, tmp_path / "matrices.png")).shape[
-        :2
-    ]
+@pytest.mark.parametrize("side", [1, 16, 30])
+def test_matrices_of_any_size_stay_a_readable_picture(side: int, tmp_path: Path) -> None:
+    teacher, student = np.random.default_rng(0).random((2, side, side))
+    names = [f"name {i}" for i in range(side)]
+    made = similarity(teacher, student, names)
+    height, width = read(plot_similarity(made, tmp_path / "matrices.png")).shape[:2]
     assert 500 < height < 1200
     assert 1200 < width < 2700
 
 
-def test_the_correlation_is_that_of_numpy_and_defined_only_where_values_differ() -> None:
-    first, second = np.random.default_rng(0).normal(size=(2, 4, 3))
+def test_the_correlation_is_that_of_the_formula_and_defined_only_where_values_differ() -> None:
+    first, second = np.random.default_rng(0).normal(size=(2, 4, 4))
     expected = np.mean((first - first.mean()) * (second - second.mean())) / (first.std() * second.std())
-    assert f"{expected:.3f}" in comparison._correlation(first, second)
-    assert "undefined" in comparison._correlation(first, np.ones((4, 3)))
+    made = similarity(first, second, list("abcd"))
+    assert made.correlation == pytest.approx(expected)
+    assert made.difference == pytest.approx(sum(abs(second - first).ravel()) / 16)
+    assert similarity(first, np.ones((4, 4)), list("abcd")).correlation is None
 
 
-def test_matrices_that_do_not_fit_the_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\[2, 3\]; teacher's is \[2, 3\], student's \[3, 2\]"):
-        plot_similarity(torch.rand(2, 3), torch.rand(3, 2), list("ab"), list("xyz"), tmp_path / "m.png")
-    with pytest.raises(ValueError, match="0 images"):
-        plot_similarity(torch.rand(0, 3), torch.rand(0, 3), [], list("xyz"), tmp_path / "m.png")
+def test_classes_are_ordered_along_a_chain_of_neighbours() -> None:
+    # Unit vectors along a quarter of a circle, shuffled: the order along it is the only one without a jump.
+    shuffled = np.random.default_rng(3).permutation(9)
+    angles = shuffled * np.pi / 18
+    anchors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    teacher = np.arange(81.0).reshape(9, 9)
+    made = ordered_similarity([str(i) for i in shuffled], teacher, -teacher, anchors)
+    order = list(map(int, made.names))
+    assert order in (list(range(9)), list(range(8, -1, -1)))
+    for row, name in enumerate(order):
+        i = shuffled.tolist().index(name)
+        assert made.teacher[row, row] == teacher[i, i]
+        assert made.student[row].tolist() == [-teacher[i, shuffled.tolist().index(k)] for k in order]
+
+
+def test_groups_are_far_apart_and_hold_the_nearest_classes() -> None:
+    rng = np.random.default_rng(0)
+    anchors = rng.normal(size=(40, 8))
+    anchors /= np.linalg.norm(anchors, axis=1, keepdims=True)
+    chosen = grouped_classes(anchors, 3, 4)
+    assert len(set(chosen)) == 12
+    seeds = chosen[::4]
+    cosines = anchors @ anchors.T
+    for place in (1, 2):
+        others = [max(cosines[i, k] for k in seeds[:place]) for i in range(40)]
+        assert seeds[place] == int(np.argmin(others))
+    free = [i for i in range(40) if i not in seeds]
+    assert chosen[1:4] == sorted(free, key=lambda i: -cosines[0, i])[:3]
+    assert grouped_classes(anchors[:12], 3, 4) == list(range(12))
+
+
+def test_matrices_that_do_not_fit_the_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[2, 2\].*teacher's is \[2, 3\], student's \[3, 2\]"):
+        ordered_similarity(list("ab"), np.zeros((2, 3)), np.zeros((3, 2)), np.eye(2))
+    with pytest.raises(ValueError, match="0 names"):
+        ordered_similarity([], np.zeros((0, 0)), np.zeros((0, 0)), np.zeros((0, 2)))
+
+
+def test_a_loss_with_one_term_is_drawn_once_and_with_two_terms_three_times() -> None:
+    def titles(**values: float) -> list[str]:
+        record = {"step": 1.0, **{name.replace("_of_", "/"): value for name, value in values.items()}}
+        return [panel.title for panel in curves.panels_of([[record]])]
+
+    assert titles(loss=2.0, loss_of_csm=2.0) == ["Loss"]
+    assert titles(loss=2.0, loss_of_csm=1.0) == ["Loss", "Loss term: csm"]
+    assert titles(loss=2.0, loss_of_csm=1.5, loss_of_feature=0.5) == [
+        "Loss",
+        "Loss term: csm",
+        "Loss term: feature",
+    ]
+
+
+def test_validation_has_curves_of_its_own_and_one_beside_the_loss() -> None:
+    records = [{"step": 1.0, "loss": 2.0}, {"step": 1.0, "val_loss": 3.0, "val_zeroshot_top1": 0.25}]
+    loss, accuracy = curves.panels_of([records])
+    assert [line.key for line in loss.lines] == ["loss", "val_loss"]
+    assert [line.key for line in accuracy.lines] == ["val_zeroshot_top1"]
+    assert accuracy.title == "Held-out zero-shot top-1"
+
+
+def test_cosines_that_hardly_differ_are_written_whole_along_the_axis(tmp_path: Path) -> None:
+    near = tuple(0.99990 + i * 1e-6 for i in range(20))
+    effect = ContextEffect("1 from file", (MovedPair("a", "b", 0.99991, 0.9999),), near, near)
+    plot_contexts(effect, tmp_path / "contexts.png")
+    assert read(tmp_path / "contexts.png").size
+    for _, figure in context_figures(effect, 5):
+        figure.draw_without_rendering()
+        axis = figure.axes[0].xaxis
+        assert axis.get_offset_text().get_text() == ""
+        written = [float(label.get_text()) for label in axis.get_ticklabels()]
+        np.testing.assert_allclose(written, axis.get_ticklocs(), atol=1e-8)
+
+
+def test_a_figure_becomes_an_element_whose_ids_and_references_carry_its_name() -> None:
+    (title, figure), *_ = curves.curve_figures([[{"step": i, "loss": 1.0 / (i + 1)} for i in range(5)]])
+    text = svg_element(figure, "first", f"{title} <&")
+    assert text.startswith('<svg role="img" aria-label="Loss &lt;&amp;"')
+    assert ElementTree.fromstring(text).tag == "svg"
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert ids
+    assert all(name.startswith("first-") for name in ids)
+    assert set(re.findall(r"(?:url\(#|href=\"#)([^)\"]*)", text)) <= set(ids)
+    assert "://" not in text
+    assert ">Loss<" in text
 
 
 ODD_NAMES = [
@@ -227,8 +375,8 @@ def test_names_that_no_font_can_draw_raise_no_warning(tmp_path: Path) -> None:
     sheet(ODD_NAMES[0], 0, tmp_path / "sheet.png", names=tuple(ODD_NAMES))
     for name in ODD_NAMES:
         sheet(name, 0, tmp_path / "sheet.png", names=(name, "other"))
-    matrix = torch.rand(len(ODD_NAMES), len(ODD_NAMES))
-    plot_similarity(matrix, matrix, ODD_NAMES, ODD_NAMES, tmp_path / "matrices.png")
+    matrix = np.random.default_rng(0).random((len(ODD_NAMES), len(ODD_NAMES)))
+    plot_similarity(similarity(matrix, matrix, ODD_NAMES), tmp_path / "matrices.png")
     plot_curves([{"step": 1.0, "loss": 1.0, "loss/漢$a$": 1.0}], tmp_path / "curves.png")
     assert {path.name for path in tmp_path.iterdir()} == {"sheet.png", "matrices.png", "curves.png"}
 
