@@ -18,6 +18,7 @@ from beamclip.commands.options import (
     PromptsConfig,
     SweepConfig,
 )
+from beamclip.export.config import ExportConfig
 from beamclip.ingest.config import IngestConfig
 from beamclip.spelling import did_you_mean
 
@@ -74,6 +75,12 @@ COMMANDS = {
         "beamclip.commands.evaluate:evaluate",
         "Score a model on labelled images: zero-shot classification and linear probe.",
         "--model RUN --data LABELLED --classes FILE --tasks zeroshot probe --train-data LABELLED",
+    ),
+    "export": Command(
+        ExportConfig,
+        "beamclip.commands.export:export",
+        "Write a model for open_clip, timm, ONNX Runtime, plain torch or MLflow, checked against PyTorch.",
+        "--model RUN --format open_clip|timm|onnx|torch|mlflow --out DIR",
     ),
     "sweep": Command(
         SweepConfig,

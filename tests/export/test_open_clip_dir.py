@@ -11,8 +11,8 @@ import timm
 import torch
 
 from beamclip.errors import InputError
+from beamclip.export.open_clip_dir import write_card, write_open_clip_dir, write_timm_backbone
 from beamclip.models.clip import LoadedClip, load_clip, new_clip
-from beamclip.models.export import write_card, write_open_clip_dir, write_timm_backbone
 from beamclip.models.student import StudentConfig, backbone_features, build_student
 from beamclip.prompts.fitting import FITTING_FILE, fitting_of
 
@@ -52,7 +52,7 @@ def student(teacher: LoadedClip) -> LoadedClip:
 
 @pytest.mark.slow
 def test_a_process_without_beamclip_gets_the_same_embeddings(tmp_path: Path, student: LoadedClip) -> None:
-    directory = write_open_clip_dir(replace(student, fitting=FITTING), tmp_path / "model", {})
+    directory = write_open_clip_dir(replace(student, fitting=FITTING), tmp_path / "model")
     assert (directory / FITTING_FILE).exists()
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     torch.save(images, tmp_path / "images.pt")
@@ -76,7 +76,7 @@ def test_a_process_without_beamclip_gets_the_same_embeddings(tmp_path: Path, stu
 @pytest.mark.slow
 def test_a_reloaded_export_is_the_model_that_was_written(tmp_path: Path, teacher: LoadedClip) -> None:
     told = replace(teacher, fitting=FITTING)
-    loaded = load_clip(str(write_open_clip_dir(told, tmp_path / "model", {})))
+    loaded = load_clip(str(write_open_clip_dir(told, tmp_path / "model")))
     assert loaded.fingerprint == teacher.fingerprint
     assert loaded.fitting == FITTING
     assert loaded.model_cfg == teacher.model_cfg
@@ -92,7 +92,7 @@ def test_a_student_goes_by_the_templates_of_its_teacher(teacher: LoadedClip) -> 
 def test_weights_in_channels_last_are_written_as_they_are(tmp_path: Path, teacher: LoadedClip) -> None:
     built = build_student(StudentConfig(student="test_resnet"), teacher, seed=0)
     built.model.to(memory_format=torch.channels_last)
-    loaded = load_clip(str(write_open_clip_dir(built, tmp_path / "model", {})))
+    loaded = load_clip(str(write_open_clip_dir(built, tmp_path / "model")))
     assert loaded.fingerprint == built.fingerprint
 
 
@@ -142,14 +142,14 @@ def test_a_card_is_replaced_alone_and_the_model_stays(tmp_path: Path, teacher: L
 def test_a_second_export_replaces_the_first_and_leaves_nothing_else(
     tmp_path: Path, teacher: LoadedClip, student: LoadedClip
 ) -> None:
-    write_open_clip_dir(teacher, tmp_path / "model", {})
-    write_open_clip_dir(student, tmp_path / "model", {})
+    write_open_clip_dir(teacher, tmp_path / "model")
+    write_open_clip_dir(student, tmp_path / "model")
     assert load_clip(str(tmp_path / "model")).model_cfg == student.model_cfg
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_export_that_fails_leaves_the_former_one_whole(tmp_path: Path, teacher: LoadedClip) -> None:
-    write_open_clip_dir(teacher, tmp_path / "model", {})
+    write_open_clip_dir(teacher, tmp_path / "model")
     with pytest.raises(ValueError, match="format code"):
         write_open_clip_dir(teacher, tmp_path / "model", {"metrics": {"zeroshot_top1": "high"}})
     assert load_clip(str(tmp_path / "model")).fingerprint == teacher.fingerprint
@@ -159,7 +159,7 @@ def test_an_export_that_fails_leaves_the_former_one_whole(tmp_path: Path, teache
 def test_an_export_that_cannot_take_its_place_leaves_the_former_one(
     tmp_path: Path, teacher: LoadedClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = write_open_clip_dir(teacher, tmp_path / "model", {})
+    out = write_open_clip_dir(teacher, tmp_path / "model")
     rename = Path.rename
 
     def fails_for_the_new_one(self: Path, target: Path) -> Path:
@@ -169,7 +169,7 @@ def test_an_export_that_cannot_take_its_place_leaves_the_former_one(
 
     monkeypatch.setattr(Path, "rename", fails_for_the_new_one)
     with pytest.raises(PermissionError):
-        write_open_clip_dir(teacher, out, {})
+        write_open_clip_dir(teacher, out)
     assert load_clip(str(out)).fingerprint == teacher.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -179,7 +179,7 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path, teacher: Loade
     (tmp_path / "thesis" / "chapter1.tex").touch()
     for out in (tmp_path / "thesis", tmp_path / "thesis" / "chapter1.tex"):
         with pytest.raises(InputError, match=r"is not an exported model .* Name another directory"):
-            write_open_clip_dir(teacher, out, {})
+            write_open_clip_dir(teacher, out)
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
 
 
