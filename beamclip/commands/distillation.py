@@ -25,6 +25,7 @@ from beamclip.commands.scoring import (
     draw_comparison,
     score_zeroshot,
 )
+from beamclip.commands.shipping import ship
 from beamclip.commands.sources import show_sources
 from beamclip.commands.validation import distillation_costs, distillation_validation, with_validation
 from beamclip.errors import InputError
@@ -36,7 +37,7 @@ from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.student import attach_text_tower, drop_text_tower
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.templates import resolve_templates
-from beamclip.runs.folder import MODEL, PLOTS
+from beamclip.runs.folder import MODEL, PLOTS, SHIP
 from beamclip.summary import Summary
 from beamclip.training.recipe import ValidationCosts
 from beamclip.training.waiting import WaitingWorkers
@@ -104,6 +105,8 @@ def run_distillation(
         after.attempt("model card", lambda: write_card(inputs.student, run_dir / MODEL, card))
         after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
         after.attempt("pictures", lambda: _draw(config, inputs, teacher, scored_anchors, run_dir))
+        if config.ship:
+            ship(config, inputs.student, inputs.data.classes, scored_anchors, run_dir, after)
         stages = {"anchors": len(anchors[0].embeddings), "steps": trained.step}
         summary = run.finish(
             trained,
@@ -197,7 +200,7 @@ def _card(config: DistillConfig, inputs: DistillInputs, scores: ModelScores) -> 
         metrics=scores.metrics,
         intervals=scores.intervals,
         classes=tuple(entry.name for entry in inputs.data.classes),
-        templates=resolve_templates(config.prompts.templates),
+        templates=resolve_templates(config.prompts.templates) if inputs.data.classes else (),
     )
 
 
@@ -224,4 +227,5 @@ def show_distilled(
     if "teacher_zeroshot_top1" in scores.metrics:
         top1, top5 = scores.text("teacher_zeroshot_top1"), scores.text("teacher_zeroshot_top5")
         print(f"teacher   top-1 {top1}, top-5 {top5}; chance {percent(1 / len(inputs.data.classes))}")
-    print(f"{run_dir}: model/  plots/  summary.json")
+    shipped = f"{SHIP}/  " if (run_dir / SHIP).is_dir() else ""
+    print(f"{run_dir}: model/  plots/  {shipped}summary.json")

@@ -5,8 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from beamclip.commands.console import percent, plural, print_stage
-from beamclip.commands.export_inputs import RunFacts, checked_images, classes_of, run_facts, some_images
+from beamclip.commands.console import print_stage
+from beamclip.commands.export_inputs import (
+    RunFacts,
+    calibration_images,
+    checked_images,
+    classes_of,
+    run_facts,
+    show_parities,
+)
 from beamclip.errors import InputError
 from beamclip.export import hub
 from beamclip.export.config import ExportConfig, Format
@@ -23,7 +30,6 @@ from beamclip.export.formats import (
     write_timm,
     write_torch,
 )
-from beamclip.export.int8 import CALIBRATION_IMAGES
 from beamclip.export.mlflow_model import check_store
 from beamclip.export.onnx_model import check_opset, require_onnx
 from beamclip.models.clip import LoadedClip, load_clip
@@ -65,7 +71,7 @@ def export(config: ExportConfig) -> Summary:
         checked_images(clip, config.check_data, run),
         classes,
         _card(config, clip, run),
-        partial(_calibration, config, clip, run),
+        partial(calibration_images, clip, config.calibration_data, run),
     )
     parities, version = _write(config, format, model, out, run)
     show_parities(parities)
@@ -130,21 +136,6 @@ def _card(config: ExportConfig, clip: LoadedClip, run: RunFacts) -> Any:
     return run.card(entries, resolve_templates(templates) if templates else (), config.license)
 
 
-def _calibration(config: ExportConfig, clip: LoadedClip, run: RunFacts) -> Any:
-    given = [config.calibration_data] if config.calibration_data else [*run.train_data]
-    for address in given:
-        try:
-            images = some_images(address, clip, CALIBRATION_IMAGES)
-        except InputError:
-            if config.calibration_data:
-                raise
-            continue
-        if len(images):
-            print_stage("calibrated", f"on {plural(len(images), 'image')} of {address}")
-            return images
-    return None
-
-
 def _write(
     config: ExportConfig, format: Format, model: Exported, out: Path, run: RunFacts
 ) -> tuple[Parities, int | None]:
@@ -174,14 +165,6 @@ def _registration(config: ExportConfig, out: Path, run: RunFacts) -> Registratio
     uri = tracking_uri(folder)
     check_store(uri)
     return Registration(uri, config.register, config.alias, tracked_run_id(folder))
-
-
-def show_parities(parities: Parities) -> None:
-    """Print a line for each part of an export that was compared with PyTorch."""
-    for name, parity in parities.items():
-        same = "" if parity.same_top1 is None else f", same top-1 {percent(parity.same_top1)}"
-        text = f"{parity.what} differ by {parity.largest:.2g} at most, 1 - cosine {parity.distance:.2g}{same}"
-        print_stage("parity", text, name)
 
 
 def _summary(

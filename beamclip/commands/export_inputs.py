@@ -14,7 +14,7 @@ from torch import Tensor
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.anchors import class_anchors
-from beamclip.commands.console import plural, print_stage
+from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.contexts import context_sources
 from beamclip.commands.templates import with_templates
 from beamclip.config import parse_config
@@ -24,7 +24,8 @@ from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.data.transforms import load_evaluation_image
 from beamclip.errors import InputError
 from beamclip.export.card import Card
-from beamclip.export.formats import Classes
+from beamclip.export.formats import Classes, Parities
+from beamclip.export.int8 import CALIBRATION_IMAGES
 from beamclip.export.networks import ClassHead, logit_scale
 from beamclip.files import read_json, read_yaml
 from beamclip.models.clip import LoadedClip
@@ -185,6 +186,38 @@ def checked_images(clip: LoadedClip, given: str | None, run: RunFacts) -> Tensor
     print_stage("images", "noise: no images are known, --check-data gives some", "to compare on")
     shape = (CHECKED_IMAGES // 4, 3, clip.image_size, clip.image_size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def calibration_images(clip: LoadedClip, given: str | None, run: RunFacts) -> Tensor | None:
+    """Return images to calibrate int8 on, and print where they come from; None if there are none.
+
+    Args:
+        given: --calibration-data; by default, the training data of the run.
+
+    Returns:
+        uint8 [M, 3, S, S].
+
+    Raises:
+        InputError: there are no such data.
+    """
+    for address in [given] if given else run.train_data:
+        try:
+            images = some_images(address, clip, CALIBRATION_IMAGES)
+        except InputError:
+            if given:
+                raise
+            continue
+        if len(images):
+            print_stage("int8", f"calibrated on {plural(len(images), 'image')} of {address}")
+            return images
+    return None
+
+
+def show_parities(parities: Parities) -> None:
+    """Print a line for each part of an export that was compared with PyTorch."""
+    for name, parity in parities.items():
+        same = "" if parity.same_top1 is None else f", same top-1 {percent(parity.same_top1)}"
+        print_stage("parity", f"{parity.what} differ by at most {parity.largest:.2g}{same}", name)
 
 
 def classes_of(clip: LoadedClip, path: Path, prompts: PromptConfig, data: Sequence[str]) -> Classes:

@@ -13,7 +13,7 @@ import mlflow
 import numpy as np
 import onnxruntime
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MOST_PIXELS = 64 << 20
 """Pictures with more pixels are refused before they are decoded."""
@@ -68,12 +68,13 @@ class PictureClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         try:
             picture = Image.open(io.BytesIO(content))
             if picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+                raise ValueError(f"{picture.width} x {picture.height} pixels")
             picture = picture.convert("RGB")
         except Exception as error:
+            reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
             raise mlflow.MlflowException.invalid_parameter_value(
-                f"image: cannot be read as a picture ({error}). Send the bytes of a PNG, JPEG, WebP or GIF "
-                "file; in JSON, as base64."
+                f"image: {len(content):,} bytes that cannot be read as a picture ({reason}). Send the bytes "
+                "of a PNG, JPEG, WebP or GIF file; in JSON, as base64."
             ) from error
         size = self.preprocessing["size"]
         bilinear = self.preprocessing["interpolation"] == "bilinear"

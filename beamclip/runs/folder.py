@@ -21,6 +21,7 @@ PLOTS = "plots"
 CHECKPOINTS = "checkpoints"
 TRACE = "trace"
 MODEL = "model"
+SHIP = "ship"
 
 
 def new_run_dir(out: Path | None, command: str) -> Path:
