@@ -13,13 +13,14 @@ import mlflow
 import numpy as np
 import onnxruntime
 import pandas as pd
+from mlflow.pyfunc import PythonModel
 from PIL import Image, UnidentifiedImageError
 
 MOST_PIXELS = 64 << 20
 """Pictures with more pixels are refused before they are decoded."""
 
 
-class PictureClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class PictureClassifier(PythonModel):
     """Classifies pictures by an ONNX model with the class prompts inside."""
 
     def load_context(self, context: Any) -> None:
@@ -66,10 +67,10 @@ class PictureClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def pixels(self, content: bytes) -> Any:
         """Decode, resize and crop a picture as open_clip does: uint8 [3, size, size]."""
         try:
-            picture = Image.open(io.BytesIO(content))
-            if picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(f"{picture.width} x {picture.height} pixels")
-            picture = picture.convert("RGB")
+            opened = Image.open(io.BytesIO(content))
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels")
+            picture = opened.convert("RGB")
         except Exception as error:
             reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
             raise mlflow.MlflowException.invalid_parameter_value(

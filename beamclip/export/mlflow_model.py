@@ -121,7 +121,7 @@ def _content(source: Path, example: Tensor) -> dict[str, Any]:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
-    outputs = [
+    outputs: list[Any] = [
         ColSpec(DataType.string, "label"),
         ColSpec(DataType.string, "id"),
         ColSpec(DataType.double, "probability"),
