@@ -96,9 +96,11 @@ def _checked(config: ExportConfig) -> tuple[Format, Path]:
         if getattr(config, name) != getattr(defaults, name) and config.format not in formats:
             flag = f"--{name.replace('_', '-')}"
             only = " or ".join(formats)
-            raise InputError(f"{flag}: has no effect with --format {config.format}, only with {only}.")
+            raise InputError(
+                f"{flag}: has no effect with --format {config.format}, only with {only}. Leave it out."
+            )
     if config.public and not config.push:
-        raise InputError("--public: has no effect without --push ORG/NAME.")
+        raise InputError("--public: has no effect without --push. Give --push ORG/NAME, or leave it out.")
     check_opset(config.opset)
     if config.format in ("onnx", "mlflow"):
         require_onnx()

@@ -30,12 +30,12 @@ def check_hub(repository: str) -> None:
         ) from error
     except LocalTokenNotFoundError as error:
         raise InputError(
-            f"--push {repository}: there is no token for the hub. Log in by `hf auth login`, or set HF_TOKEN."
+            f"--push {repository}: there is no token for the hub. Run `hf auth login`, or set HF_TOKEN."
         ) from error
     except HfHubHTTPError as error:
         raise InputError(
-            f"--push {repository}: the hub refuses the token ({first_sentence(error)}). Log in again by "
-            "`hf auth login`, with a token that may write."
+            f"--push {repository}: the hub refuses the token ({first_sentence(error)}). Run `hf auth "
+            "login` with one that may write."
         ) from error
     except Exception as error:  # errors of the network share no base class
         raise InputError(
@@ -66,8 +66,8 @@ def push(directory: Path, repository: str, *, public: bool) -> str:
         )
     except Exception as error:
         raise FailedRunError(
-            f"--push {repository}: the upload failed ({first_sentence(error)}). The model is in {directory}: "
-            f"upload it by `hf upload {repository} {directory}`."
+            f"--push {repository}: the upload failed ({first_sentence(error)}). The model is in {directory}. "
+            f"Run `hf upload {repository} {directory}` to try again."
         ) from error
     return str(address)
 

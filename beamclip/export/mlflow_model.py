@@ -87,7 +87,10 @@ def register_model(source: Path, example: Tensor, uri: str, name: str, alias: st
         version = logged.registered_model_version
         MlflowClient(uri).set_registered_model_alias(name, alias, str(version))
     except mlflow.MlflowException as error:
-        raise InputError(f"--register {name} --alias {alias}: MLflow refuses: {first_line(error)}") from error
+        raise InputError(
+            f"--register {name} --alias {alias}: MLflow refuses ({first_line(error)}). Give another name or "
+            "alias."
+        ) from error
     finally:
         mlflow.set_tracking_uri(before)
     return int(version)

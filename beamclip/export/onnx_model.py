@@ -31,8 +31,8 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"--format onnx and mlflow need {error.name}, which is not installed: pip install "
-            "'beamclip[export]'"
+            f"--format onnx and mlflow need {error.name}, which is not installed. Run: "
+            "pip install 'beamclip[export]'"
         ) from error
 
 
@@ -64,7 +64,9 @@ def to_onnx(network: nn.Module, example: Tensor, names: tuple[str, str], opset: 
 
     size = sum(each.numel() * each.element_size() for each in network.state_dict().values())
     if size >= MOST_INLINE_BYTES:
-        raise InputError(f"{size / 1e9:.1f} GB of weights are more than one ONNX file holds (2 GB).")
+        raise InputError(
+            f"{size / 1e9:.1f} GB of weights are more than one ONNX file holds (2 GB). Use --format torch."
+        )
     name, output = names
     with _quiet_torch():
         program = torch.onnx.export(

@@ -13,6 +13,8 @@ another order differ by about 1e-6; a logit scale of 100 makes 1e-4 of that."""
 INT8_TOLERANCE = 0.05
 """Largest mean of 1 - cosine between int8 embeddings and PyTorch's."""
 
+_OTHER_FORMAT = "Use another --format: the tool behind this one computes something else."
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -47,7 +49,7 @@ def compare(what: str, found: Tensor, expected: Tensor) -> Parity:
     if found.shape != expected.shape:
         raise FailedRunError(
             f"{what} of the export are {list(found.shape)}, those of PyTorch {list(expected.shape)}: nothing "
-            "was written."
+            f"was written. {_OTHER_FORMAT}"
         )
     found, expected = found.double(), expected.double()
     distance = 1.0 - torch.cosine_similarity(found, expected, dim=1)
@@ -71,7 +73,7 @@ def check_close(parity: Parity) -> Parity:
     if not parity.largest <= FP32_TOLERANCE:
         raise FailedRunError(
             f"{parity.what} of the export differ from PyTorch's by up to {parity.largest:.3g} on "
-            f"{parity.images} images, more than {FP32_TOLERANCE:g}: nothing was written."
+            f"{parity.images} images, more than {FP32_TOLERANCE:g}: nothing was written. {_OTHER_FORMAT}"
         )
     return parity
 

@@ -118,11 +118,11 @@ def test_who_cannot_upload_learns_why_before_anything_is_done(
         with pytest.raises(InputError, match=r"is no name of a repository .* Give ORG/NAME"):
             check_hub(name)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(InputError, match=r"the hub refuses the token .* Log in again"):
+    with pytest.raises(InputError, match=r"the hub refuses the token .* Run `hf auth login`"):
         check_hub("team/birds")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(InputError, match=r"there is no token for the hub\. Log in by `hf auth login`"):
+    with pytest.raises(InputError, match=r"there is no token for the hub\. Run `hf auth login`"):
         check_hub("team/birds")
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
