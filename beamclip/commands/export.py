@@ -45,6 +45,7 @@ _ONLY_WITH: dict[str, tuple[Format, ...]] = {
     "precision": ("onnx", "mlflow"),
     "calibration_data": ("onnx", "mlflow"),
     "opset": ("onnx", "mlflow"),
+    "any_size": ("onnx",),
     "text_encoder": ("onnx",),
     "license": ("open_clip",),
     "push": ("open_clip",),
@@ -149,10 +150,15 @@ def _write(
         case "torch":
             return write_torch(model, out), None
         case "onnx":
-            precision, opset = config.precision, config.opset
-            return write_onnx(
-                model, out, precision=precision, opset=opset, text_encoder=config.text_encoder
-            ), None
+            parities = write_onnx(
+                model,
+                out,
+                precision=config.precision,
+                opset=config.opset,
+                any_size=config.any_size,
+                text_encoder=config.text_encoder,
+            )
+            return parities, None
         case "mlflow":
             place = _registration(config, out, run)
             return write_mlflow(

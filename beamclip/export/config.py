@@ -41,6 +41,8 @@ class ExportConfig:
     else the training data of the run, and noise without any."""
     opset: int = OLDEST_OPSET
     """ONNX opset, 18 to 23."""
+    any_size: bool = False
+    """With onnx: resize and crop inside; the input is a picture of any size, as Pillow decodes it."""
     text_encoder: bool = False
     """With onnx: write the text encoder too, which embeds the tokens of any new class."""
     license: str | None = None

@@ -25,6 +25,7 @@ from beamclip.export.mlflow_model import MARKER, png_bytes, predictor, register_
 from beamclip.export.networks import ClassHead, Classifier, ImageEncoder, TextEncoder, logit_scale
 from beamclip.export.open_clip_dir import fill_open_clip_dir
 from beamclip.export.parity import Parity, check_close, check_similar, compare
+from beamclip.export.resize import check_resizable, with_resize
 from beamclip.models.clip import CONFIG_FILE, LoadedClip, load_clip, normalise_pixels
 from beamclip.models.teacher import copied_image_teacher
 from beamclip.openclip import open_clip
@@ -147,13 +148,20 @@ def write_torch(model: Exported, out: Path) -> Parities:
 
 
 def write_onnx(
-    model: Exported, out: Path, *, precision: Precision = "fp32", opset: int, text_encoder: bool = False
+    model: Exported,
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    opset: int,
+    any_size: bool = False,
+    text_encoder: bool = False,
 ) -> Parities:
     """Write ONNX files of the image encoder and, with classes, of the classifier.
 
     Args:
         precision: int8 is for images; the text encoder stays in float32.
         opset: as `onnx_model.check_opset` allows.
+        any_size: whether the input is a picture of any size; else it is cut and resized already.
         text_encoder: whether to write the text encoder too.
 
     Raises:
@@ -162,10 +170,12 @@ def write_onnx(
     """
     onnx_model.require_onnx()
     onnx_model.check_opset(opset)
+    if any_size:
+        check_resizable(model.clip)
     parities: Parities = {}
 
     def write(directory: Path) -> None:
-        parities.update(_fill_onnx(model, directory, precision, opset))
+        parities.update(_fill_onnx(model, directory, precision, opset, any_size=any_size))
         if text_encoder:
             parities["text_encoder"] = _fill_text_encoder(model.clip, directory, opset)
 
@@ -238,13 +248,17 @@ def _reloaded(model: Exported, directory: Path) -> Tensor:
     return torch.cat(parts)
 
 
-def _fill_onnx(model: Exported, directory: Path, precision: Precision, opset: int) -> Parities:
+def _fill_onnx(
+    model: Exported, directory: Path, precision: Precision, opset: int, *, any_size: bool = False
+) -> Parities:
     check = check_similar if precision == "int8" else check_close
     names = (onnx_model.PIXELS, onnx_model.EMBEDDINGS)
     encoder = onnx_model.to_onnx(ImageEncoder(model.clip), model.pixels[:2], names, opset)
     if precision == "int8":
         encoder = to_int8(encoder, model.calibration())
-    facts = _facts(model.clip, precision)
+    if any_size:
+        encoder = with_resize(encoder, model.clip, opset)
+    facts = _facts(model.clip, precision, any_size=any_size)
     file = directory / onnx_model.IMAGE_ENCODER
     onnx_model.write_model(encoder, file, facts)
     found = onnx_model.run_onnx(file, model.pixels)
@@ -261,12 +275,14 @@ def _fill_onnx(model: Exported, directory: Path, precision: Precision, opset: in
     return parities
 
 
-def _facts(clip: LoadedClip, precision: Precision) -> dict[str, Any]:
+def _facts(clip: LoadedClip, precision: Precision, *, any_size: bool) -> dict[str, Any]:
     """What the metadata of an ONNX file say about its model."""
     keys = ("size", "resize_mode", "interpolation", "fill_color")
     preprocessing = {**clip.preprocess_cfg, "size": clip.image_size}
+    sides = "height, width" if any_size else f"{clip.image_size}, {clip.image_size}"
+    inside = "resizing, cropping and normalisation are" if any_size else "normalisation is"
     return {
-        "input": f"uint8 [batch, 3, {clip.image_size}, {clip.image_size}], RGB; normalisation is inside",
+        "input": f"uint8 [batch, 3, {sides}], RGB; {inside} inside",
         "preprocessing": {key: preprocessing[key] for key in keys},
         "precision": precision,
         "logit_scale": logit_scale(clip),
