@@ -1,7 +1,7 @@
 """An ONNX model that resizes and crops pictures of any size, as open_clip does with Pillow.
 
 ONNX Runtime's antialiased cubic resize of uint8 is a port of Pillow's: most pictures become the same pixels,
-tall ones differ by up to 2 levels of 255. (On float input it rounds otherwise, and differs by up to 17 levels.)
+tall ones differ by up to 2 levels of 255. On float input it rounds otherwise, and differs by up to 17 levels.
 """
 
 from typing import Any
