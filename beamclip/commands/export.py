@@ -37,9 +37,8 @@ from beamclip.option_texts import check_required
 from beamclip.prompts.classes import load_classes
 from beamclip.prompts.config import PromptConfig
 from beamclip.prompts.templates import AUTO, resolve_templates
-from beamclip.runs.folder import tracked_run_id
 from beamclip.summary import Summary, write_summary
-from beamclip.tracking import tracking_uri
+from beamclip.tracking import tracked_run_id, tracking_uri
 
 _ONLY_WITH: dict[str, tuple[Format, ...]] = {
     "precision": ("onnx", "mlflow"),
