@@ -91,7 +91,9 @@ def _facts(clip: LoadedClip, card: Card) -> dict[str, str]:
 
 def _usage(card: Card) -> str:
     names = list(card.classes[:3]) if len(card.classes) > 1 else list(_EXAMPLES)
-    return _USAGE.format(names=", ".join(f"{name!r}" for name in names))
+    plain = [template for template in card.templates if "a(n)" not in template]
+    template = plain[0] if plain else "{}"
+    return _USAGE.format(names=", ".join(f"{name!r}" for name in names), template=template)
 
 
 def _metrics(card: Card) -> str:
@@ -141,10 +143,11 @@ tokenizer = open_clip.get_tokenizer(model_address)
 model.eval()  # open_clip leaves batch norms in training mode
 
 names = [{names}]
+template = {template!r}
 image = preprocess(Image.open("picture.png")).unsqueeze(0)
 with torch.no_grad():
     images = model.encode_image(image, normalize=True)
-    texts = model.encode_text(tokenizer(names), normalize=True)
+    texts = model.encode_text(tokenizer([template.replace("{{}}", name) for name in names]), normalize=True)
     probabilities = (model.logit_scale.exp() * images @ texts.T).softmax(dim=-1)
 print(dict(zip(names, probabilities[0].tolist())))
 ```"""
