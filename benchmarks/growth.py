@@ -29,9 +29,9 @@ from support.reports import circumstances
 
 from beamclip.commands.console import table
 from beamclip.corpus.glyphs import GlyphConfig, write_corpus
+from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import new_clip
-from beamclip.models.export import write_open_clip_dir
 from beamclip.summary import library_versions
 from beamclip.tracking.place import DATABASE, sqlite_uri
 
@@ -183,7 +183,7 @@ def make_inputs(out: Path) -> Inputs:
     classes.write_text("".join(f"thing number {number}\n" for number in range(ANCHORS)))
 
     def write(draft: Path) -> None:
-        write_open_clip_dir(new_clip(TEACHER, seed=0), draft, {})
+        write_open_clip_dir(new_clip(TEACHER, seed=0), draft)
 
     return Inputs(made(out / "teacher", write), classes)
 

@@ -29,8 +29,8 @@ from support.image_bombs import refused, survived
 
 from beamclip.commands.console import table
 from beamclip.corpus.serve import serve_folder
+from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.models.clip import new_clip
-from beamclip.models.export import write_open_clip_dir
 
 ROOT = Path(__file__).parents[1]
 ORDINARY = 16
@@ -108,7 +108,7 @@ def make_inputs(out: Path, pictures: dict[str, bytes]) -> dict[str, list[str]]:
                 tar.addfile(member, io.BytesIO(content))
     (out / "shards/00000_stats.json").write_text(json.dumps({"successes": len(pictures)}))
     (out / "classes.txt").write_text("thing\nother\n")
-    write_open_clip_dir(new_clip("nano-resnet10t", seed=0), out / "model", {})
+    write_open_clip_dir(new_clip("nano-resnet10t", seed=0), out / "model")
     model, shards, classes = str(out / "model"), str(out / "shards"), str(out / "classes.txt")
     scored = ["--eval-data", str(out / "val")]
     train = ["--steps", "8", "--batch-size", "8", "--decode-threads", "8", *scored]

@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from beamclip.commands.console import table
+from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.models.clip import new_clip
-from beamclip.models.export import write_open_clip_dir
 
 STEPS = 24
 IMAGES = 16
@@ -75,7 +75,7 @@ def make_inputs(folder: Path) -> list[str]:
             tar.addfile(member, io.BytesIO(file.getvalue()))
     (folder / "shards/00000_stats.json").write_text(f'{{"successes": {IMAGES}}}')
     (folder / "classes.txt").write_text("class0\nclass1\n")
-    write_open_clip_dir(new_clip("nano-resnet10t", seed=0), folder / "teacher", {})
+    write_open_clip_dir(new_clip("nano-resnet10t", seed=0), folder / "teacher")
     return [
         *("--data", str(folder / "shards"), "--teacher", str(folder / "teacher")),
         *("--student", "resnet10t", "--classes", str(folder / "classes.txt")),

@@ -33,8 +33,8 @@ from support.process_tree import Sample, TreeRun
 from support.reports import circumstances
 
 from beamclip.commands.console import table
+from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.models.clip import find_config, new_clip
-from beamclip.models.export import write_open_clip_dir
 from beamclip.summary import library_versions
 
 PHOTOS = Photos(width=256, height=256, samples=512, distinct=512, per_shard=64)
@@ -171,7 +171,7 @@ def write_teacher(pair: Pair, folder: Path) -> None:
     """Write the pair's teacher at its image size, with random weights: they cost what trained ones cost."""
     model_cfg, _ = find_config(pair.teacher)
     vision_cfg = {**model_cfg["vision_cfg"], "image_size": pair.image_size}
-    write_open_clip_dir(new_clip(pair.teacher, seed=0, vision_cfg=vision_cfg), folder, {})
+    write_open_clip_dir(new_clip(pair.teacher, seed=0, vision_cfg=vision_cfg), folder)
 
 
 def cache_building(work: Work) -> dict[str, Any]:

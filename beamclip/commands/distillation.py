@@ -1,7 +1,6 @@
 """Run a distillation, from its options to the last line on the terminal."""
 
 from pathlib import Path
-from typing import Any
 
 from beamclip.cluster.session import share
 from beamclip.commands.after_training import SCORING, AfterTraining, draw_curves
@@ -26,16 +25,19 @@ from beamclip.commands.scoring import (
     against_teacher,
     score_zeroshot,
 )
+from beamclip.commands.shipping import ship
 from beamclip.commands.sources import show_sources
 from beamclip.commands.validation import distillation_costs, distillation_validation, with_validation
 from beamclip.errors import InputError
 from beamclip.evaluation.results import write_scores
+from beamclip.export.card import Card
+from beamclip.export.open_clip_dir import write_card, write_open_clip_dir
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip, load_clip
-from beamclip.models.export import write_card, write_open_clip_dir
 from beamclip.models.student import attach_text_tower, drop_text_tower
 from beamclip.prompts.anchors import Anchors
-from beamclip.runs.folder import MODEL, PLOTS
+from beamclip.prompts.templates import resolve_templates
+from beamclip.runs.folder import MODEL, PLOTS, SHIP
 from beamclip.summary import Summary
 from beamclip.training.recipe import ValidationCosts
 from beamclip.training.waiting import WaitingWorkers
@@ -92,18 +94,20 @@ def run_distillation(
         trim_heap()
         teacher = reload_teacher(config, fingerprint, run_dir)
         attach_text_tower(inputs.student, teacher)
-        write_open_clip_dir(inputs.student, run_dir / MODEL, _card(config, {}))
+        write_open_clip_dir(inputs.student, run_dir / MODEL, _card(config, inputs, ModelScores()))
         after = AfterTraining()
         scores = (
             after.attempt(SCORING, lambda: _score(config, inputs, teacher, scored_anchors, run_dir))
             or ModelScores()
         )
         run.release_ray()
-        card = _card(config, scores.metrics)
+        card = _card(config, inputs, scores)
         after.attempt("model card", lambda: write_card(inputs.student, run_dir / MODEL, card))
         after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
         after.attempt("pictures", lambda: _draw(config, inputs, teacher, scored_anchors, run_dir))
         after.attempt("contexts", lambda: _draw_contexts(config, inputs, teacher, scored_anchors, run_dir))
+        if config.ship:
+            ship(config, inputs.student, inputs.data.classes, scored_anchors, run_dir, after)
         stages = {
             "anchors": len(anchors[0].embeddings),
             "steps": trained.step,
@@ -201,13 +205,18 @@ def _draw_contexts(
     plot_contexts(effect, plots / "contexts.png")
 
 
-def _card(config: DistillConfig, metrics: dict[str, float]) -> dict[str, Any]:
-    return {
-        "teacher": " + ".join(map(str, (config.teacher, *config.more_teachers))),
-        "student": config.student.student,
-        "data": " + ".join(config.data),
-        "metrics": metrics,
-    }
+def _card(config: DistillConfig, inputs: DistillInputs, scores: ModelScores) -> Card:
+    return Card(
+        facts={
+            "teacher": " + ".join(map(str, (config.teacher, *config.more_teachers))),
+            "student": config.student.student,
+            "data": " + ".join(config.data),
+        },
+        metrics=scores.metrics,
+        intervals=scores.intervals,
+        classes=tuple(entry.name for entry in inputs.data.classes),
+        templates=resolve_templates(config.prompts.templates) if inputs.data.classes else (),
+    )
 
 
 def _title(config: DistillConfig, inputs: DistillInputs) -> str:
@@ -233,4 +242,5 @@ def show_distilled(
     if "teacher_zeroshot_top1" in scores.metrics:
         top1, top5 = scores.text("teacher_zeroshot_top1"), scores.text("teacher_zeroshot_top5")
         print(f"teacher   top-1 {top1}, top-5 {top5}; chance {percent(1 / len(inputs.data.classes))}")
-    print(f"{run_dir}: model/  plots/  report.html  summary.json")
+    shipped = f"{SHIP}/  " if (run_dir / SHIP).is_dir() else ""
+    print(f"{run_dir}: model/  plots/  report.html  {shipped}summary.json")

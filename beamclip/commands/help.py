@@ -53,6 +53,8 @@ def _metavar(kind: Any) -> str | None:
     elif typing.get_origin(kind) not in (Union, UnionType) or len(inner) != 1:
         return None
     value = _without_range(inner[0])
+    if typing.get_origin(value) is typing.Literal:
+        return f"{{{','.join(map(str, typing.get_args(value)))}}}"
     if typing.get_origin(value) is tuple:
         return " ".join(part.__name__.upper() for part in typing.get_args(value))
     return f"{value.__name__.upper()}{repeated}" if value in (int, float, str) else None

@@ -19,6 +19,7 @@ from beamclip.commands.options import (
     ReportConfig,
     SweepConfig,
 )
+from beamclip.export.config import ExportConfig
 from beamclip.ingest.config import IngestConfig
 from beamclip.ray_environment import ask_for_tokens
 from beamclip.spelling import did_you_mean
@@ -76,6 +77,12 @@ COMMANDS = {
         "beamclip.commands.evaluate:evaluate",
         "Score a model on labelled images: zero-shot classification and linear probe.",
         "--model RUN --data LABELLED --classes FILE --tasks zeroshot probe --train-data LABELLED",
+    ),
+    "export": Command(
+        ExportConfig,
+        "beamclip.commands.export:export",
+        "Write a model for open_clip, timm, ONNX Runtime, plain torch or MLflow, checked against PyTorch.",
+        "--model RUN --format open_clip|timm|onnx|torch|mlflow --out DIR",
     ),
     "sweep": Command(
         SweepConfig,

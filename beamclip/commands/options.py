@@ -69,6 +69,9 @@ class DistillConfig:
     resume: PathOrAddress = None
     """Run to resume, under the options it was started with: its folder or, where that is lost, the address of
     its --checkpoints."""
+    ship: bool = False
+    """Export the student in every format of beamclip export into ship/ of the run: timm, ONNX (float32 and
+    int8), torch and MLflow. model/ is its open_clip directory."""
     seed: Natural = 0
     """Seed of initial weights, data order, crops and augmentation."""
     teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"

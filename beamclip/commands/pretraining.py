@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -23,12 +22,14 @@ from beamclip.commands.validation import pretraining_costs, pretraining_validati
 from beamclip.commands.validation_data import validated_on
 from beamclip.data.shards import Shard
 from beamclip.evaluation.results import write_scores
+from beamclip.export.card import Card
+from beamclip.export.open_clip_dir import write_card, write_open_clip_dir
 from beamclip.models.clip import LoadedClip, assemble, new_clip
-from beamclip.models.export import write_card, write_open_clip_dir
 from beamclip.prompts.class_prompts import class_prompts
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.contexts import ContextSource
 from beamclip.prompts.fitting import fitting_of
+from beamclip.prompts.templates import resolve_templates
 from beamclip.runs.folder import MODEL
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder, ValidationBuilder
@@ -79,14 +80,14 @@ def run_pretraining(
         job = _job(config, data.shards, untrained, run.storage, validation)
         trained = run.train(job, f"{config.model} by {config.objective}")
         clip = restore_clip(untrained, trained.weights)
-        write_open_clip_dir(clip, run_dir / MODEL, _card(config, {}))
+        write_open_clip_dir(clip, run_dir / MODEL, _card(config, data, ModelScores()))
         after = AfterTraining()
         scores = (
             after.attempt(SCORING, lambda: _score(config, clip, data.classes, external_sources, run_dir))
             or ModelScores()
         )
         run.release_ray()
-        card = _card(config, scores.metrics)
+        card = _card(config, data, scores)
         after.attempt("model card", lambda: write_card(clip, run_dir / MODEL, card))
         after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
         stages = {"steps": trained.step, "parameters": {"model": clip.parameters}}
@@ -106,13 +107,14 @@ def run_pretraining(
     return summary
 
 
-def _card(config: PretrainConfig, metrics: dict[str, float]) -> dict[str, Any]:
-    return {
-        "model": config.model,
-        "objective": config.objective,
-        "data": " + ".join(config.data),
-        "metrics": metrics,
-    }
+def _card(config: PretrainConfig, data: PretrainData, scores: ModelScores) -> Card:
+    return Card(
+        facts={"model": config.model, "objective": config.objective, "data": " + ".join(config.data)},
+        metrics=scores.metrics,
+        intervals=scores.intervals,
+        classes=tuple(entry.name for entry in data.classes),
+        templates=resolve_templates(config.prompts.templates),
+    )
 
 
 def _external_sources(

@@ -22,6 +22,7 @@ REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 TRACE = "trace"
 MODEL = "model"
+SHIP = "ship"
 
 
 def new_run_dir(out: Path | None, command: str) -> Path:

@@ -107,6 +107,10 @@ def load_sweep(config: SweepConfig, out: Path) -> Loaded:
 def _check_given(config: SweepConfig) -> None:
     if config.workers.without_ray:
         raise InputError("--num-workers 0: the trials of a sweep run in processes of Ray. Give 1 or more.")
+    if config.ship:
+        raise InputError(
+            "--ship: a sweep keeps scores, not students. Give it to beamclip distill --config best.yaml."
+        )
     check_required(
         config,
         also={"--eval-data": config.scoring.eval_data},

@@ -13,10 +13,10 @@ from beamclip.data.cache import CachedViews
 from beamclip.data.config import AugmentConfig
 from beamclip.data.shards import Shard
 from beamclip.data.transforms import AUGMENT_DRAWS
+from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import load_clip, new_clip
 from beamclip.models.config import StudentConfig
-from beamclip.models.export import write_open_clip_dir
 from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.method import Distillation
@@ -43,7 +43,7 @@ def write_teacher(image_size: int, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "teacher.json")
         file.write_text(json.dumps(config))
-        write_open_clip_dir(new_clip(file, seed=0), folder, {})
+        write_open_clip_dir(new_clip(file, seed=0), folder)
 
 
 def write_classes(file: Path) -> Path:

@@ -45,10 +45,10 @@ from beamclip.data.shards import Columns
 from beamclip.data.starts import read_starts
 from beamclip.data.transforms import augment
 from beamclip.data.worker_stream import WorkerShare, pinned, prefetched, training_batches, worker_rows
+from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.json_lines import read_json_lines
 from beamclip.losses.csm import csm_loss
 from beamclip.models.clip import load_clip, new_clip
-from beamclip.models.export import write_open_clip_dir
 from beamclip.models.teacher import ImageTeacher
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.loop import Request, Training, batch_to_device, on_gpu, run_loop
@@ -312,7 +312,7 @@ def measure_teacher(report: Report, bench: Bench) -> None:
     clip = new_clip(sizes.teacher, seed=0)
     large = bench.folder / "large-teacher"
     large.mkdir()
-    write_open_clip_dir(clip, large, {})
+    write_open_clip_dir(clip, large)
     report.say("teacher made")
     teacher = ImageTeacher(clip.image_tower, "bf16").to(bench.device)
     pixels = random_batch(sizes.teacher_batch, clip.image_size).pixels.to(bench.device)

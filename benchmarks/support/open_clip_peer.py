@@ -20,10 +20,10 @@ from support.process_tree import TreeRun, run_tree
 
 from beamclip.commands.distill_job import restore_student
 from beamclip.data.listing import list_shards
+from beamclip.export.open_clip_dir import WEIGHTS_FILE, write_open_clip_dir
 from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.config import StudentConfig
-from beamclip.models.export import WEIGHTS_FILE, write_open_clip_dir
 from beamclip.models.student import build_student
 from beamclip.tracking.place import DATABASE, sqlite_uri
 from beamclip.training.checkpoint import read_checkpoint
@@ -242,7 +242,7 @@ def write_students(teacher: Path, backbone: str, folder: Path) -> None:
     """Write two open_clip directories: the student that ours starts from, and its config alone."""
     student = build_student(StudentConfig(student=backbone), load_clip(str(teacher)), seed=0)
     for name in ("whole", "bare"):
-        write_open_clip_dir(student, folder / name, {})
+        write_open_clip_dir(student, folder / name)
     (folder / "bare" / WEIGHTS_FILE).unlink()
 
 

@@ -25,9 +25,9 @@ from beamclip.data.config import AugmentConfig, StreamConfig
 from beamclip.data.listing import list_shards
 from beamclip.data.shard_file import MissingShardError
 from beamclip.errors import InputError
+from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.models.clip import new_clip
 from beamclip.models.config import StudentConfig
-from beamclip.models.export import write_open_clip_dir
 from beamclip.runs.recorder import read_history
 from beamclip.training.config import CadenceConfig, OptimConfig, ValidationConfig
 
@@ -38,7 +38,7 @@ VIEWS = 2
 
 @pytest.fixture(scope="module")
 def second_teacher(model_file, workspace) -> Path:
-    write_open_clip_dir(new_clip(model_file, seed=5), workspace / "second-teacher", {})
+    write_open_clip_dir(new_clip(model_file, seed=5), workspace / "second-teacher")
     return workspace / "second-teacher"
 
 
@@ -174,7 +174,7 @@ def test_an_unfinished_cache_is_not_trained_from(teacher, corpus, cache, tmp_pat
 
 
 def test_a_cache_of_another_teacher(corpus, cache, model_file, teacher, tmp_path, capsys):
-    write_open_clip_dir(new_clip(model_file, seed=77), tmp_path / "other", {})
+    write_open_clip_dir(new_clip(model_file, seed=77), tmp_path / "other")
     wrong = distill_config((tmp_path / "other", None), corpus, cache[0], tmp_path / "run")
     said = messages(capsys, wrong, distill)
     assert "holds no embeddings by" in said

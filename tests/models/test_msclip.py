@@ -12,9 +12,9 @@ from torch import nn
 
 import beamclip
 from beamclip.errors import InputError
+from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, build_open_clip, load_clip, new_clip
 from beamclip.models.config import StudentConfig
-from beamclip.models.export import write_open_clip_dir
 from beamclip.models.msclip import SpecialisedVision
 from beamclip.models.student import backbone_features, build_student
 from beamclip.training.optim import shared_parameters
@@ -76,7 +76,7 @@ def test_a_shared_tensor_moves_under_the_loss_of_either_tower(name: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_an_export_embeds_the_same_and_still_shares(name: str, tmp_path: Path) -> None:
     clip = new_clip(name, seed=0)
-    reloaded = load_clip(str(write_open_clip_dir(clip, tmp_path / "model", {})))
+    reloaded = load_clip(str(write_open_clip_dir(clip, tmp_path / "model")))
     assert_same_embeddings(clip, reloaded)
     assert len(shared_parameters(reloaded.model)) == len(shared_parameters(clip.model))
 
@@ -100,7 +100,7 @@ def test_msclip_computes_what_two_towers_with_equal_weights_compute() -> None:
 
 def test_open_clip_alone_loads_msclip_as_two_towers(tmp_path: Path) -> None:
     clip = new_clip("tiny-msclip", seed=0)
-    out = write_open_clip_dir(clip, tmp_path / "model", {})
+    out = write_open_clip_dir(clip, tmp_path / "model")
     plain = open_clip.create_model(f"local-dir:{out}")
     assert not shared_parameters(plain)
     tokens = clip.tokenizer(TEXTS)
@@ -110,7 +110,7 @@ def test_open_clip_alone_loads_msclip_as_two_towers(tmp_path: Path) -> None:
 
 
 def test_open_clip_alone_refuses_msclip_s(tmp_path: Path) -> None:
-    out = write_open_clip_dir(new_clip("tiny-msclip-s", seed=0), tmp_path / "model", {})
+    out = write_open_clip_dir(new_clip("tiny-msclip-s", seed=0), tmp_path / "model")
     with pytest.raises(TypeError, match="msclip"):
         open_clip.create_model(f"local-dir:{out}")
 
@@ -124,7 +124,7 @@ def test_a_student_takes_its_text_tower(name: str, tmp_path: Path) -> None:
     student.model.eval()
     with torch.no_grad():
         torch.testing.assert_close(student.model.encode_text(tokens), teacher.model.encode_text(tokens))
-    out = write_open_clip_dir(student, tmp_path / "student", {})
+    out = write_open_clip_dir(student, tmp_path / "student")
     plain = open_clip.create_model(f"local-dir:{out}")
     with torch.no_grad():
         torch.testing.assert_close(plain.encode_text(tokens), teacher.model.encode_text(tokens))
@@ -139,7 +139,7 @@ def test_its_image_tower_is_a_student(name: str, teacher_name: str, tmp_path: Pa
     trained = {key for key, value in student.model.named_parameters() if value.requires_grad}
     assert trained == {f"visual.{key}" for key, _ in student.model.visual.named_parameters()}
     assert not shared_parameters(student.model)
-    out = str(write_open_clip_dir(student, tmp_path / "student", {}))
+    out = str(write_open_clip_dir(student, tmp_path / "student"))
     # MS-CLIP's image tower is a ViT, which open_clip alone loads; MS-CLIP-S's is ours.
     plain = name == "tiny-msclip"
     loaded = open_clip.create_model(f"local-dir:{out}") if plain else load_clip(out).model

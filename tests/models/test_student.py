@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from beamclip.errors import InputError
+from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, new_clip
-from beamclip.models.export import write_open_clip_dir
 from beamclip.models.pixels import Preprocessing, normalise_pixels
 from beamclip.models.student import (
     StudentConfig,
@@ -102,7 +102,7 @@ def test_an_exported_student_of_each_family_is_the_same_in_plain_open_clip(
 ) -> None:
     student = build_student(StudentConfig(student=backbone), micro_clip, seed=0)
     student.model.eval()
-    directory = write_open_clip_dir(student, tmp_path / "student", {})
+    directory = write_open_clip_dir(student, tmp_path / "student")
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{directory}")
     images = images_for(student)
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_a_student_takes_the_pixels_that_its_first_weights_are_used_to(
     assert student.preprocessing == expected
     # What open_clip's users normalise by comes from the exported config.
     exported = json.loads(
-        (write_open_clip_dir(student, tmp_path / "out", {}) / "open_clip_config.json").read_text()
+        (write_open_clip_dir(student, tmp_path / "out") / "open_clip_config.json").read_text()
     )
     assert exported["preprocess_cfg"]["mean"] == list(expected.mean)
     assert exported["preprocess_cfg"]["std"] == list(expected.std)

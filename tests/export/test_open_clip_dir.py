@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 
 from beamclip.errors import InputError
+from beamclip.export.card import Card
+from beamclip.export.open_clip_dir import write_card, write_open_clip_dir
 from beamclip.models.clip import LoadedClip, load_clip, new_clip
-from beamclip.models.export import write_card, write_open_clip_dir, write_timm_backbone
-from beamclip.models.student import StudentConfig, backbone_features, build_student
+from beamclip.models.student import StudentConfig, build_student
 from beamclip.prompts.fitting import FITTING_FILE, fitting_of
 
 FITTING = fitting_of(["crane", "owl"], ["crane", "owl"])
@@ -52,7 +52,7 @@ def student(teacher: LoadedClip) -> LoadedClip:
 
 @pytest.mark.slow
 def test_a_process_without_beamclip_gets_the_same_embeddings(tmp_path: Path, student: LoadedClip) -> None:
-    directory = write_open_clip_dir(replace(student, fitting=FITTING), tmp_path / "model", {})
+    directory = write_open_clip_dir(replace(student, fitting=FITTING), tmp_path / "model")
     assert (directory / FITTING_FILE).exists()
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     torch.save(images, tmp_path / "images.pt")
@@ -76,7 +76,7 @@ def test_a_process_without_beamclip_gets_the_same_embeddings(tmp_path: Path, stu
 @pytest.mark.slow
 def test_a_reloaded_export_is_the_model_that_was_written(tmp_path: Path, teacher: LoadedClip) -> None:
     told = replace(teacher, fitting=FITTING)
-    loaded = load_clip(str(write_open_clip_dir(told, tmp_path / "model", {})))
+    loaded = load_clip(str(write_open_clip_dir(told, tmp_path / "model")))
     assert loaded.fingerprint == teacher.fingerprint
     assert loaded.fitting == FITTING
     assert loaded.model_cfg == teacher.model_cfg
@@ -92,21 +92,8 @@ def test_a_student_goes_by_the_templates_of_its_teacher(teacher: LoadedClip) -> 
 def test_weights_in_channels_last_are_written_as_they_are(tmp_path: Path, teacher: LoadedClip) -> None:
     built = build_student(StudentConfig(student="test_resnet"), teacher, seed=0)
     built.model.to(memory_format=torch.channels_last)
-    loaded = load_clip(str(write_open_clip_dir(built, tmp_path / "model", {})))
+    loaded = load_clip(str(write_open_clip_dir(built, tmp_path / "model")))
     assert loaded.fingerprint == built.fingerprint
-
-
-@pytest.mark.slow
-def test_the_card_says_what_it_was_told_and_how_to_load(tmp_path: Path, teacher: LoadedClip) -> None:
-    card = {"teacher": "runs/teacher", "data": "3,834 emoji", "metrics": {"zeroshot_top1": 0.14159}}
-    text = (write_open_clip_dir(teacher, tmp_path / "model", card) / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: open_clip\n")
-    for part in ("- teacher: runs/teacher", "- data: 3,834 emoji", "| zeroshot_top1 | 0.1416 |", "48 x 48"):
-        assert part in text
-    assert "open_clip.create_model_and_transforms(directory)" in text
-    assert "the licences of the teacher's weights and of the training images apply" in text
-    stated = write_open_clip_dir(teacher, tmp_path / "stated", {"licence": "CC BY 4.0"}) / "README.md"
-    assert "CC BY 4.0" in stated.read_text()
 
 
 @pytest.mark.slow
@@ -115,25 +102,19 @@ def test_a_model_is_as_readable_as_any_new_file_and_its_card_gives_no_access(
 ) -> None:
     before = os.umask(0o022)
     try:
-        model = write_open_clip_dir(teacher, tmp_path / "model", {"data": "s3://KEY:SECRET@bucket/shards"})
+        model = write_open_clip_dir(
+            teacher, tmp_path / "model", Card({"data": "s3://KEY:SECRET@bucket/shards"})
+        )
     finally:
         os.umask(before)
     assert {oct(file.stat().st_mode & 0o777) for file in model.iterdir()} == {"0o644"}
     assert "- data: s3://***@bucket/shards\n" in (model / "README.md").read_text()
 
 
-@pytest.mark.slow
-def test_the_card_of_a_model_without_a_teacher_speaks_of_none(tmp_path: Path, teacher: LoadedClip) -> None:
-    text = (write_open_clip_dir(teacher, tmp_path / "model", {"model": "tiny-vit"}) / "README.md").read_text()
-    assert "teacher" not in text
-    assert "distil" not in text
-    assert "Both towers learned from images and their captions: the licences of both apply" in text
-
-
 def test_a_card_is_replaced_alone_and_the_model_stays(tmp_path: Path, teacher: LoadedClip) -> None:
-    directory = write_open_clip_dir(teacher, tmp_path / "model", {"data": "emoji"})
+    directory = write_open_clip_dir(teacher, tmp_path / "model", Card({"data": "emoji"}))
     weights = (directory / "open_clip_model.safetensors").stat().st_mtime_ns
-    write_card(teacher, directory, {"data": "emoji", "metrics": {"zeroshot_top1": 0.25}})
+    write_card(teacher, directory, Card({"data": "emoji"}, {"zeroshot_top1": 0.25}))
     assert "| zeroshot_top1 | 0.25 |" in (directory / "README.md").read_text()
     assert (directory / "open_clip_model.safetensors").stat().st_mtime_ns == weights
     assert len(list(directory.iterdir())) == 3
@@ -142,16 +123,16 @@ def test_a_card_is_replaced_alone_and_the_model_stays(tmp_path: Path, teacher: L
 def test_a_second_export_replaces_the_first_and_leaves_nothing_else(
     tmp_path: Path, teacher: LoadedClip, student: LoadedClip
 ) -> None:
-    write_open_clip_dir(teacher, tmp_path / "model", {})
-    write_open_clip_dir(student, tmp_path / "model", {})
+    write_open_clip_dir(teacher, tmp_path / "model")
+    write_open_clip_dir(student, tmp_path / "model")
     assert load_clip(str(tmp_path / "model")).model_cfg == student.model_cfg
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_export_that_fails_leaves_the_former_one_whole(tmp_path: Path, teacher: LoadedClip) -> None:
-    write_open_clip_dir(teacher, tmp_path / "model", {})
+    write_open_clip_dir(teacher, tmp_path / "model")
     with pytest.raises(ValueError, match="format code"):
-        write_open_clip_dir(teacher, tmp_path / "model", {"metrics": {"zeroshot_top1": "high"}})
+        write_open_clip_dir(teacher, tmp_path / "model", Card(metrics={"zeroshot_top1": "high"}))  # type: ignore[dict-item]
     assert load_clip(str(tmp_path / "model")).fingerprint == teacher.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -159,7 +140,7 @@ def test_an_export_that_fails_leaves_the_former_one_whole(tmp_path: Path, teache
 def test_an_export_that_cannot_take_its_place_leaves_the_former_one(
     tmp_path: Path, teacher: LoadedClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = write_open_clip_dir(teacher, tmp_path / "model", {})
+    out = write_open_clip_dir(teacher, tmp_path / "model")
     rename = Path.rename
 
     def fails_for_the_new_one(self: Path, target: Path) -> Path:
@@ -169,7 +150,7 @@ def test_an_export_that_cannot_take_its_place_leaves_the_former_one(
 
     monkeypatch.setattr(Path, "rename", fails_for_the_new_one)
     with pytest.raises(PermissionError):
-        write_open_clip_dir(teacher, out, {})
+        write_open_clip_dir(teacher, out)
     assert load_clip(str(out)).fingerprint == teacher.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -179,26 +160,5 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path, teacher: Loade
     (tmp_path / "thesis" / "chapter1.tex").touch()
     for out in (tmp_path / "thesis", tmp_path / "thesis" / "chapter1.tex"):
         with pytest.raises(InputError, match=r"is not an exported model .* Name another directory"):
-            write_open_clip_dir(teacher, out, {})
+            write_open_clip_dir(teacher, out)
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
-
-
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_mambaout"])
-def test_timm_loads_the_backbone_and_gives_its_features(
-    tmp_path: Path, teacher: LoadedClip, backbone: str
-) -> None:
-    built = build_student(StudentConfig(student=backbone), teacher, seed=0)
-    built.model.eval()
-    directory = write_timm_backbone(built, tmp_path / "backbone")
-    network = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
-    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        torch.testing.assert_close(network(images), backbone_features(built.model.visual, images))
-    settings = timm.data.resolve_data_config(model=network)
-    assert tuple(settings["input_size"]) == (3, 48, 48)
-    assert tuple(settings["mean"]) == built.preprocessing.mean
-
-
-def test_an_image_tower_that_is_not_timms_has_no_timm_export(tmp_path: Path, teacher: LoadedClip) -> None:
-    with pytest.raises(InputError, match="open_clip's own VisionTransformer, not a timm network"):
-        write_timm_backbone(teacher, tmp_path / "backbone")
