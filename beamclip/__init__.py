@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from beamclip.api.commands import distill as distill
     from beamclip.api.commands import embed as embed
     from beamclip.api.commands import evaluate as evaluate
+    from beamclip.api.commands import export as export
     from beamclip.api.commands import ingest as ingest
     from beamclip.api.commands import pretrain as pretrain
     from beamclip.api.commands import sweep as sweep
@@ -47,6 +48,7 @@ else:
             "distill": "api.commands",
             "embed": "api.commands",
             "evaluate": "api.commands",
+            "export": MODULE,
             "ingest": MODULE,
             "load": "api.model",
             "losses": MODULE,

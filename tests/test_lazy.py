@@ -45,11 +45,11 @@ def test_a_name_that_is_not_there_is_refused_as_by_any_module():
         beamclip.distil  # noqa: B018
 
 
-@pytest.mark.parametrize("command", ["ingest", "sweep"])
+@pytest.mark.parametrize("command", ["export", "ingest", "sweep"])
 def test_a_room_with_the_name_of_a_command_is_that_command_and_still_a_package(command):
     room = importlib.import_module(f"beamclip.{command}")
     assert getattr(beamclip, command) is room
-    assert importlib.import_module(f"beamclip.{command}.{command}").__package__ == f"beamclip.{command}"
+    assert room.__path__
     with pytest.raises(beamclip.InputError, match="quux: no such option"):
         room(quux=1)
     assert cloudpickle.loads(cloudpickle.dumps(room)) is room

@@ -158,6 +158,33 @@ def evaluate(
     return _run("evaluate", options, model=model, data=data, classes=classes, tasks=tasks, out=out)
 
 
+def export(
+    *,
+    model: Place | None = None,
+    format: str | None = None,
+    out: Place | None = None,
+    classes: Place | None = None,
+    **options: Any,
+) -> Summary:
+    """Write a model in the format of another tool, as `beamclip export` does.
+
+    Args:
+        model: a run, a local open_clip directory or checkpoint, open_clip:NAME/TAG or hf-hub:ORG/NAME.
+        format: open_clip, timm, onnx, torch or mlflow.
+        out: folder of the export.
+        classes: class list of the classifier in onnx, torch and mlflow; by default that of the run.
+        options: further ones by their names, such as precision="int8".
+
+    Returns:
+        What is in summary.json of the export.
+
+    Raises:
+        InputError: an option, the model or the data cannot be used as given.
+        FailedRunError: the export differs from the model by more than it may.
+    """
+    return _run("export", options, model=model, format=format, out=out, classes=classes)
+
+
 def sweep(
     *,
     data: Place | Sequence[Place] | None = None,

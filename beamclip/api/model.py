@@ -18,8 +18,8 @@ from beamclip.commands.contexts import refuse_alike
 from beamclip.commands.templates import own_templates
 from beamclip.errors import InputError
 from beamclip.evaluation.zeroshot import class_scores
+from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, load_clip
-from beamclip.models.export import write_open_clip_dir
 from beamclip.models.teacher import Precision, Teacher
 from beamclip.prompts.anchors import Anchors, encode_anchors
 from beamclip.prompts.class_prompts import class_prompts
@@ -182,7 +182,7 @@ class Model:
         Raises:
             InputError: there is something other than a model.
         """
-        write_open_clip_dir(self.clip, Path(out), {})
+        write_open_clip_dir(self.clip, Path(out))
 
     def _of_images(self, images: Images) -> Tensor:
         parts = [torch.zeros(0, self.embed_dim)]

@@ -26,6 +26,7 @@ def run_commands() -> None:
     """Commands, those that are packages too among them."""
     assert_type(beamclip.distill(data="shards", teacher="runs/a", epochs=3), beamclip.Summary)
     assert_type(beamclip.evaluate(model=Path("runs/a"), data=["a", "b"]), beamclip.Summary)
+    assert_type(beamclip.export(model="runs/a", format="onnx", out="a.onnx"), beamclip.Summary)
     assert_type(beamclip.ingest(urls="list.csv", out="shards"), beamclip.Summary)
     assert_type(beamclip.sweep(data="shards", vary=["lr=1e-4..1e-2"]), beamclip.Summary)
 
