@@ -31,7 +31,7 @@ from beamclip.export.formats import (
     write_torch,
 )
 from beamclip.export.mlflow_model import check_store
-from beamclip.export.onnx_model import check_opset, require_onnx
+from beamclip.export.onnx_model import require_onnx
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.option_texts import check_required
 from beamclip.prompts.classes import load_classes
@@ -101,7 +101,6 @@ def _checked(config: ExportConfig) -> tuple[Format, Path]:
             )
     if config.public and not config.push:
         raise InputError("--public: has no effect without --push. Give --push ORG/NAME, or leave it out.")
-    check_opset(config.opset)
     if config.format in ("onnx", "mlflow"):
         require_onnx()
     check_replaceable(config.out, MARKERS[config.format])

@@ -1,17 +1,17 @@
 """Options of `beamclip export`; parsing options must not import torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from beamclip.places import LocalPath, PathOrAddress
 from beamclip.prompts.config import PromptConfig
-from beamclip.ranges import check_ranges
+from beamclip.ranges import Range, check_ranges
 
 Format = Literal["open_clip", "timm", "onnx", "torch", "mlflow"]
 Precision = Literal["fp32", "int8"]
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
-"""Opsets that torch's exporter writes; ONNX Runtime reads the oldest of them since 1.14."""
+"""Opsets that torch's exporter writes."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class ExportConfig:
     check_data: PathOrAddress = None
     """Images (shards or a folder) on which the export is compared with PyTorch; by default the labelled or
     else the training data of the run, and noise without any."""
-    opset: int = OLDEST_OPSET
-    """ONNX opset, 18 to 23."""
+    opset: Annotated[int, Range(OLDEST_OPSET, NEWEST_OPSET)] = OLDEST_OPSET
+    """ONNX opset, with onnx and mlflow; ONNX Runtime reads 18 since its version 1.14."""
     any_size: bool = False
     """With onnx: resize and crop inside; the input is a picture of any size, as Pillow decodes it."""
     text_encoder: bool = False

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beamclip.errors import InputError
-from beamclip.export.config import NEWEST_OPSET, OLDEST_OPSET
 
 IMAGE_ENCODER, CLASSIFIER, TEXT_ENCODER = "image_encoder.onnx", "classifier.onnx", "text_encoder.onnx"
 LABELS_FILE = "labels.json"
@@ -36,23 +35,13 @@ def require_onnx() -> None:
         ) from error
 
 
-def check_opset(opset: int) -> None:
-    """Raise InputError for an opset that torch does not write."""
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        age = "too old" if opset < OLDEST_OPSET else "too new"
-        raise InputError(
-            f"--opset {opset}: {age}; torch writes ONNX opsets {OLDEST_OPSET} to {NEWEST_OPSET}. "
-            f"ONNX Runtime reads {OLDEST_OPSET} since 1.14: give that, or leave --opset out."
-        )
-
-
 def to_onnx(network: nn.Module, example: Tensor, names: tuple[str, str], opset: int) -> Any:
     """Convert a network of one input and one output; the batch has any size.
 
     Args:
         example: at least two rows of input.
         names: of input and output; the first is that of the argument of `forward`, too.
-        opset: as check_opset allows.
+        opset: 18 to 23.
 
     Returns:
         An onnx.ModelProto with its weights inside, checked by onnx.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from beamclip.errors import InputError
-from beamclip.export.formats import Exported, Parities, write_onnx
+from beamclip.export.formats import Exported, Parities
 from beamclip.export.int8 import is_convolutional, to_int8
 from beamclip.export.onnx_model import run_onnx, to_onnx
 from beamclip.export.parity import check_similar, compare
@@ -70,11 +70,3 @@ def test_a_transformer_is_quantised_without_calibration(tmp_path: Path) -> None:
     found = run_onnx(tmp_path / "int8.onnx", values)
     with torch.no_grad():
         assert compare("embeddings", found, network(values)).distance < 0.01
-
-
-@pytest.mark.parametrize(("opset", "why"), [(9, "too old"), (99, "too new")])
-def test_an_opset_that_torch_does_not_write_is_refused(
-    exported: Exported, tmp_path: Path, opset: int, why: str
-) -> None:
-    with pytest.raises(InputError, match=f"--opset {opset}: {why}; torch writes ONNX opsets 18 to 23"):
-        write_onnx(exported, tmp_path / "onnx", opset=opset)
