@@ -16,7 +16,7 @@ import matplotlib
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 Rgb = tuple[int, int, int]
-Finish = Literal["plain", "shadow", "sticker", "engraved"]
+Finish = Literal["plain", "shadow", "sticker", "outline", "halftone", "engraved"]
 Pattern = Literal["plain", "shaded", "ruled", "squared", "dotted"]
 Role = Literal["ink", "edge", "shade"]
 
@@ -42,6 +42,8 @@ STYLES = {
     "bold": Style("DejaVuSans-Bold", "plain"),
     "shadow": Style("DejaVuSans", "shadow"),
     "sticker": Style("DejaVuSans", "sticker"),
+    "outline": Style("DejaVuSans", "outline"),
+    "halftone": Style("DejaVuSans", "halftone"),
     "stix": Style("STIXGeneral", "plain"),
     "serif": Style("DejaVuSerif", "plain"),
     "engraved": Style("DejaVuSans", "engraved"),
@@ -141,6 +143,15 @@ def _finish_sticker(shape: Image.Image, side: int) -> list[tuple[Role, Image.Ima
     return [("edge", _grown(shape, side // 14)), ("ink", shape)]
 
 
+def _finish_outline(shape: Image.Image, side: int) -> list[tuple[Role, Image.Image]]:
+    """A contour around the shape, which is itself in the colour of a sticker's edge."""
+    return [("ink", _grown(shape, side // 24)), ("edge", shape)]
+
+
+def _finish_halftone(shape: Image.Image, side: int) -> list[tuple[Role, Image.Image]]:
+    return [("ink", ImageChops.multiply(shape, _dots(shape.size[0], side // 9)))]
+
+
 def _finish_engraved(shape: Image.Image, side: int) -> list[tuple[Role, Image.Image]]:
     """A contour around the shape and hatching inside, so that filled and outlined symbols stay apart."""
     hatched = ImageChops.multiply(shape, _hatching(shape.size[0], side // 10))
@@ -152,6 +163,8 @@ _FINISHES = {
     "plain": _finish_plain,
     "shadow": _finish_shadow,
     "sticker": _finish_sticker,
+    "outline": _finish_outline,
+    "halftone": _finish_halftone,
     "engraved": _finish_engraved,
 }
 
@@ -161,6 +174,18 @@ def _grown(shape: Image.Image, pixels: int) -> Image.Image:
     return shape.filter(ImageFilter.GaussianBlur(pixels / 2)).point(
         [min(255, level * 8) for level in range(256)]
     )
+
+
+@cache
+def _dots(side: int, period: int) -> Image.Image:
+    """Round dots on a square grid, half of the area filled."""
+    dots = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(dots)
+    radius = period * 2 / 5
+    for x in range(period // 2, side, period):
+        for y in range(period // 2, side, period):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    return dots
 
 
 @cache
