@@ -303,7 +303,7 @@ class QuickstartConfig:
     """Try the whole path on drawings that beamclip makes itself: ingest, teacher, student, scores."""
 
     symbols: SymbolList = "common"
-    """common: eighty symbols that anybody recognises. all: 878, many of which differ by a stroke only, so
+    """common: 64 symbols that anybody recognises. all: 878, many of which differ by a stroke only, so
     that models this small name few of them."""
     seed: Natural = 0
     """Seed of the drawings, the initial weights and the order of training."""

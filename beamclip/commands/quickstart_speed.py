@@ -48,7 +48,7 @@ def measured_speeds(teacher: Path, student: Path, corpus: CorpusPaths) -> dict[s
     """
     path = student / SPEED_FILE
     if has_speeds(student):
-        return {role: ModelSpeed(**each) for role, each in parse_json(read_text(path)).items()}
+        return {role: ModelSpeed(**each) for role, each in parse_json(read_text(path), str(path)).items()}
     names = [entry.name for entry in load_classes(corpus.classes)]
     pictures = _pictures(corpus)
     clips = {"teacher": load_clip(str(teacher)), "student": load_clip(str(student))}

@@ -58,7 +58,7 @@ class GlyphConfig:
     """Symbols, size and seed of the embedded corpus."""
 
     symbols: SymbolList = "all"
-    """all: every symbol, under a name that tells it from all others. common: eighty that anybody recognises,
+    """all: every symbol, under a name that tells it from all others. common: 64 that anybody recognises,
     under everyday names; its novel split is empty."""
     images: Count = 8000
     """Training images; below the number of classes, only as many classes as images are used."""

@@ -20,7 +20,7 @@ from beamclip.training.config import OptimConfig
 
 HERE = WorkersConfig(num_workers=0, threads_per_worker=1)
 SMALL = Recipe(
-    replace(RECIPE.corpus, images=160, test_images=80),
+    replace(RECIPE.corpus, images=128, test_images=64),
     replace(RECIPE.teacher, optim=OptimConfig(steps=3, lr=1e-3), workers=HERE),
     replace(RECIPE.student, optim=OptimConfig(steps=3, lr=1e-3), workers=HERE),
 )
@@ -54,7 +54,7 @@ def test_each_stage_is_one_line_and_a_second_start_skips_them_all(again):
 def test_what_the_commands_print_is_kept(first, runs):
     text = (runs / LOG).read_text()
     assert "test_resnet <- resnet10t, 3 steps" in text
-    assert "160 of 160 URLs" in text
+    assert "128 of 128 URLs" in text
 
 
 def test_scores_stand_beside_weights_and_speed(again, first, runs):
@@ -73,14 +73,8 @@ def test_the_next_commands_parse_and_name_what_is_there(again):
     command = next(line for line in again.splitlines() if "beamclip distill" in line)
     words = shlex.split(command)
     config = parse(DistillConfig, words[words.index("distill") + 1 :], "")
-    assert len(load_classes(config.classes)) == 80
+    assert len(load_classes(config.classes)) == 64
     assert load_clip(config.teacher).image_size > 0
-
-
-def test_another_seed_draws_and_trains_anew(first, runs):
-    other = quickstart(QuickstartConfig(seed=2, runs=runs), SMALL)
-    assert other.metrics["loss"] != first.metrics["loss"]
-    assert len(list(runs.glob("quickstart-corpus-*"))) == 2
 
 
 def test_one_seed_gives_the_same_figures_in_another_folder(first, tmp_path):

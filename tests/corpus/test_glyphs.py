@@ -172,12 +172,12 @@ def test_the_article_follows_the_sound(name: str, expected: str) -> None:
 
 
 def test_common_symbols_are_drawn_under_their_own_names_and_none_is_novel(tmp_path: Path) -> None:
-    config = GlyphConfig(symbols="common", images=160, test_images=80, image_size=32)
+    config = GlyphConfig(symbols="common", images=128, test_images=64, image_size=32)
     paths = write_corpus(config, tmp_path / "common")
     entries = load_classes(paths.classes)
     assert [entry.name for entry in entries] == list(COMMON_NAMES.values())
     assert [chr(int(entry.id.removeprefix("U+"), 16)) for entry in entries] == list(COMMON_NAMES)
-    assert len({entry.name for entry in entries}) == 80
+    assert len({entry.name for entry in entries}) == 64
     rows = read_rows(paths.train)
     assert set(Counter(row["label"] for row in rows).values()) == {2}
     names = {entry.id: entry.name for entry in entries}
