@@ -18,18 +18,23 @@ Picture = TypeVar("Picture")
 
 
 def class_namer(
-    clip: LoadedClip, anchors: Anchors, num_classes: int
+    clip: LoadedClip,
+    anchors: Anchors,
+    num_classes: int,
+    encode: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[[Sequence[bytes]], list[int]]:
     """Return a function that decodes pictures, encodes them, and finds the nearest class of each.
 
     Args:
-        clip: its image tower is copied.
         anchors: of the model's text tower, one or more for each of `num_classes` classes.
+        encode: uint8 [B, 3, S, S] to embeddings [B, D] of unit length; by default by a copy of the model's
+            image tower.
 
     Returns:
         Encoded pictures (PNG, JPEG, ...) to indices of classes, as zero-shot scoring finds them.
     """
-    tower, preprocess = copied_image_teacher(clip), clip.preprocess_cfg
+    encode = encode or copied_image_teacher(clip).encode_image
+    preprocess = clip.preprocess_cfg
 
     def pixels(picture: bytes) -> Tensor:
         image = load_evaluation_image(
@@ -43,7 +48,7 @@ def class_namer(
 
     @torch.inference_mode()
     def name(pictures: Sequence[bytes]) -> list[int]:
-        embeddings = tower.encode_image(torch.stack([pixels(picture) for picture in pictures]))
+        embeddings = encode(torch.stack([pixels(picture) for picture in pictures]))
         found: list[int] = class_scores(embeddings, anchors, num_classes, temperature=0.01).argmax(1).tolist()
         return found
 
