@@ -23,7 +23,7 @@ from beamclip.prompts.classes import load_classes
 
 CONFIG = GlyphConfig(images=1010, test_images=900, corpus_seed=3)
 TINY = GlyphConfig(images=40, test_images=20)
-TRAIN_STYLES = {"sans", "bold", "shadow", "sticker", "outline", "halftone"}
+TRAIN_STYLES = {"sans", "bold", "shadow", "sticker", "outline", "wash", "halftone"}
 HELD_OUT_STYLES = {"stix", "serif", "engraved"}
 
 
