@@ -57,8 +57,8 @@ INGEST = IngestConfig(
 )
 SCORING = ScoringConfig(label_column="label")
 PROMPTS = PromptConfig(templates=("name",))
-# The drawings vary enough in colour, size, tilt and place, and each is seen only a few times. Blurred ones are
-# told apart by their outlines, which the unseen styles share, and not by how they are filled.
+# The drawings vary enough in colour, size, tilt and place, and each is seen only a few times. Blurred ones
+# are told apart by their outlines, which the unseen styles share, and not by how they are filled.
 AUGMENTATION = AugmentConfig(
     crop_scale_min=0.9, rotate=0.0, translate=0.0, zoom=0.0, jitter=0.0, blur_prob=0.3
 )

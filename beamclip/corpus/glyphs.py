@@ -11,8 +11,8 @@ Three splits:
 - `novel`: about 5 % of the classes, fixed by a hash of their id and never trained on, in training styles.
 
 What "held-out style" means. Training styles are DejaVu Sans plain, with a drop shadow, with a sticker edge,
-as an outline, as an outline filled with a wash, and in dots, and DejaVu Sans Bold where its drawing differs. With so
-many, a model learns outlines rather than fillings. About half of the classes are tested in another type
+as an outline, as an outline filled with a wash, and in dots, and DejaVu Sans Bold where its drawing differs:
+so many that a model learns shapes rather than fillings. About half of the classes are tested in another type
 family, STIX (`stix`), and a few in DejaVu Serif (`serif`), always with a drawing that differs measurably
 from the training ones. The rest, mostly pictograms, exist in DejaVu Sans alone among the fonts at hand:
 they are tested in the same outlines with another rendering, contour and hatching instead of fill
