@@ -3,8 +3,8 @@
 python benchmarks/quickstart.py [--seeds 0 1 2 3 4] [--repeats 5]
 
 Each run is a process of its own with an empty folder: drawings, downloads, teacher, student, scores. Repeats
-take the first seed, and must agree in every figure but the times. The table, and docs/benchmarks/quickstart.json
-(or --json FILE), have top-1 of teacher and student on the unseen styles, and what each run took.
+take the first seed, and must agree in every figure but the times. The table and the JSON file have top-1 of
+teacher and student on the unseen styles, and what each run took.
 """
 
 import argparse
