@@ -69,7 +69,7 @@ TEACHER = PretrainConfig(
     # In a larger batch most drawings would meet others of their own symbol, whose captions fit as well.
     stream=StreamConfig(batch_size=32),
     augmentation=AUGMENTATION,
-    optim=OptimConfig(epochs=3, lr=2e-3),
+    optim=OptimConfig(epochs=4, lr=2e-3),
     cadence=CadenceConfig(checkpoint_every=250),
     prompts=PROMPTS,
     workers=WORKERS,
