@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from beamclip import __version__
 from beamclip.cluster.config import WorkersConfig
 from beamclip.cluster.session import workers_session
@@ -217,11 +219,9 @@ def _show_scores(teacher: Summary, student: Summary, speeds: dict[str, ModelSpee
 def _show_next(student: Path, teacher: Path, shards: Path, corpus: CorpusPaths) -> None:
     """Print three commands, which run as they stand."""
     python = _python()
-    picture = corpus.root / "images" / "test" / "0000" / "0000000.png"
-    code = (
-        f"import beamclip; print(beamclip.load('{student}').classify('{picture}', "
-        "['umbrella', 'heart', 'airplane', 'chess king']))"
-    )
+    picture, name = _a_picture(corpus)
+    names = [name, *(other for other in ("umbrella", "heart", "airplane", "chess king") if other != name)]
+    code = f"import beamclip; print(beamclip.load('{student}').classify('{picture}', {names}))"
     again = ["--data", shards, "--teacher", teacher, "--classes", corpus.classes, "--student", "resnet10t"]
     print(
         f"""
@@ -235,6 +235,13 @@ Next:
   distil another student; put images, a teacher and a class list of your own in their places
     {python} -m beamclip distill {shlex.join(map(str, again))}"""
     )
+
+
+def _a_picture(corpus: CorpusPaths) -> tuple[Path, str]:
+    """The first picture of the test split, and the name of what it shows."""
+    row = pq.read_table(corpus.test).slice(0, 1).to_pylist()[0]
+    names = {entry.id: entry.name for entry in load_classes(corpus.classes)}
+    return corpus.root / row["path"], names[row["label"]]
 
 
 def _python() -> str:
