@@ -92,8 +92,8 @@ class _ProgressOnly(io.TextIOBase):
 def progress_only(name: str, log: Path) -> Iterator[None]:
     """Inside, of all that is printed only progress lines are shown; the rest goes to the end of `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    line = ProgressLine(sys.stdout)
     # Without a terminal, only a stage that takes its time shows how far it is.
+    line = ProgressLine(sys.stdout, seconds_between_lines=60)
     line.printed_at = time.monotonic()
     line.show(f"{name:<{NAME_WIDTH}}...")
     with log.open("a", encoding="utf-8") as kept:
@@ -105,10 +105,13 @@ def progress_only(name: str, log: Path) -> Iterator[None]:
 
 
 class ProgressLine:
-    """One line that is rewritten in place on a terminal, and printed every 15 seconds elsewhere."""
+    """One line that is rewritten in place on a terminal, and printed now and then elsewhere."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES
+    ) -> None:
         self.stream = stream or sys.stdout
+        self.seconds_between_lines = seconds_between_lines
         self.live = self.stream.isatty()
         self.printed_at = 0.0
         self.open = False
@@ -118,7 +121,7 @@ class ProgressLine:
         if self.live:
             self.stream.write(f"{REWRITE}{text}")
             self.open = True
-        elif last or time.monotonic() - self.printed_at > SECONDS_BETWEEN_LINES:
+        elif last or time.monotonic() - self.printed_at > self.seconds_between_lines:
             self.stream.write(f"{text}\n")
             self.printed_at = time.monotonic()
         self.stream.flush()
