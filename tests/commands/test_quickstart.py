@@ -77,6 +77,7 @@ def test_the_next_commands_parse_and_name_what_is_there(again):
     assert load_clip(config.teacher).image_size > 0
 
 
+@pytest.mark.slow
 def test_one_seed_gives_the_same_figures_in_another_folder(first, tmp_path):
     other = quickstart(QuickstartConfig(seed=1, runs=tmp_path), SMALL)
     assert other.metrics == first.metrics
