@@ -156,7 +156,7 @@ def _shards(corpus: Path, size: GlyphConfig, runs: Path) -> dict[str, Path]:
         for split in ("train", "test")
     }
     missing = [split for split, out in outs.items() if not (out / SUMMARY_FILE).exists()]
-    text = f"{size.images:,} images to train on, {size.test_images:,} to test on, by their URLs"
+    text = f"{size.images:,} training and {size.test_images:,} test images, by their URLs"
     with _stage("shards", text, runs, there=not missing):
         for split in missing:
             _ingest(corpus, split, outs[split], runs)
