@@ -1,8 +1,10 @@
 """The quickstart at a small size: what it prints, what it leaves, and what a second start does."""
 
+import io
 import json
 import re
 import shlex
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.command_line import parse
+from beamclip.commands.console import REWRITE, ProgressLine, progress_only
 from beamclip.commands.main import COMMANDS, main
 from beamclip.commands.options import DistillConfig, QuickstartConfig
 from beamclip.commands.quickstart import LOG, RECIPE, Recipe, quickstart
@@ -90,3 +93,23 @@ def test_distill_without_options_is_the_quickstart():
 def test_a_wrong_list_of_symbols_is_refused(capsys):
     assert main(["quickstart", "--symbols", "few"]) == 2
     assert "common" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_the_progress_of_a_stage_and_nothing_else(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with progress_only("teacher", tmp_path / "log"):
+        print("anchors   64 classes")
+        line = ProgressLine()
+        line.show("step 3/9")
+        line.close()
+        print("scored")
+    assert terminal.getvalue() == (f"{REWRITE}teacher   ...{REWRITE}teacher   step 3/9{REWRITE}")
+    assert [text for text in (tmp_path / "log").read_text().splitlines() if text] == [
+        "anchors   64 classes",
+        "scored",
+    ]
