@@ -71,7 +71,8 @@ TEACHER = PretrainConfig(
     # In a larger batch most drawings would meet others of their own symbol, whose captions fit as well.
     stream=StreamConfig(batch_size=32),
     augmentation=AUGMENTATION,
-    optim=OptimConfig(epochs=4, lr=2e-3),
+    # Twice this rate keeps some seeds from ever leaving the plateau that a contrastive loss starts on.
+    optim=OptimConfig(epochs=4, lr=1e-3),
     cadence=CadenceConfig(checkpoint_every=250),
     prompts=PROMPTS,
     workers=WORKERS,
