@@ -72,7 +72,7 @@ TEACHER = PretrainConfig(
     stream=StreamConfig(batch_size=32),
     augmentation=AUGMENTATION,
     # Twice this rate keeps some seeds from ever leaving the plateau that a contrastive loss starts on.
-    optim=OptimConfig(epochs=4, lr=1e-3),
+    optim=OptimConfig(epochs=6, lr=1e-3),
     cadence=CadenceConfig(checkpoint_every=250),
     prompts=PROMPTS,
     workers=WORKERS,
