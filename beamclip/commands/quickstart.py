@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from beamclip.cluster.config import WorkersConfig
 from beamclip.cluster.session import workers_session
 from beamclip.commands.console import format_duration, percent, print_stage, progress_only, table
 from beamclip.commands.distill import distill
+from beamclip.commands.export import export
 from beamclip.commands.ingest import ingest_urls
 from beamclip.commands.options import DistillConfig, PretrainConfig, QuickstartConfig, ScoringConfig
 from beamclip.commands.pretrain import pretrain
@@ -34,6 +36,8 @@ from beamclip.corpus.common_symbols import COMMON_NAMES
 from beamclip.corpus.glyphs import CorpusPaths, GlyphConfig, write_corpus, write_url_list
 from beamclip.corpus.serve import serve_folder
 from beamclip.data.config import AugmentConfig, StreamConfig
+from beamclip.export.config import ExportConfig
+from beamclip.export.onnx_model import IMAGE_ENCODER
 from beamclip.ingest.config import IngestConfig
 from beamclip.models.config import StudentConfig
 from beamclip.prompts.classes import load_classes
@@ -125,8 +129,9 @@ def quickstart(config: QuickstartConfig | None = None, recipe: Recipe = RECIPE) 
     with contextlib.nullcontext() if _finished(student) else workers_session(learning.workers):
         _run("teacher", f"{teaching.model}, from captions", pretrain, teaching, teacher)
         _run("student", f"{learning.student.student}, from images", distill, learning, student)
+    onnx = _export(student)
     with _stage("speed", "from a PNG file to a name, on one core", runs, there=has_speeds(student)):
-        speeds = measured_speeds(teacher, student, corpus)
+        speeds = measured_speeds(teacher, student, onnx, corpus)
     _show_scores(read_summary(teacher), read_summary(student), speeds, len(load_classes(corpus.classes)))
     print(f"Done in {format_duration(time.perf_counter() - began)}.")
     _show_next(student, teacher, shards["train"], corpus)
@@ -197,18 +202,36 @@ def _run(name: str, text: str, command: Callable[[Any], Any], config: TrainConfi
             command(replace(config, out=run_dir, resume=str(run_dir) if begun else None))
 
 
+def _export(student: Path) -> Path | None:
+    """Write the student as ONNX; return the folder, or None where the packages for it are missing."""
+    out = student / "onnx"
+    if any(find_spec(package) is None for package in ("onnx", "onnxruntime", "onnxscript")):
+        print_stage("onnx", "left out: pip install 'beamclip[export]'")
+        return None
+    there = (out / IMAGE_ENCODER).exists()
+    with _stage("onnx", "the student for ONNX Runtime", student.parent, there=there):
+        if not there:
+            export(ExportConfig(model=str(student), format="onnx", out=out))
+    return out
+
+
 def _show_scores(teacher: Summary, student: Summary, speeds: dict[str, ModelSpeed], classes: int) -> None:
-    rows = [["drawing styles not seen before", "top-1", "top-5", "weights", "MB", "images/s"]]
+    rows = [
+        ["drawing styles not seen before", "top-1", "top-5", "weights", "MB", "images/s", "in ONNX Runtime"]
+    ]
     for role, summary in (("teacher", teacher), ("student", student)):
         top1, top5 = summary.metrics["zeroshot_top1"] or 0.0, summary.metrics["zeroshot_top5"] or 0.0
         cost = speeds[role]
         size = [f"{cost.weights:,}", f"{cost.megabytes:.1f}", f"{cost.images_per_second:,.0f}"]
-        rows.append([role, percent(top1), percent(top5), *size])
-    rows.append(["chance", percent(1 / classes), percent(5 / classes), "", "", ""])
+        exported = speeds.get(f"{role} in ONNX")
+        in_onnx = f"{exported.images_per_second:,.0f}" if exported else ""
+        rows.append([role, percent(top1), percent(top5), *size, in_onnx])
+    rows.append(["chance", percent(1 / classes), percent(5 / classes), "", "", "", ""])
     print()
     table(rows)
     smaller = speeds["teacher"].weights / speeds["student"].weights
-    faster = speeds["student"].images_per_second / speeds["teacher"].images_per_second
+    fastest = max(each.images_per_second for role, each in speeds.items() if role.startswith("student"))
+    faster = fastest / speeds["teacher"].images_per_second
     kept = student.metrics["retained_top1"] or 0.0
     print(
         f"\nThe student keeps {percent(kept)} of its teacher's top-1. It is {smaller:.0f} times smaller, and "

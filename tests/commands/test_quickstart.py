@@ -50,7 +50,7 @@ def again(first, runs, capsys):
 
 def test_each_stage_is_one_line_and_a_second_start_skips_them_all(again):
     lines = again.partition("\n\n")[0].splitlines()
-    assert [line.split()[0] for line in lines] == ["corpus", "shards", "teacher", "student", "speed"]
+    assert [line.split()[0] for line in lines] == ["corpus", "shards", "teacher", "student", "onnx", "speed"]
     assert all(line.endswith("there already") for line in lines)
 
 
@@ -62,7 +62,7 @@ def test_what_the_commands_print_is_kept(first, runs):
 
 def test_scores_stand_beside_weights_and_speed(again, first, runs):
     (student,) = runs.glob("quickstart-student-*")
-    row = re.search(r"^student +([\d.]+) % +[\d.]+ % +([\d,]+) +[\d.]+ +[\d,]+$", again, re.MULTILINE)
+    row = re.search(r"^student +([\d.]+) % +[\d.]+ % +([\d,]+) +[\d.]+ +[\d,]+ +[\d,]+$", again, re.MULTILINE)
     assert row[1] == f"{100 * first.metrics['zeroshot_top1']:.1f}"
     visual = load_clip(str(student)).model.visual
     assert int(row[2].replace(",", "")) == sum(weight.numel() for weight in visual.parameters())
