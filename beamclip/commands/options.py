@@ -307,7 +307,7 @@ class QuickstartConfig:
     that models this small name few of them."""
     seed: Natural = 0
     """Seed of the drawings, the initial weights and the order of training."""
-    runs: LocalPath = Path("runs")
+    folder: LocalPath = Path("runs")
     """Folder of all stages; those that are finished there are not run again."""
 
     def __post_init__(self) -> None:

@@ -105,14 +105,14 @@ RECIPE = Recipe(CORPUS, TEACHER, STUDENT)
 
 
 def quickstart(config: QuickstartConfig | None = None, recipe: Recipe = RECIPE) -> Summary:
-    """Run or resume all stages, in folders below `config.runs`, and print the scores.
+    """Run or resume all stages, in folders below `config.folder`, and print the scores.
 
     Returns:
         The summary of the student.
     """
     config = config or QuickstartConfig()
     began = time.perf_counter()
-    runs = Path(config.runs or "runs")
+    runs = Path(config.folder or "runs")
     corpus = _corpus(replace(recipe.corpus, symbols=config.symbols, corpus_seed=config.seed), runs)
     shards = _shards(corpus.root, recipe.corpus, runs)
     inputs: dict[str, Any] = {

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -37,14 +38,14 @@ def runs(tmp_path_factory, monkeypatch_session):
 @pytest.fixture(scope="module")
 def first(runs):
     """The summary of the first start."""
-    return quickstart(QuickstartConfig(seed=1, runs=runs), SMALL)
+    return quickstart(QuickstartConfig(seed=1, folder=runs), SMALL)
 
 
 @pytest.fixture
 def again(first, runs, capsys):
     """What a second start prints."""
     capsys.readouterr()
-    assert quickstart(QuickstartConfig(seed=1, runs=runs), SMALL) == first
+    assert quickstart(QuickstartConfig(seed=1, folder=runs), SMALL) == first
     return capsys.readouterr().out
 
 
@@ -82,7 +83,7 @@ def test_the_next_commands_parse_and_name_what_is_there(again):
 
 @pytest.mark.slow
 def test_one_seed_gives_the_same_figures_in_another_folder(first, tmp_path):
-    other = quickstart(QuickstartConfig(seed=1, runs=tmp_path), SMALL)
+    other = quickstart(QuickstartConfig(seed=1, folder=tmp_path), SMALL)
     assert other.metrics == first.metrics
 
 
@@ -113,3 +114,8 @@ def test_a_terminal_shows_the_progress_of_a_stage_and_nothing_else(tmp_path, mon
         "anchors   64 classes",
         "scored",
     ]
+
+
+def test_the_command_takes_its_options():
+    config = parse(QuickstartConfig, ["--symbols", "all", "--seed", "3", "--folder", "elsewhere"], "")
+    assert config == QuickstartConfig("all", 3, Path("elsewhere"))
