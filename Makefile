@@ -36,7 +36,7 @@ help: ## print this list
 setup: $(READY) ## make .venv with the tested set of packages
 
 quickstart: $(READY) ## distill a teacher into a small student on the embedded corpus, end to end
-	$(BIN)/python pipelines/distill.py $(ARGS)
+	$(BIN)/python -m beamclip quickstart $(ARGS)
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

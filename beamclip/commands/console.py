@@ -1,10 +1,12 @@
 """What a person sees while a command runs: named stages, one progress line, a final table."""
 
 import contextlib
+import io
 import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from beamclip.addresses import without_secrets
@@ -12,6 +14,8 @@ from beamclip.addresses import without_secrets
 NAME_WIDTH = 10
 LINE_WIDTH = 78
 SECONDS_BETWEEN_LINES = 15.0
+REWRITE = "\r\x1b[2K"
+"""Takes a terminal back to the start of its line, and empties the line."""
 
 
 def print_stage(name: str, text: str, note: str = "") -> None:
@@ -63,11 +67,51 @@ def percent(share: float, interval: tuple[float, float] | None = None) -> str:
     return f"{100 * share:.1f} %{ends}"
 
 
-class ProgressLine:
-    """One line that is rewritten in place on a terminal, and printed every 15 seconds elsewhere."""
+class _ProgressOnly(io.TextIOBase):
+    """A stream that shows what a ProgressLine writes, after the name of a stage, and keeps the rest."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, line: "ProgressLine", kept: TextIO, name: str) -> None:
+        self.line, self.kept, self.name = line, kept, name
+
+    def isatty(self) -> bool:
+        """Say yes, so that a ProgressLine marks its texts; `line` knows whether there is a terminal."""
+        return True
+
+    def write(self, text: str) -> int:
+        if text.startswith(REWRITE):
+            self.line.show(f"{self.name:<{NAME_WIDTH}}{text.removeprefix(REWRITE)}")
+        else:
+            self.kept.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.kept.flush()
+
+
+@contextlib.contextmanager
+def progress_only(name: str, log: Path) -> Iterator[None]:
+    """Inside, of all that is printed only progress lines are shown; the rest goes to the end of `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Without a terminal, only a stage that takes its time shows how far it is.
+    line = ProgressLine(sys.stdout, seconds_between_lines=60)
+    line.printed_at = time.monotonic()
+    line.show(f"{name:<{NAME_WIDTH}}...")
+    with log.open("a", encoding="utf-8") as kept:
+        try:
+            with contextlib.redirect_stdout(_ProgressOnly(line, kept, name)):
+                yield
+        finally:
+            line.clear()
+
+
+class ProgressLine:
+    """One line that is rewritten in place on a terminal, and printed now and then elsewhere."""
+
+    def __init__(
+        self, stream: TextIO | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES
+    ) -> None:
         self.stream = stream or sys.stdout
+        self.seconds_between_lines = seconds_between_lines
         self.live = self.stream.isatty()
         self.printed_at = 0.0
         self.open = False
@@ -75,12 +119,19 @@ class ProgressLine:
     def show(self, text: str, *, last: bool = False) -> None:
         """Show the newest text; `last` prints it even if the line before was printed just now."""
         if self.live:
-            self.stream.write(f"\r\x1b[2K{text}")
+            self.stream.write(f"{REWRITE}{text}")
             self.open = True
-        elif last or time.monotonic() - self.printed_at > SECONDS_BETWEEN_LINES:
+        elif last or time.monotonic() - self.printed_at > self.seconds_between_lines:
             self.stream.write(f"{text}\n")
             self.printed_at = time.monotonic()
         self.stream.flush()
+
+    def clear(self) -> None:
+        """Empty the line, so that further output takes its place."""
+        if self.open:
+            self.stream.write(REWRITE)
+            self.stream.flush()
+        self.open = False
 
     def close(self) -> None:
         """End the line, so that further output starts below it."""

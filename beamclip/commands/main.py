@@ -16,6 +16,7 @@ from beamclip.commands.options import (
     EvaluateConfig,
     PretrainConfig,
     PromptsConfig,
+    QuickstartConfig,
     ReportConfig,
     SweepConfig,
 )
@@ -41,6 +42,12 @@ class Command:
 
 
 COMMANDS = {
+    "quickstart": Command(
+        QuickstartConfig,
+        "beamclip.commands.quickstart:quickstart",
+        "Try the whole path on drawings that beamclip makes itself, in about four minutes.",
+        "--seed 1",
+    ),
     "ingest": Command(
         IngestConfig,
         "beamclip.commands.ingest:ingest_urls",

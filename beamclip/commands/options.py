@@ -5,12 +5,14 @@ share one name.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.search import SearchConfig
+from beamclip.corpus.common_symbols import SymbolList
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.evaluation.config import ProbeConfig
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
@@ -294,3 +296,19 @@ class ReportConfig:
     """Required. Folders of runs, of pretrain, distill, evaluate or sweep."""
     out: LocalPath = None
     """HTML file to write; by default report.html, in the folder of the run or, for several runs, here."""
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Try the whole path on drawings that beamclip makes itself: ingest, teacher, student, scores."""
+
+    symbols: SymbolList = "common"
+    """common: 64 symbols that anybody recognises. all: 878, many of which differ by a stroke only, so
+    that models this small name few of them."""
+    seed: Natural = 0
+    """Seed of the drawings, the initial weights and the order of training."""
+    folder: LocalPath = Path("runs")
+    """Folder of all stages; those that are finished there are not run again."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

@@ -16,9 +16,9 @@ import matplotlib
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 Rgb = tuple[int, int, int]
-Finish = Literal["plain", "shadow", "sticker", "engraved"]
+Finish = Literal["plain", "shadow", "sticker", "outline", "wash", "halftone", "engraved"]
 Pattern = Literal["plain", "shaded", "ruled", "squared", "dotted"]
-Role = Literal["ink", "edge", "shade"]
+Role = Literal["ink", "edge", "shade", "wash"]
 
 # Masks are drawn this much larger and reduced once: font outlines at 50 pixels alone would be uneven.
 _OVERSAMPLING = 2
@@ -42,6 +42,9 @@ STYLES = {
     "bold": Style("DejaVuSans-Bold", "plain"),
     "shadow": Style("DejaVuSans", "shadow"),
     "sticker": Style("DejaVuSans", "sticker"),
+    "outline": Style("DejaVuSans", "outline"),
+    "wash": Style("DejaVuSans", "wash"),
+    "halftone": Style("DejaVuSans", "halftone"),
     "stix": Style("STIXGeneral", "plain"),
     "serif": Style("DejaVuSerif", "plain"),
     "engraved": Style("DejaVuSans", "engraved"),
@@ -75,6 +78,7 @@ def draw_scene(char: str, style: str, scene: Scene, image_size: int) -> Image.Im
         "ink": scene.ink,
         "edge": _edge_colour(scene),
         "shade": _shaded(scene.ground, 0.4),
+        "wash": _mixed(scene.ink, scene.ground, 0.4),
     }
     for role, mask in glyph_layers(char, style, glyph_side):
         placed = mask.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
@@ -141,6 +145,20 @@ def _finish_sticker(shape: Image.Image, side: int) -> list[tuple[Role, Image.Ima
     return [("edge", _grown(shape, side // 14)), ("ink", shape)]
 
 
+def _finish_outline(shape: Image.Image, side: int) -> list[tuple[Role, Image.Image]]:
+    """A contour around the shape, which is itself in the colour of a sticker's edge."""
+    return [("ink", _grown(shape, side // 24)), ("edge", shape)]
+
+
+def _finish_wash(shape: Image.Image, side: int) -> list[tuple[Role, Image.Image]]:
+    """A contour in ink, around a shape in a thin wash of it."""
+    return [("ink", _grown(shape, side // 30)), ("wash", shape)]
+
+
+def _finish_halftone(shape: Image.Image, side: int) -> list[tuple[Role, Image.Image]]:
+    return [("ink", ImageChops.multiply(shape, _dots(shape.size[0], side // 9)))]
+
+
 def _finish_engraved(shape: Image.Image, side: int) -> list[tuple[Role, Image.Image]]:
     """A contour around the shape and hatching inside, so that filled and outlined symbols stay apart."""
     hatched = ImageChops.multiply(shape, _hatching(shape.size[0], side // 10))
@@ -152,6 +170,9 @@ _FINISHES = {
     "plain": _finish_plain,
     "shadow": _finish_shadow,
     "sticker": _finish_sticker,
+    "outline": _finish_outline,
+    "wash": _finish_wash,
+    "halftone": _finish_halftone,
     "engraved": _finish_engraved,
 }
 
@@ -161,6 +182,18 @@ def _grown(shape: Image.Image, pixels: int) -> Image.Image:
     return shape.filter(ImageFilter.GaussianBlur(pixels / 2)).point(
         [min(255, level * 8) for level in range(256)]
     )
+
+
+@cache
+def _dots(side: int, period: int) -> Image.Image:
+    """Round dots on a square grid, half of the area filled."""
+    dots = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(dots)
+    radius = period * 2 / 5
+    for x in range(period // 2, side, period):
+        for y in range(period // 2, side, period):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    return dots
 
 
 @cache
@@ -223,4 +256,10 @@ def _shaded(colour: Rgb, amount: float) -> Rgb:
     """The colour moved towards black by `amount`, or towards white where it is dark already."""
     target = 255 if brightness(colour) < 80 else 0
     red, green, blue = (round(level + amount * (target - level)) for level in colour)
+    return red, green, blue
+
+
+def _mixed(one: Rgb, other: Rgb, share: float) -> Rgb:
+    """The colour that has `share` of one colour and the rest of the other."""
+    red, green, blue = (round(share * a + (1 - share) * b) for a, b in zip(one, other, strict=True))
     return red, green, blue

@@ -57,6 +57,9 @@ _DETAILED_CAPTIONS = (
     "{inked} on {ground}",
 )
 
+# By sound: an umbrella and an x, but a euro sign and a universal recycling symbol.
+_VOWEL_SOUND = re.compile(r"[aio]|e(?!uro)|u(?!nion|niversal|ranus)|(?:l|x|xor) ")
+
 # Luma levels, of 255: enough for thin strokes to be seen at 48 pixels.
 _MIN_CONTRAST = 90
 _MAX_TILT = 12.0
@@ -102,10 +105,10 @@ def _caption(symbol: Symbol, scene: Scene, ink: str, ground: str, rng: random.Ra
 
 def with_article(phrase: str, name: str) -> str:
     """Put "a" or "an" before the phrase, unless its name is a plural such as "crossed swords"."""
-    head = re.split(r" (?:with|for|of|from|in|and|to|on|over|without) ", name)[0]
+    head = re.split(r" (?:with|for|of|from|in|and|to|on|over|between|without) ", name)[0]
     if re.search(r"[^sui]s$", head):
         return phrase
-    return f"{'an' if phrase[0] in 'aeio' else 'a'} {phrase}"
+    return f"{'an' if _VOWEL_SOUND.match(phrase) else 'a'} {phrase}"
 
 
 def _tilt_words(angle: float) -> str:

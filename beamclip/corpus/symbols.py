@@ -233,7 +233,8 @@ def all_symbols() -> tuple[Symbol, ...]:
     for family in FAMILIES:
         for code in parse_code_points(family.code_points):
             held_out = "stix" if code in stix else "serif" if code in serif else "engraved"
-            train = ("sans", "bold", "shadow", "sticker") if code in bold else ("sans", "shadow", "sticker")
+            fonts = ("sans", "bold") if code in bold else ("sans",)
+            train = (*fonts, "shadow", "sticker", "outline", "wash", "halftone")
             symbols.append(_build_symbol(family, code, train, held_out))
     return tuple(symbols)
 

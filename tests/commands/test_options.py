@@ -16,7 +16,7 @@ from beamclip.option_texts import option_texts
 from beamclip.ranges import Range, ranges_of
 from beamclip.training.config import OptimConfig
 
-CONFIGS = {name: command.options for name, command in COMMANDS.items()} | {"quickstart": GlyphConfig}
+CONFIGS = {name: command.options for name, command in COMMANDS.items()} | {"corpus": GlyphConfig}
 
 
 def sections(config_class: type) -> list[type]:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from fontTools.ttLib import TTFont
 from matplotlib import get_data_path
 from PIL import Image
 
 from beamclip.corpus import glyphs
+from beamclip.corpus.common_symbols import COMMON_NAMES, common_symbols
 from beamclip.corpus.drawing import STYLES, Scene, draw_scene, glyph_layers
 from beamclip.corpus.glyphs import CorpusPaths, GlyphConfig, glyph_classes, write_corpus, write_url_list
 from beamclip.corpus.scenes import with_article
@@ -21,7 +23,7 @@ from beamclip.prompts.classes import load_classes
 
 CONFIG = GlyphConfig(images=1010, test_images=900, corpus_seed=3)
 TINY = GlyphConfig(images=40, test_images=20)
-TRAIN_STYLES = {"sans", "bold", "shadow", "sticker"}
+TRAIN_STYLES = {"sans", "bold", "shadow", "sticker", "outline", "wash", "halftone"}
 HELD_OUT_STYLES = {"stix", "serif", "engraved"}
 
 
@@ -152,6 +154,46 @@ def test_only_singular_names_get_an_article(name: str, expected: str) -> None:
     assert with_article(f"orange {name}", name) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("umbrella", "an umbrella"),
+        ("up arrow", "an up arrow"),
+        ("euro sign", "a euro sign"),
+        ("euler constant", "an euler constant"),
+        ("universal recycling symbol", "a universal recycling symbol"),
+        ("union sign", "a union sign"),
+        ("unmarried partnership symbol", "an unmarried partnership symbol"),
+        ("x in a rectangle box", "an x in a rectangle box"),
+    ],
+)
+def test_the_article_follows_the_sound(name: str, expected: str) -> None:
+    assert with_article(name, name) == expected
+
+
+def test_common_symbols_are_drawn_under_their_own_names_and_none_is_novel(tmp_path: Path) -> None:
+    config = GlyphConfig(symbols="common", images=128, test_images=64, image_size=32)
+    paths = write_corpus(config, tmp_path / "common")
+    entries = load_classes(paths.classes)
+    assert [entry.name for entry in entries] == list(COMMON_NAMES.values())
+    assert [chr(int(entry.id.removeprefix("U+"), 16)) for entry in entries] == list(COMMON_NAMES)
+    assert len({entry.name for entry in entries}) == 64
+    rows = read_rows(paths.train)
+    assert set(Counter(row["label"] for row in rows).values()) == {2}
+    names = {entry.id: entry.name for entry in entries}
+    assert all(names[row["label"]] in row["caption"] for row in rows)
+    assert read_rows(paths.novel) == yaml.safe_load(paths.novel_classes.read_text()) == []
+
+
+def test_no_two_common_symbols_look_alike() -> None:
+    for held_out in (False, True):
+        symbols = common_symbols()
+        shapes = np.stack([shape_vector(s, s.held_out_style if held_out else "sans") for s in symbols])
+        likeness = np.triu(shapes @ shapes.T, k=1)
+        first, second = np.unravel_index(likeness.argmax(), likeness.shape)
+        assert likeness.max() < 0.95, (symbols[first].name, symbols[second].name)
+
+
 def test_every_font_holds_the_symbols_it_is_asked_for() -> None:
     folder = Path(get_data_path(), "fonts", "ttf")
     held = {
@@ -195,7 +237,7 @@ def test_no_two_classes_look_the_same(held_out: bool) -> None:
 def test_held_out_drawings_differ_from_the_training_drawings() -> None:
     for symbol in all_symbols():
         held_out = shape_vector(symbol, symbol.held_out_style)
-        for style in set(symbol.train_styles) & {"sans", "bold"}:
+        for style in set(symbol.train_styles) & {"sans", "bold", "halftone"}:
             assert shape_vector(symbol, style) @ held_out < 0.97, (symbol.name, style)
 
 
