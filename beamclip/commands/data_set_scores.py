@@ -12,7 +12,7 @@ from torch import Tensor
 
 from beamclip.commands.anchors import class_anchors, encoded_texts
 from beamclip.commands.class_list import label_ids
-from beamclip.commands.console import plural, print_stage
+from beamclip.commands.console import ProgressLine, plural, print_stage
 from beamclip.commands.contexts import context_sources
 from beamclip.commands.options import EvaluateConfig
 from beamclip.commands.scoring import SCORING_TEMPERATURE, agreement_statistics, zeroshot_parts
@@ -22,6 +22,7 @@ from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled
 from beamclip.evaluation.intervals import Figure, figures
 from beamclip.evaluation.knn import NEIGHBOURS, knn_ranks, nearest_neighbours
 from beamclip.evaluation.probe import ProbeResult, linear_probe
+from beamclip.evaluation.probe_stream import StreamProbe, train_by_stream
 from beamclip.evaluation.results import NO_RANK, Captions, Facts, Scores, as_ranks
 from beamclip.evaluation.retrieval import retrieval_ranks
 from beamclip.evaluation.scores import statistics_of
@@ -86,6 +87,27 @@ class Evaluator:
         """Features of the training images, encoded once for all data sets and tasks."""
         assert self.config.train_data is not None, "checked before anything is loaded"
         return self.encode(self.clip, self.config.train_data, EncodeSpec(embeddings=False, features=True))
+
+    @cached_property
+    def stream_probe(self) -> StreamProbe:
+        """The classifier of --probe ssl, trained once for all data sets."""
+        config = self.config
+        assert config.train_data is not None, "checked before anything is loaded"
+        line = ProgressLine()
+        trained = train_by_stream(
+            self.clip,
+            config.train_data,
+            label_ids(self.classes, config.train_data, config.label_column),
+            config.label_column,
+            config.probe,
+            EncodeSpec(batch_size=config.scoring_batch, precision=config.scoring_precision),
+            config.workers,
+            device=self.device,
+            allow_missing=config.allow_missing_shards,
+            show=lambda done, every: line.show(f"probe     epoch {done}/{every}", last=done == every),
+        )
+        line.close()
+        return trained
 
     def anchors(self, clip: LoadedClip, prompts: PromptConfig, address: str) -> Anchors:
         """Return the anchors of the classes by a model's text tower."""
@@ -204,12 +226,14 @@ def _with_zeroshot(
     if theirs.keys != encoded.keys:
         raise InputError(
             f"--teacher {evaluator.config.teacher}: could use {len(theirs.keys):,} images, the model "
-            f"{len(encoded.keys):,}; their predictions cannot be paired. Mend or remove the others."
+            f"{len(encoded.keys):,}; their predictions cannot be paired. Remove the others."
         )
     return scores, agreement_statistics(scores, encoded, anchors, theirs, teacher_anchors)
 
 
 def _with_probe(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> tuple[Scores, dict[str, Any]]:
+    if evaluator.config.probe.probe == "ssl":
+        return _with_stream_probe(evaluator, encoded, scores)
     config, train = evaluator.config.probe, evaluator.train
     result = linear_probe(
         train.features,
@@ -226,6 +250,27 @@ def _with_probe(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> tuple
     for note in result.notes:
         print_stage("note", note)
     return replace(scores, ranks={**scores.ranks, "probe": as_ranks(result.ranks)}), _probe_facts(result)
+
+
+def _with_stream_probe(
+    evaluator: Evaluator, encoded: Encoded, scores: Scores
+) -> tuple[Scores, dict[str, Any]]:
+    trained, lrs = evaluator.stream_probe, evaluator.config.probe.probe_lrs
+    print_stage(
+        "probe",
+        f"trained on {plural(trained.train_images, 'image')}, {evaluator.config.probe.probe_epochs} epochs",
+        f"learning rate {lrs[trained.best]:g}",
+    )
+    ranks = as_ranks(trained.ranks(encoded.features, encoded.labels))
+    facts = {
+        "protocol": "ssl",
+        "learning_rate": lrs[trained.best],
+        "held_out_accuracies": dict(zip(map(str, lrs), trained.accuracies, strict=True)),
+        "epochs": evaluator.config.probe.probe_epochs,
+        "train_images": trained.train_images,
+        "test_images": len(scores),
+    }
+    return replace(scores, ranks={**scores.ranks, "probe": ranks}), facts
 
 
 def _probe_facts(result: ProbeResult) -> dict[str, Any]:

@@ -231,14 +231,14 @@ def _check_needs(config: EvaluateConfig, tasks: tuple[str, ...], classes: ClassL
     for task in ("probe", "knn"):
         if task in tasks and config.train_data is None:
             used = "to fit the probe on" if task == "probe" else "to look for neighbours in"
-            raise InputError(f"--tasks {task} needs --train-data: labelled images {used}.")
+            raise InputError(f"--tasks {task} needs --train-data. Give labelled images {used}.")
     if "agreement" in tasks and config.teacher is None:
-        raise InputError("--tasks agreement needs --teacher: the model to agree with.")
+        raise InputError("--tasks agreement needs --teacher. Give the model to agree with.")
     if config.teacher is not None and "agreement" not in tasks:
         raise InputError("--teacher is read by --tasks agreement only. Add agreement to --tasks.")
     if config.baseline and len(config.data) < 2:
         raise InputError(
-            "--baseline needs two data sets or more in --data: the ordinary one first, then its shifts."
+            "--baseline: there is one data set. Give two or more to --data, the ordinary one first."
         )
 
 

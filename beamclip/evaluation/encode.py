@@ -140,6 +140,39 @@ def encode_labelled(
     listed = list_shards if class_ids is None else list_labelled
     tasks = _labelled_tasks(listed(address, allow_missing=allow_missing))
     batches = encoded_batches(tasks, columns, clip, spec, workers)
+    return _encoded(batches, address, class_ids, label_column, spec)
+
+
+def encode_some(
+    clip: LoadedClip,
+    shards: list[Shard],
+    most: int,
+    address: str,
+    class_ids: Sequence[str],
+    label_column: str,
+    spec: EncodeSpec,
+    workers: WorkersConfig,
+) -> Encoded:
+    """Encode at most so many images of a labelled data set, evenly spaced: those of `evenly_spaced`.
+
+    Args:
+        shards: of the data set at `address`.
+        clip, address, class_ids, label_column, spec, workers: see `encode_labelled`.
+
+    Raises:
+        InputError: no usable image has a label in the class list.
+    """
+    batches = encoded_batches(_labelled_tasks(shards, most), Columns(label=label_column), clip, spec, workers)
+    return _encoded(batches, address, class_ids, label_column, spec)
+
+
+def _encoded(
+    batches: Iterable[dict[str, NDArray[Any]]],
+    address: str,
+    class_ids: Sequence[str] | None,
+    label_column: str,
+    spec: EncodeSpec,
+) -> Encoded:
     arrays, labels, skipped = _scorable(batches, address, class_ids, label_column)
     tensors = {
         name: torch.from_numpy(arrays[name]) if name in arrays else torch.zeros(0, 0)
@@ -222,7 +255,7 @@ def _labelled_tasks(shards: list[Shard], most: int | None = None) -> list[list[B
     if most is None or most >= total:
         bundles = [Bundle((Segment(shard, range(shard.samples)),)) for shard in shards]
     else:
-        chosen = groupby(_spread(shards, most), key=itemgetter(0))
+        chosen = groupby(evenly_spaced(shards, most), key=itemgetter(0))
         bundles = [
             Bundle((Segment(shard, np.array([row for _, row in rows], np.int64)),)) for shard, rows in chosen
         ]
@@ -266,7 +299,9 @@ def _scorable(
     found = np.concatenate(labels)
     arrays = {name: np.concatenate(part) for name, part in parts.items()}
     if class_ids is None and not len(arrays.get("key", ())):
-        raise InputError(f"{address}: no image with a caption; skipped: {dict(skipped)}.")
+        raise InputError(
+            f"{address}: no image with a caption; skipped: {dict(skipped)}. Give captioned images."
+        )
     if class_ids is not None and len(found) == 0:
         raise InputError(
             f"{address}: no image to score; skipped: {dict(skipped)}. "
@@ -336,7 +371,7 @@ def sample_images(
     shards = list_labelled(address, allow_missing=allow_missing)
     index = {class_id: i for i, class_id in enumerate(class_ids)}
     images, labels = list[NDArray[np.uint8]](), list[int]()
-    for shard, row in _spread(shards, count):
+    for shard, row in evenly_spaced(shards, count):
         found = next(iterate_rows(shard, Columns(label=label_column), range(row, row + 1)))
         if found["problem"] is None and nfc(found["label"]) in index:
             try:
@@ -348,7 +383,8 @@ def sample_images(
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
 
 
-def _spread(shards: list[Shard], count: int) -> list[tuple[Shard, int]]:
+def evenly_spaced(shards: list[Shard], count: int) -> list[tuple[Shard, int]]:
+    """Return at most so many rows of shards at even distances, each with its shard, in order."""
     total = sum(shard.samples for shard in shards)
     count = min(count, total)
     wanted = [total * (2 * i + 1) // (2 * count) for i in range(count)]

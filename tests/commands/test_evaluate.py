@@ -130,7 +130,7 @@ def test_several_data_sets_are_scored_at_once_and_held_against_a_line(shifted, w
         ({"tasks": ("knn",), "train_data": None, "teacher": None}, "--tasks knn needs --train-data"),
         ({"tasks": ("agreement",), "teacher": None}, "--tasks agreement needs --teacher"),
         ({"tasks": ("zeroshot",)}, "--teacher is read by --tasks agreement only"),
-        ({"baseline": ("a", "b", "c")}, "--baseline needs two data sets"),
+        ({"baseline": ("a", "b", "c")}, "--baseline: there is one data set"),
         ({"against": Path("nowhere")}, "nowhere/scores.parquet: no such file"),
         ({"caption_columns": ("no_such",), "tasks": ("retrieval",), "teacher": None}, "a text in no_such"),
     ],

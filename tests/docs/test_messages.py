@@ -11,8 +11,8 @@ from messages import messages  # noqa: E402
 from messages_list import cure_of, messages_list, read_cures  # noqa: E402
 
 VERBS = (
-    "Add Bring Build Choose Check Continue Correct Delete Divide Drop Export Give Ingest Label Leave "
-    "Make Move Name Put Quote Read Remove Rename Resume Run Save Set Show Start Take Try Use Wait "
+    "Add Bring Build Choose Check Continue Correct Delete Divide Drop Evaluate Export Give Ingest Label "
+    "Leave Make Move Name Put Quote Read Remove Rename Resume Run Save Set Show Start Take Try Use Wait "
     "Write give keep leave write"
 )
 ADVICE = re.compile(rf"(?:^|[.:;,(] |\bor |, and |…)(?:For example|{'|'.join(VERBS.split())})\b")
