@@ -37,9 +37,10 @@ class LinearHeads(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(width, affine=False)
         weights = torch.randn(classes, width, generator=torch.Generator().manual_seed(seed))
-        self.heads = nn.ModuleList(nn.Linear(width, classes) for _ in lrs)
+        heads = [nn.Linear(width, classes) for _ in lrs]
+        self.heads = nn.ModuleList(heads)
         with torch.no_grad():
-            for head in self.heads:
+            for head in heads:
                 head.weight.copy_(INITIAL_DEVIATION * weights)
                 head.bias.zero_()
         scale = batch_size / REFERENCE_BATCH
