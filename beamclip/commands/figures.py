@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from beamclip.commands.console import percent, table
 from beamclip.commands.data_set_scores import DataSetScores
 from beamclip.evaluation.intervals import Figure
+from beamclip.evaluation.scores import class_accuracies, worst_classes
 from beamclip.evaluation.statistic import CalibrationError, reliability
 
 PLAIN = ("agreement_kl", "agreement_cosine", "effective_robustness")
@@ -42,8 +41,14 @@ def draw_scores(found: Mapping[str, DataSetScores], plots: Path) -> None:
         if scores.labels is None or "zeroshot" not in scores.ranks:
             continue
         suffix = f"-{data_set}" if data_set else ""
-        hits = (scores.ranks["zeroshot"] < 1).astype(np.float64)
-        plot_classes(hits, scores.labels, scores.facts.class_names, plots / f"classes{suffix}.png")
+        names = dict(zip(scores.facts.class_ids, scores.facts.class_names, strict=True))
+        worst = [
+            {**row, "mistaken": names[row["taken_for"][0][0]] if row["taken_for"] else ""}
+            for row in worst_classes(scores)
+        ]
+        top1 = each.figures["zeroshot_top1"]
+        title = f"Zero-shot top-1, class by class: {percent(top1.value, top1.interval)}"
+        plot_classes(class_accuracies(scores), worst, title, plots / f"classes{suffix}.png")
         curves = {}
         for name, label in _CALIBRATION.items():
             statistic, error = each.statistics[name], each.figures[name]

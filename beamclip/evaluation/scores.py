@@ -9,7 +9,7 @@ import numpy as np
 from beamclip.errors import InputError
 from beamclip.evaluation.intervals import Difference, differences
 from beamclip.evaluation.results import NO_RANK, Captions, Ints, Scores
-from beamclip.evaluation.statistic import CalibrationError, ClassMean, Ratio, Statistic, mean
+from beamclip.evaluation.statistic import CalibrationError, ClassMean, Floats, Ratio, Statistic, mean
 
 KS = {"zeroshot": (1, 5), "probe": (1, 5), "knn10": (1,), "knn20": (1,)}
 """The k of the accuracies of each task."""
@@ -60,8 +60,18 @@ def _of_retrieval(ranks: Ints, captions: Captions) -> dict[str, Statistic]:
     return found
 
 
+def class_accuracies(scores: Scores) -> Floats:
+    """Return the zero-shot accuracy of each class that has images, [K] or fewer, in their order."""
+    assert scores.labels is not None, "zero-shot predictions need labels"
+    images = np.bincount(scores.labels)
+    hits = np.bincount(scores.labels, scores.ranks["zeroshot"] < 1)
+    return hits[images > 0] / images[images > 0]
+
+
 def worst_classes(scores: Scores, most: int = 20) -> list[dict[str, Any]]:
-    """Return the classes with the lowest zero-shot accuracy, worst first; of equal ones, the largest first.
+    """Return the classes with the lowest zero-shot accuracy, worst first.
+
+    Of equal ones, the class with more images is first, then the one with more classes ahead of it.
 
     Returns:
         For each its id, name, images, accuracy, and what its images are taken for: id and number of up to
@@ -74,7 +84,8 @@ def worst_classes(scores: Scores, most: int = 20) -> list[dict[str, Any]]:
     ids, names = scores.facts.class_ids, scores.facts.class_names
     images = np.bincount(labels, minlength=len(ids))
     accuracy = np.bincount(labels, hits, minlength=len(ids)) / np.maximum(images, 1)
-    order = np.lexsort((-images, accuracy))
+    ahead = np.bincount(labels, scores.ranks["zeroshot"], minlength=len(ids)) / np.maximum(images, 1)
+    order = np.lexsort((-ahead, -images, accuracy))
     found = []
     for index in order[images[order] > 0][:most].tolist():
         taken = Counter(predicted[labels == index, 0].tolist())
