@@ -48,7 +48,7 @@ def _draw_worst(axes: Axes, worst: Sequence[Mapping[str, Any]]) -> None:
     axes.barh(rows, [each["accuracy"] for each in worst], color=ORANGE, height=0.7)
     labels = [f"{drawable_text(each['name'], 36)}  ({each['images']:,})" for each in worst]
     axes.set_yticks(rows, labels)
-    for row, each in zip(rows, worst, strict=True):
+    for row, each in enumerate(worst):
         mistaken = (
             f"   most often taken for: {drawable_text(each['mistaken'], 36)}" if each["mistaken"] else ""
         )
