@@ -70,7 +70,8 @@ def test_strong_regularisation_is_chosen_where_the_features_are_mostly_noise() -
     labels = torch.arange(1200) % 2
     features = torch.randn(1200, 150, generator=torch.Generator().manual_seed(3)) + 0.3 * labels[:, None]
     split = (features[:200], labels[:200], features[200:], labels[200:])
-    chosen, loose = linear_probe(*split), linear_probe(*split, inverse_regularisation=1e3)
+    chosen = linear_probe(*split, max_iterations=100)
+    loose = linear_probe(*split, inverse_regularisation=1e3, max_iterations=100)
     assert chosen.inverse_regularisation < 0.1
     assert chosen.top1 > loose.top1
 
@@ -92,13 +93,28 @@ def test_the_search_finds_a_single_peak_in_a_sixth_of_the_grid(peak: int) -> Non
         tried.append(place)
         return 1 - abs(place - peak) / 100
 
-    assert probe.search(accuracy_of) == peak
+    assert probe.search(accuracy_of, 50) == peak
     assert len(tried) == len(set(tried)) <= 15
 
 
 def test_of_equal_accuracies_the_strongest_regularisation_is_taken() -> None:
-    assert probe.search(lambda place: 0.5) == 0
-    assert probe.search(lambda place: float(place >= 40)) == 40
+    assert probe.search(lambda place: 0.5, 100) == 0
+    assert probe.search(lambda place: float(place >= 40), 100) == 40
+
+
+def test_past_a_clear_peak_no_larger_value_is_tried() -> None:
+    tried: list[int] = []
+
+    def accuracy_of(place: int) -> float:
+        tried.append(place)
+        return 0.6 - 0.01 * abs(place - 20)
+
+    assert probe.search(accuracy_of, 1000) == 20
+    assert max(tried) == 48
+    tried.clear()
+    # With few images the same fall may be chance.
+    assert probe.search(accuracy_of, 10) == 20
+    assert max(tried) > 48
 
 
 @pytest.mark.parametrize("counts", [[2, 2, 2], [2, 5, 10, 23], [40, 2]])
