@@ -82,8 +82,8 @@ COMMANDS = {
     "evaluate": Command(
         EvaluateConfig,
         "beamclip.commands.evaluate:evaluate",
-        "Score a model on labelled images: zero-shot classification and linear probe.",
-        "--model RUN --data LABELLED --classes FILE --tasks zeroshot probe --train-data LABELLED",
+        "Score a model by zero-shot, linear probe, neighbours and retrieval, each figure with its interval.",
+        "--model RUN --data LABELLED --classes FILE --tasks zeroshot probe knn --train-data LABELLED",
     ),
     "export": Command(
         ExportConfig,

@@ -24,7 +24,13 @@ auth: {ssh_user: ubuntu, ssh_private_key: ~/.ssh/key}
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command; returns its exit code and what it printed to stderr."""
+    """Runs the command where ssh and rsync are; returns its exit code and what it printed to stderr."""
+    found = shutil.which
+    monkeypatch.setattr(
+        shutil,
+        "which",
+        lambda name, *rest: f"/bin/{name}" if name in ("ssh", "rsync") else found(name, *rest),
+    )
 
     def run(file: str = "cluster.yaml") -> tuple[int, list[str]]:
         monkeypatch.setattr(sys, "argv", ["check", file])
@@ -162,7 +168,7 @@ def test_each_thing_that_is_missing_is_one_line(
     ],
 )
 def test_a_file_that_ray_would_refuse_is_one_line_without_a_traceback(
-    checkout: Path, edit: Edit, check, old: str, new: str, message: str
+    token: None, checkout: Path, edit: Edit, check, old: str, new: str, message: str
 ):
     edit(old, new)
     code, errors = check()

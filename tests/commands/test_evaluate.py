@@ -56,7 +56,7 @@ def test_all_tasks_leave_figures_with_intervals_a_table_and_pictures(evaluated, 
     assert np.mean(scores.ranks["zeroshot"] < 1) == summary.metrics["zeroshot_top1"]
     assert np.mean(scores.predicted[:, 0] == scores.labels) == summary.metrics["zeroshot_top1"]
     assert len(scores.captions.texts) == len(scores) == 60
-    assert {path.name for path in (evaluated / "plots").iterdir()} == {"classes.png", "calibration.png"}
+    assert {"classes.png", "calibration.png"} <= {path.name for path in (evaluated / "plots").iterdir()}
 
 
 def test_a_model_agrees_with_itself(evaluated):

@@ -99,7 +99,7 @@ def test_the_student_comes_from_the_teachers_model_and_its_scores_are_its_models
 def test_the_model_is_stored_once_and_the_parameters_had_an_effect(runs, client):
     run = client.get_run(runs.student.mlflow_run_id)
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert files == {"summary.json", "config.yaml", "plots"}
+    assert files == {"summary.json", "config.yaml", "plots", "report.html"}
     model = model_of(client, runs.student)
     stored = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
     assert "open_clip_config.json" in stored

@@ -234,7 +234,7 @@ def test_captions_come_with_the_images_and_labels_are_not_needed(clip: LoadedCli
     assert with_labels.labels.tolist() == [0, 1, 2]
     captioned = encode_labelled(clip, str(tmp_path), None, "kind", spec, alone)
     assert captioned.texts == [["a red ant", "an ant"], ["a bee"]]
-    assert captioned.keys == ["0", "2"]
+    assert captioned.keys == ["0.png", "2.png"]
     assert captioned.skipped == {MISSING_CAPTION: 1}
     torch.testing.assert_close(captioned.embeddings, with_labels.embeddings[[0, 2]])
 
