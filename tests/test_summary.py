@@ -40,6 +40,7 @@ def make_summary() -> Summary:
         command="distill",
         status="finished",
         wall_seconds=12.5,
+        ended_at="2026-11-28T12:00:00+00:00",
         images=640,
         images_per_second=51.2,
         metrics={"zeroshot_top1": 0.25},

@@ -61,7 +61,7 @@ def test_stores_beside_runs_are_named_with_their_runs(
 
 def test_a_store_that_is_not_there_or_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        InputError, match=f"{tmp_path}/mlflow.db: not there yet. Train first: make quickstart"
+        InputError, match=f"{tmp_path}/mlflow.db: not there yet. Give another store, or train"
     ):
         show(str(tmp_path / "mlflow.db"), free_port(), refuse)
     with pytest.raises(InputError, match="neither a SQLite file nor a server"):

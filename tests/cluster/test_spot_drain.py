@@ -14,6 +14,7 @@ SCRIPT = """
 import os, subprocess, sys, time
 from beamclip.cluster.spot import nodes_here
 
+os.environ["RAY_AUTH_MODE"] = "token"  # as cluster/setup.sh sets it on each node
 os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 2
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 ray = [sys.executable, "-m", "ray.scripts.scripts"]

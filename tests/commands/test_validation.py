@@ -121,7 +121,7 @@ def test_a_pretraining_is_validated_with_captions(corpus, model_file, workspace)
 def test_options_of_a_validation_that_cannot_be_followed(
     teacher, corpus, workspace, capsys, changes, message
 ):
-    config = distill_config(teacher, corpus, workspace / "no", **changes)
+    config = distill_config(teacher, corpus, workspace / "not-validated", **changes)
     assert run_command(DistillConfig, lambda _: distill(config), "", argv=[]) == 2
     assert message in capsys.readouterr().err
-    assert not (workspace / "no").exists()
+    assert not (workspace / "not-validated").exists()
