@@ -25,6 +25,7 @@ import numpy as np
 import open_clip
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
 from beamclip.cluster.config import WorkersConfig
@@ -262,7 +263,7 @@ def against_clip_benchmark(options: argparse.Namespace) -> dict[str, dict[str, f
 def scored_by_clip_benchmark(options: argparse.Namespace) -> dict[str, float]:
     """Write the images in clip_benchmark's form, and score the model by its own functions."""
     from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn
-    from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+    from clip_benchmark.metrics import zeroshot_retrieval
 
     directory = Path(options.model) / "model" if (Path(options.model) / "model").is_dir() else options.model
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{directory}")
@@ -280,10 +281,23 @@ def scored_by_clip_benchmark(options: argparse.Namespace) -> dict[str, float]:
                 model, loader, tokenizer, device="cpu", amp=False, recall_k_list=[1, 5, 10]
             )
         else:
-            found |= zeroshot_classification.evaluate(
-                model, loader, tokenizer, dataset.classes, dataset.templates, device="cpu", amp=False
-            )
+            found |= classified_by_clip_benchmark(model, loader, tokenizer, dataset)
     return {name: float(value) for name, value in found.items()}
+
+
+def classified_by_clip_benchmark(model: Any, loader: Any, tokenizer: Any, dataset: Any) -> dict[str, float]:
+    """Accuracies from clip_benchmark's logits: its own function for them fails with numpy 2.4."""
+    from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
+
+    classes, templates = dataset.classes, dataset.templates
+    classifier = zero_shot_classifier(model, tokenizer, classes, templates, "cpu", amp=False)
+    logits, targets = run_classification(model, classifier, loader, "cpu", amp=False)
+    labels = np.arange(len(classes))
+    return {
+        "acc1": top_k_accuracy_score(targets, logits, k=1, labels=labels),
+        "acc5": top_k_accuracy_score(targets, logits, k=5, labels=labels),
+        "mean_per_class_recall": balanced_accuracy_score(targets, logits.argmax(dim=1)),
+    }
 
 
 def write_wds(options: argparse.Namespace, root: Path, *, retrieval: bool) -> None:
