@@ -38,7 +38,7 @@ from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled
 from beamclip.evaluation.intervals import differences, figures
 from beamclip.evaluation.knn import knn_ranks, nearest_neighbours
 from beamclip.evaluation.probe import linear_probe
-from beamclip.evaluation.statistic import CalibrationError, ClassMean, Ratio, Statistic, mean
+from beamclip.evaluation.statistic import CalibrationError, Ratio, Statistic, class_mean, mean
 from beamclip.models.clip import load_clip
 from beamclip.prompts.classes import load_classes
 from beamclip.prompts.config import PromptConfig
@@ -115,7 +115,7 @@ def simulated(images: int, seed: int) -> tuple[dict[str, Statistic], Statistic]:
     statistics: dict[str, Statistic] = {
         "share": mean(hit),
         "rare share": mean(hit * (random.random(images) < 0.05)),
-        "class mean": ClassMean(hit, labels),
+        "class mean": class_mean(hit, labels),
         "caption recall": Ratio(found, captions),
         "calibration error": CalibrationError(right, confidence),
     }

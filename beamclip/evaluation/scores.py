@@ -9,7 +9,7 @@ import numpy as np
 from beamclip.errors import InputError
 from beamclip.evaluation.intervals import Difference, differences
 from beamclip.evaluation.results import NO_RANK, Captions, Ints, Scores
-from beamclip.evaluation.statistic import CalibrationError, ClassMean, Floats, Ratio, Statistic, mean
+from beamclip.evaluation.statistic import CalibrationError, Floats, Ratio, Statistic, class_mean, mean
 
 KS = {"zeroshot": (1, 5), "probe": (1, 5), "knn10": (1,), "knn20": (1,)}
 """The k of the accuracies of each task."""
@@ -34,7 +34,7 @@ def _of_zeroshot(scores: Scores) -> dict[str, Statistic]:
     hits = (scores.ranks["zeroshot"] < 1).astype(np.float64)
     assert scores.labels is not None, "a zero-shot rank is that of a label"
     found: dict[str, Statistic] = {
-        "zeroshot_mean_class_top1": ClassMean(hits, scores.labels.astype(np.int64))
+        "zeroshot_mean_class_top1": class_mean(hits, scores.labels.astype(np.int64))
     }
     for name, confidence in (
         ("calibration_error", scores.probability),
