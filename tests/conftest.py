@@ -17,6 +17,8 @@ from beamclip.cluster.session import forked_python, ray_session
 # which slows down the other test process.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As beamclip sets it before it imports MLflow, which test files import first: it would talk on stderr.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
