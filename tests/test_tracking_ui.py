@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -24,14 +25,16 @@ QUIET = TrackingConfig(system_metrics=False)
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The user's store, with a run."""
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's store, with one run: a store of these tests alone."""
     folder = tmp_path_factory.mktemp("runs")
-    with Tracking.start(QUIET, run_dir=folder / "shown", params={}):
-        pass
-    file = sqlite_file(tracking_uri(folder / "any"))
-    assert file is not None
-    return file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(folder / "home"))
+        with Tracking.start(QUIET, run_dir=folder / "shown", params={}):
+            pass
+        file = sqlite_file(tracking_uri(folder / "any"))
+        assert file is not None
+        yield file
 
 
 def refuse(line: str) -> None:
@@ -55,7 +58,7 @@ def test_stores_beside_runs_are_named_with_their_runs(
     (tmp_path / "other" / "mlflow.db").write_text("not a database")
     monkeypatch.chdir(tmp_path)
     (line,) = _others(database)
-    assert re.fullmatch(rf"\d+ more runs? in another store: make ui STORE={tmp_path}/runs/mlflow.db", line)
+    assert re.fullmatch(rf"1 more run in another store: make ui STORE={tmp_path}/runs/mlflow.db", line)
     assert [text.rpartition("=")[2] for text in _others(tmp_path / "runs" / "mlflow.db")] == [str(database)]
 
 

@@ -74,7 +74,7 @@ def register_model(source: Path, example: Tensor, uri: str, name: str, alias: st
     from mlflow.tracking import MlflowClient
 
     _quiet()
-    before = mlflow.get_tracking_uri()
+    before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
         run_id = _known_run(MlflowClient(uri), run_id)
@@ -92,7 +92,10 @@ def register_model(source: Path, example: Tensor, uri: str, name: str, alias: st
             "alias."
         ) from error
     finally:
-        mlflow.set_tracking_uri(before)
+        # MLflow keeps the address in the environment, where every later run would find it.
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
     return int(version)
 
 

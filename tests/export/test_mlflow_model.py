@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import mlflow
@@ -74,6 +75,7 @@ def test_a_registered_model_is_found_by_its_alias(
     experiment = client.create_experiment("birds", artifact_location=(tmp_path / "artifacts").as_uri())
     run = client.create_run(experiment).info.run_id
     assert register_model(onnx_export[0], exported.pixels[0], uri, "birds", "champion", run) == 1
+    assert "MLFLOW_TRACKING_URI" not in os.environ
     champion = client.get_model_version_by_alias("birds", "champion")
     assert (int(champion.version), champion.run_id) == (1, run)
     assert client.get_run(run).info.status == "FINISHED"
