@@ -41,6 +41,7 @@ from beamclip.runs.folder import MODEL, PLOTS, SHIP
 from beamclip.summary import Summary
 from beamclip.training.recipe import ValidationCosts
 from beamclip.training.waiting import WaitingWorkers
+from beamclip.training.worker import Storage, TrainingJob
 
 
 def run_distillation(
@@ -65,22 +66,7 @@ def run_distillation(
         if config.resume is None:
             check_templates(config, inputs, run_dir.parent / "anchors")
         anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")
-        towers = [] if inputs.data.manifests else inputs.image_towers
-        job = distillation_job(
-            config,
-            TrainingData(shards, inputs.image_size),
-            teachers=[share(tower, config.workers) for tower in towers],
-            student=share(inputs.student.image_tower, config.workers),
-            anchors=share(anchors, config.workers),
-            storage=run.storage,
-            validation=distillation_validation(
-                config,
-                inputs.student,
-                inputs.data.classes,
-                scored_anchors,
-                list(zip(inputs.teachers, inputs.image_towers, strict=True)),
-            ),
-        )
+        job = _job(config, inputs, anchors, scored_anchors, run.storage)
         title = _title(config, inputs)
         fingerprint = inputs.teachers[0].fingerprint
         # All texts are encoded, and the workers have the image towers: here they would only take memory.
@@ -101,13 +87,8 @@ def run_distillation(
             or ModelScores()
         )
         run.release_ray()
-        card = _card(config, inputs, scores)
-        after.attempt("model card", lambda: write_card(inputs.student, run_dir / MODEL, card))
         after.attempt("curves", lambda: draw_curves(trained.history, run_dir))
-        after.attempt("pictures", lambda: _draw(config, inputs, teacher, scored_anchors, run_dir))
-        after.attempt("contexts", lambda: _draw_contexts(config, inputs, teacher, scored_anchors, run_dir))
-        if config.ship:
-            ship(config, inputs.student, inputs.data.classes, scored_anchors, run_dir, after)
+        _show_and_ship(config, inputs, teacher, scored_anchors, scores, run_dir, after)
         stages = {
             "anchors": len(anchors[0].embeddings),
             "steps": trained.step,
@@ -123,6 +104,49 @@ def run_distillation(
         )
     show_distilled(scores, summary, trained, inputs, run_dir)
     return summary
+
+
+def _job(
+    config: DistillConfig,
+    inputs: DistillInputs,
+    anchors: list[Anchors],
+    scored_anchors: Anchors | None,
+    storage: Storage,
+) -> TrainingJob:
+    towers = [] if inputs.data.manifests else inputs.image_towers
+    return distillation_job(
+        config,
+        TrainingData(inputs.data.shards, inputs.image_size),
+        teachers=[share(tower, config.workers) for tower in towers],
+        student=share(inputs.student.image_tower, config.workers),
+        anchors=share(anchors, config.workers),
+        storage=storage,
+        validation=distillation_validation(
+            config,
+            inputs.student,
+            inputs.data.classes,
+            scored_anchors,
+            list(zip(inputs.teachers, inputs.image_towers, strict=True)),
+        ),
+    )
+
+
+def _show_and_ship(
+    config: DistillConfig,
+    inputs: DistillInputs,
+    teacher: LoadedClip,
+    anchors: Anchors | None,
+    scores: ModelScores,
+    run_dir: Path,
+    after: AfterTraining,
+) -> None:
+    """Write the model card, draw the pictures and, with --ship, export the student, step by step."""
+    card = _card(config, inputs, scores)
+    after.attempt("model card", lambda: write_card(inputs.student, run_dir / MODEL, card))
+    after.attempt("pictures", lambda: _draw(config, inputs, teacher, anchors, run_dir))
+    after.attempt("contexts", lambda: _draw_contexts(config, inputs, teacher, anchors, run_dir))
+    if config.ship:
+        ship(config, inputs.student, inputs.data.classes, anchors, run_dir, after)
 
 
 def reload_teacher(config: DistillConfig, fingerprint: str, run_dir: Path) -> LoadedClip:

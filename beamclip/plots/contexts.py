@@ -1,16 +1,15 @@
 """Draw what contexts do to text anchors."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from beamclip.errors import InputError
-from beamclip.files import read_json, write_whole
+from beamclip.plots.kept import read_kept, write_kept
 from beamclip.plots.style import BLUE, FAINT, MUTED, ORANGE, drawable_text, save_figure, styled
 
 
@@ -70,11 +69,10 @@ def context_figures(effect: ContextEffect, most_pairs: int) -> list[tuple[str, F
 
 def write_contexts(effect: ContextEffect, path: Path) -> None:
     """Write the effect of contexts as a JSON file, whose folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = asdict(effect)
     for name in ("bare", "with_contexts"):
         content[name] = [round(value, 6) for value in content[name]]
-    write_whole(path, json.dumps(content, ensure_ascii=False))
+    write_kept(content, path)
 
 
 def read_contexts(path: Path) -> ContextEffect:
@@ -83,18 +81,16 @@ def read_contexts(path: Path) -> ContextEffect:
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
-    content = read_json(path)
-    try:
-        return ContextEffect(
-            str(content["contexts"]),
-            tuple(MovedPair(**pair) for pair in content["pairs"]),
-            tuple(map(float, content["bare"])),
-            tuple(map(float, content["with_contexts"])),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: does not hold the effect of contexts ({error}). Delete it, or train again."
-        ) from None
+    return read_kept(path, _effect, "a file of the effect of contexts")
+
+
+def _effect(content: Any) -> ContextEffect:
+    return ContextEffect(
+        str(content["contexts"]),
+        tuple(MovedPair(**pair) for pair in content["pairs"]),
+        tuple(map(float, content["bare"])),
+        tuple(map(float, content["with_contexts"])),
+    )
 
 
 def _draw_pairs(axes: Axes, effect: ContextEffect, most: int | None = None, letters: int = 48) -> None:

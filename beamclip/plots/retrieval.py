@@ -1,12 +1,10 @@
 """Examples of retrieval both ways, kept by an evaluation for its report."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from beamclip.errors import InputError
-from beamclip.files import read_json, write_whole
+from beamclip.plots.kept import read_kept, write_kept
 from beamclip.plots.sheet import checked_webp
 
 
@@ -67,8 +65,7 @@ class RetrievalExamples:
 
 def write_retrieval(examples: RetrievalExamples, path: Path) -> None:
     """Write examples as a JSON file, whose folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(asdict(examples), ensure_ascii=False))
+    write_kept(asdict(examples), path)
 
 
 def read_retrieval(path: Path) -> RetrievalExamples:
@@ -77,18 +74,16 @@ def read_retrieval(path: Path) -> RetrievalExamples:
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
-    content = read_json(path)
-    try:
-        return RetrievalExamples(
-            int(content["images"]),
-            int(content["texts"]),
-            tuple(map(_image_query, content["by_image"])),
-            tuple(map(_text_query, content["by_text"])),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path}: does not hold examples of retrieval ({error}). Delete it, or evaluate again."
-        ) from None
+    return read_kept(path, _examples, "a file of examples of retrieval")
+
+
+def _examples(content: Any) -> RetrievalExamples:
+    return RetrievalExamples(
+        int(content["images"]),
+        int(content["texts"]),
+        tuple(map(_image_query, content["by_image"])),
+        tuple(map(_text_query, content["by_text"])),
+    )
 
 
 def _image_query(content: Any) -> ImageQuery:

@@ -2,17 +2,16 @@
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from beamclip.errors import InputError
-from beamclip.files import read_json, write_whole
+from beamclip.plots.kept import read_kept, write_kept
 
 Floats = npt.NDArray[np.float64]
 
@@ -103,8 +102,7 @@ def make_sheet(
 
 def write_sheet(sheet: Sheet, path: Path) -> None:
     """Write a sheet as a JSON file, whose folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(asdict(sheet), ensure_ascii=False))
+    write_kept(asdict(sheet), path)
 
 
 def read_sheet(path: Path) -> Sheet:
@@ -113,21 +111,19 @@ def read_sheet(path: Path) -> Sheet:
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
-    content = read_json(path)
-    try:
-        cards = []
-        for card in content["cards"]:
-            answers = tuple(
-                Answer(tuple(Guess(**guess) for guess in answer["guesses"]), answer["rank"])
-                for answer in card["answers"]
-            )
-            cards.append(Card(checked_webp(card["image"]), str(card["truth"]), answers))
-        models = tuple(map(str, content["models"]))
-        return Sheet(models, float(content["temperature"]), int(content["classes"]), tuple(cards))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path}: is not a sheet of beamclip ({error}). Delete it, or score again."
-        ) from None
+    return read_kept(path, _sheet, "a sheet of beamclip")
+
+
+def _sheet(content: Any) -> Sheet:
+    cards = []
+    for card in content["cards"]:
+        answers = tuple(
+            Answer(tuple(Guess(**guess) for guess in answer["guesses"]), answer["rank"])
+            for answer in card["answers"]
+        )
+        cards.append(Card(checked_webp(card["image"]), str(card["truth"]), answers))
+    models = tuple(map(str, content["models"]))
+    return Sheet(models, float(content["temperature"]), int(content["classes"]), tuple(cards))
 
 
 def checked_webp(text: str) -> str:

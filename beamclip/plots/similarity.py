@@ -1,17 +1,16 @@
 """Similarities of images and text anchors, by teacher and student, in an order that shows their pattern."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.cluster.hierarchy import leaves_list, linkage  # type: ignore[import-untyped]
 from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 
-from beamclip.errors import InputError
-from beamclip.files import read_json, write_whole
+from beamclip.plots.kept import read_kept, write_kept
 
 Floats = npt.NDArray[np.float64]
 
@@ -101,9 +100,8 @@ def grouped_classes(anchors: Floats, groups: int, members: int) -> list[int]:
 
 def write_similarity(similarity: Similarity, path: Path) -> None:
     """Write similarities as a JSON file, whose folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     matrices = {name: getattr(similarity, name).round(5).tolist() for name in ("teacher", "student")}
-    write_whole(path, json.dumps({"names": similarity.names, **matrices}, ensure_ascii=False))
+    write_kept({"names": similarity.names, **matrices}, path)
 
 
 def read_similarity(path: Path) -> Similarity:
@@ -112,16 +110,14 @@ def read_similarity(path: Path) -> Similarity:
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
-    content = read_json(path)
-    try:
-        names = tuple(map(str, content["names"]))
-        matrices = [np.array(content[name], dtype=np.float64) for name in ("teacher", "student")]
-        if any(matrix.shape != (len(names), len(names)) for matrix in matrices):
-            raise ValueError("the matrices do not fit the names")
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: does not hold similarities of beamclip ({error}). Delete it, or score again."
-        ) from None
+    return read_kept(path, _similarity, "a file of similarities")
+
+
+def _similarity(content: Any) -> Similarity:
+    names = tuple(map(str, content["names"]))
+    matrices = [np.array(content[name], dtype=np.float64) for name in ("teacher", "student")]
+    if any(matrix.shape != (len(names), len(names)) for matrix in matrices):
+        raise ValueError("the matrices do not fit the names")
     return Similarity(names, *matrices)
 
 

@@ -66,7 +66,7 @@ def test_commands_on_pages_can_be_typed(
     for option in FROM_FILES:
         while option in words:
             del words[words.index(option) : words.index(option) + 2]
-    parse(COMMANDS[name].options, words, "")
+    assert isinstance(parse(COMMANDS[name].options, words, ""), COMMANDS[name].options)
 
 
 def test_every_page_is_reached_from_the_menu() -> None:
