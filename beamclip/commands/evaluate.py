@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from beamclip.cluster.nodes import SharedPlaces, ask_cluster, some_files
@@ -110,18 +111,21 @@ def evaluate(config: EvaluateConfig) -> Summary:
         draw_evaluation(evaluator, plan.data, found, run_dir / PLOTS)
         summary = write_summary_and_report(run_dir, summary)
         _log(tracking, evaluator, plan, figures, summary.intervals)
-        left = (*sorted(run_dir.glob("*.parquet")), *sorted(run_dir.glob(REPORT)), run_dir / SUMMARY_FILE)
-        for file in left:
-            tracking.artifact(file)
-        if (run_dir / PLOTS).is_dir():
-            tracking.artifact(run_dir / PLOTS, PLOTS)
+        for file in _written(run_dir):
+            tracking.artifact(file, PLOTS if file.is_dir() else None)
     for reason, number in sorted(summary.counts.skipped.items()):
         print_stage("skipped", f"{number:,} {reason}")
     show_figures(figures, stages.get("against"))
-    tables = sorted(file.name for file in run_dir.glob("*.parquet"))
-    written = [*(file.name for file in run_dir.glob(REPORT)), SUMMARY_FILE, *tables]
-    print(f"{run_dir}: {'  '.join([*written, *(['plots/'] if (run_dir / PLOTS).is_dir() else [])])}")
+    names = (f"{file.name}/" if file.is_dir() else file.name for file in _written(run_dir))
+    print(f"{run_dir}: {'  '.join(names)}")
     return summary
+
+
+def _written(run_dir: Path) -> list[Path]:
+    """Return what an evaluation left in its folder: the report, the summary, the tables, the pictures."""
+    tables = sorted(run_dir.glob("*.parquet"))
+    kept = (run_dir / REPORT, run_dir / SUMMARY_FILE, *tables, run_dir / PLOTS)
+    return [path for path in kept if path.exists()]
 
 
 def _log(
