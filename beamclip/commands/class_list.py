@@ -23,7 +23,7 @@ class ClassList:
 
     entries: list[ClassEntry]
     templates: tuple[str, ...] = ()
-    """Of the data set; empty where it has none."""
+    """Prompt templates that the data set brings; empty where it has none."""
 
 
 def class_list(given: Path | None, address: str | None, label_column: str) -> ClassList:

@@ -43,7 +43,7 @@ class Evaluator:
 
     config: EvaluateConfig
     tasks: tuple[str, ...]
-    """Those of TASKS that run."""
+    """Names of the tasks that run, each one of TASKS."""
     clip: LoadedClip
     teacher: LoadedClip | None
     classes: list[ClassEntry]
@@ -133,10 +133,10 @@ class DataSetScores:
     statistics: dict[str, Statistic]
     """Every figure, by name."""
     figures: dict[str, Figure]
-    """The same figures, with their intervals."""
+    """Every figure of the data set by its name, with its interval."""
     encoded: Encoded
     seconds: float
-    """Of the pass over the images."""
+    """Seconds that the pass over the images took."""
     texts: Tensor | None = None
     """[M, D] embeddings of the captions, if retrieval ran."""
     stages: dict[str, Any] = field(default_factory=dict)

@@ -52,7 +52,7 @@ class RunFacts:
     train_data: tuple[str, ...] = ()
     eval_data: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
-    """For the model card; see Card."""
+    """Facts that the model card lists; see Card."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 

@@ -66,7 +66,7 @@ class EncodeSpec:
     augmentation: AugmentConfig | None = None
     """Crops and flips of the images; None: each is seen whole."""
     seed: int = 0
-    """Of the augmentation."""
+    """Seed of the augmentation."""
 
 
 class Encoder:

@@ -52,7 +52,7 @@ class ProbeResult:
     inverse_regularisation: float
     """The C that was used: scikit-learn's, a weight on the sum of the losses."""
     iterations: int
-    """Of the final fit."""
+    """Iterations of L-BFGS in the final fit."""
     train_images: int
     """Images that the final fit saw, the held-out ones included."""
     classes: int

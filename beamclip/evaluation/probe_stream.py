@@ -44,7 +44,7 @@ class StreamProbe:
     best: int
     """Place of the learning rate that is scored."""
     accuracies: list[float]
-    """Of each learning rate on the held-out images."""
+    """Top-1 accuracy of each learning rate on the held-out images, 0..1."""
     train_images: int
     """Images of an epoch, without the held-out ones."""
 

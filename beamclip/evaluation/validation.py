@@ -32,7 +32,7 @@ class ClassTexts:
     """Prompts of classes, which a text tower in training encodes anew each time."""
 
     prompts: list[list[str]]
-    """Those of each class."""
+    """Prompts of each class."""
     reduce: AnchorReduce
 
 

@@ -60,7 +60,7 @@ class Exported:
     pixels: Tensor
     """uint8 [N, 3, S, S], N >= 2: images on which the export is compared with PyTorch."""
     classes: Classes | None = None
-    """For the classifiers; without, there are none."""
+    """Classes of the classifiers; None writes the encoder alone."""
     card: Card = field(default_factory=Card)
     calibration: Callable[[], Tensor | None] = lambda: None
     """Returns the images to calibrate int8 on, uint8 [M, 3, S, S], if there are any."""

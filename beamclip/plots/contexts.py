@@ -35,7 +35,7 @@ class ContextEffect:
     bare: tuple[float, ...]
     """Cosine of each class and the one nearest to it, with bare names."""
     with_contexts: tuple[float, ...]
-    """The same with contexts."""
+    """Cosine of each class and the one nearest to it, with contexts."""
 
 
 def plot_contexts(effect: ContextEffect, out: Path) -> Path:

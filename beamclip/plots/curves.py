@@ -38,12 +38,12 @@ class Line:
     """A quantity that a panel shows."""
 
     key: str
-    """Its name in the records."""
+    """Name of the line in the records."""
     colour: str
     label: str = ""
-    """Its name in the legend, which a panel of several lines has."""
+    """Name of the line in the legend, which a panel of several lines has."""
     noisy: bool = True
-    """Whether it gets a running mean."""
+    """Whether a running mean is drawn over the line."""
 
 
 @dataclass(frozen=True)

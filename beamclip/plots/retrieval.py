@@ -15,7 +15,7 @@ class FoundText:
     text: str
     similarity: float
     right: bool
-    """Whether it is one of the image's own."""
+    """Whether the caption is one of the image's own."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ImageQuery:
     image: str
     """WebP file, in base64."""
     captions: tuple[str, ...]
-    """Its own."""
+    """The image's own captions."""
     rank: int
     """Rank of the first of its own captions; 1 is the nearest."""
     found: tuple[FoundText, ...]

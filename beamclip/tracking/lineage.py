@@ -24,7 +24,7 @@ class Dataset:
     """Path or address, without secrets."""
     context: Context
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Its size: samples, shards, bytes."""
+    """Size of the data set: samples, shards, bytes."""
     fields: Mapping[str, str] = field(default_factory=dict)
     """What a sample holds, as far as the run knows: name to MLflow's type, `binary` or `string`."""
 
@@ -50,7 +50,7 @@ class ModelRef:
     """A model that a run uses and does not make."""
 
     address: str
-    """As it was given, without secrets."""
+    """Address of the model as it was given, without secrets."""
     fingerprint: str
     """Digest of its weights."""
     run_dir: str | None = None

@@ -36,7 +36,7 @@ _FOR_EVER = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT
 """Codes of errors that another try would meet again; the last is that of a server that is too old."""
 
 OWN_MODEL = "own"
-"""In place of a ModelRef: the model that the run itself made."""
+"""Stands in place of a ModelRef for the model that the run itself made."""
 
 PARENT_TAG = "mlflow.parentRunId"
 

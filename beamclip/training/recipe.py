@@ -50,13 +50,13 @@ class ValidationCosts:
     """Arithmetic of validation, in any unit."""
 
     sample: float
-    """Of training on one sample."""
+    """Operations of training on one sample."""
     image: float
-    """Of each image in each validation."""
+    """Operations on each image in each validation."""
     texts: float = 0.0
-    """Of all class prompts in each validation."""
+    """Operations on all class prompts in each validation."""
     once: float = 0.0
-    """Of each image before the training."""
+    """Operations on each image once, before the training."""
 
 
 def complete_validation(
