@@ -5,6 +5,8 @@ from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union
 
+import tyro
+
 from beamclip.commands.main import COMMANDS
 from beamclip.option_texts import REQUIRED, option_texts
 from beamclip.places import LocalPath, PathOrAddress, Places
@@ -39,10 +41,16 @@ def options_page() -> str:
 
 def _parts_of(options: type) -> tuple[list[str], dict[str, type]]:
     """Names of a class's own options, and its sections by their names."""
+    marked = typing.get_type_hints(options, include_extras=True)
     kinds = typing.get_type_hints(options)
-    names = [field.name for field in fields(options)]
+    names = [field.name for field in fields(options) if not _is_hidden(marked[field.name])]
     own = [name for name in names if not is_dataclass(kinds[name])]
     return own, {name: kinds[name] for name in names if is_dataclass(kinds[name])}
+
+
+def _is_hidden(kind: Any) -> bool:
+    """Whether --help leaves an option out."""
+    return tyro.conf.Suppress in getattr(kind, "__metadata__", ())
 
 
 def _table(options: type, names: list[str]) -> str:

@@ -108,6 +108,11 @@ class SweepConfig(DistillConfig):
     resume: str | None = None
     """Folder of a sweep to resume, under the options it was started with: finished trials are not run again,
     others continue from their checkpoints."""
+    ship: tyro.conf.Suppress[bool] = False
+    """Refused: a sweep keeps scores, not students."""
+    validation: tyro.conf.Suppress[ValidationConfig] = field(default_factory=ValidationConfig)
+    """Not used: a trial is scored at the steps that the search needs. Hidden and not removed, so that
+    distill.yaml of a run starts a sweep."""
     search: SearchConfig = field(default_factory=SearchConfig)
 
 
