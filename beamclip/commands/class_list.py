@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from beamclip.commands.options import ScoringConfig
+from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.data.label_names import NumberedClasses, numbered_classes
 from beamclip.data.listing import list_contents, list_labelled
 from beamclip.errors import InputError
@@ -53,24 +53,22 @@ def _entries(numbered: NumberedClasses, address: str | None) -> list[ClassEntry]
     return [ClassEntry(str(number), nfc(name)) for number, name in enumerate(numbered.names)]
 
 
-def scored_classes(
-    given: Path | None, scoring: ScoringConfig, *, allow_missing: bool = False
-) -> list[ClassEntry]:
+def scored_classes(config: DistillConfig | PretrainConfig) -> list[ClassEntry]:
     """The classes of a training, whose labelled data, if any, are checked; none if nobody says what they are.
 
-    Args:
-        given: --classes.
-        allow_missing: see `list_shards`.
-
     Raises:
-        InputError: as `class_list`, `list_labelled` and `label_ids`.
+        InputError: as `class_list`, `list_labelled` and `label_ids`, or there are images to score on, and no
+            classes.
     """
-    address, column = scoring.eval_data, scoring.label_column
-    if address is None:
-        return load_classes(given) if given is not None else []
-    entries = class_list(given, address, column).entries
-    list_labelled(address, allow_missing=allow_missing)
-    label_ids(entries, address, column)
+    column = config.scoring.label_column
+    addresses = [each for each in (config.scoring.eval_data, config.validation.val_data) if each is not None]
+    entries = class_list(config.classes, addresses[0] if addresses else None, column).entries
+    if config.scoring.eval_data is not None and not entries:
+        raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
+    for address in addresses:
+        list_labelled(address, allow_missing=config.stream.allow_missing_shards)
+        if entries:  # none: check_validation() refuses --val-data
+            label_ids(entries, address, column)
     return entries
 
 

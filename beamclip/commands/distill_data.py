@@ -47,9 +47,14 @@ def load_data(config: DistillConfig) -> DistillData:
     check_options(config)
     check_batches(sized(config, shards), shards)
     check_decode(config.stream, config.workers)
-    classes = scored_classes(config.classes, config.scoring, allow_missing=allow_missing)
+    classes = scored_classes(config)
+    if not classes and config.anchors != "captions":
+        raise InputError(
+            "--classes is required: the anchors are made from it, unless --anchors is captions or "
+            "--eval-data names its classes."
+        )
     check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
-    check_validation(config)
+    check_validation(config, classes)
     return DistillData(shards, classes, read_manifests(config.data))
 
 
@@ -60,7 +65,5 @@ def check_options(config: DistillConfig) -> None:
         InputError: a required option is missing, or both losses have the weight 0.
     """
     check_required(config, hint="Without any option at all, the quickstart runs instead.")
-    if config.classes is None and config.anchors != "captions":
-        raise InputError("--classes is required: the anchors are made from it, unless --anchors is captions.")
     if config.csm.csm_weight == 0 and config.feature.feature_weight == 0:
         raise InputError("--csm-weight and --feature-weight are both 0: nothing would be learned.")

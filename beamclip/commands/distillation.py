@@ -36,8 +36,9 @@ from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.models.student import attach_text_tower, drop_text_tower
 from beamclip.prompts.anchors import Anchors
+from beamclip.prompts.classes import save_classes
 from beamclip.prompts.templates import resolve_templates
-from beamclip.runs.folder import MODEL, PLOTS, SHIP
+from beamclip.runs.folder import CLASSES_FILE, MODEL, PLOTS, SHIP
 from beamclip.summary import Summary
 from beamclip.training.recipe import ValidationCosts
 from beamclip.training.waiting import WaitingWorkers
@@ -60,9 +61,13 @@ def run_distillation(
     show_chosen(given, config, shards)
     show_sources(config, shards)
     config = with_own_templates(config, inputs)
-    config = with_validation(config, inputs.data.samples, lambda: _validation_costs(inputs))
+    config = with_validation(
+        config, inputs.data.classes, inputs.data.samples, lambda: _validation_costs(inputs)
+    )
     teachers = [model_ref(clip.address, clip.fingerprint) for clip in inputs.teachers]
     with started_run("distill", config, run_dir, shards, workers, teachers=teachers, began=began) as run:
+        if inputs.data.classes:
+            save_classes(inputs.data.classes, run_dir / CLASSES_FILE)
         if config.resume is None:
             check_templates(config, inputs, run_dir.parent / "anchors")
         anchors, scored_anchors = anchors_of(config, inputs, run_dir.parent / "anchors")

@@ -40,7 +40,8 @@ from beamclip.evaluation.results import write_scores
 from beamclip.evaluation.scores import worst_classes
 from beamclip.models.clip import load_clip
 from beamclip.option_texts import check_required
-from beamclip.runs.folder import CONFIG_FILE, PLOTS, REPORT, make_run_dir, new_run_dir
+from beamclip.prompts.classes import load_classes
+from beamclip.runs.folder import CLASSES_FILE, CONFIG_FILE, PLOTS, REPORT, make_run_dir, new_run_dir
 from beamclip.spelling import or_list
 from beamclip.summary import SUMMARY_FILE, Counts, Summary
 from beamclip.tracking import Tracking
@@ -191,10 +192,15 @@ def _with_splits(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def _classes(config: EvaluateConfig) -> ClassList:
-    """The class list, or the classes that the first data set names."""
+    """The class list, or the classes that the first data set names, or those of the run."""
     if not set(config.tasks) & {"all", *CLASS_TASKS}:
         return ClassList([])
-    return class_list(config.classes, config.data[0], config.label_column)
+    found = class_list(config.classes, config.data[0], config.label_column)
+    of_run = Path(str(config.model)) / CLASSES_FILE
+    # With --tasks all, data without labels are not refused.
+    if not found.entries and of_run.is_file() and "all" not in config.tasks:
+        return replace(found, entries=load_classes(of_run))
+    return found
 
 
 def _tasks(config: EvaluateConfig, classes: ClassList) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry, load_classes
 from beamclip.prompts.config import PromptConfig
 from beamclip.prompts.templates import resolve_templates
-from beamclip.runs.folder import CONFIG_FILE
+from beamclip.runs.folder import CLASSES_FILE, CONFIG_FILE
 from beamclip.summary import SUMMARY_FILE
 
 CHECKED_IMAGES = 256
@@ -82,7 +82,7 @@ def run_facts(model: str) -> RunFacts:
     metrics = {name: value for name, value in summary.get("metrics", {}).items() if "loss" not in name}
     return RunFacts(
         folder=folder,
-        classes=Path(config["classes"]) if config.get("classes") else None,
+        classes=folder / CLASSES_FILE if (folder / CLASSES_FILE).is_file() else _given_classes(config),
         prompts=parse_config(PromptConfig, section, str(folder / CONFIG_FILE)) if section else None,
         train_data=tuple(address for address in _texts(config.get("data")) if not is_cache(address)),
         eval_data=scoring.get("eval_data"),
@@ -90,6 +90,11 @@ def run_facts(model: str) -> RunFacts:
         metrics=metrics,
         intervals={name: (low, high) for name, (low, high) in (summary.get("intervals") or {}).items()},
     )
+
+
+def _given_classes(config: Mapping[str, Any]) -> Path | None:
+    # A run of version 0.1 has no class list of its own.
+    return Path(config["classes"]) if config.get("classes") else None
 
 
 def _texts(value: Any) -> list[str]:

@@ -59,7 +59,8 @@ class DistillConfig:
     student is that of --teacher."""
     classes: LocalPath = None
     """Class list: its prompts are the anchors, its ids the labels to score on. YAML, JSON, or text with one
-    name a line, where `# ...` is a comment: a name that begins with # needs YAML."""
+    name a line, where `# ...` is a comment: a name that begins with # needs YAML. By default the classes that
+    --eval-data name themselves, as CLIP_benchmark's and torchvision's data do."""
     anchors: Literal["classes", "captions", "both"] = "classes"
     """Text anchors: the prompts of the classes, captions drawn from the shards, or both."""
     caption_anchors: Count = 4096
@@ -250,8 +251,8 @@ class EvaluateConfig:
     """
     classes: LocalPath = None
     """Class list (text, YAML or JSON), or imagenet1k, imagenet-a, imagenet-r; its ids are the labels. By
-    default the data's own classes: classnames.txt of CLIP_benchmark, torchvision's, or those of a Hugging
-    Face ClassLabel. All tasks but retrieval need classes."""
+    default the data's own classes (classnames.txt of CLIP_benchmark, torchvision's, or those of a Hugging
+    Face ClassLabel), else those of the run, except with --tasks all. All tasks but retrieval need classes."""
     tasks: tuple[Task, ...] = ("zeroshot",)
     """zeroshot: nearest class prompt. probe: linear classifier on the backbone's features. knn: its 10 and 20
     nearest training images. retrieval: captions by images and images by captions. agreement: with the

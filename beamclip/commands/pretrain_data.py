@@ -44,11 +44,9 @@ def load_data(config: PretrainConfig) -> PretrainData:
     check_decode(config.stream, config.workers)
     for address, own in zip(config.data, of_each(shards), strict=True):
         check_texts(own, columns_of(config), address)
-    classes = scored_classes(config.classes, config.scoring, allow_missing=allow_missing)
-    if config.scoring.eval_data and not classes:
-        raise InputError("--eval-data is given, but no --classes FILE to score its labels with.")
-    check_validation(config)
-    if config.scoring.eval_data or validated_on(config):
+    classes = scored_classes(config)
+    check_validation(config, classes)
+    if config.scoring.eval_data or validated_on(config, classes):
         check_contexts(classes, config.prompts, config.data, allow_missing=allow_missing)
     return PretrainData(shards, classes)
 

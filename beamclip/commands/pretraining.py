@@ -26,11 +26,11 @@ from beamclip.export.card import Card
 from beamclip.export.open_clip_dir import write_card, write_open_clip_dir
 from beamclip.models.clip import LoadedClip, assemble, new_clip
 from beamclip.prompts.class_prompts import class_prompts
-from beamclip.prompts.classes import ClassEntry
+from beamclip.prompts.classes import ClassEntry, save_classes
 from beamclip.prompts.contexts import ContextSource
 from beamclip.prompts.fitting import fitting_of
 from beamclip.prompts.templates import resolve_templates
-from beamclip.runs.folder import MODEL
+from beamclip.runs.folder import CLASSES_FILE, MODEL
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder, ValidationBuilder
 from beamclip.training.method import initial_logits
@@ -68,10 +68,13 @@ def run_pretraining(
     config = replace(config, prompts=with_templates(config.prompts, untrained))
     config = with_validation(
         config,
+        data.classes,
         sum(shard.samples for shard in data.shards),
         lambda: pretraining_costs(untrained, data.classes, config.prompts),
     )
     with started_run("pretrain", config, run_dir, data.shards, workers, began=began) as run:
+        if data.classes:
+            save_classes(data.classes, run_dir / CLASSES_FILE)
         external_sources = _external_sources(config, data.classes, run_dir)
         validation = None
         if config.validation.eval_every:
@@ -121,7 +124,7 @@ def _external_sources(
     config: PretrainConfig, classes: list[ClassEntry], run_dir: Path
 ) -> dict[str, ContextSource]:
     """Return what the prompts of the classes need more than the class list; nothing if no image is scored."""
-    if validated_on(config) is None:
+    if validated_on(config, classes) is None:
         return {}
     cache, allow_missing = run_dir.parent / "anchors", config.stream.allow_missing_shards
     return context_sources(classes, config.prompts, config.data, cache, allow_missing=allow_missing)

@@ -33,15 +33,21 @@ from beamclip.training.recipe import (
 Training = TypeVar("Training", bound=DistillConfig | PretrainConfig)
 
 
-def with_validation(config: Training, samples: int, costs_of: Callable[[], ValidationCosts]) -> Training:
+def with_validation(
+    config: Training,
+    classes: Sequence[ClassEntry],
+    samples: int,
+    costs_of: Callable[[], ValidationCosts],
+) -> Training:
     """Fill in how often and on how many images to validate, and print it; see `complete_validation`.
 
     Args:
         config: as returned by `batches.sized`.
+        classes: to predict.
         samples: in the data that are trained on.
         costs_of: called if there are images to validate on.
     """
-    address, batch_size = validated_on(config), config.stream.batch_size
+    address, batch_size = validated_on(config, classes), config.stream.batch_size
     assert batch_size is not None
     if address is None or config.validation.eval_every == 0:
         return replace(config, validation=replace(config.validation, eval_every=0))
@@ -154,7 +160,7 @@ def pretraining_validation(
 def _read(
     config: DistillConfig | PretrainConfig, clip: LoadedClip, classes: Sequence[ClassEntry]
 ) -> HeldOutRows:
-    address, most = validated_on(config), config.validation.val_images
+    address, most = validated_on(config, classes), config.validation.val_images
     assert address is not None
     assert most is not None
     rows = read_held_out(

@@ -3,22 +3,28 @@
 Free of torch: this is checked before a model is loaded.
 """
 
+from collections.abc import Sequence
+
 from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.data.listing import list_labelled
 from beamclip.errors import InputError
+from beamclip.prompts.classes import ClassEntry
 
 
-def validated_on(config: DistillConfig | PretrainConfig) -> str | None:
-    """Return the address of the images to validate on; None without images, or without a class list."""
+def validated_on(config: DistillConfig | PretrainConfig, classes: Sequence[ClassEntry]) -> str | None:
+    """Return the address of the images to validate on; None without images, or without classes."""
     address = config.validation.val_data or config.scoring.eval_data
-    return str(address) if address and config.classes else None
+    return str(address) if address and classes else None
 
 
-def check_validation(config: DistillConfig | PretrainConfig) -> None:
+def check_validation(config: DistillConfig | PretrainConfig, classes: Sequence[ClassEntry]) -> None:
     """Refuse options of the validation that lack others, or have no effect.
 
+    Args:
+        classes: of `scored_classes`.
+
     Raises:
-        InputError: for the first such option, or if --val-data cannot be used.
+        InputError: for the first such option.
     """
     own = config.validation
     chosen = own.export_checkpoint == "best"
@@ -35,10 +41,8 @@ def check_validation(config: DistillConfig | PretrainConfig) -> None:
         flag = asked[0] if asked else f"--eval-every {own.eval_every}"
         if own.val_data is None and config.scoring.eval_data is None:
             raise InputError(f"{flag}: there are no images to validate on. Give --val-data or --eval-data.")
-        if config.classes is None:
+        if not classes:
             raise InputError(f"{flag}: there are no classes to validate on. Give --classes FILE.")
-    if own.val_data is not None:
-        list_labelled(own.val_data, allow_missing=config.stream.allow_missing_shards)
 
 
 def count_labelled(address: str, *, allow_missing: bool) -> int:

@@ -5,15 +5,16 @@ that lifts. Every text is brought to Unicode's composed form (NFC), as are the l
 ids.
 """
 
+import json
 import reprlib
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from beamclip.errors import InputError
-from beamclip.files import parse_json, parse_yaml, read_text
+from beamclip.files import parse_json, parse_yaml, read_text, write_whole
 from beamclip.prompts.texts import check_text, nfc
 from beamclip.spelling import did_you_mean
 
@@ -77,6 +78,20 @@ def load_classes(path: Path | str) -> list[ClassEntry]:
         raise InputError(f"{path}: the list is empty. Give at least two classes.")
     _refuse_shared_ids(classes, path)
     return list(classes.values())
+
+
+def save_classes(classes: Iterable[ClassEntry], path: Path) -> None:
+    """Write a class list, which `load_classes` reads: JSON, a class a line.
+
+    Args:
+        path: ends in .json.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    filled = ({key: value for key, value in asdict(entry).items() if value} for entry in classes)
+    lines = (json.dumps(item, ensure_ascii=False) for item in filled)
+    write_whole(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def _imagenet(subset: str | None) -> list[ClassEntry]:

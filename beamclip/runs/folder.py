@@ -16,6 +16,7 @@ from beamclip.training.checkpoint_store import (
 from beamclip.training.manifest import check_sizes
 
 CONFIG_FILE = "config.yaml"
+CLASSES_FILE = "classes.json"
 HISTORY_FILE = "metrics.jsonl"
 PLOTS = "plots"
 REPORT = "report.html"

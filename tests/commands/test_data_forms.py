@@ -10,11 +10,16 @@ import yaml
 from PIL import Image
 
 from beamclip.cluster.config import WorkersConfig
+from beamclip.commands.distill import distill
 from beamclip.commands.evaluate import evaluate
-from beamclip.commands.options import EvaluateConfig
+from beamclip.commands.options import DistillConfig, EvaluateConfig, ScoringConfig
+from beamclip.data.config import StreamConfig
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import UNKNOWN_LABEL
 from beamclip.evaluation.results import read_scores
+from beamclip.models.config import StudentConfig
+from beamclip.prompts.classes import load_classes
+from beamclip.training.config import OptimConfig
 
 pytestmark = pytest.mark.slow
 
@@ -90,9 +95,39 @@ def test_a_data_set_of_torchvision_is_read_by_tasks_of_ray(ray_cluster, teacher,
     assert list(scores.keys) == [f"FakeData/{number}" for number in range(10)]
 
 
+def test_a_distillation_takes_the_classes_of_its_data_and_keeps_them(teacher, tmp_path, corpus):
+    write_benchmark(tmp_path / "data")
+    config = DistillConfig(
+        data=(str(corpus.train),),
+        teacher=str(teacher[0]),
+        out=tmp_path / "student",
+        student=StudentConfig(student="test_resnet"),
+        stream=StreamConfig(batch_size=32),
+        optim=OptimConfig(steps=2, precision="fp32"),
+        scoring=ScoringConfig(eval_data=str(tmp_path / "data")),
+        workers=WorkersConfig(num_workers=0),
+    )
+    summary = distill(config)
+    assert summary.metrics["scored_images"] == 11
+    assert [entry.name for entry in load_classes(tmp_path / "student" / "classes.json")] == NAMES
+
+
+def test_an_evaluation_takes_the_classes_of_the_run_where_the_data_name_none(teacher, corpus, tmp_path):
+    config = EvaluateConfig(
+        model=str(teacher[0]),
+        data=(str(corpus.test),),
+        out=tmp_path / "scores",
+        workers=WorkersConfig(num_workers=0),
+    )
+    assert evaluate(config).counts.succeeded == 60
+    assert read_scores(tmp_path / "scores").facts.class_ids == tuple(
+        entry.id for entry in load_classes(corpus.classes)
+    )
+
+
 def test_data_that_name_no_classes_need_a_list(teacher, tmp_path):
     config = EvaluateConfig(
-        model=str(teacher[0]), data=("torchvision:FakeData?size=2",), out=tmp_path / "scores"
+        model=str(teacher[0] / "model"), data=("torchvision:FakeData?size=2",), out=tmp_path / "scores"
     )
     with pytest.raises(InputError, match="needs --classes, a class list whose ids are the labels"):
         evaluate(config)

@@ -80,6 +80,7 @@ def test_a_run_leaves_what_its_contract_names(student, corpus):
     out, summary = student
     for name in (
         "config.yaml",
+        "classes.json",
         "summary.json",
         "metrics.jsonl",
         "model",

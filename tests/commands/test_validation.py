@@ -13,6 +13,7 @@ from beamclip.commands.options import DistillConfig, PretrainConfig, ScoringConf
 from beamclip.commands.pretrain import pretrain
 from beamclip.config import read_config
 from beamclip.data.config import StreamConfig
+from beamclip.errors import InputError
 from beamclip.json_lines import read_json_lines
 from beamclip.models.clip import load_clip
 from beamclip.models.config import StudentConfig
@@ -112,8 +113,8 @@ def test_a_pretraining_is_validated_with_captions(corpus, model_file, workspace)
             "--eval-every 5: there are no images to validate on. Give --val-data or --eval-data.",
         ),
         (
-            {"validation": ValidationConfig(eval_every=5), "classes": None, "anchors": "captions"},
-            "--eval-every 5: there are no classes to validate on. Give --classes FILE.",
+            {"classes": None, "anchors": "captions"},
+            "--eval-data is given, but no --classes FILE to score its labels with.",
         ),
         ({"validation": ValidationConfig(val_data="nowhere")}, "nowhere: no such folder"),
     ],
@@ -125,3 +126,10 @@ def test_options_of_a_validation_that_cannot_be_followed(
     assert run_command(DistillConfig, lambda _: distill(config), "", argv=[]) == 2
     assert message in capsys.readouterr().err
     assert not (workspace / "not-validated").exists()
+
+
+def test_images_to_validate_on_without_classes_are_refused(teacher, corpus, workspace):
+    without = {"classes": None, "anchors": "captions", "scoring": ScoringConfig()}
+    validation = ValidationConfig(val_data=str(corpus.train))
+    with pytest.raises(InputError, match="--val-data: there are no classes to validate on. Give --classes"):
+        distill(distill_config(teacher, corpus, workspace / "none", validation=validation, **without))

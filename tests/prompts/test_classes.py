@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from beamclip.errors import InputError
-from beamclip.prompts.classes import ClassEntry, load_classes
+from beamclip.prompts.classes import ClassEntry, load_classes, save_classes
 
 CRANES = """
 - id: n02012849
@@ -194,3 +194,12 @@ def test_a_subset_of_imagenet_keeps_its_numbers(name: str) -> None:
 
 def test_a_misspelled_name_of_a_list_is_answered_with_the_right_one() -> None:
     assert "Did you mean imagenet1k?" in message(Path("imagenet-1k"))
+
+
+def test_a_class_list_that_is_written_is_read_back(tmp_path):
+    entries = [
+        ClassEntry("0", "crane", contexts=("a bird",), parents=("wader", "bird"), synset="n02012849"),
+        ClassEntry("#1", "Äpfel"),
+    ]
+    save_classes(entries, tmp_path / "classes.json")
+    assert load_classes(tmp_path / "classes.json") == entries
