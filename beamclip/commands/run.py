@@ -269,7 +269,10 @@ class Run:
         self.tracking.model(self.folder / MODEL, name, kind, step)
         if metrics:
             scored = scored_dataset(self.config)
-            self.tracking.log([{"step": step, **metrics}], model="own", dataset=scored)
+            of_teacher = {key: value for key, value in metrics.items() if key.startswith("teacher_")}
+            own = {key: value for key, value in metrics.items() if key not in of_teacher}
+            self.tracking.log([{"step": step, **own}], model="own", dataset=scored)
+            self.tracking.log([{"step": step, **of_teacher}], dataset=scored)
 
     def _with_report(self, summary: Summary, after: AfterTraining) -> Summary:
         """Write the summary and the report; return the summary, which names the report if there is one."""

@@ -94,6 +94,8 @@ def test_the_student_comes_from_the_teachers_model_and_its_scores_are_its_models
     assert [[each.model_id for each in models] for models in used] == [[teacher.model_id], [student.model_id]]
     by_run = {metric.run_id for metric in student.metrics if metric.key == "zeroshot_top1"}
     assert by_run == {runs.student.mlflow_run_id, runs.scores.mlflow_run_id}
+    assert "teacher_zeroshot_top1" in client.get_run(runs.student.mlflow_run_id).data.metrics
+    assert not [metric.key for metric in student.metrics if metric.key.startswith("teacher_")]
 
 
 def test_the_model_is_stored_once_and_the_parameters_had_an_effect(runs, client):
