@@ -19,6 +19,7 @@ from beamclip.data.config import CaptionConfig
 from beamclip.evaluation.config import ProbeConfig
 from beamclip.losses.config import PsdConfig
 from beamclip.prompts.config import PromptConfig
+from beamclip.training.config import ValidationConfig
 
 Options = Mapping[str, Any]
 
@@ -49,6 +50,9 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[[Options], bool]], ...] = (
     (_names(PromptConfig), _without("classes", None)),
     (_names(PromptConfig), lambda options: {*options.get("tasks", "?")} <= {"probe", "knn", "retrieval"}),
     (_names(ProbeConfig), lambda options: "probe" not in options.get("tasks", ("probe",))),
+    (("probe_iterations", "probe_c"), _without("probe", "ssl")),
+    (("probe_epochs", "probe_lrs", "probe_batch"), _without("probe", "clip")),
+    (_names(ValidationConfig), _without("eval_every", None, 0)),
     (("num_contexts", "context_data", "context_columns", "wordnet"), _without("context_source", "none")),
     (("label_column", "scoring_batch"), _without("eval_data", None)),
     (("init_pixels", "init_mean", "init_std"), _without("init_checkpoint", None)),

@@ -167,6 +167,7 @@ def _planned(config: EvaluateConfig) -> _Plan:
     config = _with_splits(config)
     classes = _classes(config)
     tasks = _tasks(config, classes)
+    config = replace(config, tasks=tasks)
     data = dict(zip(_names(config.data), config.data, strict=True))
     _check_needs(config, tasks, classes)
     _check_places(config, tasks)

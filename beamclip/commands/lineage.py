@@ -59,21 +59,23 @@ def dataset_name(address: str) -> str:
 
 
 def training_datasets(config: DistillConfig | PretrainConfig, shards: Sequence[Shard]) -> list[Dataset]:
-    """Describe the data sets of --data, and that of --eval-data."""
+    """Describe the data sets of --data, --val-data and --eval-data."""
     given = zip(config.data, of_each(shards), strict=True)
     texts = ("caption", *config.captions.caption_columns) if isinstance(config, PretrainConfig) else ()
     found = [dataset_of(address, own, "training", texts=texts) for address, own in given]
-    scored = scored_dataset(config)
-    return found if scored is None else [*found, scored]
+    missing = config.stream.allow_missing_shards
+    label_column, chosen_on = config.scoring.label_column, config.validation.val_data
+    validated = labelled_dataset(chosen_on, "validation", label_column, allow_missing=missing)
+    return [*found, *(each for each in (validated, scored_dataset(config)) if each is not None)]
 
 
 def scored_dataset(config: DistillConfig | PretrainConfig) -> Dataset | None:
     """Describe the data set of --eval-data, if there is one."""
     allow_missing = config.stream.allow_missing_shards
     scoring = config.scoring
-    return labelled_dataset(
-        scoring.eval_data, "validation", scoring.label_column, allow_missing=allow_missing
-    )
+    # Without --val-data, the model is validated on images of --eval-data.
+    context: Context = "test" if config.validation.val_data else "validation"
+    return labelled_dataset(scoring.eval_data, context, scoring.label_column, allow_missing=allow_missing)
 
 
 def labelled_dataset(

@@ -229,7 +229,9 @@ class Run:
         samples = sum(shard.samples for shard in self.shards)
         lost = sum(trained.skipped.values())
         last = trained.history[-1] if trained.history else {}
-        recorded = {key: value for key, value in last.items() if key.startswith(("loss", "val_"))}
+        exported = next((each for each in trained.history if each["step"] == trained.weights_step), last)
+        recorded = {key: value for key, value in last.items() if key.startswith("loss")}
+        recorded |= {key: value for key, value in exported.items() if key.startswith("val_")}
         validation = sum(record.get("validation_seconds", 0.0) for record in trained.history)
         timed = {"training_seconds": trained.seconds, "validation_seconds": validation}
         summary = Summary(
@@ -254,7 +256,7 @@ class Run:
         summary = self._with_report(summary, after)
         skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
         self.tracking.log([{"step": trained.step, "skipped": float(lost), **skipped}])
-        self._log_model(model, trained.step, {**metrics, **ends(intervals)})
+        self._log_model(model, trained.weights_step, {**metrics, **ends(intervals)})
         for name in ("summary.json", CONFIG_FILE, REPORT):
             if (self.folder / name).exists():
                 self.tracking.artifact(self.folder / name)

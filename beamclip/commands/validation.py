@@ -50,7 +50,7 @@ def with_validation(
     address, batch_size = validated_on(config, classes), config.stream.batch_size
     assert batch_size is not None
     if address is None or config.validation.eval_every == 0:
-        return replace(config, validation=replace(config.validation, eval_every=0))
+        return config
     length = {"steps": total_steps(config.optim, samples, batch_size), "batch_size": batch_size}
     available = count_labelled(address, allow_missing=config.stream.allow_missing_shards)
     costs = costs_of()

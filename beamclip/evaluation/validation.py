@@ -108,7 +108,7 @@ class Scorer:
 
         The neighbours of an image are the others of the set, so only images whose class has another image
         there are scored by them, and none if these are less than half. The loss is the method's own: the mean
-        over batches of the size of training's, or of one smaller batch that holds the whole set.
+        over equal batches of `batch_size` at most.
         """
         embeddings, losses, counted = [], [], 0
         for places in self._batches():

@@ -29,6 +29,8 @@ History = Sequence[dict[str, float]]
 """Records of a run, with `step` and any of the quantities, in any order."""
 DRAWN = 400
 """Most points of a line; with more, only every second, third, ... is drawn."""
+CONTRASTIVE = frozenset(("loss/clip", "loss/siglip", "loss/psd"))
+"""Terms that compare the samples of a batch with each other."""
 DASHES = ("-", "--", ":")
 """Styles of the lines of a panel where the colours tell runs apart."""
 
@@ -59,7 +61,8 @@ class Panel:
 def plot_curves(history: History, out: Path) -> Path:
     """Draw what training recorded over the steps, in one small panel per quantity.
 
-    Panels: the loss, with that on held-out data (`val_loss`) if it was recorded; each of its terms
+    Panels: the loss, with that on held-out data (`val_loss`) if it was recorded, but a contrastive one apart,
+    since it depends on the size of its batches; each of its terms
     (`loss/...`, before weighting), unless the only term is the loss itself; accuracy on held-out data
     (`val_..._top1`); learning rate, gradient norm, logit scale, images per second, share of the time spent
     waiting for data.
@@ -107,8 +110,12 @@ def panels_of(histories: Sequence[History]) -> list[Panel]:
     held = {key for history in histories for record in history for key in record}
     terms = sorted(key for key in held if key.startswith("loss/"))
     terms = [term for term in terms if not all(_repeats_loss(history, term) for history in histories)]
+    held_out = Line("val_loss", ORANGE, "held-out", noisy=False)
+    # A contrastive loss grows with its batch, which is smaller in validation.
+    apart = not CONTRASTIVE.isdisjoint(held)
     panels = [
-        Panel("Loss", (Line("loss", BLUE, "training"), Line("val_loss", ORANGE, "held-out", noisy=False))),
+        Panel("Loss", (Line("loss", BLUE, "training"), *(() if apart else (held_out,)))),
+        *([Panel("Held-out loss", (held_out,))] if apart else []),
         Panel(
             "Accuracy, held-out images",
             (

@@ -22,13 +22,13 @@ class CurveSection:
 
 def curve_section(runs: Sequence[RunFiles]) -> CurveSection | None:
     """Return the curves of the runs, overlaid; None if nothing was recorded."""
-    recorded = [run for run in runs if run.history]
-    figures = curve_figures([run.history for run in recorded])
+    # All runs, so that each has its colour of the page.
+    figures = curve_figures([run.history for run in runs])
     drawn = tuple(
         Markup(svg_element(figure, f"curve{i}", f"{title}, over the steps"))
         for i, (title, figure) in enumerate(figures)
     )
     if not drawn:
         return None
-    colours = ((run.label, SERIES[i % len(SERIES)]) for i, run in enumerate(recorded))
-    return CurveSection(drawn, tuple(colours) if len(recorded) > 1 else ())
+    colours = ((run.label, SERIES[i % len(SERIES)]) for i, run in enumerate(runs) if run.history)
+    return CurveSection(drawn, tuple(colours) if len(runs) > 1 else ())

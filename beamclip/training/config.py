@@ -81,7 +81,7 @@ class ValidationConfig:
 
     eval_every: Natural | None = None
     """Steps between two validations; another one follows the last step. 0: none. By default as many as fit
-    into 1 % of the training's time, 40 at most; none where these are fewer than 3, unless --val-data is
+    into 1 % of the training's arithmetic, 40 at most; none where these are fewer than 3, unless --val-data is
     given."""
     val_data: PathOrAddress = None
     """Labelled images to validate on, of the same kinds and classes as --eval-data; by default images of

@@ -36,7 +36,7 @@ LEAST_IN_A_SHARE = 16
 """Minimum images of a batch for each worker: batch norms estimate their statistics from them."""
 
 VALIDATION_SHARE = 0.008
-"""Share of a training's arithmetic that validation takes by default, at most; of its time, less than 1 %."""
+"""Share of a training's arithmetic that validation takes by default, at most."""
 LEAST_VALIDATIONS, MOST_VALIDATIONS = 3, 40
 """Fewer are no curve, and more show nothing new."""
 TRAINED_FOR_EACH = 400
@@ -69,10 +69,14 @@ def complete_validation(
 
     Args:
         steps, batch_size: of the training.
-        available: images that could be validated on; with none, the interval is 0.
+        available: images that could be validated on.
+
+    Returns:
+        The options as they are if there is no image, or no time for LEAST_VALIDATIONS: an interval that is
+        None or 0 is no validation.
     """
     if not available:
-        return replace(config, eval_every=0)
+        return config
     samples = steps * batch_size
     wanted = config.val_images or min(max(samples // TRAINED_FOR_EACH, LEAST_IMAGES), MOST_IMAGES)
     images = min(wanted, available)
@@ -80,10 +84,11 @@ def complete_validation(
     if every is None:
         left = VALIDATION_SHARE * samples * costs.sample - images * costs.once
         number = min(int(left / (images * costs.image + costs.texts)), MOST_VALIDATIONS, steps)
-        asked = config.val_data is not None or config.export_checkpoint == "best"
         if number < LEAST_VALIDATIONS:
-            number = LEAST_VALIDATIONS if asked else 0
-        every = math.ceil(steps / number) if number else 0
+            if config.val_data is None and config.export_checkpoint != "best":
+                return config
+            number = LEAST_VALIDATIONS
+        every = math.ceil(steps / number)
     return replace(config, eval_every=every, val_images=images)
 
 

@@ -74,7 +74,7 @@ def test_the_best_weights_are_exported_where_they_are_asked_for(teacher, corpus,
     state = read_checkpoint(str(out / "checkpoints"), best)
     exported = load_clip(str(out)).model.visual.state_dict()
     assert all(torch.equal(state["method"][f"visual.{name}"], own) for name, own in exported.items())
-    assert summary.metrics["val_zeroshot_top1"] == scores[8]
+    assert summary.metrics["val_zeroshot_top1"] == scores[best]
 
 
 def test_a_pretraining_is_validated_with_captions(corpus, model_file, workspace):

@@ -92,4 +92,9 @@ def test_an_interval_and_a_number_of_images_that_are_given_stay():
 
 def test_without_images_nothing_is_validated():
     own = complete_validation(ValidationConfig(), DISTILLED, steps=9999, batch_size=16, available=0)
-    assert own.eval_every == 0
+    assert own == ValidationConfig()
+
+
+def test_the_options_of_a_training_too_short_for_validation_stay_open():
+    own = complete_validation(ValidationConfig(), DISTILLED, steps=5, batch_size=16, available=500)
+    assert own == ValidationConfig()
