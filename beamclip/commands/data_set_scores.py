@@ -14,7 +14,7 @@ from beamclip.commands.anchors import class_anchors, encoded_texts
 from beamclip.commands.class_list import label_ids
 from beamclip.commands.console import ProgressLine, plural, print_stage
 from beamclip.commands.contexts import context_sources
-from beamclip.commands.options import EvaluateConfig
+from beamclip.commands.options import EvaluateConfig, Task
 from beamclip.commands.scoring import SCORING_TEMPERATURE, agreement_statistics, zeroshot_parts
 from beamclip.commands.templates import warn_of_misfit, with_templates
 from beamclip.errors import InputError
@@ -32,7 +32,7 @@ from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry
 from beamclip.prompts.config import PromptConfig
 
-TASKS = ("zeroshot", "probe", "knn", "retrieval", "agreement")
+TASKS: tuple[Task, ...] = ("zeroshot", "probe", "knn", "retrieval", "agreement")
 CLASS_TASKS = ("zeroshot", "probe", "knn", "agreement")
 """Tasks that need a class list."""
 

@@ -28,7 +28,7 @@ from beamclip.commands.effects import effective_parameters
 from beamclip.commands.evaluation_pictures import draw_evaluation
 from beamclip.commands.figures import draw_scores, show_figures
 from beamclip.commands.lineage import labelled_dataset, model_ref
-from beamclip.commands.options import EvaluateConfig
+from beamclip.commands.options import EvaluateConfig, Task
 from beamclip.commands.report import write_summary_and_report
 from beamclip.config import write_config
 from beamclip.data.listing import check_texts, list_labelled, list_shards, split_address
@@ -204,7 +204,7 @@ def _classes(config: EvaluateConfig) -> ClassList:
     return found
 
 
-def _tasks(config: EvaluateConfig, classes: ClassList) -> tuple[str, ...]:
+def _tasks(config: EvaluateConfig, classes: ClassList) -> tuple[Task, ...]:
     """The tasks to run; `agreement` includes zero-shot, and `all` stands for what the options allow."""
     if not config.tasks:
         raise InputError(f"--tasks is empty. Give {or_list(['all', *TASKS])}.")
