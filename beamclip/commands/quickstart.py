@@ -232,11 +232,11 @@ def _show_scores(teacher: Summary, student: Summary, speeds: dict[str, ModelSpee
     smaller = speeds["teacher"].weights / speeds["student"].weights
     fastest = max(each.images_per_second for role, each in speeds.items() if role.startswith("student"))
     faster = fastest / speeds["teacher"].images_per_second
-    kept = student.metrics["retained_top1"] or 0.0
+    kept = student.metrics.get("retained_top1")  # none of a teacher that names nothing
+    told = f"keeps {percent(kept)} of its teacher's top-1. It " if kept is not None else ""
     print(
-        f"\nThe student keeps {percent(kept)} of its teacher's top-1. It is {smaller:.0f} times smaller, and "
-        f"{faster:.1f} times as fast\nfrom a PNG file to a name, on one core. It learned without captions or "
-        "labels."
+        f"\nThe student {told}is {smaller:.0f} times smaller, and {faster:.1f} times as fast\n"
+        "from a PNG file to a name, on one core. It learned without captions or labels."
     )
 
 
@@ -255,7 +255,7 @@ Next:
   name a picture of your own, with names of your own
     {python} -c "{code}"
   compare the runs, their curves and pictures
-    make ui
+    {python} -m beamclip.tracking ui
   distil another student; put images, a teacher and a class list of your own in their places
     {python} -m beamclip distill {shlex.join(map(str, again))}"""
     )

@@ -85,12 +85,20 @@ def read_contexts(path: Path) -> ContextEffect:
 
 
 def _effect(content: Any) -> ContextEffect:
-    return ContextEffect(
+    effect = ContextEffect(
         str(content["contexts"]),
-        tuple(MovedPair(**pair) for pair in content["pairs"]),
+        tuple(map(_moved_pair, content["pairs"])),
         tuple(map(float, content["bare"])),
         tuple(map(float, content["with_contexts"])),
     )
+    if not (effect.pairs and effect.bare and effect.with_contexts):
+        raise ValueError("it has no class")
+    return effect
+
+
+def _moved_pair(content: Any) -> MovedPair:
+    both = (float(content[name]) for name in ("bare", "with_contexts"))
+    return MovedPair(str(content["first"]), str(content["second"]), *both)
 
 
 def _draw_pairs(axes: Axes, effect: ContextEffect, most: int | None = None, letters: int = 48) -> None:

@@ -87,13 +87,17 @@ def _examples(content: Any) -> RetrievalExamples:
 
 
 def _image_query(content: Any) -> ImageQuery:
-    found = tuple(FoundText(**each) for each in content["found"])
+    found = tuple(
+        FoundText(str(each["text"]), float(each["similarity"]), bool(each["right"]))
+        for each in content["found"]
+    )
     captions = tuple(map(str, content["captions"]))
     return ImageQuery(checked_webp(content["image"]), captions, int(content["rank"]), found)
 
 
 def _text_query(content: Any) -> TextQuery:
-    found = tuple(FoundImage(**each) for each in content["found"])
-    for each in found:
-        checked_webp(each.image)
+    found = tuple(
+        FoundImage(checked_webp(each["image"]), float(each["similarity"]), bool(each["right"]))
+        for each in content["found"]
+    )
     return TextQuery(str(content["text"]), int(content["rank"]), found)

@@ -118,12 +118,23 @@ def _sheet(content: Any) -> Sheet:
     cards = []
     for card in content["cards"]:
         answers = tuple(
-            Answer(tuple(Guess(**guess) for guess in answer["guesses"]), answer["rank"])
+            Answer(
+                tuple(map(_guess, answer["guesses"])), None if (rank := answer["rank"]) is None else int(rank)
+            )
             for answer in card["answers"]
         )
         cards.append(Card(checked_webp(card["image"]), str(card["truth"]), answers))
     models = tuple(map(str, content["models"]))
     return Sheet(models, float(content["temperature"]), int(content["classes"]), tuple(cards))
+
+
+def _read_answer(content: Any) -> Answer:
+    rank = content["rank"]
+    return Answer(tuple(map(_guess, content["guesses"])), None if rank is None else int(rank))
+
+
+def _guess(content: Any) -> Guess:
+    return Guess(str(content["name"]), float(content["probability"]), bool(content["right"]))
 
 
 def checked_webp(text: str) -> str:

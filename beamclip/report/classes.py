@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from beamclip.evaluation.results import Ints, Scores
-from beamclip.plots.style import BLUE, MUTED, Floats, styled
+from beamclip.evaluation.scores import worst_classes
+from beamclip.evaluation.statistic import CalibrationError, ReliabilityBins, reliability
+from beamclip.plots.style import BLUE, MUTED, styled
 from beamclip.plots.svg import svg_element
 from beamclip.report.run_files import RunFiles
 
@@ -17,8 +19,6 @@ WORST = 15
 """Classes in the table."""
 NAMED = 8
 """Classes in the list of those that are named too often."""
-CONFUSIONS = 3
-"""Wrong classes named for each."""
 BINS = 10
 """Bins of the reliability diagram, of equal numbers of images."""
 TEACHER = "teacher"
@@ -71,24 +71,19 @@ def class_tables(run: RunFiles) -> tuple[ClassTable, ...]:
     )
 
 
-def worst_classes(scored: Scores, most: int = WORST) -> list[ClassRow]:
-    """Return the classes with the lowest accuracy.
-
-    Of equal ones, those with more images come first, then those whose mistakes are surest.
-    """
-    labels, likeliest = _pairs(scored)
-    names, right = scored.facts.class_names, likeliest == labels
-    sureness = np.zeros(len(labels)) if scored.probability is None else scored.probability
-    rows = []
-    for label in np.unique(labels):
-        own = labels == label
-        sure = float(sureness[own & ~right].mean()) if (own & ~right).any() else 0.0
-        wrong = Counter(likeliest[own & ~right].tolist())
-        confusions = ((names[k], number) for k, number in wrong.most_common(CONFUSIONS))
-        row = ClassRow(names[label], int(right[own].sum()), int(own.sum()), tuple(confusions))
-        if row.right < row.images:
-            rows.append((row.accuracy, -row.images, -sure, row))
-    return [row for *_, row in sorted(rows, key=lambda each: each[:3])[:most]]
+def worst_rows(scored: Scores, most: int = WORST) -> list[ClassRow]:
+    """Return the classes with the lowest accuracy, but for those without a mistake; see `worst_classes`."""
+    names = dict(zip(scored.facts.class_ids, scored.facts.class_names, strict=True))
+    return [
+        ClassRow(
+            row["name"],
+            round(row["accuracy"] * row["images"]),
+            row["images"],
+            tuple((names[other], number) for other, number in row["taken_for"]),
+        )
+        for row in worst_classes(scored, most)
+        if row["accuracy"] < 1
+    ]
 
 
 def named_too_often(scored: Scores, most: int = NAMED) -> list[tuple[str, int, int]]:
@@ -99,18 +94,12 @@ def named_too_often(scored: Scores, most: int = NAMED) -> list[tuple[str, int, i
     return [(names[k], number, int((labels == k).sum())) for k, number in wrong.most_common(most)]
 
 
-def reliability(scored: Scores) -> tuple[Floats, Floats]:
-    """Return mean probability and accuracy of bins with equally many images, [BINS] each."""
+def reliability_bins(scored: Scores) -> ReliabilityBins:
+    """Return mean probability and accuracy of BINS bins with equally many images."""
     assert scored.probability is not None, "it is written with the predictions"
     labels, likeliest = _pairs(scored)
-    order = np.argsort(scored.probability, kind="stable")
-    right = (likeliest == labels)[order]
-    bins = np.array_split(np.arange(len(order)), BINS)
-    probability = scored.probability[order].astype(np.float64)
-    return (
-        np.array([probability[part].mean() for part in bins]),
-        np.array([right[part].mean() for part in bins]),
-    )
+    hits, confidence = (likeliest == labels).astype(float), scored.probability.astype(float)
+    return reliability(CalibrationError(hits, confidence, bins=BINS))
 
 
 def _table(data: str, scored: Scores, place: int) -> ClassTable:
@@ -124,7 +113,7 @@ def _table(data: str, scored: Scores, place: int) -> ClassTable:
         int((seen & (right == images)).sum()),
         int((seen & (right == 0)).sum()),
         int(images.max()),
-        tuple(worst_classes(scored)),
+        tuple(worst_rows(scored)),
         tuple(named_too_often(scored)),
         _draw_reliability(scored, f"reliability{place}")
         if len(labels) >= FEWEST and scored.probability is not None
@@ -140,12 +129,12 @@ def _pairs(scored: Scores) -> tuple[Ints, Ints]:
 
 
 def _draw_reliability(scored: Scores, name: str) -> Markup:
-    probability, accuracy = reliability(scored)
+    bins = reliability_bins(scored)
     with styled():
         figure = Figure(figsize=(3.6, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
-        axes.plot(probability, accuracy, color=BLUE, linewidth=1.8, marker="o", markersize=4)
+        axes.plot(bins.confidence, bins.accuracy, color=BLUE, linewidth=1.8, marker="o", markersize=4)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axes.set_xlabel("probability of the likeliest class")
         axes.set_ylabel("share that is right")

@@ -92,13 +92,6 @@ def read_run(folder: Path) -> RunFiles:
         NothingToShowError: the run has left nothing to show so far.
     """
     content = _config(folder)
-    summary = read_summary(folder) if (folder / SUMMARY_FILE).exists() else None
-    command = summary.command if summary else _command_of(content)
-    if command not in REPORTED:
-        raise InputError(
-            f"{folder}: a folder of beamclip {command}, which has no report. Give the --out folder of "
-            f"{', '.join(REPORTED[:-1])} or {REPORTED[-1]}."
-        )
     problems: list[str] = []
     plots = folder / PLOTS
 
@@ -109,6 +102,13 @@ def read_run(folder: Path) -> RunFiles:
             problems.append(str(error))
             return None
 
+    summary = kept(folder / SUMMARY_FILE, lambda path: read_summary(path.parent))
+    command = summary.command if summary else _command_of(content)
+    if command not in REPORTED:
+        raise InputError(
+            f"{folder}: a folder of beamclip {command}, which has no report. Give the --out folder of "
+            f"{', '.join(REPORTED[:-1])} or {REPORTED[-1]}."
+        )
     run = RunFiles(
         folder,
         folder.resolve().name,
@@ -116,7 +116,7 @@ def read_run(folder: Path) -> RunFiles:
         summary,
         _ended(folder, summary),
         flat_options(content),
-        kept(folder / HISTORY_FILE, lambda path: read_history(path.parent)) or (),
+        kept(folder / HISTORY_FILE, _numbers) or (),
         _scored(folder, problems),
         kept(plots / "predictions.json", read_sheet),
         kept(plots / "similarity.json", read_similarity),
@@ -163,6 +163,14 @@ def _command_of(content: Mapping[str, Any]) -> str:
     """Tell from its options which command left no summary."""
     marks = {"search": "sweep", "objective": "pretrain", "student": "distill", "tasks": "evaluate"}
     return next((command for option, command in marks.items() if option in content), "another command")
+
+
+def _numbers(path: Path) -> list[dict[str, float]]:
+    """Read the records of a training, which must be numbers."""
+    records = read_history(path.parent)
+    if any(not isinstance(value, int | float) for record in records for value in record.values()):
+        raise InputError(f"{path}: a value is not a number. Restore the file from a copy.")
+    return records
 
 
 def _ended(folder: Path, summary: Summary | None) -> datetime | None:

@@ -17,7 +17,7 @@ TASKS = {
 ROLES = {"distill": "student", "sweep": "best trial"}
 """What the scores of a command are of, where it is not just a model."""
 _SHARE = re.compile(
-    r"(?P<data>.*?)(?P<teacher>teacher_)?(?P<task>zeroshot|probe|knn|retrieval|agreement|calibration)"
+    r"(?!.*effective_robustness)(?P<data>.*?)(?P<teacher>teacher_)?(?P<task>zeroshot|probe|knn|retrieval|agreement|calibration)"
     r"(?P<rest>\d*_(?:mean_class_|i2t_|t2i_)?(?:top\d+|r\d+|error(?:_own_scale)?))"
 )
 _WORDS = {
@@ -142,9 +142,7 @@ def metric_title(name: str) -> str:
 
 def _value(runs: Sequence[RunFiles], place: int, name: str, value: float, *, of_teacher: bool) -> _Value:
     run = runs[place]
-    role = (
-        "teacher" if of_teacher else {"distill": "student", "sweep": "best trial"}.get(run.command, "model")
-    )
+    role = "teacher" if of_teacher else ROLES.get(run.command, "model")
     label = role if len(runs) == 1 else f"{run.label}, teacher" if of_teacher else run.label
     series = place if len(runs) > 1 else 1 if of_teacher else 0
     return _Value(label, series, of_teacher and len(runs) > 1, value, _interval(name, run))
@@ -222,19 +220,30 @@ def _against(run: RunFiles) -> Against | None:
         return None
     rows = []
     for name, each in noted["figures"].items():
-        share, value, low, high = _SHARE.fullmatch(name), each["value"], each["low"], each["high"]
-        if share:
-            text = f"{100 * value:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-        else:
-            text = f"{value:+.3g} ({low:+.3g} to {high:+.3g})"
+        ends = (each["low"], each["high"])
+        interval = None if None in ends else ends
+        text = (
+            _points(each["value"], interval) if _SHARE.fullmatch(name) else _signed(each["value"], interval)
+        )
         rows.append((name.replace("_", " "), text, str(each["verdict"])))
     return Against(str(noted.get("run", "")), tuple(rows))
+
+
+def _points(value: float, interval: tuple[float, float] | None) -> str:
+    ends = f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})" if interval else ""
+    return f"{100 * value:+.1f} points{ends}"
+
+
+def _signed(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:+.3g}{f' ({interval[0]:+.3g} to {interval[1]:+.3g})' if interval else ''}"
 
 
 def _number(name: str, run: RunFiles) -> str:
     value, interval = run.metrics[name], _interval(name, run)
     if name.startswith("retained"):
         return f"{percent_text(value, interval)} of the teacher's"
+    if "effective_robustness" in name:
+        return _points(value, interval)
     text = f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.4g}"
     return f"{text} ({interval[0]:.4g} to {interval[1]:.4g})" if interval else text
 

@@ -138,10 +138,16 @@ def test_a_damaged_file_is_named_and_left_out(tmp_path: Path) -> None:
     write_everything(run, ["a", "b", "c"])
     (run / "plots" / "predictions.json").write_text('{"cards": 1}')
     (run / "scores.parquet").write_bytes(b"no parquet")
+    (run / "plots" / "contexts.json").write_text(
+        '{"contexts": "2", "pairs": [], "bare": [], "with_contexts": []}'
+    )
+    (run / "summary.json").write_text("{}")
     text, page = read_page([run], run / "report.html")
     assert not {"Images", "Worst classes"} & set(headings(text))
     assert "predictions.json: is not a sheet" in page.text
     assert "scores.parquet: cannot be read" in page.text
+    assert "contexts.json: is not a file of the effect of contexts" in page.text
+    assert "summary.json: not a summary" in page.text
 
 
 def test_figures_that_are_not_numbers_are_left_out(tmp_path: Path) -> None:

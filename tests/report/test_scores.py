@@ -8,7 +8,7 @@ from run_folders import write_run
 from sklearn.metrics import confusion_matrix
 
 from beamclip.evaluation.results import Facts, Scores
-from beamclip.report.classes import BINS, named_too_often, reliability, worst_classes
+from beamclip.report.classes import BINS, named_too_often, reliability_bins, worst_rows
 from beamclip.report.costs import cost_table, duration_text
 from beamclip.report.run_files import read_run, read_runs
 from beamclip.report.scores import metric_title, score_section
@@ -23,7 +23,8 @@ def scores(images: int, classes: int, seed: int = 0) -> Scores:
     names = tuple(f"class {k}" for k in range(classes))
     facts = Facts("model", "data", ("zeroshot",), names, names)
     keys = [str(i) for i in range(images)]
-    return Scores(facts, keys, labels, predicted, rng.random(images).astype(np.float32))
+    ranks = {"zeroshot": (predicted[:, 0] != labels).astype(np.int32)}
+    return Scores(facts, keys, labels, predicted, rng.random(images).astype(np.float32), ranks=ranks)
 
 
 def test_bars_and_whiskers_are_shares_of_an_axis_that_holds_them(tmp_path: Path) -> None:
@@ -69,11 +70,11 @@ def test_small_scores_get_a_shorter_axis(tmp_path: Path) -> None:
 
 
 def test_figures_of_several_data_sets_are_tasks_of_their_own(tmp_path: Path) -> None:
-    metrics = {"a/zeroshot_top1": 0.5, "b_zeroshot_top1": 0.25, "b_effective_robustness": 0.1}
+    metrics = {"a/zeroshot_top1": 0.5, "b_zeroshot_top1": 0.25, "b/effective_robustness_zeroshot_top1": -0.1}
     section = score_section([read_run(write_run(tmp_path / "run", metrics=metrics, intervals={}))])
     assert section
     assert [task.title for task in section.tasks] == ["Zero-shot: a", "Zero-shot: b"]
-    assert section.others == (("b effective robustness", "0.1"),)
+    assert section.others == (("b/effective robustness zeroshot top-1", "-10.0 points"),)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_worst_classes_are_those_of_the_confusion_matrix() -> None:
     assert scored.labels is not None
     assert scored.predicted is not None
     matrix = confusion_matrix(scored.labels, scored.predicted[:, 0], labels=range(12))
-    rows = worst_classes(scored, most=12)
+    rows = worst_rows(scored, most=12)
     assert len(rows) == 12
     assert [row.accuracy for row in rows] == sorted(row.accuracy for row in rows)
     wrong = matrix - np.diag(np.diag(matrix))
@@ -118,11 +119,11 @@ def test_reliability_is_the_accuracy_of_images_sorted_by_probability() -> None:
     assert scored.predicted is not None
     assert scored.probability is not None
     found = sorted(zip(scored.probability, scored.predicted[:, 0] == scored.labels, strict=True))
-    probability, accuracy = reliability(scored)
+    bins = reliability_bins(scored)
     for i in range(BINS):
         part = found[100 * i : 100 * (i + 1)]
-        assert probability[i] == pytest.approx(sum(float(p) for p, _ in part) / 100)
-        assert accuracy[i] == pytest.approx(sum(bool(r) for _, r in part) / 100)
+        assert bins.confidence[i] == pytest.approx(sum(float(p) for p, _ in part) / 100)
+        assert bins.accuracy[i] == pytest.approx(sum(bool(r) for _, r in part) / 100)
 
 
 def test_costs_are_the_hours_of_all_workers(tmp_path: Path) -> None:
@@ -136,3 +137,21 @@ def test_costs_are_the_hours_of_all_workers(tmp_path: Path) -> None:
     assert rows["student"] == ("image tower 2.00 M parameters, 8.0 MB",)
     assert "teacher" not in rows
     assert [duration_text(s) for s in (8.2, 751, 3720)] == ["8.2 s", "12 min 31 s", "1 h 2 min"]
+
+
+def test_a_loss_against_the_baseline_is_no_bar(tmp_path: Path) -> None:
+    name = "sketches/effective_robustness_zeroshot_top1"
+    run = write_run(tmp_path / "run", metrics={name: -0.04}, intervals={name: (-0.06, -0.02)})
+    section = score_section([read_run(run)])
+    assert section
+    assert section.tasks == ()
+    assert section.others[0][1] == "-4.0 points (-6.0 to -2.0)"
+
+
+def test_a_difference_without_an_interval_is_shown(tmp_path: Path) -> None:
+    figures = {"agreement_kl": {"value": 0.5, "low": None, "high": None, "verdict": "cannot tell"}}
+    run = write_run(tmp_path / "run", stages={"against": {"run": "runs/other", "figures": figures}})
+    section = score_section([read_run(run)])
+    assert section
+    assert section.against
+    assert section.against.rows == (("agreement kl", "+0.5", "cannot tell"),)
