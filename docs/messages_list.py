@@ -34,8 +34,9 @@ def read_cures() -> dict[str, str]:
 
 
 def cure_of(message: Message, cures: dict[str, str]) -> str | None:
-    """Return the cure that belongs to a message, if there is one."""
-    return next((cure for part, cure in cures.items() if part in message.text), None)
+    """Return the cure that belongs to a message, if there is one: that of the longest part."""
+    parts = [part for part in cures if part in message.text]
+    return cures[max(parts, key=len)] if parts else None
 
 
 def messages_list() -> str:

@@ -61,15 +61,18 @@ def _ingest_urls(config: IngestConfig, tracked: IngestTracking) -> Summary:
     line.close()
     _show(result)
     out = Folder(absolute(str(config.out)))
-    failure = _failure(result, IngestFolder(out.place, "").log)
-    summary = replace(_summary(config, result, failed=failure is not None), notes=notes)
+    log = IngestFolder(out.place, "").log
+    failed = _failure(result, log) is not None
+    summary = replace(_summary(config, result, failed=failed), notes=notes)
     summary = replace(summary, mlflow_run_id=tracked.run_id)
     out.write(CONFIG_FILE, config_text(config).encode())
     out.write(SUMMARY_FILE, summary_text(summary).encode())
     tracked.end(summary, IngestFolder(out.place, "").read_manifest())
     print(f"{config.out}: shards  summary.json")
-    if failure is not None:
-        raise FailedRunError(" ".join([f"{config.out}: {failure}", *(f"({note})" for note in notes)]))
+    if failed:
+        raise FailedRunError(
+            f"{config.out}: {_failure(result, log)}{''.join(f' ({note})' for note in notes)}"
+        )
     return summary
 
 
@@ -89,14 +92,15 @@ def _failure(result: IngestSummary, log: Path) -> str | None:
     lost = result.failed.get(SHARD_FAILED, 0)
     if result.succeeded > 0 and lost == 0:
         return None
-    what, failed = "shards were lost", {SHARD_FAILED: lost}
+    errors = f" The errors of lost shards are in {log}." if lost else ""
     if result.succeeded == 0:
-        what, failed = f"none of {plural(result.attempted, 'URL')} was stored", result.failed
-    reasons = [
-        f"{number:,} {reason}" + (f" ({_HINTS[reason]})" if reason in _HINTS else "")
-        for reason, number in _by_number(failed)
-    ]
-    return f"{what}: {'; '.join(reasons)}." + (f" Their errors are in {log}." if lost else "")
+        return f"none of {plural(result.attempted, 'URL')} was stored: {_reasons(result.failed)}.{errors}"
+    return f"shards were lost: {_reasons({SHARD_FAILED: lost})}.{errors}"
+
+
+def _reasons(failed: dict[str, int]) -> str:
+    hints = {reason: f" ({_HINTS[reason]})" if reason in _HINTS else "" for reason in failed}
+    return "; ".join(f"{number:,} {reason}{hints[reason]}" for reason, number in _by_number(failed))
 
 
 def _by_number(failed: dict[str, int]) -> list[tuple[str, int]]:
