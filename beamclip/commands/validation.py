@@ -1,7 +1,6 @@
 """Validation of a training, from its options to what scores the model on the workers."""
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -98,10 +97,12 @@ def _image_operations(tower: ImageTower) -> int:
 
 
 def _operations(network: nn.Module, run: Callable[[Any], object]) -> int:
-    # A copy: eval mode, so that no batch norm takes zeros for images.
-    network = deepcopy(network).eval()
+    training = [module for module in network.modules() if module.training]
+    network.eval()  # so that no batch norm takes zeros for images
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run(network)
+    for module in training:
+        module.training = True
     return int(counter.get_total_flops())
 
 

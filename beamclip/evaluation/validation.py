@@ -15,7 +15,7 @@ from torch import Tensor
 
 from beamclip.data.batch import Batch
 from beamclip.data.transforms import AUGMENT_DRAWS
-from beamclip.evaluation.zeroshot import class_scores, topk_accuracy
+from beamclip.evaluation.zeroshot import CHUNK_ELEMENTS, class_scores, topk_accuracy
 from beamclip.losses.contrastive import gather_values, gather_with_grad
 from beamclip.losses.similarity import similarities
 from beamclip.prompts.anchors import Anchors, encode_anchors
@@ -203,12 +203,25 @@ def neighbour_accuracy(embeddings: Tensor, labels: Tensor, num_classes: int) -> 
     can_be_right = torch.bincount(labels, minlength=num_classes)[labels] > 1
     if 2 * int(can_be_right.sum()) < len(labels) or len(labels) < 2:
         return None
-    cosines = similarities(embeddings.float(), embeddings.float()).fill_diagonal_(-torch.inf)
+    rows = max(1, CHUNK_ELEMENTS // max(len(labels), num_classes))
+    voted = [
+        _voted(embeddings.float(), labels, num_classes, places)
+        for places in torch.arange(len(labels), device=labels.device).split(rows)
+    ]
+    right = torch.cat(voted) == labels
+    return float(right[can_be_right].float().mean())
+
+
+def _voted(embeddings: Tensor, labels: Tensor, num_classes: int, places: Tensor) -> Tensor:
+    """[n] classes that the neighbours of the images at these places vote for; -1 where these are NaN."""
+    cosines = similarities(embeddings[places], embeddings)
+    # NaN counts as the nearest of all.
+    cosines = cosines.masked_fill(cosines.isnan(), -torch.inf)
+    cosines[torch.arange(len(places), device=places.device), places] = -torch.inf
     nearest = cosines.topk(min(NEIGHBOURS, len(labels) - 1), dim=1)
     votes = (nearest.values / NEIGHBOUR_TEMPERATURE).softmax(dim=1)
-    totals = votes.new_zeros(len(labels), num_classes).scatter_add_(1, labels[nearest.indices], votes)
-    right = totals.argmax(dim=1) == labels
-    return float(right[can_be_right].float().mean())
+    totals = votes.new_zeros(len(places), num_classes).scatter_add_(1, labels[nearest.indices], votes)
+    return totals.argmax(dim=1).masked_fill(totals.isnan().any(dim=1), -1)
 
 
 def _in_order(own: Tensor, count: int, world_size: int) -> Tensor:

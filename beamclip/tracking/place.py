@@ -69,13 +69,14 @@ def _begun_in(run_dir: Path) -> str | None:
 def notes_folder(place: str) -> Path:
     """Return the folder for the note and the unsent events of a run that writes to a path or an address.
 
-    It is the path itself; for an address, one in the home folder, the same each time.
+    It is the path itself; for an address, one in the home folder, or among temporary files where that cannot
+    be written to, the same each time.
     """
     if not is_address(place):
         return Path(place)
-    if user_store() is None:
-        return Path(tempfile.mkdtemp(prefix="beamclip-"))
-    return user_home() / "runs" / hashlib.sha256(place.encode()).hexdigest()[:16]
+    temporary = Path(tempfile.gettempdir(), f"beamclip-{os.getuid()}")
+    home = temporary if user_store() is None else user_home()
+    return home / "runs" / hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def tracked_run_id(run_dir: Path) -> str | None:

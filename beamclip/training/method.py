@@ -242,7 +242,9 @@ class ImageTextPretraining(nn.Module):
     def loss_of(self, images: Tensor, batch: Batch) -> Tensor:
         """Return the loss of images that `embed_images` embedded, with their captions; see `forward`."""
         tokens = self.tokenizer(batch.captions).to(images.device)
-        given = self._given(self._normalised(batch.pixels), tokens, batch)
+        # Only an average model reads the pixels again.
+        pixels = batch.pixels if self.average is None else self._normalised(batch.pixels)
+        given = self._given(pixels, tokens, batch)
         # Not clamped in place as in training: whoever asks for a loss must not change the weights.
         scale = self.clip.logit_scale.clamp(0.0, math.log(MAX_LOGIT_SCALE)).exp()
         learned = (images, self.embed_tokens(tokens), scale, *self._bias())

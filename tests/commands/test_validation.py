@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from beamclip.cluster.config import WorkersConfig
-from beamclip.commands.command_line import run_command
+from beamclip.commands.command_line import parse, run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.options import DistillConfig, PretrainConfig, ScoringConfig
 from beamclip.commands.pretrain import pretrain
@@ -133,3 +133,12 @@ def test_images_to_validate_on_without_classes_are_refused(teacher, corpus, work
     validation = ValidationConfig(val_data=str(corpus.train))
     with pytest.raises(InputError, match="--val-data: there are no classes to validate on"):
         distill(distill_config(teacher, corpus, workspace / "none", validation=validation, **without))
+
+
+def test_a_run_too_short_for_validation_resumes_by_its_own_options(teacher, corpus, workspace):
+    out = workspace / "short"
+    distill(distill_config(teacher, corpus, out, validation=ValidationConfig(), optim=OptimConfig(steps=3)))
+    resumed = parse(DistillConfig, ["--resume", str(out), "--val-data", str(corpus.test), "--steps", "5"], "")
+    summary = distill(resumed)
+    assert summary.stages["steps"] == 5
+    assert list(validations(out)) == [4, 5]

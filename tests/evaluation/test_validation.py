@@ -129,6 +129,17 @@ def test_neighbours_vote_among_the_other_images_as_in_a_loop() -> None:
     assert 0 < np.mean(right) < 1
 
 
+def test_embeddings_that_are_not_finite_are_no_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, labels = units(30, 8), torch.arange(30) % 3
+    monkeypatch.setattr("beamclip.evaluation.validation.CHUNK_ELEMENTS", 90)
+    embeddings[4] = torch.nan
+    rest = torch.arange(30) != 4
+    right = neighbour_accuracy(embeddings[rest], labels[rest], 3)
+    assert right is not None
+    assert neighbour_accuracy(embeddings, labels, 3) == pytest.approx(right * 29 / 30)
+    assert neighbour_accuracy(torch.full((30, 8), torch.nan), labels, 3) == 0.0
+
+
 def test_neighbours_say_nothing_where_most_classes_have_one_image() -> None:
     assert neighbour_accuracy(units(9, 4), torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 6]), 7) is None
     assert neighbour_accuracy(units(1, 4), torch.tensor([0]), 1) is None
