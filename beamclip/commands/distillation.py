@@ -80,12 +80,7 @@ def run_distillation(
         drop_text_tower(inputs.student)
         trim_heap()
         trained = run.train(job, title)
-        restore_student(inputs.student.model.visual, trained.weights)
-        trained.weights.clear()
-        trim_heap()
-        teacher = reload_teacher(config, fingerprint, run_dir)
-        attach_text_tower(inputs.student, teacher)
-        write_open_clip_dir(inputs.student, run_dir / MODEL, _card(config, inputs, ModelScores()))
+        teacher = _export(config, inputs, trained, fingerprint, run_dir)
         after = AfterTraining()
         scores = (
             after.attempt(SCORING, lambda: _score(config, inputs, teacher, scored_anchors, run_dir))
@@ -134,6 +129,19 @@ def _job(
             list(zip(inputs.teachers, inputs.image_towers, strict=True)),
         ),
     )
+
+
+def _export(
+    config: DistillConfig, inputs: DistillInputs, trained: TrainingResult, fingerprint: str, run_dir: Path
+) -> LoadedClip:
+    """Write the student with the trained weights and its teacher's text tower; return the teacher."""
+    restore_student(inputs.student.model.visual, trained.weights)
+    trained.weights.clear()
+    trim_heap()
+    teacher = reload_teacher(config, fingerprint, run_dir)
+    attach_text_tower(inputs.student, teacher)
+    write_open_clip_dir(inputs.student, run_dir / MODEL, _card(config, inputs, ModelScores()))
+    return teacher
 
 
 def _show_and_ship(

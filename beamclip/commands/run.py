@@ -1,11 +1,10 @@
 """A training run as its command sees it: opened, shown, recorded, and finished with a summary."""
 
-import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,14 +13,14 @@ from torch import Tensor
 from beamclip.cluster.config import WorkersConfig
 from beamclip.cluster.room import check_resources
 from beamclip.commands.after_training import AfterTraining
-from beamclip.commands.console import ProgressLine, format_duration, percent, plural, print_stage
+from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.effects import effective_parameters
 from beamclip.commands.lineage import scored_dataset, training_datasets
 from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.commands.report import report_run
+from beamclip.commands.training_line import Progress, TrainingLine
 from beamclip.config import write_config
 from beamclip.data.listing import fingerprint
-from beamclip.data.lost_samples import FirstLost
 from beamclip.data.position import from_plain
 from beamclip.data.shards import Shard
 from beamclip.evaluation.intervals import Interval, ends
@@ -37,21 +36,11 @@ from beamclip.runs.folder import (
     open_run_dir,
 )
 from beamclip.runs.recorder import Recorder, read_history
-from beamclip.summary import Counts, Summary, write_summary
+from beamclip.summary import SUMMARY_FILE, Counts, Summary, write_summary
 from beamclip.tracking import ModelRef, Tracking, tracked_run_id
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import best_step
 from beamclip.training.config import BEST_BY
-from beamclip.training.events import (
-    Damaged,
-    Event,
-    Lost,
-    Recorded,
-    Resizing,
-    Saved,
-    Started,
-    Waiting,
-)
 from beamclip.training.launch import TrainingEnd, fit
 from beamclip.training.loop import trained_weights
 from beamclip.training.manifest import DamagedCheckpointError
@@ -59,45 +48,6 @@ from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import Storage, TrainingJob
 
 TrainConfig = DistillConfig | PretrainConfig
-
-
-@dataclass
-class Progress:
-    """What is known of a run while it trains."""
-
-    history: list[dict[str, float]]
-    began: float = field(default_factory=time.perf_counter)
-    first_step: int = 0
-    started: bool = False
-    """Whether workers have started in this command."""
-
-    @property
-    def step(self) -> int:
-        """The last recorded step; 0 before the first."""
-        return int(self.history[-1]["step"]) if self.history else 0
-
-    def begin(self, history: list[dict[str, float]], step: int, workers: int) -> None:
-        """Note that workers start, or start again, after `step`; `history` holds the records up to it."""
-        if self.started or step:
-            print_stage("resumed", f"at step {step} with {plural(workers, 'worker')}")
-        # A restart goes back behind the first start if that start's checkpoint was damaged since.
-        self.first_step = min(self.first_step, step) if self.started else step
-        self.history, self.started = history, True
-
-    @property
-    def fresh(self) -> list[dict[str, float]]:
-        """The records of this command, without those of the run that it resumed."""
-        return [record for record in self.history if record["step"] > self.first_step]
-
-    @property
-    def validated(self) -> dict[str, float] | None:
-        """The last record of a validation; None before the first."""
-        return next((record for record in reversed(self.history) if BEST_BY in record), None)
-
-    @property
-    def training_seconds(self) -> float:
-        """Seconds between the records of this command; start-up and checkpoints do not count."""
-        return sum(record["window_seconds"] for record in self.fresh)
 
 
 @dataclass(frozen=True)
@@ -157,42 +107,17 @@ class Run:
         where = f"{who} on {'GPU' if workers.use_gpu else 'CPU'}"
         print_stage("training", f"{title}, {plural(job.total_steps, 'step')}, batch {job.batch_size}", where)
         progress = Progress(read_history(self.folder))
-        recorder = Recorder(self.folder, self.tracking)
-        line = ProgressLine()
-        lost = FirstLost()
-
-        def on_event(event: Event) -> None:
-            match event:
-                case Lost(samples):
-                    for _, text in lost.new(samples):
-                        line.close()
-                        print_stage("skipped", text)
-                case Damaged(text):
-                    line.close()
-                    print_stage("damaged", text)
-                case Started(step, number, decode):
-                    line.close()
-                    progress.begin(recorder.rewind(step), step, number)
-                    if decode == "tasks":
-                        print_stage("decoding", "in tasks of Ray Data, by the CPUs of all nodes")
-                case Resizing(number):
-                    line.close()
-                    print_stage("resizing", f"to {plural(number, 'worker')}, after a checkpoint")
-                case Waiting(found, least):
-                    line.close()
-                    print_stage("waiting", f"for {plural(least, 'worker')}: the cluster has room for {found}")
-                case Saved():
-                    copier.submit(back_up, job.storage.checkpoints, self.folder)
-                case Recorded(values):
-                    progress.history.append(values)
-                    recorder.keep(values)
-                    text = _progress_text(progress, job.total_steps, show_workers=workers.is_elastic)
-                    line.show(text, last=values["step"] == job.total_steps)
-
         # Not in this thread, which must hear Ctrl-C: a slow store may block for minutes.
         with ThreadPoolExecutor(1) as copier:
-            outcome = fit(job, workers, on_event, self.workers)
-        line.close()
+            shown = TrainingLine(
+                progress,
+                Recorder(self.folder, self.tracking),
+                job.total_steps,
+                show_workers=workers.is_elastic,
+                on_saved=lambda: copier.submit(back_up, job.storage.checkpoints, self.folder),
+            )
+            outcome = fit(job, workers, shown, self.workers)
+        shown.close()
         trained = _trained(outcome, progress, job.batch_size)
         if outcome.interrupted:
             self._leave_interrupted(trained)
@@ -226,6 +151,28 @@ class Run:
             UnscoredError, KeyboardInterrupt: a step after training failed or was interrupted; see
                 AfterTraining.raise_failure.
         """
+        summary = self._summary_of(trained, after, metrics, intervals, stages)
+        summary = self._with_report(summary, after)
+        skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
+        lost = float(sum(trained.skipped.values()))
+        self.tracking.log([{"step": trained.step, "skipped": lost, **skipped}])
+        self._log_model(model, trained.weights_step, {**metrics, **ends(intervals)})
+        for name in (SUMMARY_FILE, CONFIG_FILE, REPORT):
+            if (self.folder / name).exists():
+                self.tracking.artifact(self.folder / name)
+        if (self.folder / PLOTS).is_dir():
+            self.tracking.artifact(self.folder / PLOTS, PLOTS)
+        after.raise_failure(self.config, self.folder)
+        return summary
+
+    def _summary_of(
+        self,
+        trained: TrainingResult,
+        after: AfterTraining,
+        metrics: dict[str, float],
+        intervals: Mapping[str, Interval],
+        stages: dict[str, Any],
+    ) -> Summary:
         samples = sum(shard.samples for shard in self.shards)
         lost = sum(trained.skipped.values())
         last = trained.history[-1] if trained.history else {}
@@ -233,8 +180,7 @@ class Run:
         recorded = {key: value for key, value in last.items() if key.startswith("loss")}
         recorded |= {key: value for key, value in exported.items() if key.startswith("val_")}
         validation = sum(record.get("validation_seconds", 0.0) for record in trained.history)
-        timed = {"training_seconds": trained.seconds, "validation_seconds": validation}
-        summary = Summary(
+        return Summary(
             command=self.command,
             status=after.status,
             wall_seconds=time.perf_counter() - self.began,
@@ -246,24 +192,14 @@ class Run:
             mlflow_run_id=self.tracking.run_id,
             paths={"metrics": HISTORY_FILE, "model": MODEL, "plots": PLOTS},
             stages={
-                **timed,
+                "training_seconds": trained.seconds,
+                "validation_seconds": validation,
                 "workers": last.get("workers"),
                 "exported_step": trained.weights_step,
                 **stages,
             },
             notes=after.notes,
         )
-        summary = self._with_report(summary, after)
-        skipped = {f"skipped/{reason}": float(number) for reason, number in trained.skipped.items()}
-        self.tracking.log([{"step": trained.step, "skipped": float(lost), **skipped}])
-        self._log_model(model, trained.weights_step, {**metrics, **ends(intervals)})
-        for name in ("summary.json", CONFIG_FILE, REPORT):
-            if (self.folder / name).exists():
-                self.tracking.artifact(self.folder / name)
-        if (self.folder / PLOTS).is_dir():
-            self.tracking.artifact(self.folder / PLOTS, PLOTS)
-        after.raise_failure(self.config, self.folder)
-        return summary
 
     def _log_model(self, name: str, step: int, metrics: dict[str, float]) -> None:
         """Log the exported model, and the scores as those of this model on the labelled images."""
@@ -375,21 +311,6 @@ def _numbered(workers: WorkersConfig) -> str:
     """`4 workers`, or `2 to 8 workers`."""
     least = f"{workers.least_workers} to " if workers.is_elastic else ""
     return f"{least}{plural(workers.most_workers, 'worker')}"
-
-
-def _progress_text(progress: Progress, total: int, *, show_workers: bool) -> str:
-    record = progress.history[-1]
-    # Training time alone: the seconds until the first batch would make the first estimates far too long.
-    eta = progress.training_seconds / (progress.step - progress.first_step) * (total - progress.step)
-    # Steps without a usable image have no loss.
-    loss = record.get("loss", math.nan)
-    workers = f"  {plural(int(record['workers']), 'worker')}" if show_workers else ""
-    validated = progress.validated
-    score = f"  val {percent(validated[BEST_BY])}" if validated else ""
-    return (
-        f"step {progress.step}/{total}  loss {loss:.3f}  {record['images_per_second']:,.0f} img/s  "
-        f"data {100 * record['data_wait_share']:.0f} %{workers}{score}  eta {format_duration(eta)}"
-    )
 
 
 def _trained(outcome: TrainingEnd, progress: Progress, batch_size: int) -> TrainingResult:

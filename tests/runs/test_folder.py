@@ -8,7 +8,7 @@ import torch
 
 from beamclip.commands.command_line import parse
 from beamclip.commands.options import DistillConfig, PretrainConfig
-from beamclip.commands.run import Progress
+from beamclip.commands.training_line import Progress
 from beamclip.config import write_config
 from beamclip.errors import InputError
 from beamclip.runs.backup import back_up, restore_run
