@@ -7,6 +7,7 @@ Step t is made of the same samples for any number of workers, and an epoch has e
 skipped or repeated by going on from a `position`.
 """
 
+import json
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from math import ceil
+from numbers import Integral
 from typing import Any
 
 import torch.distributed as dist
@@ -29,7 +31,7 @@ from beamclip.data.listing import check_texts, fingerprint, list_shards
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.position import OtherOrderError, check_order, from_plain, position_in, to_plain
 from beamclip.data.rows import read_rows
-from beamclip.data.shards import Columns, Shard
+from beamclip.data.shards import MISSING_LABEL, ROWS_PER_BLOCK, Columns, Shard, iterate_rows
 from beamclip.data.starts import read_starts
 from beamclip.data.transforms import augment
 from beamclip.data.worker_stream import WorkerShare, prefetched, training_batches, worker_rows
@@ -119,7 +121,7 @@ class Stream:
             training_batches, share=share, decoding=decoding, threads=options.decode_threads
         )
         self._decoding = decoding
-        self._done = False
+        self._done = self._running = False
 
     def __len__(self) -> int:
         return self.steps - self.step
@@ -138,7 +140,7 @@ class Stream:
         """Go on from a place that `position` gave.
 
         Raises:
-            InputError: it is one of other data, of another batch size, or of another order.
+            InputError: it is one of other data, of another batch size, of another order, or beyond the end.
         """
         place = dict(position)
         data, batch_size = place.pop(_DATA, None), place.pop(_BATCH_SIZE, None)
@@ -160,19 +162,35 @@ class Stream:
                 f"position: is a place in another order, of seed {found.seed}. Give the seed, shuffle_window "
                 "and data_weights of the stream that it was taken from."
             ) from error
-        self.step = found.samples // batch_size
+        step = found.samples // batch_size
+        if step > self.steps:
+            raise InputError(
+                f"position: is at step {step:,}, and this stream ends at step {self.steps:,}. Give more "
+                "epochs or steps; they are counted from the beginning."
+            )
+        self.step = step
 
     def __iter__(self) -> Iterator[ImageBatch]:
         """Yield a batch for each step that is left.
 
         Raises:
-            InputError: there is none left since the last loop.
+            InputError: there is none left since the last loop, or another loop is under way.
         """
+        if self._running:
+            raise InputError("the stream is in a loop already. Make another stream for another loop.")
         if self._done:
             raise InputError(
                 f"the stream has given its last batch, of step {self.steps:,}. For several epochs in one "
                 "loop, give epochs=...; for another loop, make another stream."
             )
+        self._running = True
+        try:
+            yield from self._steps_left()
+        finally:
+            self._running = False
+        self._done = True
+
+    def _steps_left(self) -> Iterator[ImageBatch]:
         # What a loop that was left has prefetched is read again, by threads of its own.
         rows = self._rows(sample=self.step * self._share.batch_size)
         batches = self._batches(rows, step=self.step)
@@ -187,7 +205,6 @@ class Stream:
                     for reason in {*before, *batch.skipped}
                 }
                 yield self._public(batch)
-        self._done = True
 
     def _public(self, batch: Batch) -> ImageBatch:
         good = [weight > 0 for weight in batch.weights.tolist()]
@@ -263,11 +280,7 @@ def stream(
         prefetch_batches=prefetch_batches,
         allow_missing_shards=allow_missing_shards,
     )
-    if epochs is not None and steps is not None:
-        raise InputError(f"epochs is {epochs} and steps {steps}: give one of them.")
-    for name, number in (("epochs", epochs), ("steps", steps), ("image_size", image_size)):
-        if number is not None and not number > 0:
-            raise InputError(f"{name} is {number}: give a number above 0.")
+    _check_numbers(epochs, steps, image_size)
     if through_ray and not _ray_is_up():
         raise InputError("through_ray: Ray is not up in this process. Start it first, by ray.init().")
     texts = captions if isinstance(captions, CaptionConfig) else CaptionConfig()
@@ -281,6 +294,17 @@ def stream(
     if position is not None:
         made.go_on_from(position)
     return made
+
+
+def _check_numbers(epochs: float | None, steps: int | None, image_size: int) -> None:
+    if epochs is not None and steps is not None:
+        raise InputError(f"epochs is {epochs} and steps {steps}: give one of them.")
+    for name, number in (("epochs", epochs), ("steps", steps), ("image_size", image_size)):
+        if number is not None and not number > 0:
+            raise InputError(f"{name} is {number}: give a number above 0.")
+    for name, whole in (("steps", steps), ("image_size", image_size)):
+        if whole is not None and not isinstance(whole, Integral):
+            raise InputError(f"{name} is {whole}: give a whole number.")
 
 
 def _listed(data: Place | Sequence[Place], options: StreamConfig, columns: Columns) -> list[Shard]:
@@ -298,8 +322,26 @@ def _listed(data: Place | Sequence[Place], options: StreamConfig, columns: Colum
         own = list_shards(address, allow_missing=options.allow_missing_shards)
         if columns.caption:
             check_texts(own, columns, address)
+        if columns.label:
+            _check_labels(own[0], columns.label)
         shards += [replace(shard, source=source) for shard in own]
     return shards
+
+
+def _check_labels(first: Shard, column: str) -> None:
+    """Refuse data whose first samples, up to a block of rows, all lack the label."""
+    count = min(first.samples, ROWS_PER_BLOCK)
+    rows = list(iterate_rows(first, Columns(label=column), range(count)))
+    # A broken shard says nothing of the others: its loss is counted when it is read.
+    whole = [row for row in rows if row["problem"] in (None, MISSING_LABEL)]
+    if not whole or any(row["problem"] is None for row in whole):
+        return
+    read = iterate_rows(first, Columns(everything=True), range(1))
+    known = sorted(json.loads(next(read)["fields"] or "{}"))
+    raise InputError(
+        f"label_column: none of the first {count} samples in {first.path} has a label in {column}; their "
+        f"fields are {', '.join(known) or 'none'}. Give one of those, or leave it out."
+    )
 
 
 def _share(shards: list[Shard], options: StreamConfig, seed: int, rank: int, world_size: int) -> WorkerShare:
@@ -326,7 +368,16 @@ def _own_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
         raise InputError(f"rank is {rank} and world_size {world_size}: give both, or none.")
     if rank is None or world_size is None:
         is_set_up = dist.is_available() and dist.is_initialized()
-        return (dist.get_rank(), dist.get_world_size()) if is_set_up else (0, 1)
+        if is_set_up:
+            return dist.get_rank(), dist.get_world_size()
+        started = os.environ.get("WORLD_SIZE") or "1"
+        if started != "1":
+            raise InputError(
+                f"WORLD_SIZE says that this is one of {started} workers, but torch.distributed is not set "
+                "up, so that each would read all samples. Call init_process_group first, or give rank and "
+                "world_size."
+            )
+        return 0, 1
     if not 0 <= rank < world_size:
         raise InputError(f"rank is {rank} of world_size {world_size}. Give one from 0 to {world_size - 1}.")
     return rank, world_size

@@ -182,8 +182,9 @@ def training_batches(
 
 
 def _hopeless(samples: int, skipped: Counter[str], last: Row) -> InputError:
+    reasons = ", ".join(f"{reason} ({times:,})" for reason, times in skipped.most_common())
     return InputError(
-        f"{samples} samples in a row without a usable image; skipped so far: {dict(skipped)}. "
+        f"{samples} samples in a row cannot be used; skipped so far: {reasons}. "
         f"The last: {lost_sample(last)[1]}"
     )
 

@@ -1,6 +1,7 @@
 """beamclip.data.stream: what a training loop of one's own sees, in which order, and from where it goes on."""
 
 import json
+import threading
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -78,6 +79,44 @@ def test_a_loop_that_was_left_goes_on_in_the_next_one_and_a_finished_one_is_refu
         next(iter(batches))
 
 
+def test_a_loop_that_is_left_leaves_no_thread(folder):
+    before = set(threading.enumerate())
+    for _ in stream(folder, batch_size=6, image_size=8, epochs=9):
+        assert set(threading.enumerate()) - before
+        break
+    assert set(threading.enumerate()) - before == set()
+
+
+def test_a_second_loop_beside_one_that_goes_on_is_refused(folder):
+    batches = stream(folder, batch_size=6, image_size=8)
+    first = iter(batches)
+    next(first)
+    with pytest.raises(InputError, match=r"is in a loop already\. Make another stream"):
+        next(iter(batches))
+    assert len([*first]) == 3
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_tasks_of_ray_data_read_the_same_and_end_with_the_loop(folder):
+    options = {"batch_size": 6, "image_size": 8, "captions": True, "steps": 3}
+    here = [*stream(folder, **options)]
+    for own, other in zip(here, stream(folder, through_ray=True, **options), strict=True):
+        assert own.keys == other.keys
+        assert own.captions == other.captions
+        assert torch.equal(own.images, other.images)
+    before = set(threading.enumerate())
+    for _ in stream(folder, through_ray=True, batch_size=6, image_size=8, epochs=9):
+        break
+    left = [thread.name for thread in set(threading.enumerate()) - before]
+    assert [name for name in left if name.startswith("beamclip")] == []
+
+
+def test_to_read_through_a_ray_that_is_not_up_is_refused(folder, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(InputError, match=r"through_ray: Ray is not up in this process\. Start it first"):
+        stream(folder, batch_size=6, image_size=8, through_ray=True)
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_workers_share_the_samples_of_each_step_and_their_mean_is_its_mean(folder, world_size):
     whole = [*stream(folder, batch_size=7, image_size=8, epochs=2)]
@@ -107,6 +146,16 @@ def test_within_torch_distributed_a_worker_gets_its_own_rows(folder):
     finally:
         dist.destroy_process_group()
     assert found == given
+
+
+def test_before_torch_distributed_is_set_up_a_worker_is_refused_all_the_data(folder, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"one of 2 workers, .*Call init_process_group first"):
+        stream(folder, batch_size=6, image_size=8)
+    assert len(next(iter(stream(folder, batch_size=6, image_size=8, rank=1, world_size=2))).keys) == 3
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert len(next(iter(stream(folder, batch_size=6, image_size=8))).keys) == 6
 
 
 def test_a_sample_that_cannot_be_used_has_weight_0_and_is_counted(tmp_path, make_samples, write_tar, caplog):
@@ -154,6 +203,8 @@ def test_several_data_sets_have_their_shares_of_each_batch(tmp_path, make_sample
         ({"epochs": 1, "steps": 1}, "epochs is 1 and steps 1: give one of them."),
         ({"steps": 0}, "steps is 0: give a number above 0."),
         ({"image_size": -1}, "image_size is -1: give a number above 0."),
+        ({"image_size": 8.0}, "image_size is 8.0: give a whole number."),
+        ({"label_column": "labl"}, "has a label in labl; their fields are key, label. Give one of those,"),
         ({"rank": 1}, "rank is 1 and world_size None: give both, or none."),
         ({"rank": 2, "world_size": 2}, "rank is 2 of world_size 2."),
         ({"batch_size": 2, "rank": 0, "world_size": 3}, "leaves some of 3 workers without a sample"),
@@ -181,6 +232,14 @@ def test_a_position_that_means_something_else_here_is_refused(changed, message, 
     with pytest.raises(InputError) as caught:
         stream(folder, batch_size=6, image_size=8, position=position | changed)
     assert message in str(caught.value)
+
+
+def test_a_position_beyond_the_end_is_refused_and_one_at_it_has_nothing_left(folder):
+    long = stream(folder, batch_size=6, image_size=8, steps=5)
+    assert len([*long]) == 5
+    assert len(stream(folder, batch_size=6, image_size=8, steps=5, position=long.position)) == 0
+    with pytest.raises(InputError, match="is at step 5, and this stream ends at step 4"):
+        stream(folder, batch_size=6, image_size=8, steps=4, position=long.position)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):

@@ -319,10 +319,11 @@ def test_data_without_a_usable_image_are_refused(
         sample["txt"] = b""
     write_tar(tmp_path, 0, samples)
     write_tar(tmp_path, 1, make_samples(1, 4)).write_bytes(b"")
-    with pytest.raises(InputError, match="samples in a row without a usable image") as error:
+    with pytest.raises(InputError, match="samples in a row cannot be used") as error:
         take(batches_of(tmp_path, share_in(tmp_path)), LEAST_HOPELESS)
     for reason, count in {UNSUPPORTED_FORMAT: 3, MISSING_CAPTION: 2, BROKEN_SHARD: 4}.items():
-        assert f"'{reason}': {count}" in str(error.value)
+        assert f"{reason} ({count})" in str(error.value)
+    assert f"so far: {BROKEN_SHARD} (4)," in str(error.value)  # the most frequent one comes first
 
 
 def test_a_broken_shard_does_not_end_a_run(tmp_path: Path, make_samples: Make, write_tar: Write) -> None:
