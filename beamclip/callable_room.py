@@ -5,7 +5,9 @@ a function of that name would vanish. The package itself is called instead.
 """
 
 import importlib
+import inspect
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -15,8 +17,21 @@ class CallableRoom(ModuleType):
 
     def __call__(self, **options: Any) -> Any:
         """Run the command; see the function of this name in beamclip.api.commands."""
+        return self._command(**options)
+
+    @property
+    def _command(self) -> Callable[..., Any]:
         name = self.__name__.rpartition(".")[2]
-        return getattr(importlib.import_module("beamclip.api.commands"), name)(**options)
+        command: Callable[..., Any] = getattr(importlib.import_module("beamclip.api.commands"), name)
+        return command
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._command)
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self._command.__doc__
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         # Ray pickles the functions of a notebook together with the packages that they name.

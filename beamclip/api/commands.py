@@ -18,6 +18,7 @@ from beamclip.commands.command_line import configure, keep_folder, with_folder
 from beamclip.commands.console import shown_as_stages
 from beamclip.commands.main import COMMANDS
 from beamclip.errors import InputError
+from beamclip.export.config import Format
 from beamclip.option_texts import is_required
 from beamclip.runs.folder import new_run_dir
 from beamclip.summary import Summary
@@ -161,7 +162,7 @@ def evaluate(
 def export(
     *,
     model: Place | None = None,
-    format: str | None = None,
+    format: Format | None = None,
     out: Place | None = None,
     classes: Place | None = None,
     **options: Any,

@@ -60,7 +60,7 @@ class Model:
         precision: Literal["auto", "fp32", "bf16"] = "fp32",
         batch_size: int = 256,
     ) -> None:
-        """Take over a model: its modules are moved to the device and frozen.
+        """Take over a model: its modules are moved to the device and frozen (with bf16, a copy of them).
 
         Args:
             device: as torch names it; auto: a GPU if there is one.
@@ -72,7 +72,9 @@ class Model:
         self.clip = clip
         self.device = _device(device)
         self.batch_size = batch_size
-        self._encoder = Teacher(clip, _precision(precision, self.device), copied=False).to(self.device)
+        arithmetic = _precision(precision, self.device)
+        # bf16 casts a transformer's weights, and `save` writes those that were given.
+        self._encoder = Teacher(clip, arithmetic, copied=arithmetic == "bf16").to(self.device)
         self._anchors: dict[tuple[tuple[ClassEntry, ...], tuple[str, ...]], Anchors] = {}
 
     def __repr__(self) -> str:

@@ -237,6 +237,14 @@ def test_a_model_that_could_not_compute_is_refused(options, message, saved):
     assert str(caught.value).startswith(message)
 
 
+def test_a_model_that_computes_in_bf16_is_saved_as_it_was_given(saved, tmp_path):
+    model = beamclip.load(saved, device="cpu", precision="bf16")
+    assert torch.allclose(model.embed(picture()), beamclip.load(saved).embed(picture()), atol=0.05)
+    model.save(tmp_path / "again")
+    weights = "open_clip_model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (saved / weights).read_bytes()
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(beamclip.InputError, match="neither a model directory nor a finished run"):
         beamclip.load(tmp_path)

@@ -1,4 +1,4 @@
-"""A script that uses beamclip, for mypy: the types of its calls, and two mistakes that it must find."""
+"""A script that uses beamclip, for mypy: the types of its calls, and three mistakes that it must find."""
 
 from pathlib import Path
 from typing import assert_type
@@ -18,6 +18,7 @@ def use_a_model(model: beamclip.Model, pixels: torch.Tensor) -> None:
     assert_type(model.embed(pixels), torch.Tensor)
     assert_type(model.embed(texts=["a", "b"]), torch.Tensor)
     assert_type(model.classify("a.png", ["a", "b"]), list[list[beamclip.Prediction]])
+    beamclip.export(model="runs/a", format="onxx", out="onnx")  # type: ignore[arg-type]
     model.embed(3)  # type: ignore[arg-type]
     beamclip.loud("runs/a")  # type: ignore[attr-defined]
 
@@ -26,7 +27,7 @@ def run_commands() -> None:
     """Commands, those that are packages too among them."""
     assert_type(beamclip.distill(data="shards", teacher="runs/a", epochs=3), beamclip.Summary)
     assert_type(beamclip.evaluate(model=Path("runs/a"), data=["a", "b"]), beamclip.Summary)
-    assert_type(beamclip.export(model="runs/a", format="onnx", out="a.onnx"), beamclip.Summary)
+    assert_type(beamclip.export(model="runs/a", format="onnx", out="onnx"), beamclip.Summary)
     assert_type(beamclip.ingest(urls="list.csv", out="shards"), beamclip.Summary)
     assert_type(beamclip.sweep(data="shards", vary=["lr=1e-4..1e-2"]), beamclip.Summary)
 

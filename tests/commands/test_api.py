@@ -147,6 +147,9 @@ def test_in_another_thread_a_command_uses_the_ray_that_is_up_and_leaves_it(teach
 @pytest.mark.parametrize("name", ["ingest", "pretrain", "embed", "distill", "evaluate", "export", "sweep"])
 def test_what_the_signature_of_a_command_names_are_its_options(name):
     parameters = inspect.signature(getattr(commands, name)).parameters.values()
+    called = getattr(beamclip, name)
+    assert inspect.signature(called) == inspect.signature(getattr(commands, name))
+    assert inspect.getdoc(called) == inspect.getdoc(getattr(commands, name))
     named = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
     assert named <= set(parameters_of(COMMANDS[name].options()))
     with pytest.raises(beamclip.InputError, match=f"beamclip.{name}: quux: no such option"):
