@@ -22,7 +22,7 @@ from beamclip.commands.console import table
 from beamclip.commands.main import main as beamclip
 from beamclip.models.clip import load_clip
 from beamclip.prompts.classes import load_classes
-from beamclip.summary import library_versions
+from beamclip.summary import SUMMARY_FILE, library_versions
 
 BATCHES = (1, 32)
 
@@ -73,11 +73,17 @@ def _export(options: argparse.Namespace, folder: Path) -> None:
         "onnx-int8": ["--format", "onnx", *prompts, *int8],
         "mlflow": ["--format", "mlflow", *prompts],
     }.items():
-        if (folder / name).is_dir():
+        if _is_of(folder / name, options.model):
             continue
         given = ["--model", options.model, "--out", str(folder / name), "--check-data", options.data]
         if beamclip(["export", *given, *words]):
             raise SystemExit(f"the export {name} failed")
+
+
+def _is_of(folder: Path, model: str) -> bool:
+    """Whether an export is there and was made of this model."""
+    summary = folder / SUMMARY_FILE
+    return summary.is_file() and json.loads(summary.read_text())["stages"]["model"] == model
 
 
 def _measure(options: argparse.Namespace, made: dict[str, Runner]) -> dict[str, dict[str, float | None]]:

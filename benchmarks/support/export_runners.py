@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from beamclip.commands.export_inputs import classes_of
 from beamclip.data.listing import list_labelled
 from beamclip.data.shards import Columns, iterate_rows
-from beamclip.data.transforms import load_evaluation_image
 from beamclip.export import onnx_model, torch_program
 from beamclip.export.mlflow_model import png_bytes
+from beamclip.export.pictures import fitted_picture, stacked
 from beamclip.models.clip import LoadedClip, load_clip, normalise_pixels
 from beamclip.models.teacher import copied_image_teacher
 from beamclip.openclip import open_clip, timm
@@ -31,6 +30,7 @@ from beamclip.prompts.config import PromptConfig
 
 PORT = 5979
 _BATCH = 32
+_UNTOLD = -1.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Runner:
     """Turns uint8 pixels [N, 3, S, S] into what `run` takes; not timed."""
     run: Callable[[object], object]
     probabilities: Callable[[object], Tensor] | None = None
-    """Turns what `run` returns into probabilities [N, K]; None for features, which have none."""
+    """Turns what `run` returns into probabilities [N, K], _UNTOLD where it tells none; None for features."""
     reference: Tensor | None = None
     """[N, K], to compare with."""
 
@@ -57,7 +57,9 @@ class Runner:
         parts = [self.probabilities(self.run(self.prepare(part))) for part in pixels.split(_BATCH)]
         found = torch.cat(parts)
         top1 = float((found.argmax(dim=1) == labels).double().mean())
-        difference = None if self.reference is None else float((found - self.reference).abs().max())
+        difference = None
+        if self.reference is not None:
+            difference = float((found - self.reference)[found != _UNTOLD].abs().max())
         return {"difference": difference, "top1": top1}
 
 
@@ -68,9 +70,9 @@ def labelled_pixels(clip: LoadedClip, address: str, ids: list[str], column: str)
     for shard in list_labelled(address):
         for row in iterate_rows(shard, Columns(label=column), range(shard.samples)):
             if not row["problem"] and row["label"] in index:
-                images.append(load_evaluation_image(row["image"], clip.image_size))
+                images.append(fitted_picture(row["image"], clip))
                 labels.append(index[row["label"]])
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+    return stacked(images, clip.image_size), torch.tensor(labels)
 
 
 @contextlib.contextmanager
@@ -97,7 +99,7 @@ def runners(options: argparse.Namespace, exports: Path) -> Iterator[dict[str, Ru
         yield made
         return
     with _server(exports / "mlflow", options.threads):
-        yield {**made, "MLflow server": _mlflow(exports / "mlflow", classes)}
+        yield {**made, "MLflow server": _mlflow(exports / "mlflow", classes, reference)}
 
 
 def _inference(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -158,7 +160,7 @@ def _onnx(folder: Path, threads: int, reference: Tensor) -> Runner:
     )
 
 
-def _mlflow(folder: Path, classes: dict[str, int]) -> Runner:
+def _mlflow(folder: Path, classes: dict[str, int], reference: Tensor) -> Runner:
     def prepare(pixels: Tensor) -> bytes:
         rows = [{"image": base64.b64encode(png_bytes(image)).decode()} for image in pixels]
         return json.dumps({"dataframe_records": rows, "params": {"top": 1}}).encode()
@@ -170,11 +172,13 @@ def _mlflow(folder: Path, classes: dict[str, int]) -> Runner:
             return json.load(answer)["predictions"]
 
     def probabilities(rows: list[dict]) -> Tensor:
-        best = torch.tensor([classes[row["id"]] for row in rows])
-        return torch.nn.functional.one_hot(best, len(classes)).float()
+        found = torch.full((len(rows), len(classes)), _UNTOLD)  # the server names the first class alone
+        for place, row in enumerate(rows):
+            found[place, classes[row["id"]]] = row["probability"]
+        return found
 
     size = _megabytes(*(file for file in folder.rglob("*") if file.is_file()))
-    return Runner(size, prepare, run, probabilities)
+    return Runner(size, prepare, run, probabilities, reference)
 
 
 @contextlib.contextmanager
