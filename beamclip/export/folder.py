@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -9,29 +10,44 @@ from torch import Tensor, nn
 
 from beamclip.errors import InputError
 from beamclip.files import write_whole
+from beamclip.summary import SUMMARY_FILE
 
 
-def check_replaceable(out: Path, marker: str) -> None:
+@dataclass(frozen=True)
+class Layout:
+    """What the folder of an export may hold."""
+
+    marker: str
+    """A file that every export of the format holds."""
+    others: tuple[str, ...] = ()
+    """Names of the other files and folders."""
+
+
+def check_replaceable(out: Path, layout: Layout) -> None:
     """Refuse a place that holds anything but a former export.
 
-    Args:
-        marker: a file that every export of the format holds.
-
     Raises:
-        InputError: out is a file, or a directory that is not empty and lacks the marker.
+        InputError: out is a file, or a directory that is not empty and lacks the marker or holds something
+            that no export of the format has written.
     """
-    # Replacing deletes: only a former export, known by its marker, or an empty directory may go.
-    if out.exists() and not (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir()))):
+    # Replacing deletes: only a former export or an empty directory may go.
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / layout.marker).is_file():
         raise InputError(
-            f"{out}: exists and is not an exported model (it has no {marker}). Name another directory."
+            f"{out}: exists and is not an exported model (it has no {layout.marker}). Name another directory."
+        )
+    known = {layout.marker, *layout.others, SUMMARY_FILE}
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in known)
+    if foreign:
+        raise InputError(
+            f"{out}: holds {', '.join(foreign[:3])}{', ...' if foreign[3:] else ''} beside the model, which "
+            "replacing the model would delete. Move it, or name another directory."
         )
 
 
-def write_folder(out: Path, marker: str, write: Callable[[Path], None]) -> Path:
+def write_folder(out: Path, layout: Layout, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a new directory, then move it to `out`; if `write` raises, nothing is left behind.
-
-    Args:
-        marker: see check_replaceable.
 
     Returns:
         out.
@@ -39,7 +55,7 @@ def write_folder(out: Path, marker: str, write: Callable[[Path], None]) -> Path:
     Raises:
         InputError: out holds something other than a former export, or cannot be written.
     """
-    check_replaceable(out, marker)
+    check_replaceable(out, layout)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")

@@ -14,10 +14,13 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 from mlflow.pyfunc import PythonModel
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-MOST_PIXELS = 64 << 20
-"""Pictures with more pixels are refused before they are decoded."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""Pictures of other formats are refused."""
+MOST_PIXELS, MOST_RATIO = 50_000_000, 50
+"""Pictures of more pixels, or whose longer side is more times the shorter one, are refused before they are
+decoded: resized to a model's input, a narrow strip would be gigabytes long."""
 
 
 class PictureClassifier(PythonModel):
@@ -65,12 +68,9 @@ class PictureClassifier(PythonModel):
         return pd.DataFrame(rows)
 
     def pixels(self, content: bytes) -> Any:
-        """Decode, resize and crop a picture as open_clip does: uint8 [3, size, size]."""
+        """Decode a picture, and resize and crop it as open_clip does: uint8 [3, size, size]."""
         try:
-            opened = Image.open(io.BytesIO(content))
-            if opened.width * opened.height > MOST_PIXELS:
-                raise ValueError(f"{opened.width} x {opened.height} pixels")
-            picture = opened.convert("RGB")
+            picture = _decoded(content)
         except Exception as error:
             reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
             raise mlflow.MlflowException.invalid_parameter_value(
@@ -94,6 +94,42 @@ class PictureClassifier(PythonModel):
             return max(1, round(width / ratio)), max(1, round(height / ratio))
         side = min(width, height)
         return int(size * width / side), int(size * height / side)
+
+
+def _decoded(content: bytes) -> Image.Image:
+    """Decode a picture as training and evaluation do: to RGB, upright, on white."""
+    opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    width, height = opened.size
+    if width * height > MOST_PIXELS or max(width, height) > MOST_RATIO * min(width, height):
+        raise ValueError(f"{width} x {height} pixels")
+    depth = content[24] if opened.format == "PNG" else 8
+    picture = _eight_bits(ImageOps.exif_transpose(opened), depth)
+    if picture.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
+    return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image, depth: int) -> Image.Image:
+    """Bring a picture, and its transparent colour if it has one, to eight bits a sample.
+
+    Args:
+        depth: bits of a sample in the file.
+    """
+    key = picture.info.get("transparency")
+    if picture.mode.startswith("I"):  # a grey PNG of 16 bits
+        samples = np.asarray(picture)
+        levels = np.rint(samples.astype(np.float32) * np.float32(255 / 65535))
+        scaled = Image.fromarray(levels.astype(np.uint8))
+        if isinstance(key, int):
+            scaled.putalpha(Image.fromarray(np.where(samples == key, 0, 255).astype(np.uint8)))
+        return scaled
+    # Pillow scales the samples of a PNG, but not the colour that is transparent.
+    if depth in (2, 4) and isinstance(key, int) and picture.mode == "L":
+        picture.info["transparency"] = key * 255 // (2**depth - 1)
+    elif depth == 16 and isinstance(key, tuple):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
+    return picture
 
 
 def _centred(edge: int, size: int) -> int:

@@ -2,101 +2,163 @@
 
 import io
 import os
-from collections.abc import Callable
-from importlib import metadata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from beamclip.addresses import without_secrets
-from beamclip.errors import InputError
+from beamclip.errors import FailedRunError, InputError
+from beamclip.export.folder import Layout
 from beamclip.export.onnx_model import CLASSIFIER, LABELS_FILE
 from beamclip.tracking.store import Store, first_line
 
 CODE = Path(__file__).with_name("mlflow_code.py")
-MARKER = "MLmodel"
-_REQUIRED = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
+SERVED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""Formats of the pictures that the model takes, by Pillow's names."""
+LAYOUT = Layout(
+    "MLmodel",
+    (
+        *("conda.yaml", "python_env.yaml", "requirements.txt", CODE.name, "artifacts", "__pycache__"),
+        *("input_example.json", "serving_input_example.json"),
+    ),
+)
+_EXPERIMENT = "beamclip"
+_URI = "MLFLOW_TRACKING_URI"
+_EXISTS = "RESOURCE_ALREADY_EXISTS"
 
 
-def save_mlflow_model(source: Path, example: Tensor, out: Path) -> None:
+@dataclass(frozen=True)
+class Registration:
+    """Where in MLflow a model is registered."""
+
+    uri: str
+    name: str
+    alias: str
+    run_id: str | None
+    """Run of the store that the model comes from; None, or one that the store does not have, is no run."""
+
+
+def save_mlflow_model(source: Path, out: Path) -> None:
     """Save a classifier as a pyfunc model, whose code and data need no part of beamclip.
 
     Args:
         source: folder with classifier.onnx and labels.json.
-        example: one image for the model's input example, uint8 [3, S, S].
         out: a folder that does not exist yet or is empty.
     """
     import mlflow
 
     _quiet()
-    mlflow.pyfunc.save_model(str(out), **_content(source, example))
+    mlflow.pyfunc.save_model(str(out), **_content(source))
 
 
-def check_store(uri: str) -> None:
+def check_registration(place: Registration) -> None:
     """Ask an MLflow store for its registered models, which takes seconds if it does not answer.
 
     Raises:
-        InputError: it cannot be reached, or keeps no registered models.
+        InputError: it cannot be reached or keeps no registered models, or MLflow takes no such name or alias.
     """
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils import validation
+
+    try:
+        validation._validate_model_name(place.name)
+        validation._validate_model_alias_name(place.alias)
+        validation._validate_model_alias_name_reserved(place.alias)
+    except MlflowException as error:
+        raise InputError(
+            f"--register {place.name} --alias {place.alias}: MLflow refuses ({first_line(error)}). Give "
+            "another name or alias."
+        ) from error
     try:
         # Sets the time limits of MLflow's requests, which are minutes otherwise.
-        Store(uri)
+        Store(place.uri)
         from mlflow.tracking import MlflowClient
 
-        MlflowClient(uri).search_registered_models(max_results=1)
+        MlflowClient(place.uri).search_registered_models(max_results=1)
     except Exception as error:
         raise InputError(
             without_secrets(
-                f"--register: the MLflow store at {uri} does not answer ({first_line(error)}). "
+                f"--register: the MLflow store at {place.uri} does not answer ({first_line(error)}). "
                 "Start its server, correct MLFLOW_TRACKING_URI, or leave --register out."
             )
         ) from error
 
 
-def register_model(source: Path, example: Tensor, uri: str, name: str, alias: str, run_id: str | None) -> int:
-    """Log a classifier to an MLflow store, register it and give the new version an alias.
+def register_model(folder: Path, place: Registration) -> int:
+    """Log a saved model to an MLflow store, register it and give the new version an alias.
+
+    No run is opened or changed, so that neither the caller's active run nor the end of a past one matters.
 
     Args:
-        source, example: see save_mlflow_model.
-        uri: of the store.
-        run_id: run of the store to log to; None makes a new one.
+        folder: as save_mlflow_model wrote it.
 
     Returns:
         The number of the new version.
 
     Raises:
-        InputError: the store refuses the name or the alias.
+        FailedRunError: the store refuses; the folder is kept.
     """
-    import mlflow
     from mlflow.tracking import MlflowClient
 
     _quiet()
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
     try:
-        run_id = _known_run(MlflowClient(uri), run_id)
-        if run_id is None:
-            mlflow.set_experiment("beamclip")
-        with mlflow.start_run(run_id=run_id):
-            logged = mlflow.pyfunc.log_model(
-                name="classifier", registered_model_name=name, **_content(source, example)
+        client = MlflowClient(place.uri)
+        run = _known_run(client, place.run_id)
+        experiment = run.info.experiment_id if run else _experiment(client)
+        # Without a source run: the model that a run itself made is found by that.
+        model_id = client.create_logged_model(experiment, name="classifier").model_id
+        client.log_model_artifacts(model_id, str(folder))
+        client.finalize_logged_model(model_id, "READY")
+        _make_registered_model(client, place.name)
+        with _as_tracking_uri(place.uri):
+            made = client.create_model_version(
+                place.name, f"models:/{model_id}", run.info.run_id if run else None, model_id=model_id
             )
-        version = logged.registered_model_version
-        MlflowClient(uri).set_registered_model_alias(name, alias, str(version))
-    except mlflow.MlflowException as error:
-        raise InputError(
-            f"--register {name} --alias {alias}: MLflow refuses ({first_line(error)}). Give another name or "
-            "alias."
+        client.set_registered_model_alias(place.name, place.alias, str(made.version))
+    except Exception as error:  # of MLflow, its store, or the place of its artifacts
+        raise FailedRunError(
+            without_secrets(
+                f"--register {place.name}: the MLflow store at {place.uri} refuses ({first_line(error)}). "
+                f"The model is in {folder}. Look at the store, then export again."
+            )
         ) from error
+    return int(made.version)
+
+
+@contextmanager
+def _as_tracking_uri(uri: str) -> Iterator[None]:
+    """Make a store MLflow's own for a moment: a registry in SQL looks up there which model it is given."""
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+    before = os.environ.get(_URI)
+    try:
+        with _use_tracking_uri(uri):
+            yield
     finally:
-        # MLflow keeps the address in the environment, where every later run would find it.
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        # MLflow keeps the address in the environment, too.
         if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
-    return int(version)
+            os.environ[_URI] = before
+
+
+def _experiment(client: Any) -> str:
+    known = client.get_experiment_by_name(_EXPERIMENT)
+    return str(known.experiment_id if known else client.create_experiment(_EXPERIMENT))
+
+
+def _make_registered_model(client: Any, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except Exception as error:
+        if getattr(error, "error_code", None) != _EXISTS:
+            raise
 
 
 def predictor(folder: Path) -> Callable[[list[bytes]], list[dict[str, Any]]]:
@@ -121,7 +183,21 @@ def png_bytes(pixels: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _content(source: Path, example: Tensor) -> dict[str, Any]:
+def _example() -> bytes:
+    """Draw the picture of the model's input example: a gradient, since the user's own images stay private."""
+    ramp = np.arange(64, dtype=np.uint8) * 4
+    pixels = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], np.uint8(128)))
+    return png_bytes(torch.from_numpy(pixels))
+
+
+def _requirements() -> list[str]:
+    """The packages that the model needs, whatever distribution (onnxruntime-gpu, mlflow-skinny) has them."""
+    modules = {"mlflow": "mlflow", "numpy": "numpy", "onnxruntime": "onnxruntime", "pandas": "pandas"}
+    modules["pillow"] = "PIL"
+    return [f"{name}=={import_module(module).__version__}" for name, module in modules.items()]
+
+
+def _content(source: Path) -> dict[str, Any]:
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -143,20 +219,19 @@ def _content(source: Path, example: Tensor) -> dict[str, Any]:
         "python_model": str(CODE),
         "artifacts": {"classifier": str(source / CLASSIFIER), "labels": str(source / LABELS_FILE)},
         "signature": signature,
-        "input_example": pd.DataFrame({"image": [png_bytes(example)]}),
+        "input_example": pd.DataFrame({"image": [_example()]}),
         # Without it, MLflow would run the model in another process to see what it imports.
-        "pip_requirements": [f"{name}=={metadata.version(name)}" for name in _REQUIRED],
+        "pip_requirements": _requirements(),
     }
 
 
-def _known_run(client: Any, run_id: str | None) -> str | None:
+def _known_run(client: Any, run_id: str | None) -> Any:
     if run_id is None:
         return None
     try:
-        client.get_run(run_id)
+        return client.get_run(run_id)
     except Exception:  # the store has no such run: it may be another than the run was tracked in
         return None
-    return run_id
 
 
 def _quiet() -> None:
