@@ -1,6 +1,7 @@
 """Write a model in the format of another tool, and check it against PyTorch."""
 
 import time
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,21 @@ from beamclip.commands.export_inputs import (
 )
 from beamclip.errors import InputError
 from beamclip.export import hub
+from beamclip.export.card import opens_in_open_clip
 from beamclip.export.config import ExportConfig, Format
 from beamclip.export.folder import check_replaceable
 from beamclip.export.formats import (
-    MARKERS,
+    LAYOUTS,
     Classes,
     Exported,
     Parities,
-    Registration,
     write_mlflow,
     write_onnx,
     write_open_clip,
     write_timm,
     write_torch,
 )
-from beamclip.export.mlflow_model import check_store
+from beamclip.export.mlflow_model import Registration, check_registration
 from beamclip.export.onnx_model import require_onnx
 from beamclip.models.clip import LoadedClip, load_clip
 from beamclip.option_texts import check_required
@@ -41,6 +42,7 @@ from beamclip.summary import Summary, write_summary
 from beamclip.tracking import tracked_run_id, tracking_uri
 
 _ONLY_WITH: dict[str, tuple[Format, ...]] = {
+    "classes": ("open_clip", "onnx", "torch", "mlflow"),
     "precision": ("onnx", "mlflow"),
     "calibration_data": ("onnx", "mlflow"),
     "opset": ("onnx", "mlflow"),
@@ -50,6 +52,7 @@ _ONLY_WITH: dict[str, tuple[Format, ...]] = {
     "push": ("open_clip",),
     "register": ("mlflow",),
 }
+_DEFAULTS = ExportConfig()
 _CLASSIFIERS: tuple[Format, ...] = ("onnx", "torch", "mlflow")
 
 
@@ -63,17 +66,24 @@ def export(config: ExportConfig) -> Summary:
     began = time.perf_counter()
     format, out = _checked(config)
     run = run_facts(str(config.model))
+    place = _registration(config, out, run)
     clip = load_clip(str(config.model))
     print_stage("model", f"{config.model}", f"{clip.image_size} px, {clip.embed_dim} numbers")
+    if config.push and not opens_in_open_clip(clip):
+        print_stage(
+            "warning", "open_clip cannot load this model (MS-CLIP-S): who downloads it needs beamclip"
+        )
     classes = _classes(config, format, clip, run)
+    pixels, originals = checked_images(clip, config.check_data, run)
     model = Exported(
         clip,
-        checked_images(clip, config.check_data, run),
+        pixels,
         classes,
         _card(config, clip, run),
         partial(calibration_images, clip, config.calibration_data, run),
+        originals,
     )
-    parities, version = _write(config, format, model, out, run)
+    parities, version = _write(config, format, model, out, place)
     show_parities(parities)
     address = hub.push(out, config.push, public=config.public) if config.push else None
     summary = _summary(config, out, parities, len(model.pixels), began, version)
@@ -91,22 +101,43 @@ def _checked(config: ExportConfig) -> tuple[Format, Path]:
     check_required(config)
     assert config.format is not None, "check_required() refuses it"
     assert config.out is not None, "check_required() refuses it"
-    defaults = ExportConfig()
-    for name, formats in _ONLY_WITH.items():
-        if getattr(config, name) != getattr(defaults, name) and config.format not in formats:
-            flag = f"--{name.replace('_', '-')}"
-            only = " or ".join(formats)
-            raise InputError(
-                f"{flag}: has no effect with --format {config.format}, only with {only}. Leave it out."
-            )
-    if config.public and not config.push:
-        raise InputError("--public: has no effect without --push. Give --push ORG/NAME, or leave it out.")
+    _check_effects(config, config.format)
     if config.format in ("onnx", "mlflow"):
         require_onnx()
-    check_replaceable(config.out, MARKERS[config.format])
+    check_replaceable(config.out, LAYOUTS[config.format])
     if config.push:
         hub.check_hub(config.push)
     return config.format, config.out
+
+
+def _check_effects(config: ExportConfig, format: Format) -> None:
+    """Refuse options that would change nothing."""
+    given = [name for name in _ONLY_WITH if getattr(config, name) != getattr(_DEFAULTS, name)]
+    useless = {_flag(name): _ONLY_WITH[name] for name in given if format not in _ONLY_WITH[name]}
+    if format not in _ONLY_WITH["classes"]:
+        useless |= {_flag(name): _ONLY_WITH["classes"] for name in _given_prompts(config.prompts)}
+    for flag, formats in useless.items():
+        raise InputError(
+            f"{flag}: has no effect with --format {format}, only with {' or '.join(formats)}. Leave it out."
+        )
+    if config.public and not config.push:
+        raise InputError("--public: has no effect without --push. Give --push ORG/NAME, or leave it out.")
+    if config.alias != _DEFAULTS.alias and not config.register:
+        raise InputError("--alias: has no effect without --register. Give --register NAME, or leave it out.")
+    if config.calibration_data and config.precision != "int8":
+        raise InputError(
+            "--calibration-data: has no effect without --precision int8. Give that, or leave it out."
+        )
+
+
+def _given_prompts(prompts: PromptConfig) -> list[str]:
+    default = PromptConfig()
+    names = [each.name for each in fields(PromptConfig)]
+    return [name for name in names if getattr(prompts, name) != getattr(default, name)]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _classes(config: ExportConfig, format: Format, clip: LoadedClip, run: RunFacts) -> Classes | None:
@@ -138,7 +169,7 @@ def _card(config: ExportConfig, clip: LoadedClip, run: RunFacts) -> Any:
 
 
 def _write(
-    config: ExportConfig, format: Format, model: Exported, out: Path, run: RunFacts
+    config: ExportConfig, format: Format, model: Exported, out: Path, place: Registration | None
 ) -> tuple[Parities, int | None]:
     match format:
         case "open_clip":
@@ -158,7 +189,6 @@ def _write(
             )
             return parities, None
         case "mlflow":
-            place = _registration(config, out, run)
             return write_mlflow(
                 model, out, precision=config.precision, opset=config.opset, registration=place
             )
@@ -168,9 +198,9 @@ def _registration(config: ExportConfig, out: Path, run: RunFacts) -> Registratio
     if config.register is None:
         return None
     folder = run.folder or out
-    uri = tracking_uri(folder)
-    check_store(uri)
-    return Registration(uri, config.register, config.alias, tracked_run_id(folder))
+    place = Registration(tracking_uri(folder), config.register, config.alias, tracked_run_id(folder))
+    check_registration(place)
+    return place
 
 
 def _summary(

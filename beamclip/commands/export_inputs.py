@@ -21,12 +21,14 @@ from beamclip.config import parse_config
 from beamclip.data.cache import is_cache
 from beamclip.data.listing import list_shards
 from beamclip.data.shards import Columns, Shard, iterate_rows
-from beamclip.data.transforms import load_evaluation_image
 from beamclip.errors import InputError
 from beamclip.export.card import Card
 from beamclip.export.formats import Classes, Parities
 from beamclip.export.int8 import CALIBRATION_IMAGES
+from beamclip.export.mlflow_model import png_bytes
 from beamclip.export.networks import ClassHead, logit_scale
+from beamclip.export.parity import warning_of
+from beamclip.export.pictures import fitted_picture, stacked
 from beamclip.files import read_json, read_yaml
 from beamclip.models.clip import LoadedClip
 from beamclip.prompts.anchors import Anchors
@@ -39,7 +41,10 @@ from beamclip.summary import SUMMARY_FILE
 CHECKED_IMAGES = 256
 """Images on which an export is compared with PyTorch."""
 _SHARDS, _PASSED = 16, 4
-"""Most shards to take images from, and rows of a shard to pass for each image taken."""
+"""Most files of samples to take images from, and rows of one to pass for each image taken."""
+_IN_FILES = ("tar", "parquet", "cache")
+_ORIGINALS = 8
+"""Images whose files are kept, to compare an export's own resizing."""
 
 
 @dataclass(frozen=True)
@@ -111,46 +116,40 @@ def _card_facts(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def some_images(address: str, clip: LoadedClip, most: int) -> Tensor:
-    """Decode images of a data set, evenly spaced, as the model takes them; unusable ones are passed over.
+def some_pictures(
+    address: str, clip: LoadedClip, most: int, *, half: int | None = None
+) -> Iterator[tuple[bytes, NDArray[np.uint8]]]:
+    """Yield images of a data set, as files and as the model takes them; unusable ones are passed over.
+
+    They are spread evenly over a folder of images. Of other data they come from the start of up to 16 shards.
 
     Args:
         address: shards or a folder of images; no labels or captions are needed.
-
-    Returns:
-        uint8 [n, 3, S, S], n <= most.
+        most: images to yield.
+        half: 0 takes every other row of a shard, 1 the rows between; None takes any.
 
     Raises:
         InputError: there is no such data.
     """
-    size = clip.image_size
-    decoded = (_decoded(row, clip) for row in _spread_rows(list_shards(address), most))
-    images = list(islice((image for image in decoded if image is not None), most))
-    stacked = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+    usable = (row for row in _spread_rows(list_shards(address), most, half) if not row["problem"])
+    fitted = ((row["image"], _fitted(row["image"], clip)) for row in usable)
+    yield from islice(((content, image) for content, image in fitted if image is not None), most)
 
 
-def _spread_rows(shards: list[Shard], most: int) -> Iterator[dict[str, Any]]:
-    chosen = [shards[place] for place in _evenly(len(shards), _SHARDS)]
+def _spread_rows(shards: list[Shard], most: int, half: int | None) -> Iterator[dict[str, Any]]:
+    in_files = shards[0].format in _IN_FILES
+    chosen = [shards[place] for place in _evenly(len(shards), _SHARDS if in_files else most)]
+    number = -(-most // len(chosen))
     for shard in chosen:
-        number = -(-most // len(chosen))
-        # From the start of each shard: they are read forwards, and may be remote.
-        rows = _evenly(min(shard.samples, _PASSED * number), number)
-        yield from iterate_rows(shard, Columns(), np.array(rows))
+        # From the start of each file: they are read forwards, and may be remote.
+        reach = min(shard.samples, _PASSED * number) if in_files else shard.samples
+        rows = range(reach) if half is None or reach == 1 else range(half, reach, 2)
+        yield from iterate_rows(shard, Columns(), np.array([rows[k] for k in _evenly(len(rows), number)]))
 
 
-def _decoded(row: Mapping[str, Any], clip: LoadedClip) -> NDArray[np.uint8] | None:
-    if row["problem"]:
-        return None
-    cfg = clip.preprocess_cfg
+def _fitted(content: bytes, clip: LoadedClip) -> NDArray[np.uint8] | None:
     try:
-        return load_evaluation_image(
-            row["image"],
-            clip.image_size,
-            resize_mode=cfg["resize_mode"],
-            interpolation=cfg["interpolation"],
-            fill_color=cfg["fill_color"],
-        )
+        return fitted_picture(content, clip)
     except Exception:  # training and scoring count and report it
         return None
 
@@ -161,14 +160,14 @@ def _evenly(total: int, most: int) -> list[int]:
     return [total * (2 * place + 1) // (2 * number) for place in range(number)]
 
 
-def checked_images(clip: LoadedClip, given: str | None, run: RunFacts) -> Tensor:
+def checked_images(clip: LoadedClip, given: str | None, run: RunFacts) -> tuple[Tensor, tuple[bytes, ...]]:
     """Return the images on which an export is compared with PyTorch, and print where they come from.
 
     Args:
         given: --check-data.
 
     Returns:
-        uint8 [N, 3, S, S], N >= 2.
+        uint8 [N, 3, S, S], N >= 2; the files of some of them.
 
     Raises:
         InputError: there are no two usable images in `given`.
@@ -176,28 +175,40 @@ def checked_images(clip: LoadedClip, given: str | None, run: RunFacts) -> Tensor
     for address in (given, run.eval_data, *run.train_data):
         if address is None:
             continue
+        # Calibration takes the other half of the training data.
+        half = 0 if address in run.train_data else None
         try:
-            images = some_images(address, clip, CHECKED_IMAGES)
+            pictures = list(some_pictures(address, clip, CHECKED_IMAGES, half=half))
         except InputError:
             # The data of a run may have gone since; those that were asked for may not.
             if address == given:
                 raise
             continue
-        if len(images) >= 2:
-            print_stage("images", f"{plural(len(images), 'image')} of {address}", "to compare on")
-            return images
+        if len(pictures) >= 2:
+            print_stage("images", f"{plural(len(pictures), 'image')} of {address}", "to compare on")
+            originals = tuple(pictures[place][0] for place in _evenly(len(pictures), _ORIGINALS))
+            return stacked([image for _, image in pictures], clip.image_size), originals
         if address == given:
             raise InputError(f"--check-data {address}: holds fewer than two usable images. Give more.")
     print_stage("images", "noise: no images are known, --check-data gives some", "to compare on")
-    shape = (CHECKED_IMAGES // 4, 3, clip.image_size, clip.image_size)
+    return _noise(CHECKED_IMAGES // 4, clip.image_size, clip.image_size), _noise_files(clip.image_size)
+
+
+def _noise(number: int, height: int, width: int) -> Tensor:
+    shape = (number, 3, height, width)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def _noise_files(size: int) -> tuple[bytes, ...]:
+    shapes = ((2 * size + 1, size + 3), (size + 3, 2 * size + 1), (size // 2 + 1, size // 2))
+    return tuple(png_bytes(_noise(1, *shape)[0]) for shape in shapes)
 
 
 def calibration_images(clip: LoadedClip, given: str | None, run: RunFacts) -> Tensor | None:
     """Return images to calibrate int8 on, and print where they come from; None if there are none.
 
     Args:
-        given: --calibration-data; by default, the training data of the run.
+        given: --calibration-data; by default, the training data of the run, of each data set a share.
 
     Returns:
         uint8 [M, 3, S, S].
@@ -205,17 +216,20 @@ def calibration_images(clip: LoadedClip, given: str | None, run: RunFacts) -> Te
     Raises:
         InputError: there are no such data.
     """
-    for address in [given] if given else run.train_data:
+    addresses = [given] if given else list(run.train_data)
+    images: list[NDArray[np.uint8]] = []
+    for address in addresses:
         try:
-            images = some_images(address, clip, CALIBRATION_IMAGES)
+            found = some_pictures(address, clip, -(-CALIBRATION_IMAGES // len(addresses)), half=1)
+            own = [image for _, image in found]
         except InputError:
             if given:
                 raise
             continue
-        if len(images):
-            print_stage("int8", f"calibrated on {plural(len(images), 'image')} of {address}")
-            return images
-    return None
+        if own:
+            print_stage("int8", f"calibrated on {plural(len(own), 'image')} of {address}")
+        images += own
+    return stacked(images, clip.image_size) if images else None
 
 
 def show_parities(parities: Parities) -> None:
@@ -223,6 +237,8 @@ def show_parities(parities: Parities) -> None:
     for name, parity in parities.items():
         same = "" if parity.same_top1 is None else f", same top-1 {percent(parity.same_top1)}"
         print_stage("parity", f"{parity.what} differ by at most {parity.largest:.2g}{same}", name)
+        if warning := warning_of(parity):
+            print_stage("warning", f"{name}: {warning}")
 
 
 def classes_of(clip: LoadedClip, path: Path, prompts: PromptConfig, data: Sequence[str]) -> Classes:

@@ -26,6 +26,7 @@ from beamclip.export.formats import (
     write_torch,
 )
 from beamclip.models.clip import LoadedClip
+from beamclip.models.teacher import is_convolutional
 from beamclip.openclip import TimmModel
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.classes import ClassEntry
@@ -74,7 +75,8 @@ def _model(
     if anchors is not None:
         classes = classes_from(student, entries, anchors, config.prompts)
     calibration = partial(calibration_images, student, None, data)
-    return Exported(student, checked_images(student, None, data), classes, calibration=calibration)
+    pixels, originals = checked_images(student, None, data)
+    return Exported(student, pixels, classes, calibration=calibration, originals=originals)
 
 
 def _steps(model: Exported, data: RunFacts) -> dict[str, Callable[[Path], Parities]]:
@@ -83,7 +85,8 @@ def _steps(model: Exported, data: RunFacts) -> dict[str, Callable[[Path], Pariti
     if isinstance(model.clip.model.visual, TimmModel):
         steps["timm"] = partial(write_timm, model)
     steps["onnx"] = partial(write_onnx, model, opset=OLDEST_OPSET)
-    if data.train_data:
+    # A transformer needs no images to calibrate on.
+    if data.train_data or not is_convolutional(model.clip.model.visual):
         steps["onnx-int8"] = partial(write_onnx, model, precision="int8", opset=OLDEST_OPSET)
     steps["torch"] = partial(write_torch, model)
     if model.classes is not None:

@@ -42,21 +42,26 @@ def card_text(clip: LoadedClip, card: Card) -> str:
     """
     origin = _DISTILLED if "teacher" in card.facts else _TRAINED
     sections = [
-        f"---\n{_front_matter(card)}---\n\n# {origin['title']}",
+        f"---\n{_front_matter(clip, card)}---\n\n# {origin['title']}",
         "\n".join(f"- {name}: {value}" for name, value in _facts(clip, card).items()),
-        _usage(card),
+        _usage(clip, card),
         f"## Metrics\n\n{_metrics(card)}",
         f"## Licence\n\n{_licence(card, origin['rights'])}",
     ]
     return without_secrets("\n\n".join(sections)) + "\n"
 
 
-def _front_matter(card: Card) -> str:
+def opens_in_open_clip(clip: LoadedClip) -> bool:
+    """Whether open_clip itself can build the model: it has no image tower for MS-CLIP-S."""
+    return not clip.model_cfg.get("msclip", {}).get("specialised", False)
+
+
+def _front_matter(clip: LoadedClip, card: Card) -> str:
     distilled = "teacher" in card.facts
     front: dict[str, Any] = {
         "license": card.license or "unknown",
         "pipeline_tag": "zero-shot-image-classification",
-        "library_name": "open_clip",
+        "library_name": "open_clip" if opens_in_open_clip(clip) else "beamclip",
         "tags": ["clip", "zero-shot-image-classification", *(["distillation"] if distilled else [])],
     }
     bases = [_hub_repository(teacher) for teacher in card.facts.get("teacher", "").split(" + ")]
@@ -89,11 +94,12 @@ def _facts(clip: LoadedClip, card: Card) -> dict[str, str]:
     return facts
 
 
-def _usage(card: Card) -> str:
+def _usage(clip: LoadedClip, card: Card) -> str:
     names = list(card.classes[:3]) if len(card.classes) > 1 else list(_EXAMPLES)
     plain = [template for template in card.templates if "a(n)" not in template]
     template = plain[0] if plain else "{}"
-    return _USAGE.format(names=", ".join(f"{name!r}" for name in names), template=template)
+    usage = _USAGE if opens_in_open_clip(clip) else _OWN_USAGE
+    return usage.format(names=", ".join(f"{name!r}" for name in names), template=template)
 
 
 def _metrics(card: Card) -> str:
@@ -150,4 +156,17 @@ with torch.no_grad():
     texts = model.encode_text(tokenizer([template.replace("{{}}", name) for name in names]), normalize=True)
     probabilities = (model.logit_scale.exp() * images @ texts.T).softmax(dim=-1)
 print(dict(zip(names, probabilities[0].tolist())))
+```"""
+
+_OWN_USAGE = """\
+## Use it
+
+In this directory, with `pip install beamclip`; open_clip has no image tower of this kind:
+
+```python
+import beamclip
+
+model = beamclip.load(".")  # or "hf-hub:ORG/NAME", from the hub
+[likeliest] = model.classify("picture.png", [{names}], templates={template!r})
+print({{each.name: each.probability for each in likeliest}})
 ```"""

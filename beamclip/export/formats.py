@@ -15,31 +15,33 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from beamclip.data.image_headers import judge
 from beamclip.errors import InputError
-from beamclip.export import onnx_model, timm_backbone, torch_program
-from beamclip.export.card import Card
+from beamclip.export import mlflow_model, onnx_model, open_clip_dir, timm_backbone, torch_program
+from beamclip.export.card import Card, opens_in_open_clip
 from beamclip.export.config import Format, Precision
-from beamclip.export.folder import write_folder
+from beamclip.export.folder import Layout, write_folder
 from beamclip.export.int8 import to_int8
-from beamclip.export.mlflow_model import MARKER, png_bytes, predictor, register_model, save_mlflow_model
+from beamclip.export.mlflow_model import Registration
 from beamclip.export.networks import ClassHead, Classifier, ImageEncoder, TextEncoder, logit_scale
-from beamclip.export.open_clip_dir import fill_open_clip_dir
-from beamclip.export.parity import Parity, check_close, check_similar, compare
-from beamclip.export.resize import check_resizable, with_resize
-from beamclip.models.clip import CONFIG_FILE, LoadedClip, load_clip, normalise_pixels
+from beamclip.export.parity import Parity, check_close, check_pixels, check_similar, compare
+from beamclip.export.pictures import fitted_picture, stacked
+from beamclip.export.resize import check_resizable, resize_parity, with_resize
+from beamclip.models.clip import LoadedClip, load_clip, normalise_pixels
 from beamclip.models.teacher import copied_image_teacher
 from beamclip.openclip import open_clip
 
 Parities = dict[str, Parity]
-MARKERS: dict[Format, str] = {
-    "open_clip": CONFIG_FILE,
-    "timm": timm_backbone.CONFIG_FILE,
-    "onnx": onnx_model.IMAGE_ENCODER,
-    "torch": torch_program.IMAGE_ENCODER,
-    "mlflow": MARKER,
+LAYOUTS: dict[Format, Layout] = {
+    "open_clip": open_clip_dir.LAYOUT,
+    "timm": timm_backbone.LAYOUT,
+    "onnx": onnx_model.LAYOUT,
+    "torch": torch_program.LAYOUT,
+    "mlflow": mlflow_model.LAYOUT,
 }
-"""A file by which a former export of each format is known."""
+"""What a former export of each format holds, by which it is known."""
 _BATCH = 64
+_TEXTS = ["a photo of a cat", "a drawing of a whale", "two red umbrellas"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ class Exported:
     card: Card = field(default_factory=Card)
     calibration: Callable[[], Tensor | None] = lambda: None
     """Returns the images to calibrate int8 on, uint8 [M, 3, S, S], if there are any."""
+    originals: tuple[bytes, ...] = ()
+    """Some pictures as files of any size, on which an export's own resizing is compared."""
+
+    @cached_property
+    def fitted(self) -> Tensor:
+        """uint8 [n, 3, S, S]: `originals` as evaluation brings them to the model's input."""
+        return stacked([fitted_picture(each, self.clip) for each in self.originals], self.clip.image_size)
 
     @cached_property
     def embeddings(self) -> Tensor:
@@ -90,10 +99,12 @@ def write_open_clip(model: Exported, out: Path) -> Parities:
     parities: Parities = {}
 
     def write(directory: Path) -> None:
-        fill_open_clip_dir(model.clip, directory, model.card)
-        parities["model"] = check_close(compare("embeddings", _reloaded(model, directory), model.embeddings))
+        open_clip_dir.fill_open_clip_dir(model.clip, directory, model.card)
+        images, texts = _reloaded(model, directory)
+        parities["model"] = check_close(compare("embeddings", images, model.embeddings))
+        parities["text"] = check_close(compare("embeddings", texts, _embedded_texts(model.clip)))
 
-    write_folder(out, MARKERS["open_clip"], write)
+    write_folder(out, LAYOUTS["open_clip"], write)
     return parities
 
 
@@ -117,7 +128,7 @@ def write_timm(model: Exported, out: Path) -> Parities:
         for way, features in zip(("directory", "checkpoint"), loaded, strict=True):
             parities[way] = check_close(compare("features", features, expected))
 
-    write_folder(out, MARKERS["timm"], write)
+    write_folder(out, LAYOUTS["timm"], write)
     return parities
 
 
@@ -133,17 +144,18 @@ def write_torch(model: Exported, out: Path) -> Parities:
 
     def write(directory: Path) -> None:
         file = directory / torch_program.IMAGE_ENCODER
-        torch_program.write_program(encoder, model.pixels[:2], file)
+        torch_program.write_program(encoder, model.clip.image_size, file)
         found = torch_program.run_program(file, model.pixels)
         parities["image_encoder"] = check_close(compare("embeddings", found, model.embeddings))
         if model.classes is not None:
             file = directory / torch_program.CLASSIFIER
-            torch_program.write_program(Classifier(encoder, model.classes.head), model.pixels[:2], file)
+            classifier = Classifier(encoder, model.classes.head)
+            torch_program.write_program(classifier, model.clip.image_size, file)
             found = torch_program.run_program(file, model.pixels)
             parities["classifier"] = check_close(compare("probabilities", found, model.probabilities))
             onnx_model.write_labels(model.classes.labels, directory)
 
-    write_folder(out, MARKERS["torch"], write)
+    write_folder(out, LAYOUTS["torch"], write)
     return parities
 
 
@@ -178,18 +190,8 @@ def write_onnx(
         if text_encoder:
             parities["text_encoder"] = _fill_text_encoder(model.clip, directory, opset)
 
-    write_folder(out, MARKERS["onnx"], write)
+    write_folder(out, LAYOUTS["onnx"], write)
     return parities
-
-
-@dataclass(frozen=True)
-class Registration:
-    """Where in MLflow a model is registered."""
-
-    uri: str
-    name: str
-    alias: str
-    run_id: str | None
 
 
 def write_mlflow(
@@ -206,44 +208,47 @@ def write_mlflow(
         The comparisons; the version in the registry, if the model is to be registered.
 
     Raises:
-        InputError: there are no classes, out holds something else, a package is missing, int8 has no images
-            to calibrate on, or MLflow refuses the registration.
-        FailedRunError: an output differs from PyTorch's.
+        InputError: there are no classes, out holds something else, a package is missing, or int8 has no
+            images to calibrate on.
+        FailedRunError: an output differs from PyTorch's; or MLflow refuses the registration, and the folder
+            is kept.
     """
     onnx_model.require_onnx()
     if model.classes is None:
         raise InputError("--format mlflow: a classifier needs classes. Give --classes FILE.")
     parities: Parities = {}
-    versions: list[int] = []
 
     def write(directory: Path) -> None:
         with tempfile.TemporaryDirectory() as source:
             parities.update(_fill_onnx(model, Path(source), precision, opset))
-            save_mlflow_model(Path(source), model.pixels[0], directory)
-            served = _served_parity(model, directory, parities["classifier"])
-            parities["served"] = check_close(served) if precision == "fp32" else served
-            if registration is not None:
-                r = registration
-                versions.append(
-                    register_model(Path(source), model.pixels[0], r.uri, r.name, r.alias, r.run_id)
-                )
+            mlflow_model.save_mlflow_model(Path(source), directory)
+            parities["served"] = check_close(_served_parity(model, directory, Path(source)))
 
-    write_folder(out, MARKERS["mlflow"], write)
-    return parities, versions[0] if versions else None
+    write_folder(out, LAYOUTS["mlflow"], write)
+    return parities, mlflow_model.register_model(out, registration) if registration else None
 
 
-def _reloaded(model: Exported, directory: Path) -> Tensor:
-    """Embeddings of the images by the written directory, through open_clip's own preprocessing."""
-    if "msclip" in model.clip.model_cfg:  # its config needs beamclip, where the tower is MS-CLIP-S's
-        teacher = copied_image_teacher(load_clip(str(directory)))
-        return torch.cat([teacher.encode_image(part) for part in model.pixels.split(_BATCH)])
+def _reloaded(model: Exported, directory: Path) -> tuple[Tensor, Tensor]:
+    """Embeddings of the images and of _TEXTS by the written directory, as open_clip preprocesses them."""
+    if not opens_in_open_clip(model.clip):
+        own = load_clip(str(directory))
+        teacher = copied_image_teacher(own)
+        parts = [teacher.encode_image(part) for part in model.pixels.split(_BATCH)]
+        return torch.cat(parts), _embedded_texts(own)
     loaded, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{directory}")(_TEXTS)
     loaded.eval()
     pictures = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in model.pixels]
     images = torch.stack([preprocess(picture) for picture in pictures])
     with torch.no_grad():
         parts = [loaded.encode_image(part, normalize=True) for part in images.split(_BATCH)]
-    return torch.cat(parts)
+        return torch.cat(parts), loaded.encode_text(tokens, normalize=True)
+
+
+def _embedded_texts(clip: LoadedClip) -> Tensor:
+    with torch.no_grad():
+        embeddings: Tensor = clip.model.encode_text(clip.tokenizer(_TEXTS), normalize=True)
+    return embeddings
 
 
 def _fill_onnx(
@@ -253,14 +258,19 @@ def _fill_onnx(
     names = (onnx_model.PIXELS, onnx_model.EMBEDDINGS)
     encoder = onnx_model.to_onnx(ImageEncoder(model.clip), model.pixels[:2], names, opset)
     if precision == "int8":
-        encoder = to_int8(encoder, model.calibration())
+        encoder = to_int8(encoder, model.calibration)
+    parities: Parities = {}
     if any_size:
+        if model.originals:
+            parities["resizing"] = check_pixels(
+                resize_parity(model.clip, model.originals, model.fitted, opset)
+            )
         encoder = with_resize(encoder, model.clip, opset)
     facts = _facts(model.clip, precision, any_size=any_size)
     file = directory / onnx_model.IMAGE_ENCODER
     onnx_model.write_model(encoder, file, facts)
     found = onnx_model.run_onnx(file, model.pixels)
-    parities = {"image_encoder": check(compare("embeddings", found, model.embeddings))}
+    parities["image_encoder"] = check(compare("embeddings", found, model.embeddings))
     if model.classes is not None:
         names = (onnx_model.EMBEDDINGS, onnx_model.PROBABILITIES)
         head = onnx_model.to_onnx(model.classes.head, model.embeddings[:2], names, opset)
@@ -290,7 +300,7 @@ def _facts(clip: LoadedClip, precision: Precision, *, any_size: bool) -> dict[st
 
 
 def _fill_text_encoder(clip: LoadedClip, directory: Path, opset: int) -> Parity:
-    tokens = clip.tokenizer(["a photo of a cat", "a drawing of a whale", "two red umbrellas"])
+    tokens = clip.tokenizer(_TEXTS)
     network = TextEncoder(clip)
     names = (onnx_model.TOKENS, onnx_model.EMBEDDINGS)
     file = directory / onnx_model.TEXT_ENCODER
@@ -301,15 +311,28 @@ def _fill_text_encoder(clip: LoadedClip, directory: Path, opset: int) -> Parity:
     return check_close(compare("embeddings", onnx_model.run_onnx(file, tokens), expected))
 
 
-def _served_parity(model: Exported, folder: Path, classifier: Parity) -> Parity:
-    """Compare what the MLflow model answers to pictures of the images with PyTorch's probabilities."""
-    some = slice(0, 16)
-    predict = predictor(folder)
-    rows = predict([png_bytes(image) for image in model.pixels[some]])
-    expected = model.probabilities[some].max(dim=1)
+def _served_parity(model: Exported, folder: Path, source: Path) -> Parity:
+    """Compare what the MLflow model answers to files of pictures with its classifier on their pixels.
+
+    The classifier was compared with PyTorch before: what may differ is decoding, resizing and labels.
+
+    Args:
+        source: folder of the classifier.
+    """
+    some = model.pixels[:8]
+    taken = [place for place, each in enumerate(model.originals) if _is_served(each)]
+    predict = mlflow_model.predictor(folder)
+    rows = predict([*map(mlflow_model.png_bytes, some), *(model.originals[place] for place in taken)])
+    # One by one, as they are served: the ranges of a dynamic int8 model are those of a whole batch.
+    pixels = torch.cat([some, model.fitted[taken]])
+    expected = onnx_model.run_onnx(source / onnx_model.CLASSIFIER, pixels, batch_size=1).max(dim=1)
     assert model.classes is not None
     ids = [model.classes.labels[place]["id"] for place in expected.indices]
     same = sum(row["id"] == wanted for row, wanted in zip(rows, ids, strict=True)) / len(rows)
     found = torch.tensor([row["probability"] for row in rows])
     largest = float((found - expected.values).abs().max())
-    return Parity("probabilities", len(rows), largest, classifier.distance, same)
+    return Parity("probabilities", len(rows), largest, 0.0, same)
+
+
+def _is_served(content: bytes) -> bool:
+    return judge(content).format in mlflow_model.SERVED_FORMATS

@@ -3,12 +3,12 @@
 Static quantisation measures the range of every activation on calibration images, so that convolutions run in
 int8 from end to end. Activations are unsigned and weights signed, one scale a channel: the pair for which
 x86 CPUs have instructions (VNNI). A transformer's activations have outliers that a fixed range would cut, and
-its time goes into products of matrices: their ranges are taken anew from each image, which needs no
+its time goes into products of matrices: their ranges are taken anew from each batch, which needs no
 calibration.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ def is_convolutional(model: Any) -> bool:
     return sum(node.op_type == "Conv" for node in model.graph.node) > 1
 
 
-def to_int8(model: Any, images: Tensor | None) -> Any:
+def to_int8(model: Any, calibration: Callable[[], Tensor | None]) -> Any:
     """Quantise an image encoder.
 
     Args:
         model: onnx.ModelProto in float32, from pixels to embeddings.
-        images: calibration images, uint8 [N, 3, S, S]; a convolutional model needs them.
+        calibration: returns images to calibrate on, uint8 [N, 3, S, S]; asked for by a convolutional model.
 
     Returns:
         A new onnx.ModelProto with the same input and output.
@@ -43,6 +43,7 @@ def to_int8(model: Any, images: Tensor | None) -> Any:
     import onnx
 
     static = is_convolutional(model)
+    images = calibration() if static else None
     if static and (images is None or len(images) == 0):
         raise InputError(
             "--precision int8: there are no images to measure the ranges of activations on. Give "

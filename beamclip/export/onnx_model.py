@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beamclip.errors import InputError
+from beamclip.export.folder import Layout
 
 IMAGE_ENCODER, CLASSIFIER, TEXT_ENCODER = "image_encoder.onnx", "classifier.onnx", "text_encoder.onnx"
 LABELS_FILE = "labels.json"
+LAYOUT = Layout(IMAGE_ENCODER, (CLASSIFIER, TEXT_ENCODER, LABELS_FILE))
 PIXELS, EMBEDDINGS, PROBABILITIES, TOKENS = "pixels", "embeddings", "probabilities", "tokens"
 MOST_INLINE_BYTES = 2**31
 """An ONNX file, a protobuf message, cannot be larger; larger weights would need files beside it."""

@@ -4,15 +4,25 @@ import json
 from pathlib import Path
 
 from beamclip.export.card import Card, card_text
-from beamclip.export.folder import save_weights, write_folder
+from beamclip.export.folder import Layout, save_weights, write_folder
 from beamclip.files import write_whole
 from beamclip.models.clip import CONFIG_FILE, LoadedClip
 from beamclip.models.msclip import split_msclip
 from beamclip.openclip import HFTokenizer
-from beamclip.prompts.fitting import write_fitting
+from beamclip.prompts.fitting import FITTING_FILE, write_fitting
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CARD_FILE = "README.md"
+LAYOUT = Layout(
+    CONFIG_FILE,
+    (
+        *(WEIGHTS_FILE, CARD_FILE, FITTING_FILE),
+        # What tokenizers of transformers write.
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
+        *("sentencepiece.bpe.model", "chat_template.jinja"),
+    ),
+)
 
 
 def write_open_clip_dir(clip: LoadedClip, out: Path, card: Card | None = None) -> Path:
@@ -29,7 +39,7 @@ def write_open_clip_dir(clip: LoadedClip, out: Path, card: Card | None = None) -
     Raises:
         InputError: out is a file, or a directory that holds something other than a model.
     """
-    return write_folder(out, CONFIG_FILE, lambda directory: fill_open_clip_dir(clip, directory, card))
+    return write_folder(out, LAYOUT, lambda directory: fill_open_clip_dir(clip, directory, card))
 
 
 def fill_open_clip_dir(clip: LoadedClip, directory: Path, card: Card | None = None) -> None:

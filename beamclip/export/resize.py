@@ -4,10 +4,16 @@ ONNX Runtime's antialiased cubic resize of uint8 is a port of Pillow's: most pic
 tall ones differ by up to 2 levels of 255. On float input it rounds otherwise, and differs by up to 17 levels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from beamclip.data.decode import decode_pixels
 from beamclip.errors import InputError
 from beamclip.export.onnx_model import PIXELS
+from beamclip.export.parity import Parity, compare
 from beamclip.models.clip import LoadedClip
 
 IMAGE = "image"
@@ -64,12 +70,33 @@ def with_resize(encoder: Any, clip: LoadedClip, opset: int) -> Any:
         encoder: onnx.ModelProto from pixels to embeddings.
         clip: its model, which check_resizable allows.
     """
-    import onnx
     from onnx.compose import add_prefix, merge_models
+
+    front = add_prefix(_resize_model(clip, opset), "resize_", rename_inputs=False)
+    front.ir_version = encoder.ir_version
+    return merge_models(front, encoder, io_map=[(f"resize_{PIXELS}", PIXELS)])
+
+
+def resize_parity(clip: LoadedClip, originals: Sequence[bytes], fitted: Tensor, opset: int) -> Parity:
+    """Compare the pixels that the resizing makes of pictures with those of evaluation.
+
+    Args:
+        originals: files of pictures, at least one.
+        fitted: uint8 [N, 3, S, S], what evaluation makes of them.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        _resize_model(clip, opset).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    pictures = (decode_pixels(each).transpose(2, 0, 1)[None] for each in originals)
+    found = [torch.from_numpy(session.run(None, {IMAGE: picture})[0]) for picture in pictures]
+    return compare("pixels", torch.cat(found).flatten(1), fitted.flatten(1))
+
+
+def _resize_model(clip: LoadedClip, opset: int) -> Any:
+    import onnx
 
     text = _SQUASH if clip.preprocess_cfg["resize_mode"] == "squash" else _SHORTEST
     mode = "linear" if clip.preprocess_cfg["interpolation"] == "bilinear" else "cubic"
-    front = onnx.parser.parse_model(text.format(opset=opset, size=clip.image_size, mode=mode))
-    front = add_prefix(front, "resize_", rename_inputs=False)
-    front.ir_version = encoder.ir_version
-    return merge_models(front, encoder, io_map=[(f"resize_{PIXELS}", PIXELS)])
+    return onnx.parser.parse_model(text.format(opset=opset, size=clip.image_size, mode=mode))

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from beamclip.export.folder import Layout
+from beamclip.export.onnx_model import LABELS_FILE
+
 IMAGE_ENCODER, CLASSIFIER = "image_encoder.pt2", "classifier.pt2"
+LAYOUT = Layout(IMAGE_ENCODER, (CLASSIFIER, LABELS_FILE))
 
 
 def trace(network: nn.Module, example: Tensor, name: str) -> ExportedProgram:
@@ -20,8 +24,10 @@ def trace(network: nn.Module, example: Tensor, name: str) -> ExportedProgram:
         return torch.export.export(network, (example,), dynamic_shapes={name: {0: Dim.DYNAMIC}}, strict=False)
 
 
-def write_program(network: nn.Module, example: Tensor, file: Path) -> None:
-    """Trace a network on pixels, uint8 [2 or more, 3, S, S], and write the program."""
+def write_program(network: nn.Module, size: int, file: Path) -> None:
+    """Trace a network on pixels, uint8 [N, 3, size, size], and write the program."""
+    # The file keeps the example: no image of the user may be in it.
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     torch.export.save(trace(network, example, "pixels"), file)
 
 

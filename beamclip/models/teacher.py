@@ -33,7 +33,7 @@ class ImageTeacher(nn.Module):
         super().__init__()
         self.network = tower.network.requires_grad_(False)
         self.preprocessing = tower.preprocessing
-        self._convolutional = _is_convolutional(self.network)
+        self._convolutional = is_convolutional(self.network)
         self._autocast = precision == "bf16" and self._convolutional
         self._input_dtype = torch.float32
         if precision == "bf16" and not self._convolutional:
@@ -138,6 +138,6 @@ class Teacher(nn.Module):
         return F.normalize(torch.cat(encoded), dim=-1)
 
 
-def _is_convolutional(tower: nn.Module) -> bool:
+def is_convolutional(tower: nn.Module) -> bool:
     """Whether a tower has convolutions besides the patch embedding, a transformer's only one."""
     return sum(isinstance(module, nn.Conv2d) for module in tower.modules()) > 1

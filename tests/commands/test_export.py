@@ -69,11 +69,19 @@ def test_a_missing_or_useless_option_is_refused(teacher, tmp_path, capsys):
         ("onnx", "--license", "mit"),
         ("onnx", "--push", "team/birds"),
         ("open_clip", "--register", "birds"),
+        ("timm", "--classes", "classes.yaml"),
+        ("timm", "--templates", "photo"),
     ):
         message = refused(capsys, *given, "--format", format, *options)
         assert f"{options[0]}: has no effect with --format {format}, only with" in message
     assert "--public: has no effect without --push" in refused(
         capsys, *given, "--format", "open_clip", "--public"
+    )
+    assert "--alias: has no effect without --register" in refused(
+        capsys, *given, "--format", "mlflow", "--alias", "best"
+    )
+    assert "--calibration-data: has no effect without --precision int8" in refused(
+        capsys, *given, "--format", "onnx", "--calibration-data", "images"
     )
     assert "opset is 9: give a number from 18 to 23" in refused(
         capsys, *given, "--format", "onnx", "--opset", "9"
@@ -111,6 +119,9 @@ def test_mlflow_without_a_server_or_without_classes_is_refused(
     )
     assert "does not answer" in message
     assert "correct MLFLOW_TRACKING_URI" in message
+    registered = ["--register", "birds", "--alias", "v2"]
+    message = refused(capsys, "--model", str(teacher[0]), "--format", "mlflow", "--out", out, *registered)
+    assert "--register birds --alias v2: MLflow refuses" in message
     assert not Path(out).exists()
 
 

@@ -42,4 +42,4 @@ def test_a_format_that_fails_does_not_keep_the_others_from_being_written(teacher
     assert list(after.failed) == ["ship torch"]
     with pytest.raises(UnscoredError, match=r"ship torch: .*is not an exported model"):
         after.raise_failure(replace(config, classes=corpus.classes), tmp_path)
-    assert f"calibrated on 200 images of {corpus.train}" in capsys.readouterr().out
+    assert f"calibrated on 100 images of {corpus.train}" in capsys.readouterr().out

@@ -1,9 +1,12 @@
 """A small student, images, and what was exported from them once for all tests of the room."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from beamclip.export.formats import Classes, Exported, Parities, write_onnx
 from beamclip.export.networks import ClassHead
@@ -18,6 +21,19 @@ def unit_rows(rows: int, width: int, seed: int = 0) -> torch.Tensor:
     """[rows, width] random rows of unit length."""
     values = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(values, dim=1)
+
+
+def picture_files() -> tuple[bytes, ...]:
+    """Files of pictures of several sizes and kinds: wide, tall, small; transparent; turned on their side."""
+    files = []
+    for width, height, mode in ((90, 40, "RGB"), (45, 133, "RGBA"), (20, 27, "RGB")):
+        noise = np.random.default_rng(width).integers(0, 256, (9, 7, len(mode)), np.uint8)
+        image, file = Image.fromarray(noise).resize((width, height)), io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(file, "PNG", exif=exif)
+        files.append(file.getvalue())
+    return tuple(files)
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +59,7 @@ def exported(student: LoadedClip) -> Exported:
     anchors = Anchors(unit_rows(5, student.embed_dim), torch.tensor([0, 1, 1, 2, 3]))
     labels = [{"id": f"n{place}", "name": name} for place, name in enumerate(NAMES)]
     classes = Classes(labels, ClassHead(anchors, 4, 20.0), ("{}",))
-    return Exported(student, pixels, classes, calibration=lambda: pixels)
+    return Exported(student, pixels, classes, calibration=lambda: pixels, originals=picture_files())
 
 
 @pytest.fixture(scope="session")

@@ -84,3 +84,18 @@ def test_the_code_of_the_card_classifies_a_picture(
     answer = eval(capsys.readouterr().out)
     assert list(answer) == ["crane", "o'clock", "owl"]
     assert sum(answer.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_card_of_a_model_that_open_clip_cannot_load_does_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = write_open_clip_dir(new_clip("tiny-msclip-s", seed=0), tmp_path / "model", DISTILLED)
+    text = (directory / "README.md").read_text()
+    assert ModelCard(text).data.library_name == "beamclip"
+    assert "import open_clip" not in text
+    Image.new("RGB", (64, 40), (200, 30, 30)).save(directory / "picture.png")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(directory)
+    exec(compile(code[1], "README.md", "exec"), {})
+    assert sorted(eval(capsys.readouterr().out)) == ["crane", "o'clock", "owl"]

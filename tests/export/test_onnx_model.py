@@ -42,7 +42,7 @@ def test_int8_is_a_quarter_of_the_size_and_stays_close(
     onnx_export: tuple[Path, Parities], exported: Exported, tmp_path: Path
 ) -> None:
     source = onnx_export[0] / "image_encoder.onnx"
-    model = to_int8(onnx.load(source), exported.pixels)
+    model = to_int8(onnx.load(source), lambda: exported.pixels)
     onnx.save(model, tmp_path / "int8.onnx")
     weights = [each for each in model.graph.initializer if len(each.dims) == 4 and each.dims[0] > 1]
     assert {each.data_type for each in weights} == {onnx.TensorProto.INT8}
@@ -56,14 +56,18 @@ def test_int8_without_images_to_calibrate_on_is_refused(onnx_export: tuple[Path,
     assert is_convolutional(model)
     for images in (None, torch.zeros(0, 3, 32, 32, dtype=torch.uint8)):
         with pytest.raises(InputError, match="Give --calibration-data"):
-            to_int8(model, images)
+            to_int8(model, lambda images=images: images)
 
 
 @pytest.mark.slow
 def test_a_transformer_is_quantised_without_calibration(tmp_path: Path) -> None:
     network = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.GELU(), torch.nn.Linear(64, 8))
     values = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
-    model = to_int8(to_onnx(network, values[:2], ("input", "output"), 18), None)
+
+    def no_images() -> None:
+        raise AssertionError("images that nothing needs are read and decoded")
+
+    model = to_int8(to_onnx(network, values[:2], ("input", "output"), 18), no_images)
     onnx.save(model, tmp_path / "int8.onnx")
     kinds = {node.op_type for node in model.graph.node}
     assert "DynamicQuantizeLinear" in kinds

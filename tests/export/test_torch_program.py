@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from beamclip.export.formats import Exported, write_torch
+from beamclip.export.folder import check_replaceable
+from beamclip.export.formats import LAYOUTS, Exported, write_torch
 
 PROGRAM = """
 import sys
@@ -26,6 +27,10 @@ def test_plain_torch_classifies_pixels(exported: Exported, tmp_path: Path) -> No
         "image_encoder": "embeddings",
         "classifier": "probabilities",
     }
+    check_replaceable(tmp_path / "torch", LAYOUTS["torch"])
+    for file in (tmp_path / "torch").glob("*.pt2"):  # the example that a file holds is no image of the user
+        [example], _ = torch.export.load(file).example_inputs
+        assert not example.any()
     torch.save(exported.pixels[:3], tmp_path / "pixels.pt")
     places = [tmp_path / "torch" / "classifier.pt2", tmp_path / "pixels.pt", tmp_path / "out.pt"]
     subprocess.run([sys.executable, "-c", PROGRAM, *map(str, places)], check=True, capture_output=True)
