@@ -127,7 +127,7 @@ def register_model(folder: Path, place: Registration) -> int:
         raise FailedRunError(
             without_secrets(
                 f"--register {place.name}: the MLflow store at {place.uri} refuses ({first_line(error)}). "
-                f"The model is in {folder}. Look at the store, then export again."
+                f"The model is in {folder}. Check the store, then export again."
             )
         ) from error
     return int(made.version)

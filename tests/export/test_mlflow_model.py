@@ -161,10 +161,10 @@ def test_a_model_is_registered_beside_an_active_run_of_another_experiment(
     ("name", "alias"), [("birds", "v2"), ("birds", "Latest"), ("a/b", "best"), ("a", "")]
 )
 def test_a_name_or_an_alias_that_mlflow_reserves_is_refused_before_anything_is_logged(
-    name: str, alias: str, uri: str
+    name: str, alias: str
 ) -> None:
     with pytest.raises(InputError, match=r"MLflow refuses \(.*\)\. Give another name or alias"):
-        check_registration(Registration(uri, name, alias, None))
+        check_registration(Registration("sqlite:///nowhere.db", name, alias, None))
 
 
 def test_a_store_that_refuses_is_named_and_the_model_stays(saved: Path, tmp_path: Path) -> None:
