@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ LAYOUT = Layout(
 )
 _EXPERIMENT = "beamclip"
 _URI = "MLFLOW_TRACKING_URI"
+_ALIAS = re.compile(r"(?!latest$)(?!v\d+$)[\w-]{1,255}", re.ASCII | re.IGNORECASE)
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
 
 
@@ -65,18 +67,13 @@ def check_registration(place: Registration) -> None:
     Raises:
         InputError: it cannot be reached or keeps no registered models, or MLflow takes no such name or alias.
     """
-    from mlflow.exceptions import MlflowException
-    from mlflow.utils import validation
-
-    try:
-        validation._validate_model_name(place.name)
-        validation._validate_model_alias_name(place.alias)
-        validation._validate_model_alias_name_reserved(place.alias)
-    except MlflowException as error:
+    if not place.name.strip() or {"/", ":"} & set(place.name):
+        raise InputError(f"--register {place.name!r}: MLflow takes a name without / and :. Give another one.")
+    if not _ALIAS.fullmatch(place.alias):
         raise InputError(
-            f"--register {place.name} --alias {place.alias}: MLflow refuses ({first_line(error)}). Give "
-            "another name or alias."
-        ) from error
+            f"--alias {place.alias!r}: MLflow takes letters, digits, - and _, and keeps latest, v1, v2, ... "
+            "for itself. Give another one."
+        )
     try:
         # Sets the time limits of MLflow's requests, which are minutes otherwise.
         Store(place.uri)
@@ -136,16 +133,20 @@ def register_model(folder: Path, place: Registration) -> int:
 @contextmanager
 def _as_tracking_uri(uri: str) -> Iterator[None]:
     """Make a store MLflow's own for a moment: a registry in SQL looks up there which model it is given."""
-    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+    import mlflow
 
-    before = os.environ.get(_URI)
+    in_environment = os.environ.get(_URI)
+    own = in_environment is None and mlflow.is_tracking_uri_set()
+    before = mlflow.get_tracking_uri() if own else None
+    mlflow.set_tracking_uri(uri)
     try:
-        with _use_tracking_uri(uri):
-            yield
+        yield
     finally:
-        # MLflow keeps the address in the environment, too.
-        if before is not None:
-            os.environ[_URI] = before
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
+        # MLflow writes the address into the environment, where every later run would find it.
+        os.environ.pop(_URI, None)
+        if in_environment is not None:
+            os.environ[_URI] = in_environment
 
 
 def _experiment(client: Any) -> str:

@@ -121,7 +121,7 @@ def test_mlflow_without_a_server_or_without_classes_is_refused(
     assert "correct MLFLOW_TRACKING_URI" in message
     registered = ["--register", "birds", "--alias", "v2"]
     message = refused(capsys, "--model", str(teacher[0]), "--format", "mlflow", "--out", out, *registered)
-    assert "--register birds --alias v2: MLflow refuses" in message
+    assert "--alias 'v2': MLflow takes letters" in message
     assert not Path(out).exists()
 
 
