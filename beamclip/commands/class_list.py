@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from beamclip.commands.console import plural, print_stage
 from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.data.label_names import NumberedClasses, numbered_classes
 from beamclip.data.listing import list_contents, list_labelled
@@ -68,16 +69,57 @@ def scored_classes(config: DistillConfig | PretrainConfig) -> list[ClassEntry]:
     for address in addresses:
         list_labelled(address, allow_missing=config.stream.allow_missing_shards)
         if entries:  # none: check_validation() refuses --val-data
-            label_ids(entries, address, column)
+            check_labels(entries, address, column, listed=config.classes is not None)
     return entries
+
+
+def check_labels(classes: Sequence[ClassEntry], address: str, label_column: str, *, listed: bool) -> None:
+    """Check that the labels of a data set can be those of the classes, and say what is taken on trust.
+
+    Args:
+        listed: whether the classes are those of --classes, whose ids are labels by the word of the user; else
+            they are those of other data or of a run, and numbers must be theirs by name.
+
+    Raises:
+        InputError: as `label_ids`, or nobody says which of the classes a number is.
+    """
+    ids = label_ids(classes, address, label_column)
+    numbered = numbered_classes(address, label_column)
+    if numbered is None:
+        return
+    if not numbered.names:
+        if not listed:
+            raise InputError(
+                f"{address}: its labels are numbers without names, and nobody says which of the classes they "
+                "are. Give --classes, a list in the order of the numbers."
+            )
+        if ids != [entry.id for entry in classes]:
+            print_stage("note", f"{address}: labels are taken as places in the class list, from 0")
+        return
+    differing = [
+        f"{each.name!r} for {numbered.names[int(number)]!r}"
+        for each, number in zip(classes, ids, strict=True)
+        if number == each.id
+        and number.isdecimal()
+        and _plain(each.name) != _plain(numbered.names[int(number)])
+    ]
+    if differing and not listed:
+        raise InputError(
+            f"{address}: gives the numbers of the classes other names, such as {differing[0]}. Give "
+            "--classes, a list with the names of all data, or score them one by one."
+        )
+    if differing:
+        number = plural(len(differing), "class")
+        print_stage("note", f"{address}: numbers decide, and the list renames {number}: {differing[0]}")
 
 
 def label_ids(classes: Sequence[ClassEntry], address: str, label_column: str) -> list[str]:
     """What the labels of a data set call each class of a list: its id, a number, or its WordNet id.
 
-    Numbers stand for the class whose id or name the data set gives that number. A list whose ids are all
-    numbers is taken at its word; so is one without names to compare, whose order must be that of the numbers.
-    Class folders that are named by WordNet ids stand for the `synset` of a class.
+    Numbers stand for the class whose id or name the data set gives that number. Ids that are all numbers are
+    the labels, unless the data set gives the name of one of them to another number. Without names to compare,
+    other ids stand in the order of the numbers. Class folders that are named by WordNet ids stand for the
+    `synset` of a class.
 
     Args:
         address: of the labelled data.
@@ -90,11 +132,26 @@ def label_ids(classes: Sequence[ClassEntry], address: str, label_column: str) ->
     numbered = numbered_classes(address, label_column)
     if numbered is None:
         return _folder_ids(classes, address) or ids
-    if all(each.isdecimal() for each in ids):
-        return ids
+    are_numbers = all(each.isdecimal() for each in ids)
     if not numbered.names:
-        return [str(place) for place in range(len(ids))]
+        return ids if are_numbers else [str(place) for place in range(len(ids))]
+    if are_numbers and _fit(classes, numbered.names):
+        return ids
     return _numbers(classes, numbered.names, address)
+
+
+def _fit(classes: Sequence[ClassEntry], names: Sequence[str]) -> bool:
+    """Whether ids may be numbers of these names: each is one, and no class is named like another's number.
+
+    A name that stands twice, in the list or in the data, says nothing.
+    """
+    plain, own = [_plain(name) for name in names], [_plain(entry.name) for entry in classes]
+    here, there = Counter(own), Counter(plain)
+    once = {name for name in here if here[name] == there[name] == 1}
+    return all(
+        int(entry.id) < len(plain) and (name not in once or plain[int(entry.id)] == name)
+        for entry, name in zip(classes, own, strict=True)
+    )
 
 
 def _folder_ids(classes: Sequence[ClassEntry], address: str) -> list[str] | None:
@@ -111,7 +168,8 @@ def _numbers(classes: Sequence[ClassEntry], names: Sequence[str], address: str) 
     """The number of each class, by its id, else by its name; none for a class that the data lack."""
     by_id, by_name = ([_plain(entry.id) for entry in classes], [_plain(entry.name) for entry in classes])
     plain = [_plain(name) for name in names]
-    own = by_id if set(by_id) & set(plain) else by_name
+    are_numbers = all(entry.id.isdecimal() for entry in classes)
+    own = by_id if set(by_id) & set(plain) and not are_numbers else by_name
     number = {name: str(place) for place, name in enumerate(plain)}
     shared = [name for name in set(own) & set(plain) if Counter(own)[name] > 1 or Counter(plain)[name] > 1]
     if shared:
