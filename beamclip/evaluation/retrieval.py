@@ -46,7 +46,8 @@ def retrieval_ranks(images: Tensor, texts: Tensor, image_of_text: Tensor) -> tup
     """Count what is ahead of each image's best own caption, and of each caption's own image.
 
     An image is found at k if fewer than k captions are ahead of the best of its own; a caption, if fewer than
-    k images are ahead of its image. Of equal similarities, the lower index is ahead.
+    k images are ahead of its image. Of equal similarities, the lower index is ahead. What has a
+    NaN is no hit at any k.
 
     Args:
         images: [N, D] image embeddings, unit length.
@@ -54,7 +55,7 @@ def retrieval_ranks(images: Tensor, texts: Tensor, image_of_text: Tensor) -> tup
         image_of_text: [M] integers in 0..N-1, the image that each caption belongs to; every image has one.
 
     Returns:
-        int64 [N] and int64 [M], on the CPU.
+        int64 [N] and int64 [M], on the CPU; the largest int64 where the own similarity is NaN.
 
     Raises:
         ValueError: shapes that do not fit, or an image without a caption.
@@ -74,7 +75,9 @@ def retrieval_ranks(images: Tensor, texts: Tensor, image_of_text: Tensor) -> tup
         image_ranks[rows] += ((block > level) | ((block == level) & (column < first))).sum(dim=1)
         level, first = own[columns], owners[columns]
         text_ranks[columns] += ((block > level) | ((block == level) & (row < first))).sum(dim=0)
-    return image_ranks.cpu(), text_ranks.cpu()
+    missed = torch.iinfo(torch.long).max
+    image_ranks = image_ranks.masked_fill(best.isnan(), missed)
+    return image_ranks.cpu(), text_ranks.masked_fill(own.isnan(), missed).cpu()
 
 
 def _blocks(images: int, texts: int) -> Iterator[Block]:

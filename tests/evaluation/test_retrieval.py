@@ -64,6 +64,16 @@ def test_embeddings_that_all_coincide_find_one_image_of_many() -> None:
     assert got["retrieval_i2t_r5"] == pytest.approx(0.5)
 
 
+def test_nan_finds_nothing() -> None:
+    nothing = torch.full((4, 3), torch.nan)
+    got = retrieval_metrics(nothing, nothing, torch.arange(4))
+    assert set(got.values()) == {0.0}
+    images, texts = torch.eye(3), torch.eye(3)
+    texts[1] = torch.nan
+    got = retrieval_metrics(images, texts, torch.arange(3), ks=(1,))
+    assert got == {"retrieval_i2t_r1": pytest.approx(2 / 3), "retrieval_t2i_r1": pytest.approx(2 / 3)}
+
+
 @pytest.mark.parametrize(
     ("images", "texts", "owners", "ks", "message"),
     [
