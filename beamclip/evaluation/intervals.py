@@ -45,7 +45,7 @@ class Difference:
     low: float
     high: float
     verdict: Verdict
-    """`cannot tell` if the interval holds 0."""
+    """`cannot tell` if the interval holds 0, or is none because a figure is not finite."""
 
 
 def figures(
@@ -129,7 +129,7 @@ class _Minus:
 
 
 def _verdict(difference: Figure, *, lower: bool) -> Verdict:
-    if difference.low <= 0 <= difference.high:
+    if not (difference.low > 0 or difference.high < 0):
         return "cannot tell"
     return "better" if (difference.value > 0) != lower else "worse"
 
@@ -140,9 +140,15 @@ def _interval(statistic: Statistic, value: float, drawn: Floats) -> Interval:
         # Its bias is as large again in a resample as it is in the sample: the mirrored interval takes it off.
         low, high = 2 * value - high, 2 * value - low
     if isinstance(statistic, Ratio) and value in statistic.bounds == (0.0, 1.0):
-        low, high = _without_spread(value, float(statistic.denominator.sum()))
+        low, high = _without_spread(value, _effective_number(statistic.denominator))
     least, most = statistic.bounds
     return float(np.clip(low, least, most)), float(np.clip(high, least, most))
+
+
+def _effective_number(weights: Floats) -> float:
+    """Equal images that tell as much as these weighted ones (Kish, Survey sampling, 1965, section 11.7)."""
+    squares = float(np.square(weights).sum())
+    return float(weights.sum()) ** 2 / squares if squares else 0.0
 
 
 def _without_spread(share: float, number: float) -> Interval:

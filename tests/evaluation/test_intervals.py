@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from beamclip.evaluation.intervals import differences, ends, figures, resampled
-from beamclip.evaluation.statistic import CalibrationError, Ratio, mean
+from beamclip.evaluation.statistic import CalibrationError, Ratio, class_mean, mean
 
 
 def hits(images: int, share: float, seed: int = 0) -> np.ndarray:
@@ -44,6 +44,19 @@ def test_a_share_of_none_or_all_gets_the_interval_of_clopper_and_pearson(value: 
     found = figures({"top1": mean(np.full(images, value))}, images, resamples=20)["top1"]
     wanted = binomtest(int(value * images), images).proportion_ci(0.95, "exact")
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_a_share_of_all_counts_images_and_not_their_captions_or_classes() -> None:
+    """Five captions of each of 40 images; and 2,000 images of two classes, one of which has two images."""
+    captions = Ratio(np.full(40, 5.0), np.full(40, 5.0))
+    images = binomtest(40, 40).proportion_ci(0.95, "exact")
+    found = figures({"t2i": captions}, 40, resamples=20)["t2i"]
+    assert (found.low, found.high) == pytest.approx((images.low, images.high))
+    labels = np.array([0] * 1998 + [1] * 2)
+    lopsided = figures({"mean": class_mean(np.ones(2000), labels)}, 2000, resamples=20)["mean"]
+    even = figures({"mean": class_mean(np.ones(2000), np.arange(2000) % 2)}, 2000, resamples=20)["mean"]
+    assert lopsided.low < 0.75  # the small class has two images
+    assert even.low == pytest.approx(binomtest(2000, 2000).proportion_ci(0.95, "exact").low)
 
 
 def test_the_bias_of_the_calibration_error_is_taken_off() -> None:
@@ -86,6 +99,14 @@ def test_equal_and_unrelated_models_cannot_be_told_apart() -> None:
     assert {name: each.verdict for name, each in differences(same, other, 500).items()} == {
         "top1": "cannot tell"
     }
+
+
+def test_figures_that_are_not_finite_get_no_verdict() -> None:
+    broken = hits(100, 0.5)
+    broken[3] = np.nan
+    ours, theirs = {"kl": mean(broken)}, {"kl": mean(hits(100, 0.2))}
+    assert differences(ours, theirs, 100)["kl"].verdict == "cannot tell"
+    assert differences(ours, theirs, 100, lower_is_better=frozenset(["kl"]))["kl"].verdict == "cannot tell"
 
 
 def test_ends_are_named_after_their_figure() -> None:
