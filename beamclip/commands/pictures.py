@@ -7,7 +7,7 @@ from torch import Tensor
 
 from beamclip.commands.scoring import SCORING_TEMPERATURE, ScoredData
 from beamclip.evaluation.anchor_spread import class_means
-from beamclip.evaluation.encode import sample_images
+from beamclip.evaluation.spaced import sample_images
 from beamclip.evaluation.zeroshot import class_scores
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip

@@ -5,9 +5,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +19,12 @@ from beamclip.data.config import AugmentConfig
 from beamclip.data.listing import list_labelled, list_shards
 from beamclip.data.lost_samples import FirstLost
 from beamclip.data.rows import read_batches, read_dataset
-from beamclip.data.shards import Columns, Shard, iterate_rows
-from beamclip.data.transforms import load_evaluation_image
+from beamclip.data.shards import Columns, Shard
 from beamclip.errors import InputError
 from beamclip.evaluation.decoder import CropDecoder, Decoder
+from beamclip.evaluation.spaced import evenly_spaced
 from beamclip.models.clip import LoadedClip
 from beamclip.models.teacher import Precision, copied_image_teacher
-from beamclip.prompts.texts import nfc
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +128,8 @@ def encode_labelled(
         allow_missing: whether the samples of a shard that cannot be opened count as lost, instead of raising.
 
     Raises:
-        InputError: there is no such data, or no usable image has a label in the class list.
+        InputError: there is no such data, or no usable image has a label in the class list; or what the model
+            makes of an image is not finite.
     """
     columns = Columns(caption=True, more_texts=spec.caption_columns)
     if class_ids is not None:
@@ -255,9 +253,9 @@ def _labelled_tasks(shards: list[Shard], most: int | None = None) -> list[list[B
     if most is None or most >= total:
         bundles = [Bundle((Segment(shard, range(shard.samples)),)) for shard in shards]
     else:
-        chosen = groupby(evenly_spaced(shards, most), key=itemgetter(0))
+        places, rows = evenly_spaced(shards, most)
         bundles = [
-            Bundle((Segment(shard, np.array([row for _, row in rows], np.int64)),)) for shard, rows in chosen
+            Bundle((Segment(shards[place], rows[places == place]),)) for place in np.unique(places).tolist()
         ]
     return [*tasks_of(bundles)]
 
@@ -298,17 +296,25 @@ def _scorable(
             parts[name].append(batch[name][known])
     found = np.concatenate(labels)
     arrays = {name: np.concatenate(part) for name, part in parts.items()}
-    if class_ids is None and not len(arrays.get("key", ())):
-        raise InputError(
-            f"{address}: no image with a caption; skipped: {dict(skipped)}. Give captioned images."
-        )
-    if class_ids is not None and len(found) == 0:
-        raise InputError(
-            f"{address}: no image to score; skipped: {dict(skipped)}. "
-            f"The labels (column {label_column!r}) must be ids of the class list. "
-            f"Found: {', '.join(sorted(seen)[:3]) or 'none'}; the list has {', '.join(class_ids[:3])}, ..."
-        )
+    if not len(arrays.get("key", ())):
+        _refuse_empty(address, class_ids, label_column, dict(skipped), sorted(seen))
     return arrays, found, dict(skipped)
+
+
+def _refuse_empty(
+    address: str,
+    class_ids: Sequence[str] | None,
+    label_column: str,
+    skipped: dict[str, int],
+    seen: Sequence[str],
+) -> NoReturn:
+    if class_ids is None:
+        raise InputError(f"{address}: no image with a caption; skipped: {skipped}. Give captioned images.")
+    raise InputError(
+        f"{address}: no image to score; skipped: {skipped}. "
+        f"The labels (column {label_column!r}) must be ids of the class list. "
+        f"Found: {', '.join(seen[:3]) or 'none'}; the list has {', '.join(class_ids[:3])}, ..."
+    )
 
 
 def encoded_batches(
@@ -317,7 +323,24 @@ def encoded_batches(
     """Encode the rows of read tasks; yields what `Encoder` returns, in the order of the tasks.
 
     Within a batch, the damaged rows come last.
+
+    Raises:
+        InputError: the model makes embeddings or features that are not finite, of which no figure follows.
     """
+    for batch in _encoded_batches(tasks, columns, clip, spec, workers):
+        for name in batch.keys() & {"embeddings", "features"}:
+            bad = np.flatnonzero(~np.isfinite(batch[name]).all(axis=1))
+            if len(bad):
+                raise InputError(
+                    f"{clip.address}: its {name} of {len(bad):,} of {len(batch[name]):,} images are not "
+                    f"finite ({batch['key'][bad[0]]} for one). Give another model, or compute in fp32."
+                )
+        yield batch
+
+
+def _encoded_batches(
+    tasks: list[list[Bundle]], columns: Columns, clip: LoadedClip, spec: EncodeSpec, workers: WorkersConfig
+) -> Iterator[dict[str, NDArray[Any]]]:
     device = "cuda" if workers.use_gpu else "cpu"
     if workers.without_ray:
         yield from map(Encoder(clip, spec, device), read_batches_here(tasks, columns, spec.batch_size))
@@ -347,49 +370,3 @@ def encoded_batches(
         num_gpus=workers.worker_gpus,
     )
     yield from read_batches(encoded, batch_size=None, batch_format="numpy")
-
-
-def sample_images(
-    address: str,
-    class_ids: Sequence[str],
-    label_column: str,
-    count: int,
-    size: int,
-    *,
-    allow_missing: bool = False,
-) -> tuple[Tensor, list[int]]:
-    """Return evenly spaced images of a labelled data set, for pictures.
-
-    Unusable images, and those whose label is not in the class list, are left out.
-
-    Returns:
-        uint8 [n, 3, size, size] with n <= count, and the class index of each.
-
-    Raises:
-        InputError: there is no such data.
-    """
-    shards = list_labelled(address, allow_missing=allow_missing)
-    index = {class_id: i for i, class_id in enumerate(class_ids)}
-    images, labels = list[NDArray[np.uint8]](), list[int]()
-    for shard, row in evenly_spaced(shards, count):
-        found = next(iterate_rows(shard, Columns(label=label_column), range(row, row + 1)))
-        if found["problem"] is None and nfc(found["label"]) in index:
-            try:
-                images.append(load_evaluation_image(found["image"], size))
-            except Exception:  # counted where the data are scored
-                continue
-            labels.append(index[nfc(found["label"])])
-    pixels = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
-
-
-def evenly_spaced(shards: list[Shard], count: int) -> list[tuple[Shard, int]]:
-    """Return at most so many rows of shards at even distances, each with its shard, in order."""
-    total = sum(shard.samples for shard in shards)
-    count = min(count, total)
-    wanted = [total * (2 * i + 1) // (2 * count) for i in range(count)]
-    chosen, first = [], 0
-    for shard in shards:
-        chosen += [(shard, place - first) for place in wanted if first <= place < first + shard.samples]
-        first += shard.samples
-    return chosen

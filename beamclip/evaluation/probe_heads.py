@@ -1,9 +1,9 @@
 """Linear classifiers trained side by side by SGD, one a learning rate: the probe of self-supervised work.
 
 The recipe is that of DINO (arXiv 2104.14294) and iBOT: SGD with momentum 0.9, no weight decay, a cosine down
-to 0 over all steps, learning rates for a batch of 256 that grow with the batch. As in MAE (arXiv 2111.06377,
-appendix A.3), a batch norm without parameters comes before the classifiers, so that one set of learning rates
-suits backbones of any scale.
+to 0 over the training, learning rates for a batch of 256 that grow with the batch. As in MAE (arXiv
+2111.06377, appendix A.3), a batch norm without parameters comes before the classifiers, so that one set of
+learning rates suits backbones of any scale.
 """
 
 import math
@@ -22,7 +22,7 @@ class LinearHeads(nn.Module):
     """Several linear classifiers of the same features, each with a learning rate of its own."""
 
     def __init__(
-        self, width: int, classes: int, lrs: Sequence[float], *, batch_size: int, steps: int, seed: int = 0
+        self, width: int, classes: int, lrs: Sequence[float], *, batch_size: int, seed: int = 0
     ) -> None:
         """Set up untrained classifiers, all with the same initial weights.
 
@@ -31,7 +31,6 @@ class LinearHeads(nn.Module):
             classes: K.
             lrs: learning rate of each classifier for a batch of 256.
             batch_size: images of a step.
-            steps: of the whole training, over which the cosine falls.
             seed: of the initial weights.
         """
         super().__init__()
@@ -43,25 +42,27 @@ class LinearHeads(nn.Module):
             for head in heads:
                 head.weight.copy_(INITIAL_DEVIATION * weights)
                 head.bias.zero_()
-        scale = batch_size / REFERENCE_BATCH
+        self.lrs = [lr * batch_size / REFERENCE_BATCH for lr in lrs]
         groups = [
-            {"params": head.parameters(), "lr": lr * scale} for head, lr in zip(self.heads, lrs, strict=True)
+            {"params": head.parameters(), "lr": lr} for head, lr in zip(self.heads, self.lrs, strict=True)
         ]
         self.optimizer = torch.optim.SGD(groups, momentum=MOMENTUM)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: (1 + math.cos(math.pi * min(step / steps, 1))) / 2
-        )
 
-    def step(self, features: Tensor, labels: Tensor) -> None:
-        """Train all classifiers on a batch: features [B, F], labels [B]; B of 2 or more."""
+    def step(self, features: Tensor, labels: Tensor, progress: float) -> None:
+        """Train all classifiers on a batch: features [B, F], labels [B]; B of 2 or more.
+
+        Args:
+            progress: part of the training that lies behind, 0..1, which says how far the cosine has fallen.
+        """
         self.train()
+        for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
+            group["lr"] = lr * (1 + math.cos(math.pi * progress)) / 2
         normed = self.norm(features)
         # The losses share no weights, so that their sum trains each classifier as it would be trained alone.
         loss = torch.stack([F.cross_entropy(head(normed), labels) for head in self.heads]).sum()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.schedule.step()
 
     @torch.no_grad()
     def scores(self, features: Tensor, head: int) -> Tensor:

@@ -5,8 +5,9 @@ scored. The others are read in a new order each epoch, cropped at random, mirror
 encoded; the features of some 4,096 images are shuffled and trained on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from beamclip.data.shards import Columns, Shard
 from beamclip.data.starts import read_starts
 from beamclip.errors import InputError
 from beamclip.evaluation.config import ProbeConfig
-from beamclip.evaluation.encode import EncodeSpec, encode_some, encoded_batches, evenly_spaced
+from beamclip.evaluation.encode import UNKNOWN_LABEL, EncodeSpec, encode_some, encoded_batches
 from beamclip.evaluation.probe_heads import LinearHeads
+from beamclip.evaluation.spaced import evenly_spaced
 from beamclip.evaluation.zeroshot import label_ranks
 from beamclip.models.clip import LoadedClip
 
@@ -45,8 +47,15 @@ class StreamProbe:
     """Place of the learning rate that is scored."""
     accuracies: list[float]
     """Top-1 accuracy of each learning rate on the held-out images, 0..1."""
-    train_images: int
-    """Images of an epoch, without the held-out ones."""
+    class_images: Tensor
+    """int64 [K], images of each class in an epoch, without the held-out ones."""
+    skipped: dict[str, int]
+    """Training images left out, by reason, the held-out ones included."""
+
+    @property
+    def train_images(self) -> int:
+        """Images of an epoch, without the held-out ones."""
+        return int(self.class_images.sum())
 
     def ranks(self, features: Tensor, labels: Tensor) -> Tensor:
         """Count the classes ahead of each test image's own: int64 [M]."""
@@ -86,38 +95,34 @@ def train_by_stream(
     shards = list_labelled(address, allow_missing=allow_missing)
     total = sum(shard.samples for shard in shards)
     most = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * total)))
-    spec = EncodeSpec(False, True, batch_size=spec.batch_size, precision=spec.precision)
-    held = encode_some(clip, shards, most, address, class_ids, label_column, spec, workers)
-    place = {shard.path: number for number, shard in enumerate(shards)}
-    held_out = {(place[shard.path], row) for shard, row in evenly_spaced(shards, most)}
-    source = _Source(shards, read_starts(shards), held_out, config.probe_seed)
     if total - most < 2:
         raise InputError(f"{address}: has {total} images. Give three or more.")
-    steps = config.probe_epochs * -(-(total - most) // config.probe_batch)
+    spec = replace(spec, embeddings=False, features=True)
+    held = encode_some(clip, shards, most, address, class_ids, label_column, spec, workers)
+    held_out = {*zip(*(each.tolist() for each in evenly_spaced(shards, most)), strict=True)}
+    source = _Source(shards, read_starts(shards), held_out, config.probe_seed)
     heads = LinearHeads(
         held.features.shape[1],
         len(class_ids),
         config.probe_lrs,
         batch_size=config.probe_batch,
-        steps=steps,
         seed=config.probe_seed,
     ).to(device)
-    crops = EncodeSpec(
-        False,
-        True,
-        batch_size=spec.batch_size,
-        precision=spec.precision,
-        augmentation=CROPS,
-        seed=config.probe_seed,
-    )
-    index = {class_id: place for place, class_id in enumerate(class_ids)}
-    for epoch in range(config.probe_epochs):
-        encoded = encoded_batches(source.tasks(epoch), Columns(label=label_column), clip, crops, workers)
-        for features, labels in _shuffled(_labelled(encoded, index), config, epoch):
-            heads.step(features.to(device), labels.to(device))
-        show(epoch + 1, config.probe_epochs)
+    crops = replace(spec, augmentation=CROPS, seed=config.probe_seed)
+    for number in range(config.probe_epochs):
+        epoch = _Epoch(class_ids, total - most)
+        encoded = encoded_batches(source.tasks(number), Columns(label=label_column), clip, crops, workers)
+        for features, labels, done in _shuffled(epoch.parts(encoded), config, number):
+            heads.step(features.to(device), labels.to(device), (number + done) / config.probe_epochs)
+        if epoch.class_images.sum() < 2:
+            raise InputError(
+                f"{address}: {int(epoch.class_images.sum())} of {total - most} images can be trained on; "
+                f"skipped: {dict(epoch.skipped)}. Give images of the classes."
+            )
+        show(number + 1, config.probe_epochs)
     accuracies = heads.accuracies(held.features.to(device), held.labels.to(device))
-    return StreamProbe(heads, int(np.argmax(accuracies)), accuracies, total - most)
+    skipped = dict(epoch.skipped + Counter(held.skipped))
+    return StreamProbe(heads, int(np.argmax(accuracies)), accuracies, epoch.class_images, skipped)
 
 
 @dataclass(frozen=True)
@@ -145,32 +150,63 @@ class _Source:
             yield from bundles_of(window, self.shards, self.starts)
 
 
-def _labelled(batches: Iterator[dict[str, Any]], index: dict[str, int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The usable rows of encoded batches: features [B, F] and labels [B]."""
-    for batch in batches:
-        known = np.array([label in index for label in batch["label"]], dtype=bool) & (batch["problem"] == "")
-        labels = [index[label] for label in batch["label"][known]]
-        yield torch.from_numpy(batch["features"][known]), torch.tensor(labels, dtype=torch.long)
+@dataclass
+class _Epoch:
+    """What an epoch meets: a count of the images of each class, and of what cannot be used."""
+
+    class_ids: Sequence[str]
+    rows: int
+    """Of the whole epoch."""
+    class_images: Tensor = field(init=False)
+    """int64 [K]."""
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.class_images = torch.zeros(len(self.class_ids), dtype=torch.long)
+
+    def parts(self, batches: Iterable[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """The usable rows of encoded batches: features [B, F], labels [B], the part of all rows so far."""
+        index = {class_id: place for place, class_id in enumerate(self.class_ids)}
+        read = 0
+        for batch in batches:
+            whole = batch["problem"] == ""
+            known = np.array([label in index for label in batch["label"]], dtype=bool) & whole
+            self.skipped.update(batch["problem"][~whole].tolist())
+            self.skipped.update([UNKNOWN_LABEL] * int((whole & ~known).sum()))
+            labels = torch.tensor([index[label] for label in batch["label"][known]], dtype=torch.long)
+            self.class_images += torch.bincount(labels, minlength=len(index))
+            read += len(whole)
+            yield torch.from_numpy(batch["features"][known]), labels, read / self.rows
 
 
 def _shuffled(
-    parts: Iterator[tuple[Tensor, Tensor]], config: ProbeConfig, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of shuffled rows; a last one of a single row is left out, whose batch norm is undefined."""
+    parts: Iterable[tuple[Tensor, Tensor, float]], config: ProbeConfig, epoch: int
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Batches of shuffled rows, each with the part of the epoch that lies before it.
+
+    All are whole: rows that fill none wait for the next ones. At the end of the epoch they are left out,
+    unless they are all that it has.
+    """
     generator = torch.Generator().manual_seed(config.probe_seed * 1_000_003 + epoch)
     held: list[tuple[Tensor, Tensor]] = []
+    before = done = 0.0
+    is_first = True
 
-    def mixed() -> Iterator[tuple[Tensor, Tensor]]:
+    def mixed(*, last: bool) -> Iterator[tuple[Tensor, Tensor, float]]:
         features, labels = (torch.cat(each) for each in zip(*held, strict=True))
-        order = torch.randperm(len(labels), generator=generator)
-        for part in order.split(config.probe_batch):
-            if len(part) > 1:
-                yield features[part], labels[part]
+        batches = torch.randperm(len(labels), generator=generator).split(config.probe_batch)
+        whole = [each for each in batches if len(each) == config.probe_batch]
+        if last and is_first and not whole and len(labels) > 1:
+            whole = [*batches]
+        for place, rows in enumerate(whole):
+            yield features[rows], labels[rows], before + (done - before) * place / len(whole)
+        left = [(features[rows], labels[rows]) for rows in batches[len(whole) :]]
+        held[:] = left
 
-    for part in parts:
-        held.append(part)
-        if sum(len(labels) for _, labels in held) >= max(SHUFFLED, config.probe_batch):
-            yield from mixed()
-            held = []
+    for features, labels, done in parts:
+        held.append((features, labels))
+        if sum(len(each) for _, each in held) >= max(SHUFFLED, config.probe_batch):
+            yield from mixed(last=False)
+            before, is_first = done, False
     if held:
-        yield from mixed()
+        yield from mixed(last=True)

@@ -1,8 +1,10 @@
 """Labelled images to embeddings, features and labels: all of them, once, whoever computes."""
 
+import copy
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,8 @@ from beamclip.evaluation.encode import (
     distinct_keys,
     encode_labelled,
     load_held_out,
-    sample_images,
 )
+from beamclip.evaluation.spaced import evenly_spaced, sample_images
 from beamclip.models.clip import LoadedClip, new_clip
 from beamclip.models.teacher import Teacher
 
@@ -309,6 +311,27 @@ def one_row(row: dict[str, Any]) -> Any:
     import pyarrow as pa
 
     return pa.Table.from_pylist([row], ROW_SCHEMA)
+
+
+def test_a_model_whose_embeddings_are_not_finite_is_refused(clip: LoadedClip, clean: Path) -> None:
+    broken = copy.deepcopy(clip.model)
+    with torch.no_grad():
+        next(broken.visual.parameters()).fill_(torch.nan)
+    other = replace(clip, model=broken)
+    for spec, name in ((EncodeSpec(), "embeddings"), (EncodeSpec(False, True), "features")):
+        with pytest.raises(InputError, match=rf"its {name} of 14 of 14 images are not finite \("):
+            encode_labelled(other, str(clean), CLASSES, "kind", spec, WorkersConfig(num_workers=0))
+
+
+def test_even_distances_are_those_of_counting_over_all_shards(clean: Path) -> None:
+    shard = list_labelled(str(clean))[0]
+    shards = [replace(shard, samples=number) for number in (3, 0, 1, 10)]
+    every = [(place, row) for place, each in enumerate(shards) for row in range(each.samples)]
+    for count in (1, 4, 14, 30):
+        places, rows = evenly_spaced(shards, count)
+        number = min(count, 14)
+        wanted = [every[14 * (2 * i + 1) // (2 * number)] for i in range(number)]
+        assert list(zip(places.tolist(), rows.tolist(), strict=True)) == wanted
 
 
 def test_pictures_are_taken_at_even_distances(clean: Path) -> None:
