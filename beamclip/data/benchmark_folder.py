@@ -20,6 +20,8 @@ from beamclip.errors import InputError
 
 SPLITS = frozenset({"train", "training", "test", "testing", "eval", "val", "valid", "validation", "dev"})
 """Names that folders of splits have."""
+TRAINING = frozenset({"train", "training"})
+"""Those that hold images to train on; the others hold images to score on."""
 
 NAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
@@ -47,7 +49,8 @@ def find_split(fs: Any, root: str, wanted: str) -> str | None:
         wanted: name of the split.
 
     Raises:
-        InputError: there are several splits, and none of them is the wanted one.
+        InputError: there are several splits, and none of them is the wanted one; or the only one holds images
+            to train on where images to score on are wanted, or the other way round.
     """
     folders, files = class_folders(fs, root)
     if any(path.endswith((".tar", ".parquet")) for path in files):
@@ -56,10 +59,16 @@ def find_split(fs: Any, root: str, wanted: str) -> str | None:
     splits = [posixpath.basename(path) for path in named if _holds_tars(fs, path)]
     if not splits:
         return None
-    if wanted not in splits and len(splits) > 1:
+    other_role = (splits[0] in TRAINING) != (wanted in TRAINING)
+    if wanted not in splits and (len(splits) > 1 or other_role):
+        held = (
+            f"splits {', '.join(splits)}, and {wanted} is none of them"
+            if splits[1:]
+            else f"split {splits[0]} only"
+        )
         raise InputError(
-            f"{root}: holds the splits {', '.join(splits)}, and {wanted} is none of them. Give the folder of "
-            f"one: {posixpath.join(root, splits[0])}."
+            f"{root}: holds the {held}. To use another than {wanted}, give its folder: "
+            f"{posixpath.join(root, splits[0])}."
         )
     return wanted if wanted in splits else splits[0]
 

@@ -97,7 +97,13 @@ def count_rows_of_set(address: SetAddress) -> int:
     data = open_set(address.address)
     if not len(data):
         raise InputError(f"{address.title}: holds no image in {address.root}. Give another split or root.")
-    item = data[0]
+    try:
+        item = data[0]
+    except Exception as error:  # torchvision lists files without looking at them
+        raise InputError(
+            f"{address.title}: its first sample cannot be read ({_one_line(error)}). Bring all files of the "
+            f"data set to {address.root}."
+        ) from error
     labelled = isinstance(item, tuple) and len(item) == 2 and _label(item[1]) is not _NO_LABEL
     if not labelled or not _is_image(item[0]):
         raise InputError(

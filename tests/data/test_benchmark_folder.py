@@ -1,6 +1,7 @@
 """Data in CLIP_benchmark's form: which split is scored, what its labels mean, and what is refused."""
 
 import io
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -88,10 +89,20 @@ def test_each_line_is_a_caption_in_a_retrieval_set_only(
 
 def test_splits_are_given_one_by_one_where_none_is_the_test(folder: Path) -> None:
     (folder / "test").rename(folder / "val")
-    with pytest.raises(InputError, match=r"holds the splits train, val, and test is none of them\. Give"):
+    with pytest.raises(InputError, match="holds the splits train, val, and test is none of them"):
         list_labelled(str(folder))
     (folder / "train").rename(folder / "classes")
     assert sum(shard.samples for shard in list_labelled(str(folder))) == 5
+
+
+def test_the_only_split_is_not_taken_for_the_other_role(folder: Path) -> None:
+    shutil.rmtree(folder / "test")
+    with pytest.raises(InputError, match=rf"split train only\. .*give its folder: {folder}/train"):
+        split_address(str(folder), "test")
+    (folder / "train").rename(folder / "val")
+    with pytest.raises(InputError, match="split val only"):
+        split_address(str(folder), "train")
+    assert split_address(str(folder), "test") == f"{folder}/val"
 
 
 def test_an_address_is_made_that_of_a_split(folder: Path) -> None:

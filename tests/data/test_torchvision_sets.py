@@ -92,6 +92,14 @@ def test_files_of_images_are_handed_on_byte_by_byte(tmp_path: Path) -> None:
     assert numbered_classes(address, "label") == NumberedClasses(("AnnualCrop", "Sea Lake"))
 
 
+def test_a_first_image_that_cannot_be_read_is_said_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "eurosat" / "2750" / "Forest" / "Forest_1.jpg"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(InputError, match=rf"EuroSAT: its first sample cannot be read .* to {tmp_path}"):
+        list_labelled(f"torchvision:EuroSAT?root={tmp_path}")
+
+
 def write_cifar(root: Path, monkeypatch, test_batch: Any) -> None:
     """CIFAR-10's files with other content, and torchvision told to expect it."""
     folder = root / "cifar-10-batches-py"
