@@ -41,13 +41,16 @@ def _without(name: str, *values: Any) -> Callable[[Options], bool]:
     return lambda options: name in options and options[name] in values
 
 
+CLASS_SOURCES = ("classes", "eval_data", "val_data", "tasks")
+"""Options that bring classes to a command; those with tasks are an evaluation's, whose data may name them."""
+
 IDLE: tuple[tuple[tuple[str, ...], Callable[[Options], bool]], ...] = (
     (("tau_teacher", "tau_student", "anchor_chunk"), _without("csm_weight", 0)),
     (("feature_kind",), _without("feature_weight", 0)),
     (_names(PsdConfig), _without("objective", "clip", "siglip")),
     (_names(CaptionConfig, "caption_columns"), _without("caption_columns", [])),
     (("caption_anchors",), _without("anchors", "classes")),
-    (_names(PromptConfig), _without("classes", None)),
+    (_names(PromptConfig), lambda options: not any(options.get(each) for each in CLASS_SOURCES)),
     (_names(PromptConfig), lambda options: {*options.get("tasks", "?")} <= {"probe", "knn", "retrieval"}),
     (_names(ProbeConfig), lambda options: "probe" not in options.get("tasks", ("probe",))),
     (("probe_iterations", "probe_c"), _without("probe", "ssl")),

@@ -40,6 +40,13 @@ def test_what_scores_need_is_a_parameter_where_there_are_scores() -> None:
     prompts = {item.name for item in fields(PromptConfig)}
     assert not prompts & {*effective_parameters(EvaluateConfig(classes=__file__, tasks=("probe",)))}  # type: ignore[arg-type]
     assert "templates" in effective_parameters(EvaluateConfig(classes=__file__))  # type: ignore[arg-type]
+    assert prompts & {*effective_parameters(EvaluateConfig())} == {
+        "templates",
+        "context_source",
+        "anchor_reduce",
+    }
+    assert "templates" not in effective_parameters(PretrainConfig())
+    assert "templates" in effective_parameters(PretrainConfig(scoring=ScoringConfig(eval_data="named")))
 
 
 def test_with_a_cache_the_options_of_a_running_teacher_are_no_parameters() -> None:
