@@ -37,7 +37,7 @@ from beamclip.data.shards import Columns, iterate_rows
 from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled
 from beamclip.evaluation.intervals import differences, figures
 from beamclip.evaluation.knn import knn_ranks, nearest_neighbours
-from beamclip.evaluation.probe import linear_probe
+from beamclip.evaluation.probe import Probe, fit_probe
 from beamclip.evaluation.statistic import CalibrationError, Ratio, Statistic, class_mean, mean
 from beamclip.models.clip import load_clip
 from beamclip.prompts.classes import load_classes
@@ -182,17 +182,19 @@ def brute_force(train: Encoded, test: Encoded, classes: int, neighbours: int) ->
     return hits / len(queries)
 
 
+def _top1(probe: Probe, test: Encoded) -> float:
+    return float((probe.ranks(test.features, test.labels) < 1).double().mean())
+
+
 def against_scikit_learn(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The probe with the C that it chose, and scikit-learn with the same C, on the same features."""
     train, test = features_of(options)
     began = time.perf_counter()
-    chosen = linear_probe(train.features, train.labels, test.features, test.labels)
+    chosen = fit_probe(train.features, train.labels)
     searched = time.perf_counter() - began
     began = time.perf_counter()
     constant = chosen.inverse_regularisation
-    ours = linear_probe(
-        train.features, train.labels, test.features, test.labels, inverse_regularisation=constant
-    )
+    ours = fit_probe(train.features, train.labels, inverse_regularisation=constant)
     fitted = time.perf_counter() - began
     scaler = StandardScaler().fit(train.features.numpy())
     classes = len(np.unique(train.labels.numpy()))
@@ -202,10 +204,10 @@ def against_scikit_learn(options: argparse.Namespace) -> dict[str, dict[str, flo
     reference = time.perf_counter() - began
     accuracy = float(model.score(scaler.transform(test.features.numpy()), test.labels.numpy()))
     rows = {
-        "beamclip, C searched": {"C": constant, "top1": chosen.top1, "seconds": searched},
+        "beamclip, C searched": {"C": constant, "top1": _top1(chosen, test), "seconds": searched},
         "beamclip, this C": {
             "C": constant,
-            "top1": ours.top1,
+            "top1": _top1(ours, test),
             "seconds": fitted,
             "iterations": ours.iterations,
         },

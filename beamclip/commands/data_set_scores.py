@@ -15,13 +15,13 @@ from beamclip.commands.class_list import label_ids
 from beamclip.commands.console import ProgressLine, plural, print_stage
 from beamclip.commands.contexts import context_sources
 from beamclip.commands.options import EvaluateConfig, Task
-from beamclip.commands.scoring import SCORING_TEMPERATURE, agreement_statistics, zeroshot_parts
+from beamclip.commands.scoring import SCORING_TEMPERATURE, with_agreement, zeroshot_parts
 from beamclip.commands.templates import warn_of_misfit, with_templates
 from beamclip.errors import InputError
-from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled
+from beamclip.evaluation.encode import UNKNOWN_LABEL, Encoded, EncodeSpec, encode_labelled
 from beamclip.evaluation.intervals import Figure, figures
 from beamclip.evaluation.knn import NEIGHBOURS, knn_ranks, nearest_neighbours
-from beamclip.evaluation.probe import ProbeResult, linear_probe
+from beamclip.evaluation.probe import Probe, fit_probe, unseen_note
 from beamclip.evaluation.probe_stream import StreamProbe, train_by_stream
 from beamclip.evaluation.results import NO_RANK, Captions, Facts, Scores, as_ranks
 from beamclip.evaluation.retrieval import retrieval_ranks
@@ -35,6 +35,8 @@ from beamclip.prompts.config import PromptConfig
 TASKS: tuple[Task, ...] = ("zeroshot", "probe", "knn", "retrieval", "agreement")
 CLASS_TASKS = ("zeroshot", "probe", "knn", "agreement")
 """Tasks that need a class list."""
+FIT_TASKS = frozenset(("probe", "knn"))
+"""Tasks that need training images."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Evaluator:
     """Folder in which encoded prompts are kept."""
     templates: tuple[str, ...] = ()
     """Prompt templates that come with the data; empty if none do."""
-    known_anchors: dict[tuple[str, str], Anchors] = field(default_factory=dict)
-    """Anchors made so far, by the fingerprint of the model and the address of the data."""
+    known_anchors: dict[tuple[str, str, PromptConfig], Anchors] = field(default_factory=dict)
+    """Anchors made so far, by the fingerprint of the model, the address of the data, and the prompts."""
 
     def label_ids(self, address: str) -> list[str] | None:
         """What the labels of a data set call the classes, in the list's order; None without classes."""
@@ -68,6 +70,12 @@ class Evaluator:
     def prompts(self) -> PromptConfig:
         """Options of the prompts, with the templates of the data or that fit the model."""
         return with_templates(self.config.prompts, self.clip, self.templates)
+
+    @cached_property
+    def teacher_prompts(self) -> PromptConfig:
+        """Options of the teacher's prompts, with the templates of the data or that fit the teacher."""
+        assert self.teacher is not None, "checked before anything is loaded"
+        return with_templates(self.config.prompts, self.teacher, self.templates)
 
     def encode(self, clip: LoadedClip, address: str, spec: EncodeSpec) -> Encoded:
         """Encode a data set by a model, under the options of the command."""
@@ -85,8 +93,35 @@ class Evaluator:
     @cached_property
     def train(self) -> Encoded:
         """Features of the training images, encoded once for all data sets and tasks."""
-        assert self.config.train_data is not None, "checked before anything is loaded"
-        return self.encode(self.clip, self.config.train_data, EncodeSpec(embeddings=False, features=True))
+        address = self.config.train_data
+        assert address is not None, "checked before anything is loaded"
+        train = self.encode(self.clip, address, EncodeSpec(embeddings=False, features=True))
+        show_skipped(address, train.skipped)
+        return train
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The classifier of --probe clip, fitted once for all data sets."""
+        config, train = self.config.probe, self.train
+        present = train.labels.unique()
+        if len(present) < 2:
+            raise InputError(
+                f"--train-data {self.config.train_data}: all {plural(len(train.labels), 'image')} that can "
+                f"be used are of one class, {self.classes[int(present[0])].name!r}. Give two classes or more."
+            )
+        fitted = fit_probe(
+            train.features,
+            train.labels,
+            inverse_regularisation=config.probe_c,
+            max_iterations=config.probe_iterations,
+            probe_seed=config.probe_seed,
+            device=self.device,
+        )
+        text = f"fitted on {plural(fitted.train_images, 'image')} of {plural(len(fitted.classes), 'class')}"
+        print_stage("probe", text, f"C {fitted.inverse_regularisation:g}")
+        for note in fitted.notes:
+            print_stage("note", note)
+        return fitted
 
     @cached_property
     def stream_probe(self) -> StreamProbe:
@@ -107,11 +142,14 @@ class Evaluator:
             show=lambda done, every: line.show(f"probe     epoch {done}/{every}", last=done == every),
         )
         line.close()
+        show_skipped(config.train_data, trained.skipped)
+        text = f"trained on {plural(trained.train_images, 'image')}, {config.probe.probe_epochs} epochs"
+        print_stage("probe", text, f"learning rate {config.probe.probe_lrs[trained.best]:g}")
         return trained
 
     def anchors(self, clip: LoadedClip, prompts: PromptConfig, address: str) -> Anchors:
         """Return the anchors of the classes by a model's text tower."""
-        key = (clip.fingerprint, address)
+        key = (clip.fingerprint, address, prompts)
         if key not in self.known_anchors:
             sources = context_sources(
                 self.classes, prompts, [address], self.cache, allow_missing=self.config.allow_missing_shards
@@ -120,9 +158,15 @@ class Evaluator:
             self.known_anchors[key] = class_anchors(self.classes, prompts, sources, clip, workers, self.cache)
         return self.known_anchors[key]
 
-    def teacher_anchors(self, teacher: LoadedClip, address: str) -> Anchors:
-        """Return the anchors of the classes by the teacher's text tower, with templates that fit it."""
-        return self.anchors(teacher, with_templates(self.config.prompts, teacher), address)
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What retrieval compared on a data set."""
+
+    images: Tensor
+    """[N, D], embeddings of all images, with captions or without."""
+    texts: Tensor
+    """[M, D], embeddings of the captions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +178,11 @@ class DataSetScores:
     """Every figure, by name."""
     figures: dict[str, Figure]
     """Every figure of the data set by its name, with its interval."""
-    encoded: Encoded
+    skipped: dict[str, int]
+    """Samples left out, by reason."""
     seconds: float
     """Seconds that the pass over the images took."""
-    texts: Tensor | None = None
-    """[M, D] embeddings of the captions, if retrieval ran."""
+    retrieved: Retrieved | None = None
     stages: dict[str, Any] = field(default_factory=dict)
 
 
@@ -160,19 +204,19 @@ def score_data_set(evaluator: Evaluator, address: str) -> DataSetScores:
     show_encoded(encoded, len(evaluator.classes), seconds)
     scores = _unscored(evaluator, encoded, address)
     stages: dict[str, Any] = {}
-    more: dict[str, Statistic] = {}
     if "zeroshot" in tasks or "agreement" in tasks:
-        scores, more = _with_zeroshot(evaluator, encoded, scores)
+        scores = _with_zeroshot(evaluator, encoded, scores)
     if "probe" in tasks:
         scores, stages["probe"] = _with_probe(evaluator, encoded, scores)
     if "knn" in tasks:
-        scores = _with_knn(evaluator, encoded, scores)
-    texts = None
+        scores, stages["knn"] = _with_knn(evaluator, encoded, scores)
+    retrieved = None
     if "retrieval" in tasks:
         scores, texts = _with_retrieval(evaluator, encoded, scores)
-    statistics = {**statistics_of(scores), **more}
+        retrieved = Retrieved(encoded.embeddings, texts)
+    statistics = statistics_of(scores)
     measured = figures(statistics, len(scores))
-    return DataSetScores(scores, statistics, measured, encoded, seconds, texts, stages)
+    return DataSetScores(scores, statistics, measured, encoded.skipped, seconds, retrieved, stages)
 
 
 def show_encoded(encoded: Encoded, classes: int, seconds: float) -> None:
@@ -183,6 +227,13 @@ def show_encoded(encoded: Encoded, classes: int, seconds: float) -> None:
     of_captions = f", {plural(captions, 'caption')}" if captions else ""
     speed = f"{number / seconds:,.0f} img/s"
     print_stage("images", f"{plural(number, 'image')}{of_classes}{of_captions}", speed)
+
+
+def show_skipped(train_data: str, skipped: Mapping[str, int]) -> None:
+    """Print how many training images could not be used, if any."""
+    if skipped:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(skipped.items()))
+        print_stage("skipped", f"of --train-data {train_data}: {reasons}")
 
 
 def _spec(evaluator: Evaluator) -> EncodeSpec:
@@ -208,84 +259,78 @@ def _unscored(evaluator: Evaluator, encoded: Encoded, address: str) -> Scores:
     return Scores(facts, encoded.keys, labels)
 
 
-def _with_zeroshot(
-    evaluator: Evaluator, encoded: Encoded, scores: Scores
-) -> tuple[Scores, dict[str, Statistic]]:
+def _with_zeroshot(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> Scores:
     """Add the predictions, and the agreement with the teacher's if that is asked for."""
     prompts, clip, classes = evaluator.prompts, evaluator.clip, evaluator.classes
     workers, address = evaluator.config.workers, scores.facts.data
     warn_of_misfit(prompts, classes, clip, lambda: encoded.embeddings, workers, evaluator.cache)
     anchors = evaluator.anchors(clip, prompts, address)
     scores = zeroshot_parts(scores, clip, anchors, encoded, device=evaluator.device)
-    if "agreement" not in evaluator.tasks:
-        return scores, {}
     teacher = evaluator.teacher
-    assert teacher is not None, "checked before anything is loaded"
+    if teacher is None:
+        return scores
     theirs = evaluator.encode(teacher, address, EncodeSpec())
-    teacher_anchors = evaluator.teacher_anchors(teacher, address)
     if theirs.keys != encoded.keys:
-        raise InputError(
-            f"--teacher {evaluator.config.teacher}: could use {len(theirs.keys):,} images, the model "
-            f"{len(encoded.keys):,}; their predictions cannot be paired. Remove the others."
+        # The other figures stand without it.
+        print_stage(
+            "note",
+            f"no agreement on {address}: the teacher could use {plural(len(theirs.keys), 'image')}, the "
+            f"model {len(encoded.keys):,}, and their predictions cannot be paired",
         )
-    return scores, agreement_statistics(scores, encoded, anchors, theirs, teacher_anchors)
+        return scores
+    return with_agreement(
+        scores,
+        encoded,
+        anchors,
+        theirs,
+        evaluator.anchors(teacher, evaluator.teacher_prompts, address),
+        teacher_fingerprint=teacher.fingerprint,
+        device=evaluator.device,
+    )
 
 
 def _with_probe(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> tuple[Scores, dict[str, Any]]:
+    """Add the ranks by the probe; return what the summary keeps of it."""
     if evaluator.config.probe.probe == "ssl":
-        return _with_stream_probe(evaluator, encoded, scores)
-    config, train = evaluator.config.probe, evaluator.train
-    result = linear_probe(
-        train.features,
-        train.labels,
-        encoded.features,
-        encoded.labels,
-        inverse_regularisation=config.probe_c,
-        max_iterations=config.probe_iterations,
-        probe_seed=config.probe_seed,
-        device=evaluator.device,
-    )
-    text = f"fitted on {plural(result.train_images, 'image')} of {plural(result.classes, 'class')}"
-    print_stage("probe", text, f"C {result.inverse_regularisation:g}")
-    for note in result.notes:
+        trained, lrs = evaluator.stream_probe, evaluator.config.probe.probe_lrs
+        ranks = trained.ranks(encoded.features, encoded.labels)
+        facts: dict[str, Any] = {
+            "protocol": "ssl",
+            "learning_rate": lrs[trained.best],
+            "held_out_accuracies": dict(zip(map(str, lrs), trained.accuracies, strict=True)),
+            "epochs": evaluator.config.probe.probe_epochs,
+            **_train_facts(trained.train_images, trained.skipped),
+        }
+        seen, notes = trained.class_images.nonzero()[:, 0], list[str]()
+    else:
+        probe, train = evaluator.probe, evaluator.train
+        ranks = probe.ranks(encoded.features, encoded.labels)
+        facts = {
+            "protocol": "clip",
+            "inverse_regularisation": probe.inverse_regularisation,
+            "iterations": probe.iterations,
+            "classes": len(probe.classes),
+            **_train_facts(probe.train_images, train.skipped),
+        }
+        seen, notes = train.labels, [*probe.notes]
+    facts |= {"test_images": len(scores), "notes": notes + _unseen(encoded, seen)}
+    return replace(scores, ranks={**scores.ranks, "probe": as_ranks(ranks)}), facts
+
+
+def _train_facts(images: int, skipped: Mapping[str, int]) -> dict[str, Any]:
+    return {"train_images": images, "train_skipped": dict(skipped)}
+
+
+def _unseen(encoded: Encoded, train_labels: Tensor) -> list[str]:
+    """Print and return a note on test images whose class had no training image."""
+    notes = unseen_note(encoded.labels, train_labels)
+    for note in notes:
         print_stage("note", note)
-    return replace(scores, ranks={**scores.ranks, "probe": as_ranks(result.ranks)}), _probe_facts(result)
+    return notes
 
 
-def _with_stream_probe(
-    evaluator: Evaluator, encoded: Encoded, scores: Scores
-) -> tuple[Scores, dict[str, Any]]:
-    trained, lrs = evaluator.stream_probe, evaluator.config.probe.probe_lrs
-    print_stage(
-        "probe",
-        f"trained on {plural(trained.train_images, 'image')}, {evaluator.config.probe.probe_epochs} epochs",
-        f"learning rate {lrs[trained.best]:g}",
-    )
-    ranks = as_ranks(trained.ranks(encoded.features, encoded.labels))
-    facts = {
-        "protocol": "ssl",
-        "learning_rate": lrs[trained.best],
-        "held_out_accuracies": dict(zip(map(str, lrs), trained.accuracies, strict=True)),
-        "epochs": evaluator.config.probe.probe_epochs,
-        "train_images": trained.train_images,
-        "test_images": len(scores),
-    }
-    return replace(scores, ranks={**scores.ranks, "probe": ranks}), facts
-
-
-def _probe_facts(result: ProbeResult) -> dict[str, Any]:
-    return {
-        "protocol": "clip",
-        "inverse_regularisation": result.inverse_regularisation,
-        "iterations": result.iterations,
-        "train_images": result.train_images,
-        "test_images": result.test_images,
-        "classes": result.classes,
-        "notes": list(result.notes),
-    }
-
-
-def _with_knn(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> Scores:
+def _with_knn(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> tuple[Scores, dict[str, Any]]:
+    """Add the ranks by neighbours; return what the summary keeps of them."""
     train, device = evaluator.train, evaluator.device
     found = nearest_neighbours(
         train.features.to(device), train.labels.to(device), encoded.features.to(device), max(NEIGHBOURS)
@@ -294,7 +339,10 @@ def _with_knn(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> Scores:
         f"knn{number}": as_ranks(knn_ranks(found, encoded.labels, len(evaluator.classes), neighbours=number))
         for number in NEIGHBOURS
     }
-    return replace(scores, ranks={**scores.ranks, **ranks})
+    facts = _train_facts(len(train.labels), train.skipped)
+    # The probe, which comes first, has said it already.
+    unseen = [] if "probe" in evaluator.tasks else _unseen(encoded, train.labels)
+    return replace(scores, ranks={**scores.ranks, **ranks}), {**facts, "notes": unseen}
 
 
 def _with_retrieval(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> tuple[Scores, Tensor]:
@@ -314,8 +362,11 @@ def _with_retrieval(evaluator: Evaluator, encoded: Encoded, scores: Scores) -> t
     ranks[rows] = of_images
     image = torch.tensor(rows)[owners].numpy().astype("int32")
     captions = Captions(texts, image, as_ranks(of_texts))
-    left = len(encoded.keys) - len(rows)
+    left, foreign = len(encoded.keys) - len(rows), encoded.skipped.get(UNKNOWN_LABEL, 0)
     missing = f", {plural(left, 'image')} without one" if left else ""
-    print_stage("retrieval", f"{plural(len(rows), 'image')}, {plural(len(texts), 'caption')}{missing}")
+    outside = f"; {foreign:,} of other classes left out" if foreign else ""
+    print_stage(
+        "retrieval", f"{plural(len(rows), 'image')}, {plural(len(texts), 'caption')}{missing}{outside}"
+    )
     scores = replace(scores, ranks={**scores.ranks, "i2t": as_ranks(ranks)}, captions=captions)
     return scores, embedded.cpu()

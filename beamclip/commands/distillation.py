@@ -207,12 +207,12 @@ def _score(
     if data is None or anchors is None:
         return ModelScores()
     of_teacher = score_zeroshot(teacher, anchors, data, config.workers)
-    of_student = score_zeroshot(inputs.student, anchors, data, config.workers)
+    of_student = against_teacher(score_zeroshot(inputs.student, anchors, data, config.workers), of_teacher)
     write_scores(run_dir, of_teacher.scores, "teacher")
     write_scores(run_dir, of_student.scores)
     number, classes = len(of_student.scores), len(inputs.data.classes)
     print_stage("scored", f"{plural(number, 'image')}, {plural(classes, 'class')}", "zero-shot")
-    return of_student.model_scores(against_teacher(of_student, of_teacher))
+    return of_student.model_scores()
 
 
 def _draw(

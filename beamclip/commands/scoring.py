@@ -1,6 +1,6 @@
 """Score a model on labelled images, at the end of a training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -10,9 +10,8 @@ from beamclip.commands.console import percent
 from beamclip.evaluation.agreement import agreement
 from beamclip.evaluation.encode import Encoded, EncodeSpec, encode_labelled
 from beamclip.evaluation.intervals import Interval, figures
-from beamclip.evaluation.results import Facts, Scores, as_ranks
+from beamclip.evaluation.results import BesideTeacher, Facts, Scores, as_ranks
 from beamclip.evaluation.scores import statistics_of
-from beamclip.evaluation.statistic import Quotient, Statistic, mean
 from beamclip.evaluation.zeroshot import zeroshot_predictions
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip
@@ -65,10 +64,12 @@ class ZeroShotScores:
     scores: Scores
     encoded: Encoded
     anchors: Anchors
+    fingerprint: str
+    """Of the model's weights."""
 
-    def model_scores(self, more: Mapping[str, Statistic] | None = None) -> ModelScores:
-        """Return the figures of the predictions, and more of the same images."""
-        found = figures({**statistics_of(self.scores), **(more or {})}, len(self.scores))
+    def model_scores(self) -> ModelScores:
+        """Return the figures of the predictions."""
+        found = figures(statistics_of(self.scores), len(self.scores))
         return ModelScores(
             {
                 **{name: each.value for name, each in found.items()},
@@ -103,7 +104,8 @@ def score_zeroshot(
         temperature=SCORING_TEMPERATURE,
     )
     blank = Scores(facts, encoded.keys, encoded.labels.numpy().astype("int32"))
-    return ZeroShotScores(zeroshot_parts(blank, clip, anchors, encoded), encoded, anchors)
+    scores = zeroshot_parts(blank, clip, anchors, encoded)
+    return ZeroShotScores(scores, encoded, anchors, clip.fingerprint)
 
 
 def zeroshot_parts(
@@ -127,48 +129,57 @@ def zeroshot_parts(
     )
 
 
-def against_teacher(student: ZeroShotScores, teacher: ZeroShotScores) -> dict[str, Statistic]:
-    """Return the figures of a student beside its teacher, on the same images.
+def against_teacher(student: ZeroShotScores, teacher: ZeroShotScores) -> ZeroShotScores:
+    """Return a student's scores with how they agree with its teacher's, on the same images.
 
-    Empty if the two could not use the same images, as with a damaged file on a failing disk.
+    They stay as they are if the two could not use the same images, as with a damaged file on a failing disk.
     """
     if student.encoded.keys != teacher.encoded.keys:
-        return {}
-    return agreement_statistics(
-        student.scores, student.encoded, student.anchors, teacher.encoded, teacher.anchors
+        return student
+    scores = with_agreement(
+        student.scores,
+        student.encoded,
+        student.anchors,
+        teacher.encoded,
+        teacher.anchors,
+        teacher_fingerprint=teacher.fingerprint,
     )
+    return replace(student, scores=scores)
 
 
-def agreement_statistics(
-    student: Scores, encoded: Encoded, anchors: Anchors, teacher: Encoded, teacher_anchors: Anchors
-) -> dict[str, Statistic]:
-    """Return how far a student's predictions agree with its teacher's, and the teacher's own accuracy.
+def with_agreement(
+    student: Scores,
+    encoded: Encoded,
+    anchors: Anchors,
+    teacher: Encoded,
+    teacher_anchors: Anchors,
+    *,
+    teacher_fingerprint: str,
+    device: str = "cpu",
+) -> Scores:
+    """Return the scores with how far a student's predictions agree with its teacher's.
 
     Args:
         student: with its zero-shot predictions.
         encoded, anchors: of the student.
         teacher: the same images by the teacher.
         teacher_anchors: of the same classes by the teacher's text tower.
+        teacher_fingerprint: of the teacher's weights.
+        device: where they are compared.
     """
-    classes = len(student.facts.class_ids)
     found = agreement(
-        encoded.embeddings,
-        teacher.embeddings,
+        encoded.embeddings.to(device),
+        teacher.embeddings.to(device),
         encoded.labels,
         anchors,
         teacher_anchors,
-        classes,
+        len(student.facts.class_ids),
         temperature=SCORING_TEMPERATURE,
     )
-    teacher_top1 = mean(found.teacher_ranks.numpy() < 1)
-    statistics: dict[str, Statistic] = {
-        "teacher_zeroshot_top1": teacher_top1,
-        "teacher_zeroshot_top5": mean(found.teacher_ranks.numpy() < 5),
-        "agreement_top1": mean(found.same_class.numpy()),
-        "agreement_kl": mean(found.kl.numpy(), (0.0, float("inf"))),
-    }
-    if teacher_top1.numerator.any():
-        statistics["retained_top1"] = Quotient(mean(student.ranks["zeroshot"] < 1), teacher_top1)
-    if found.cosine is not None:
-        statistics["agreement_cosine"] = mean(found.cosine.numpy(), (-1.0, 1.0))
-    return statistics
+    beside = BesideTeacher(
+        as_ranks(found.teacher_ranks),
+        found.same_class.numpy(),
+        found.kl.numpy(),
+        None if found.cosine is None else found.cosine.numpy(),
+    )
+    return replace(student, facts=replace(student.facts, teacher=teacher_fingerprint), beside=beside)

@@ -43,99 +43,95 @@ Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """Accuracy of a linear probe, and how it came about."""
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A linear classifier of standardised features, and how it came about."""
 
-    ranks: Tensor
-    """int64 [M], classes ahead of each test image's own; the largest int64 if it had no training image."""
+    weights: Tensor
+    """float32 [F + 1, K], the last row the biases."""
+    mean: Tensor
+    """float32 [F], of the training features."""
+    deviation: Tensor
+    """float32 [F], 1 for a constant feature."""
+    classes: Integers
+    """[K], the labels that had a training image, ascending."""
     inverse_regularisation: float
     """The C that was used: scikit-learn's, a weight on the sum of the losses."""
     iterations: int
     """Iterations of L-BFGS in the final fit."""
     train_images: int
     """Images that the final fit saw, the held-out ones included."""
-    classes: int
-    """Classes with at least one training image."""
     notes: tuple[str, ...]
     """What a reader of the figures should know; empty when all is as usual."""
 
-    @property
-    def test_images(self) -> int:
-        """Images in the accuracies; those of unseen classes count as misses."""
-        return len(self.ranks)
+    def ranks(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Count the classes ahead of each test image's own.
 
-    @property
-    def top1(self) -> float:
-        """Fraction of the test images, 0..1, whose class scores highest."""
-        return int((self.ranks < 1).sum()) / len(self.ranks)
+        Args:
+            features: [M, F] outputs of the same backbone.
+            labels: [M] class numbers.
 
-    @property
-    def top5(self) -> float:
-        """Fraction whose class is among the five highest scores."""
-        return int((self.ranks < 5).sum()) / len(self.ranks)
+        Returns:
+            int64 [M], on the CPU; the largest int64 for a class that had no training image.
+
+        Raises:
+            ValueError: an input is empty, of the wrong shape or not finite.
+        """
+        _check_rows("test", features, labels)
+        if features.shape[1] != len(self.mean):
+            raise ValueError(
+                f"probe: train features have width {len(self.mean)}, test features {features.shape[1]}; both "
+                "must come from one backbone"
+            )
+        scaled = (features.to(self.weights.device, torch.float32) - self.mean) / self.deviation
+        return _test_ranks(self.weights, scaled, _integers(labels), self.classes)
 
 
-def linear_probe(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
+def fit_probe(
+    features: Tensor,
+    labels: Tensor,
     *,
     inverse_regularisation: float | None = None,
     max_iterations: int = 1000,
     probe_seed: int = 0,
     device: str = "cpu",
-) -> ProbeResult:
-    """Fit a linear classifier on the training features and score it on the test features.
+) -> Probe:
+    """Fit a linear classifier on the features of training images.
 
     Without a C, it is searched on held-out images of at most 500 classes. Only classes with two training
     images or more have one to hold out; with fewer than two such classes it is 0.1, with a note.
     Meant for up to some 10^5 images in memory: an iteration costs images x features x classes.
 
     Args:
-        train_features: [N, F] outputs of a frozen backbone, before any projection head; any floating type.
-        train_labels: [N] class numbers; any integers.
-        test_features: [M, F] outputs of the same backbone.
-        test_labels: [M] class numbers; a class without training images counts as a miss and gives a note.
+        features: [N, F] outputs of a frozen backbone, before any projection head; any floating type.
+        labels: [N] class numbers; any integers.
         inverse_regularisation: C, > 0; None: searched.
         max_iterations: most iterations of L-BFGS in each fit.
         probe_seed: decides which images are held out; the fits themselves are deterministic.
         device: of the fits.
 
-    Returns:
-        The ranks of the test images and how C was found.
-
     Raises:
-        ValueError: an input is empty, of the wrong shape or not finite, training shows fewer than two
-            classes, or C or `max_iterations` is not positive.
+        ValueError: an input is empty, of the wrong shape or not finite, there are fewer than two classes, or
+            C or `max_iterations` is not positive.
     """
-    _check_rows("train", train_features, train_labels)
-    _check_rows("test", test_features, test_labels)
-    if train_features.shape[1] != test_features.shape[1]:
-        raise ValueError(
-            f"linear_probe: train features have width {train_features.shape[1]}, test features "
-            f"{test_features.shape[1]}; both must come from one backbone"
-        )
+    _check_rows("train", features, labels)
     if max_iterations < 1 or not (inverse_regularisation is None or inverse_regularisation > 0):
         raise ValueError(
-            f"linear_probe: inverse_regularisation is {inverse_regularisation}, max_iterations "
-            f"{max_iterations}; both must be above 0"
+            f"probe: inverse_regularisation is {inverse_regularisation}, max_iterations {max_iterations}; "
+            "both must be above 0"
         )
-    classes, train_index = np.unique(_integers(train_labels), return_inverse=True)
+    classes, index = np.unique(_integers(labels), return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"linear_probe: every train label is {classes[0]}; a classifier needs two classes")
-    train, test = (each.detach().to(device, torch.float32) for each in (train_features, test_features))
+        raise ValueError(f"probe: every train label is {classes[0]}; a classifier needs two classes")
+    train = features.detach().to(device, torch.float32)
     chosen, notes = inverse_regularisation, list[str]()
     if chosen is None:
-        chosen, notes = _choose(train, train_index, max_iterations, probe_seed)
+        chosen, notes = _choose(train, index, max_iterations, probe_seed)
     mean, deviation = _scale(train)
-    weights, iterations = fit((train - mean) / deviation, train_index, chosen, max_iterations)
+    weights, iterations = fit((train - mean) / deviation, index, chosen, max_iterations)
     if iterations >= max_iterations:
         notes.append(f"the fit stopped at {max_iterations:,} iterations, before it converged")
-    ranks = _test_ranks(weights, (test - mean) / deviation, _integers(test_labels), classes)
-    notes += unseen_note(_integers(test_labels), classes)
-    return ProbeResult(ranks, chosen, iterations, len(train), len(classes), tuple(notes))
+    return Probe(weights, mean, deviation, classes, chosen, iterations, len(train), tuple(notes))
 
 
 def fit(
@@ -289,27 +285,27 @@ def _test_ranks(weights: Tensor, features: Tensor, labels: Integers, classes: In
     return ranks
 
 
-def unseen_note(labels: Integers, classes: Integers) -> list[str]:
-    """Return a note if some test images are of classes without training images."""
-    unseen = ~np.isin(labels, classes)
+def unseen_note(labels: Tensor, train_labels: Tensor) -> list[str]:
+    """Return a note if some test images, [M] class numbers, are of classes without training images, [N]."""
+    unseen = ~torch.isin(labels, train_labels)
     if not unseen.any():
         return []
-    number = len(np.unique(labels[unseen]))
+    number = len(labels[unseen].unique())
     return [
-        f"{number} test {'class' if number == 1 else 'classes'} ({unseen.sum():,} of {len(labels):,} images) "
-        "had no training image; these images count as misses"
+        f"{number} test {'class' if number == 1 else 'classes'} ({int(unseen.sum()):,} of {len(labels):,} "
+        "images) had no training image; these images count as misses"
     ]
 
 
 def _check_rows(split: str, features: Tensor, labels: Tensor) -> None:
     if features.ndim != 2 or features.numel() == 0 or labels.shape != features.shape[:1]:
         raise ValueError(
-            f"linear_probe: {split} features are {list(features.shape)}, labels {list(labels.shape)}; "
+            f"probe: {split} features are {list(features.shape)}, labels {list(labels.shape)}; "
             "they must be [N, F] and [N] with at least one row"
         )
     if not bool(features.isfinite().all()):
         bad = int((~features.isfinite()).any(dim=1).sum())
-        raise ValueError(f"linear_probe: {bad} of {len(features)} rows of {split} features are not finite")
+        raise ValueError(f"probe: {bad} of {len(features)} rows of {split} features are not finite")
 
 
 def _integers(labels: Tensor) -> Integers:

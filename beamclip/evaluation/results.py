@@ -1,7 +1,7 @@
 """What an evaluation found out about each image, as tables that other tools can read.
 
 `scores.parquet` has a row for each scored image, in the order of the data; `captions.parquet` one for each
-caption, where retrieval ran. Every figure of an evaluation follows from them (see scores.statistics_of).
+caption, where retrieval ran. Every figure of a data set follows from them (see scores.statistics_of).
 """
 
 import json
@@ -47,6 +47,8 @@ class Facts:
     class_names: tuple[str, ...] = ()
     temperature: float | None = None
     """Temperature of the softmax behind `probability`."""
+    teacher: str | None = None
+    """Fingerprint of the teacher that predictions are compared with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,29 @@ class Captions:
     """[M], the row of its image in the table of scores."""
     ranks: Ints
     """[M], images ahead of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class BesideTeacher:
+    """How the zero-shot predictions of N images agree with a teacher's."""
+
+    ranks: Ints
+    """[N], classes that the teacher puts ahead of the true one."""
+    same_class: npt.NDArray[np.bool_]
+    """[N], whether both find the same class likeliest."""
+    kl: npt.NDArray[np.float32]
+    """[N], KL(teacher || student) of the probabilities of the classes, nats."""
+    cosine: npt.NDArray[np.float32] | None = None
+    """[N], of the two embeddings; None where they have different widths."""
+
+
+BESIDE_COLUMNS = {
+    "ranks": ("rank_teacher", pa.int32()),
+    "same_class": ("teacher_same_class", pa.bool_()),
+    "kl": ("teacher_kl", pa.float32()),
+    "cosine": ("teacher_cosine", pa.float32()),
+}
+"""Name and type of the column of each part of BesideTeacher."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +103,7 @@ class Scores:
     ranks: Mapping[str, Ints] = field(default_factory=dict)
     """For each of RANKS whose task ran, [N]: classes, or captions, ahead of the true one; MISSED, NO_RANK."""
     captions: Captions | None = None
+    beside: BesideTeacher | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -94,16 +120,7 @@ def write_scores(folder: Path, scores: Scores, name: str = "") -> list[Path]:
     Args:
         name: of the data set or the model, in the names of the files; "" where there is only one.
     """
-    columns: dict[str, pa.Array] = {"key": pa.array(scores.keys, pa.string())}
-    if scores.labels is not None:
-        columns["label"] = pa.array(scores.labels, pa.int32())
-    if scores.predicted is not None:
-        columns["predicted"] = pa.array(list(scores.predicted), pa.list_(pa.int32()))
-    for column in ("probability", "own_probability"):
-        if getattr(scores, column) is not None:
-            columns[column] = pa.array(getattr(scores, column), pa.float32())
-    columns |= {f"rank_{task}": pa.array(ranks, pa.int32()) for task, ranks in scores.ranks.items()}
-    tables = {SCORES_FILE: columns}
+    tables = {SCORES_FILE: _columns(scores)}
     if scores.captions is not None:
         owners = scores.captions.image
         tables[CAPTIONS_FILE] = {
@@ -123,6 +140,23 @@ def write_scores(folder: Path, scores: Scores, name: str = "") -> list[Path]:
         paths.append(_path(folder, file, name))
         write_whole(paths[-1], partial(pq.write_table, table))
     return paths
+
+
+def _columns(scores: Scores) -> dict[str, pa.Array]:
+    columns: dict[str, pa.Array] = {"key": pa.array(scores.keys, pa.string())}
+    if scores.labels is not None:
+        columns["label"] = pa.array(scores.labels, pa.int32())
+    if scores.predicted is not None:
+        columns["predicted"] = pa.array(list(scores.predicted), pa.list_(pa.int32()))
+    for column in ("probability", "own_probability"):
+        if getattr(scores, column) is not None:
+            columns[column] = pa.array(getattr(scores, column), pa.float32())
+    columns |= {f"rank_{task}": pa.array(ranks, pa.int32()) for task, ranks in scores.ranks.items()}
+    for part, (column, kind) in BESIDE_COLUMNS.items():
+        values = getattr(scores.beside, part, None)
+        if values is not None:
+            columns[column] = pa.array(values, kind)
+    return columns
 
 
 def has_scores(folder: Path, name: str = "") -> bool:
@@ -177,6 +211,9 @@ def _scores(facts: Facts, table: pa.Table, captions: pa.Table | None) -> Scores:
     if "predicted" in table.column_names:
         flat = table["predicted"].combine_chunks()
         predicted = flat.flatten().to_numpy().reshape(len(table), -1)
+    beside = None
+    if column(BESIDE_COLUMNS["ranks"][0]) is not None:
+        beside = BesideTeacher(**{part: column(name) for part, (name, _) in BESIDE_COLUMNS.items()})
     return Scores(
         facts,
         table["key"].to_pylist(),
@@ -189,6 +226,7 @@ def _scores(facts: Facts, table: pa.Table, captions: pa.Table | None) -> Scores:
         and Captions(
             captions["text"].to_pylist(), captions["image"].to_numpy(), captions["rank_t2i"].to_numpy()
         ),
+        beside,
     )
 
 

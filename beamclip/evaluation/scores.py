@@ -8,13 +8,21 @@ import numpy as np
 
 from beamclip.errors import InputError
 from beamclip.evaluation.intervals import Difference, differences
-from beamclip.evaluation.results import NO_RANK, Captions, Ints, Scores
-from beamclip.evaluation.statistic import CalibrationError, Floats, Ratio, Statistic, class_mean, mean
+from beamclip.evaluation.results import BESIDE_COLUMNS, NO_RANK, BesideTeacher, Captions, Ints, Scores
+from beamclip.evaluation.statistic import (
+    CalibrationError,
+    Floats,
+    Quotient,
+    Ratio,
+    Statistic,
+    class_mean,
+    mean,
+)
 
 KS = {"zeroshot": (1, 5), "probe": (1, 5), "knn10": (1,), "knn20": (1,)}
 """The k of the accuracies of each task."""
 RECALL_KS = (1, 5, 10)
-LOWER_IS_BETTER = frozenset(("calibration_error", "calibration_error_own_scale", "agreement_kl"))
+LOWER_IS_BETTER = frozenset(("agreement_kl",))
 
 
 def statistics_of(scores: Scores) -> dict[str, Statistic]:
@@ -27,6 +35,8 @@ def statistics_of(scores: Scores) -> dict[str, Statistic]:
         found |= _of_zeroshot(scores)
     if "i2t" in scores.ranks and scores.captions is not None:
         found |= _of_retrieval(scores.ranks["i2t"], scores.captions)
+    if scores.beside is not None:
+        found |= _of_agreement(scores.ranks["zeroshot"], scores.beside)
     return found
 
 
@@ -57,6 +67,22 @@ def _of_retrieval(ranks: Ints, captions: Captions) -> dict[str, Statistic]:
     for k in RECALL_KS:
         hits = np.bincount(captions.image, captions.ranks < k, minlength=len(ranks)).astype(np.float64)
         found[f"retrieval_t2i_r{k}"] = Ratio(hits, number)
+    return found
+
+
+def _of_agreement(ranks: Ints, beside: BesideTeacher) -> dict[str, Statistic]:
+    """How far predictions agree with a teacher's, and the teacher's own accuracy."""
+    teacher_top1 = mean(beside.ranks < 1)
+    found: dict[str, Statistic] = {
+        "teacher_zeroshot_top1": teacher_top1,
+        "teacher_zeroshot_top5": mean(beside.ranks < 5),
+        "agreement_top1": mean(beside.same_class),
+        "agreement_kl": mean(beside.kl, (0.0, float("inf"))),
+    }
+    if teacher_top1.numerator.any():
+        found["retained_top1"] = Quotient(mean(ranks < 1), teacher_top1)
+    if beside.cosine is not None:
+        found["agreement_cosine"] = mean(beside.cosine, (-1.0, 1.0))
     return found
 
 
@@ -103,7 +129,10 @@ def worst_classes(scores: Scores, most: int = 20) -> list[dict[str, Any]]:
 
 
 def compared(ours: Scores, theirs: Scores, other: str) -> dict[str, Difference]:
-    """Compare two evaluations image by image, in every figure that both have.
+    """Compare two evaluations image by image, in the figures that both have.
+
+    Calibration errors are left out: they are biased upwards, by an amount that differs between models. So are
+    a teacher's own scores, and agreement with another teacher.
 
     Args:
         other: what the second evaluation is called in messages.
@@ -112,7 +141,17 @@ def compared(ours: Scores, theirs: Scores, other: str) -> dict[str, Difference]:
         InputError: they are not of the same images, or these have other labels or captions.
     """
     theirs = _paired(ours, theirs, other)
-    return differences(statistics_of(ours), statistics_of(theirs), len(ours), lower_is_better=LOWER_IS_BETTER)
+    if ours.facts.teacher != theirs.facts.teacher:
+        ours, theirs = replace(ours, beside=None), replace(theirs, beside=None)
+    return differences(_judged(ours), _judged(theirs), len(ours), lower_is_better=LOWER_IS_BETTER)
+
+
+def _judged(scores: Scores) -> dict[str, Statistic]:
+    return {
+        name: each
+        for name, each in statistics_of(scores).items()
+        if not isinstance(each, CalibrationError) and not name.startswith("teacher_")
+    }
 
 
 def _paired(ours: Scores, theirs: Scores, other: str) -> Scores:
@@ -154,6 +193,9 @@ def _in_order(scores: Scores, order: Any) -> Scores:
         new_row = np.empty(len(order), np.int32)
         new_row[order] = np.arange(len(order), dtype=np.int32)
         captions = replace(captions, image=new_row[captions.image])
+    beside = scores.beside
+    if beside is not None:
+        beside = BesideTeacher(*(taken(getattr(beside, part)) for part in BESIDE_COLUMNS))
     return replace(
         scores,
         keys=[scores.keys[row] for row in order],
@@ -163,6 +205,7 @@ def _in_order(scores: Scores, order: Any) -> Scores:
         own_probability=taken(scores.own_probability),
         ranks={task: taken(ranks) for task, ranks in scores.ranks.items()},
         captions=captions,
+        beside=beside,
     )
 
 

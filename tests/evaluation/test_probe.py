@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,30 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from beamclip.evaluation import probe
-from beamclip.evaluation.probe import linear_probe
+from beamclip.evaluation.probe import Probe, fit_probe, unseen_note
+
+
+@dataclass(frozen=True)
+class Result:
+    """A probe, and how it ranked the test images."""
+
+    probe: Probe
+    ranks: Tensor
+
+    @property
+    def top1(self) -> float:
+        return float((self.ranks < 1).double().mean())
+
+    @property
+    def top5(self) -> float:
+        return float((self.ranks < 5).double().mean())
+
+
+def linear_probe(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **options: Any
+) -> Result:
+    fitted = fit_probe(train, train_labels, **options)
+    return Result(fitted, fitted.ranks(test, test_labels))
 
 
 def blobs(classes: int, per_class: int, noise: float, seed: int, width: int = 12) -> tuple[Tensor, Tensor]:
@@ -36,7 +61,7 @@ def test_a_single_c_reproduces_scikit_learn_called_directly() -> None:
     assert 0.3 < result.top1 < 0.95
     assert result.top1 == pytest.approx(direct.score(test.double().numpy(), test_labels.numpy()), abs=0.006)
     assert result.top5 == pytest.approx(top_k_accuracy_score(test_labels.numpy(), scores, k=5), abs=0.006)
-    assert result.notes == ()
+    assert result.probe.notes == ()
 
 
 def test_separable_features_are_classified_without_error() -> None:
@@ -44,7 +69,7 @@ def test_separable_features_are_classified_without_error() -> None:
     test, test_labels = blobs(6, 7, 0.05, seed=1)
     result = linear_probe(train, train_labels, test, test_labels)
     assert (result.top1, result.top5) == (1.0, 1.0)
-    assert (result.train_images, result.test_images, result.classes) == (60, 42, 6)
+    assert (result.probe.train_images, len(result.probe.classes)) == (60, 6)
 
 
 def test_features_without_information_score_near_chance() -> None:
@@ -61,7 +86,7 @@ def test_the_scale_and_offset_of_the_features_do_not_matter() -> None:
     test, test_labels = blobs(5, 20, 1.5, seed=1)
     plain = linear_probe(train, train_labels, test, test_labels, max_iterations=500)
     moved = linear_probe(64 * train + 3, train_labels, 64 * test + 3, test_labels, max_iterations=500)
-    assert moved.inverse_regularisation == plain.inverse_regularisation
+    assert moved.probe.inverse_regularisation == plain.probe.inverse_regularisation
     assert moved.top1 == pytest.approx(plain.top1, abs=0.011)
 
 
@@ -72,7 +97,7 @@ def test_strong_regularisation_is_chosen_where_the_features_are_mostly_noise() -
     split = (features[:200], labels[:200], features[200:], labels[200:])
     chosen = linear_probe(*split, max_iterations=100)
     loose = linear_probe(*split, inverse_regularisation=1e3, max_iterations=100)
-    assert chosen.inverse_regularisation < 0.1
+    assert chosen.probe.inverse_regularisation < 0.1
     assert chosen.top1 > loose.top1
 
 
@@ -81,7 +106,7 @@ def test_weak_regularisation_is_chosen_where_a_strong_one_cannot_fit() -> None:
     labels = torch.tensor([0] * 40 + [1] * 20)
     features = torch.linspace(-1, 1, 60)[:, None]
     result = linear_probe(features, labels, features, labels)
-    assert result.inverse_regularisation > 1e-3
+    assert result.probe.inverse_regularisation > 1e-3
     assert result.top1 > 0.9
 
 
@@ -135,8 +160,8 @@ def test_one_image_a_class_leaves_the_default_c_and_says_so() -> None:
     train, train_labels = blobs(6, 1, 0.05, seed=0)
     test, test_labels = blobs(6, 5, 0.05, seed=1)
     result = linear_probe(train, train_labels, test, test_labels)
-    assert (result.inverse_regularisation, result.top1) == (0.1, 1.0)
-    assert "C=0.1 " in result.notes[0]
+    assert (result.probe.inverse_regularisation, result.top1) == (0.1, 1.0)
+    assert "C=0.1 " in result.probe.notes[0]
 
 
 def test_many_classes_are_fitted_although_only_some_choose_c(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +169,7 @@ def test_many_classes_are_fitted_although_only_some_choose_c(monkeypatch: pytest
     train, train_labels = blobs(20, 4, 0.1, seed=0, width=40)
     test, test_labels = blobs(20, 3, 0.1, seed=1, width=40)
     result = linear_probe(train, train_labels, test, test_labels)
-    assert (result.classes, result.top1) == (20, 1.0)
+    assert (len(result.probe.classes), result.top1) == (20, 1.0)
 
 
 def test_hundreds_of_classes_with_faint_means_are_fitted_until_they_converge() -> None:
@@ -162,17 +187,18 @@ def test_images_of_classes_without_training_images_are_misses_and_noted() -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe, "SWEEP_CLASSES", 4)
         result = linear_probe(train, train_labels, test[:50], test_labels[:50])
-    assert result.classes == 4
+    assert result.probe.classes.tolist() == [0, 1, 2, 3]
     assert (result.top1, result.top5) == (0.8, 0.8)
-    assert "1 test class " in result.notes[0]
-    assert "10 of 50 images" in result.notes[0]
+    (note,) = unseen_note(test_labels[:50], train_labels)
+    assert "1 test class (10 of 50 images)" in note
+    assert unseen_note(train_labels, train_labels) == []
 
 
 def test_labels_may_be_any_numbers_and_two_classes_are_enough() -> None:
     train, train_labels = blobs(2, 10, 0.05, seed=0)
     test, test_labels = blobs(2, 5, 0.05, seed=1)
     result = linear_probe(train, 700 - 9 * train_labels, test, 700 - 9 * test_labels)
-    assert (result.top1, result.top5, result.classes) == (1.0, 1.0, 2)
+    assert (result.top1, result.top5, len(result.probe.classes)) == (1.0, 1.0, 2)
 
 
 def test_a_fit_cut_short_is_noted_and_warns_nobody() -> None:
@@ -180,13 +206,13 @@ def test_a_fit_cut_short_is_noted_and_warns_nobody() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = linear_probe(train, train_labels, train, train_labels, max_iterations=2)
-    assert any("stopped at 2 iterations" in note for note in result.notes)
+    assert any("stopped at 2 iterations" in note for note in result.probe.notes)
 
 
 def test_equal_calls_give_equal_results() -> None:
     train, train_labels = blobs(5, 10, 2.0, seed=0)
     one, other = (linear_probe(train, train_labels, train, train_labels) for _ in range(2))
-    assert one.inverse_regularisation == other.inverse_regularisation
+    assert one.probe.inverse_regularisation == other.probe.inverse_regularisation
     assert one.ranks.tolist() == other.ranks.tolist()
 
 
@@ -194,13 +220,13 @@ def test_equal_calls_give_equal_results() -> None:
     ("changes", "message"),
     [
         (
-            {"train_features": torch.empty(0, 4), "train_labels": torch.empty(0)},
+            {"train": torch.empty(0, 4), "train_labels": torch.empty(0)},
             r"train features are \[0, 4\]",
         ),
-        ({"test_features": torch.empty(0, 4), "test_labels": torch.empty(0)}, r"test features are \[0, 4\]"),
+        ({"test": torch.empty(0, 4), "test_labels": torch.empty(0)}, r"test features are \[0, 4\]"),
         ({"train_labels": torch.tensor([0, 1, 0])}, r"\[4, 4\], labels \[3\]"),
-        ({"test_features": torch.ones(4, 3)}, "width 4, test features 3"),
-        ({"train_features": torch.full((4, 4), math.nan)}, "4 of 4 rows of train features are not finite"),
+        ({"test": torch.ones(4, 3)}, "width 4, test features 3"),
+        ({"train": torch.full((4, 4), math.nan)}, "4 of 4 rows of train features are not finite"),
         ({"train_labels": torch.zeros(4, dtype=torch.long)}, "two classes"),
         ({"inverse_regularisation": 0.0}, "above 0"),
         ({"max_iterations": 0}, "max_iterations 0; both"),
@@ -208,9 +234,9 @@ def test_equal_calls_give_equal_results() -> None:
 )
 def test_input_that_cannot_be_fitted_is_refused(changes: dict[str, object], message: str) -> None:
     arguments = {
-        "train_features": torch.rand(4, 4),
+        "train": torch.rand(4, 4),
         "train_labels": torch.tensor([0, 1, 0, 1]),
-        "test_features": torch.rand(4, 4),
+        "test": torch.rand(4, 4),
         "test_labels": torch.tensor([0, 1, 0, 1]),
     }
     with pytest.raises(ValueError, match=message):

@@ -12,6 +12,7 @@ from beamclip.errors import InputError
 from beamclip.evaluation.results import (
     MISSED,
     NO_RANK,
+    BesideTeacher,
     Captions,
     Facts,
     Scores,
@@ -46,6 +47,12 @@ def small() -> Scores:
             "i2t": ints(0, 3, 12, NO_RANK),
         },
         captions=Captions(["a", "b", "c", "d"], ints(0, 0, 1, 2), ints(0, 4, 9, 11)),
+        beside=BesideTeacher(
+            ints(0, 0, 7, 0),
+            np.array([True, False, True, False]),
+            np.array([0.1, 0.2, 0.3, 0.4], np.float32),
+            np.array([1.0, 0.5, 0.5, 0.0], np.float32),
+        ),
     )
 
 
@@ -64,6 +71,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert again.captions is not None
     assert again.captions.texts == ["a", "b", "c", "d"]
     assert again.captions.ranks.tolist() == [0, 4, 9, 11]
+    assert again.beside is not None
+    assert scores.beside is not None
+    for name in ("ranks", "same_class", "kl", "cosine"):
+        np.testing.assert_array_equal(getattr(again.beside, name), getattr(scores.beside, name))
 
 
 def test_the_columns_are_those_that_others_rely_on(tmp_path: Path) -> None:
@@ -78,6 +89,10 @@ def test_the_columns_are_those_that_others_rely_on(tmp_path: Path) -> None:
         "rank_zeroshot": pa.int32(),
         "rank_probe": pa.int32(),
         "rank_i2t": pa.int32(),
+        "rank_teacher": pa.int32(),
+        "teacher_same_class": pa.bool_(),
+        "teacher_kl": pa.float32(),
+        "teacher_cosine": pa.float32(),
     }
     table = pq.read_table(tmp_path / "captions.parquet")
     assert table.column_names == ["key", "text", "image", "rank_t2i"]
@@ -113,6 +128,12 @@ def test_figures_follow_from_the_ranks() -> None:
             "retrieval_t2i_r1": 1 / 4,
             "retrieval_t2i_r5": 2 / 4,
             "retrieval_t2i_r10": 3 / 4,
+            "teacher_zeroshot_top1": 3 / 4,
+            "teacher_zeroshot_top5": 3 / 4,
+            "agreement_top1": 1 / 2,
+            "agreement_kl": 0.25,
+            "agreement_cosine": 0.5,
+            "retained_top1": 2 / 3,
         },
         abs=1e-6,
     )
@@ -142,14 +163,26 @@ def shuffled(scores: Scores) -> Scores:
         own_probability=scores.own_probability[order],
         ranks={task: ranks[order] for task, ranks in scores.ranks.items()},
         captions=replace(scores.captions, image=place[scores.captions.image]),
+        beside=BesideTeacher(
+            *(getattr(scores.beside, part)[order] for part in ("ranks", "same_class", "kl", "cosine"))
+        ),
     )
 
 
 def test_evaluations_are_paired_by_key_whatever_the_order() -> None:
     found = compared(small(), shuffled(small()), "runs/b")
-    assert len(found) == 13
+    assert {"zeroshot_mean_class_top1", "retrieval_t2i_r5", "agreement_kl", "retained_top1"} < set(found)
     assert all(each.value == each.low == each.high == 0 for each in found.values())
     assert {each.verdict for each in found.values()} == {"cannot tell"}
+
+
+def test_figures_that_are_biased_or_of_another_teacher_get_no_verdict() -> None:
+    found = compared(small(), small(), "runs/b")
+    assert not [name for name in found if name.startswith(("calibration", "teacher_"))]
+    assert {"agreement_top1", "agreement_kl", "agreement_cosine"} < set(found)
+    elsewhere = replace(small(), facts=replace(FACTS, teacher="another"))
+    found = compared(small(), elsewhere, "runs/b")
+    assert not [name for name in found if name.startswith(("agreement", "retained"))]
 
 
 @pytest.mark.parametrize(
