@@ -4,17 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from beamclip.commands.console import print_stage
-from beamclip.commands.data_set_scores import DataSetScores, Evaluator
+from beamclip.commands.data_set_scores import DataSetScores, Evaluator, Retrieved
+from beamclip.commands.figures import draw_scores
 from beamclip.commands.pictures import draw_models
 from beamclip.commands.retrieval_examples import read_images, retrieval_examples
 from beamclip.commands.scoring import ScoredData
+from beamclip.evaluation.results import Scores
 from beamclip.plots.retrieval import write_retrieval
 
 
 def draw_evaluation(
     evaluator: Evaluator, data: Mapping[str, str], found: Mapping[str, DataSetScores], plots: Path
 ) -> None:
-    """Draw images of the first data set, with what the models make of them; failures are only mentioned.
+    """Draw the scores of all data sets, and images of the first with what the models make of them.
+
+    Failures are only mentioned.
 
     Args:
         data: name of each data set -> address.
@@ -23,10 +27,11 @@ def draw_evaluation(
     """
     name, scored = next(iter(found.items()))
     try:
+        draw_scores(found, plots)
         if "zeroshot" in scored.scores.ranks:
             _draw_predictions(evaluator, data[name], plots)
-        if scored.texts is not None:
-            _keep_retrieval(evaluator, data[name], scored, plots)
+        if scored.retrieved is not None:
+            _keep_retrieval(evaluator, data[name], scored.scores, scored.retrieved, plots)
     except Exception as error:  # the scores are there, and pictures are no reason to lose them
         print_stage("pictures", f"could not be drawn: {error}")
 
@@ -43,23 +48,28 @@ def _draw_predictions(evaluator: Evaluator, address: str, plots: Path) -> None:
     models = {"model": (evaluator.clip, evaluator.anchors(evaluator.clip, evaluator.prompts, address))}
     if evaluator.teacher is not None:
         teacher = evaluator.teacher
-        models = {"teacher": (teacher, evaluator.teacher_anchors(teacher, address)), **models}
+        models = {
+            "teacher": (teacher, evaluator.anchors(teacher, evaluator.teacher_prompts, address)),
+            **models,
+        }
     draw_models(models, data, plots)
 
 
-def _keep_retrieval(evaluator: Evaluator, address: str, scored: DataSetScores, plots: Path) -> None:
-    captions = scored.scores.captions
+def _keep_retrieval(
+    evaluator: Evaluator, address: str, scores: Scores, retrieved: Retrieved, plots: Path
+) -> None:
+    captions = scores.captions
     assert captions is not None, "retrieval fills it"
-    assert scored.texts is not None, "draw_evaluation() checks it"
     captioned = sorted(set(captions.image.tolist()))
     place = {row: i for i, row in enumerate(captioned)}
     allow_missing, labelled = evaluator.config.allow_missing_shards, bool(evaluator.classes)
-    keys = scored.scores.keys
+    keys = scores.keys
     examples = retrieval_examples(
-        scored.encoded.embeddings[captioned],
-        scored.texts,
+        retrieved.images[captioned],
+        retrieved.texts,
         captions.texts,
         [place[row] for row in captions.image.tolist()],
+        (scores.ranks["i2t"][captioned], captions.ranks),
         lambda places: {
             place[row]: pixels
             for row, pixels in read_images(

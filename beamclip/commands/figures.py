@@ -2,26 +2,26 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from beamclip.commands.console import percent, table
 from beamclip.commands.data_set_scores import DataSetScores
-from beamclip.evaluation.intervals import Figure
 from beamclip.evaluation.scores import class_accuracies, worst_classes
 from beamclip.evaluation.statistic import CalibrationError, reliability
+from beamclip.summary import Summary
 
-PLAIN = ("agreement_kl", "agreement_cosine", "effective_robustness")
-"""Parts of the names of figures that are no shares."""
+PLAIN = ("agreement_kl", "agreement_cosine")
+"""Ends of the names of figures that are no shares, nor differences of shares."""
 
 
-def show_figures(figures: Mapping[str, Figure], against: Mapping[str, Any] | None) -> None:
-    """Print a table of figures, with the differences to another run if there is one."""
+def show_figures(summary: Summary) -> None:
+    """Print a table of an evaluation's figures, with the differences to another run if there is one."""
     rows = [["metric", "value", "95 % interval"]]
-    for name, each in figures.items():
-        rows.append(
-            [name, _value(name, each.value), f"{_number(name, each.low)} to {_number(name, each.high)}"]
-        )
+    for name, (low, high) in summary.intervals.items():
+        value = summary.metrics[name]
+        assert value is not None, "only what was read back from a file can be None"
+        rows.append([name, _value(name, value), f"{_number(name, low)} to {_number(name, high)}"])
     table(rows)
+    against = summary.stages.get("against")
     if against:
         print(f"\nagainst {against['run']}, on the same images:")
         rows = [["metric", "difference", "95 % interval", "verdict"]]
@@ -66,7 +66,7 @@ _CALIBRATION = {
 
 
 def _is_plain(name: str) -> bool:
-    return any(part in name for part in PLAIN[:2])
+    return name.endswith(PLAIN)
 
 
 def _value(name: str, value: float) -> str:

@@ -1,5 +1,6 @@
 """Examples of retrieval for a report: a few queries of both directions, with what they find."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from beamclip.data.listing import list_labelled, list_shards
 from beamclip.data.shards import Columns, iterate_rows
 from beamclip.data.transforms import load_evaluation_image
+from beamclip.evaluation.results import Ints
 from beamclip.plots.retrieval import FoundImage, FoundText, ImageQuery, RetrievalExamples, TextQuery
 from beamclip.plots.sheet import webp
 
@@ -40,6 +42,7 @@ def retrieval_examples(
     texts: Tensor,
     captions: Sequence[str],
     owners: Sequence[int],
+    ranks: tuple[Ints, Ints],
     load: Callable[[Sequence[int]], Mapping[int, Pixels]],
 ) -> RetrievalExamples:
     """Look up evenly spaced images among all captions, and evenly spaced captions among all images.
@@ -49,14 +52,14 @@ def retrieval_examples(
         texts: [M, D] embeddings of the captions, unit length.
         captions: M texts.
         owners: M indices, the image that each caption belongs to.
+        ranks: [N], captions ahead of each image's best own one, and [M], images ahead of each caption's own.
         load: returns the pixels, uint8 [H, W, 3], of those of the given images that can be read; a query
             whose images cannot be is left out.
     """
     owner = np.asarray(owners)
     own_images = sorted(set(owner.tolist()))
-    by_image = [_look_up(i, images[i], texts, owner == i) for i in _spaced(own_images)]
-    every = np.arange(len(images))
-    by_text = [_look_up(m, texts[m], images, every == owner[m]) for m in _spaced(range(len(owner)))]
+    by_image = [_look_up(i, images[i], texts, ranks[0]) for i in _spaced(own_images)]
+    by_text = [_look_up(m, texts[m], images, ranks[1]) for m in _spaced(range(len(owner)))]
     wanted = {each.query for each in by_image} | {i for each in by_text for i in each.nearest}
     pictures = {i: webp(pixels) for i, pixels in load(sorted(wanted)).items()}
     return RetrievalExamples(
@@ -126,7 +129,8 @@ def read_images(
 
 def _names(name: str, key: str) -> bool:
     """Whether a name of an image is its key, perhaps with the shard before it and a number after it."""
-    return name == key or name.split(" (")[0].endswith(f"/{key}")
+    own = {name, re.sub(r" \(\d+\)$", "", name)}
+    return name == key or any(each.endswith(f"/{key}") for each in own)
 
 
 def _spaced(places: Sequence[int]) -> list[int]:
@@ -134,8 +138,7 @@ def _spaced(places: Sequence[int]) -> list[int]:
     return [places[len(places) * (2 * i + 1) // (2 * count)] for i in range(count)]
 
 
-def _look_up(query: int, embedding: Tensor, others: Tensor, right: npt.NDArray[np.bool_]) -> _Found:
+def _look_up(query: int, embedding: Tensor, others: Tensor, ranks: Ints) -> _Found:
     cosines = (others @ embedding).double().cpu().numpy()
     nearest = np.argsort(-cosines, kind="stable")[:FOUND]
-    rank = 1 + int((cosines > cosines[right].max()).sum())
-    return _Found(query, nearest.tolist(), cosines[nearest].tolist(), rank)
+    return _Found(query, nearest.tolist(), cosines[nearest].tolist(), 1 + int(ranks[query]))

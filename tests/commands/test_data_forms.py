@@ -75,6 +75,31 @@ def test_names_in_a_class_list_are_found_among_the_numbers_of_the_data(teacher, 
     assert read_scores(tmp_path / "scores").labels.tolist() == [1, 0, 1]
 
 
+def test_each_data_set_numbers_its_classes_in_its_own_order(teacher, tmp_path):
+    write_benchmark(tmp_path / "a")
+    write_benchmark(tmp_path / "b")
+    (tmp_path / "b" / "classnames.txt").write_text("\n".join(NAMES[::-1]))
+    config = EvaluateConfig(
+        model=str(teacher[0]),
+        data=(str(tmp_path / "a"), str(tmp_path / "b")),
+        out=tmp_path / "scores",
+        workers=WorkersConfig(num_workers=0),
+    )
+    evaluate(config)
+    names = [path.name for path in sorted((tmp_path / "scores").glob("scores-*.parquet"))]
+    assert names == ["scores-a-test.parquet", "scores-b-test.parquet"]
+    assert read_scores(tmp_path / "scores", "a-test").labels.tolist() == [*range(6), *range(5)]
+    assert read_scores(tmp_path / "scores", "b-test").labels.tolist() == [5, 4, 3, 2, 1, 0, 5, 4, 3, 2, 1]
+
+
+def test_the_classes_of_a_run_are_not_those_of_numbers_that_nobody_names(teacher, tmp_path):
+    config = EvaluateConfig(
+        model=str(teacher[0]), data=("torchvision:FakeData?size=2",), out=tmp_path / "scores"
+    )
+    with pytest.raises(InputError, match="numbers without names, and nobody says which of the classes"):
+        evaluate(config)
+
+
 def test_a_data_set_of_torchvision_is_read_by_tasks_of_ray(ray_cluster, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr("beamclip.data.listing.ROWS_PER_SHARD", 4)
     (tmp_path / "three.txt").write_text("cross\nbar\nring\n")

@@ -1,11 +1,15 @@
 """The command evaluate on the small corpus: all tasks in one pass, comparisons, and wrong input."""
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.command_line import run_command
@@ -13,9 +17,12 @@ from beamclip.commands.evaluate import evaluate
 from beamclip.commands.options import EvaluateConfig
 from beamclip.errors import InputError
 from beamclip.evaluation.config import ProbeConfig
-from beamclip.evaluation.results import read_scores
+from beamclip.evaluation.encode import UNKNOWN_LABEL
+from beamclip.evaluation.results import Facts, Scores, read_scores, write_scores
 from beamclip.files import read_json
-from beamclip.summary import read_summary
+from beamclip.prompts.classes import load_classes
+from beamclip.prompts.fitting import FITTING_FILE
+from beamclip.summary import Summary, read_summary, write_summary
 
 HERE = WorkersConfig(num_workers=0)
 ALL = {"zeroshot", "probe", "knn", "retrieval", "agreement"}
@@ -73,29 +80,102 @@ def test_training_leaves_the_scores_of_its_images_too(evaluated, teacher):
     assert teacher[1].intervals["zeroshot_top1"] == read_summary(evaluated).intervals["zeroshot_top1"]
 
 
-def test_against_another_run_only_what_differs_is_called_better_or_worse(
-    config, evaluated, teacher, workspace, capsys
-):
+@pytest.fixture(scope="module")
+def zeroshot(config) -> EvaluateConfig:
+    """Options of an evaluation by zero-shot alone."""
+    return replace(config, tasks=("zeroshot",), teacher=None, train_data=None)
+
+
+def test_a_model_is_not_told_apart_from_itself(zeroshot, teacher, workspace, capsys):
     out = workspace / "against"
-    summary = evaluate(replace(config, tasks=("zeroshot",), teacher=None, against=teacher[0], out=out))
+    summary = evaluate(replace(zeroshot, against=teacher[0], out=out))
     figures = summary.stages["against"]["figures"]
     assert {each["verdict"] for each in figures.values()} == {"cannot tell"}
     assert read_json(out / "summary.json")["stages"]["against"]["figures"]["zeroshot_top1"]["value"] == 0.0
     assert "cannot tell" in capsys.readouterr().out
 
 
-def test_retrieval_needs_no_class_list(config, workspace):
+def test_against_another_run_what_differs_is_called_better_or_worse(config, evaluated, tmp_path, capsys):
+    """The other run names all classes right, and agrees with the teacher on none."""
+    scores = read_scores(evaluated)
+    none, all_off = np.zeros(len(scores), np.int32), np.ones(len(scores), np.float32)
+    other = replace(
+        scores,
+        facts=replace(scores.facts, data="a copy"),
+        ranks={**scores.ranks, "zeroshot": none},
+        beside=replace(scores.beside, same_class=none.astype(bool), kl=all_off),
+    )
+    write_scores(tmp_path / "other", other)
+    changes = {"tasks": ("agreement",), "train_data": None, "against": tmp_path / "other"}
+    summary = evaluate(replace(config, **changes, out=tmp_path / "run"))
+    verdicts = {name: each["verdict"] for name, each in summary.stages["against"]["figures"].items()}
+    assert verdicts["zeroshot_top1"] == "worse"
+    assert (verdicts["agreement_top1"], verdicts["agreement_kl"]) == ("better", "better")
+    assert verdicts["agreement_cosine"] == "cannot tell"
+    assert not [name for name in verdicts if name.startswith(("calibration", "teacher"))]
+    assert "there of a copy" in capsys.readouterr().out
+
+
+def test_a_teacher_is_prompted_by_templates_that_fit_it(config, teacher, tmp_path):
+    """The same weights twice, with other notes on their captions: prompts and predictions differ."""
+    shutil.copytree(teacher[0] / "model", tmp_path / "model")
+    note = tmp_path / "model" / FITTING_FILE
+    note.write_text(
+        json.dumps({**json.loads(note.read_text()), "templates": ["something else entirely, {}"]})
+    )
+    changes = {"teacher": str(tmp_path / "model"), "tasks": ("agreement",), "train_data": None}
+    summary = evaluate(replace(config, **changes, out=tmp_path / "run"))
+    assert summary.metrics["agreement_kl"] > 1e-4
+    assert summary.metrics["agreement_cosine"] == pytest.approx(1.0)
+
+
+def test_images_to_train_on_are_counted_for_each_task(evaluated):
+    stages = read_summary(evaluated).stages
+    for task in ("probe", "knn"):
+        assert (stages[task]["train_images"], stages[task]["train_skipped"]) == (200, {})
+        assert len(stages[task]["notes"]) <= 1
+
+
+def write_classes(path: Path, ids: Sequence[str]) -> Path:
+    path.write_text(yaml.safe_dump([{"id": each, "name": f"name of {each}"} for each in ids]))
+    return path
+
+
+def test_images_of_other_classes_are_counted(config, corpus, tmp_path, capsys):
+    few = write_classes(tmp_path / "few.yaml", [entry.id for entry in load_classes(corpus.classes)][:20])
+    changes = {"classes": few, "tasks": ("knn", "retrieval"), "teacher": None}
+    summary = evaluate(replace(config, **changes, out=tmp_path / "run"))
+    knn = summary.stages["knn"]
+    assert knn["train_images"] + knn["train_skipped"][UNKNOWN_LABEL] == 200
+    out = capsys.readouterr().out
+    assert f"of --train-data {corpus.train}: {knn['train_skipped'][UNKNOWN_LABEL]} {UNKNOWN_LABEL}" in out
+    assert f"; {summary.counts.skipped[UNKNOWN_LABEL]} of other classes left out" in out
+
+
+def test_training_images_of_one_class_are_refused(config, evaluated, tmp_path):
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    Image.new("RGB", (32, 32), (90, 10, 10)).save(tmp_path / "train" / "ant" / "0.png")
+    scores = read_scores(evaluated)
+    scored = scores.facts.class_ids[scores.labels[0]]
+    changes = {"classes": write_classes(tmp_path / "two.yaml", ["ant", scored]), "tasks": ("probe",)}
+    with pytest.raises(InputError, match="all 1 image that can be used are of one class, 'name of ant'"):
+        evaluate(
+            replace(config, **changes, teacher=None, train_data=str(tmp_path / "train"), out=tmp_path / "run")
+        )
+
+
+def test_retrieval_needs_no_class_list(zeroshot, workspace):
     out = workspace / "retrieved"
-    summary = evaluate(replace(config, tasks=("retrieval",), classes=None, teacher=None, out=out))
+    summary = evaluate(replace(zeroshot, tasks=("retrieval",), classes=None, out=out))
     assert set(summary.metrics) == {f"retrieval_{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
     assert read_scores(out).labels is None
 
 
 @pytest.fixture(scope="module")
-def shifted(config, corpus, workspace) -> EvaluateConfig:
+def shifted(zeroshot, corpus, workspace) -> EvaluateConfig:
     """Options of an evaluation of two data sets."""
     data = (str(corpus.test), str(corpus.train))
-    return replace(config, data=data, tasks=("zeroshot",), teacher=None, out=workspace / "shifted")
+    return replace(zeroshot, data=data, out=workspace / "shifted")
 
 
 def test_several_data_sets_are_scored_at_once_and_held_against_a_line(shifted, workspace):
@@ -125,14 +205,26 @@ def test_several_data_sets_are_scored_at_once_and_held_against_a_line(shifted, w
     ("changes", "message"),
     [
         ({"tasks": ()}, "--tasks is empty"),
-        ({"tasks": ("zeroshot",), "classes": None, "teacher": None}, "--tasks zeroshot needs --classes"),
+        (
+            {"tasks": ("zeroshot",), "classes": None, "teacher": None, "train_data": None},
+            "--tasks zeroshot needs --classes",
+        ),
         ({"tasks": ("probe",), "train_data": None, "teacher": None}, "--tasks probe needs --train-data"),
         ({"tasks": ("knn",), "train_data": None, "teacher": None}, "--tasks knn needs --train-data"),
         ({"tasks": ("agreement",), "teacher": None}, "--tasks agreement needs --teacher"),
-        ({"tasks": ("zeroshot",)}, "--teacher is read by --tasks agreement only"),
+        ({"tasks": ("zeroshot",)}, "--teacher is read by --tasks agreement only. Add agreement to --tasks"),
+        ({"classes": None}, "--teacher is read by --tasks agreement only. Give --classes"),
+        (
+            {"tasks": ("zeroshot",), "teacher": None},
+            "--train-data is read by --tasks probe and knn only. Add probe or knn to --tasks",
+        ),
+        ({"caption_columns": ("no_such",)}, "a text in no_such"),
         ({"baseline": ("a", "b", "c")}, "--baseline: there is one data set"),
         ({"against": Path("nowhere")}, "nowhere/scores.parquet: no such file"),
-        ({"caption_columns": ("no_such",), "tasks": ("retrieval",), "teacher": None}, "a text in no_such"),
+        (
+            {"caption_columns": ("no_such",), "tasks": ("retrieval",), "teacher": None, "train_data": None},
+            "a text in no_such",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_a_model_is_loaded(config, changes, message, tmp_path):
@@ -142,16 +234,62 @@ def test_options_that_do_not_fit_are_refused_before_a_model_is_loaded(config, ch
     assert not (tmp_path / "run").exists()
 
 
+def test_images_are_not_scored_by_themselves(config, tmp_path):
+    for place in (config.data[0], f"{config.data[0]}/"):
+        with pytest.raises(InputError, match=r"holds images of --data .*scored by themselves"):
+            evaluate(replace(config, train_data=place, model="no such model", out=tmp_path / "run"))
+    with pytest.raises(InputError, match="names one data set twice"):
+        evaluate(replace(config, data=(config.data[0], f"{config.data[0]}/"), model="no such model"))
+
+
 def test_a_baseline_of_two_is_too_few(shifted, tmp_path):
     with pytest.raises(InputError, match="2 runs do not define a line"):
         evaluate(replace(shifted, baseline=("a", "b"), out=tmp_path / "run"))
 
 
-def test_an_evaluation_of_other_images_is_no_comparison(config, evaluated, corpus, tmp_path):
-    data = (str(corpus.train),)
-    changed = replace(config, data=data, tasks=("zeroshot",), teacher=None, against=evaluated, out=tmp_path)
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"test/probe_top1": 0.5, "train/probe_top1": 0.5}, "has no accuracy on test by --tasks zeroshot"),
+        ({"test/zeroshot_top1": 0.5, "train/zeroshot_top1": 0.4}, "all models have the same accuracy"),
+    ],
+)
+def test_a_baseline_that_says_nothing_is_refused_before_a_model_is_loaded(shifted, tmp_path, metrics, said):
+    for number in range(3):
+        write_summary(tmp_path / str(number), Summary("evaluate", "finished", 1.0, metrics=metrics))
+    line = tuple(str(tmp_path / str(number)) for number in range(3))
+    with pytest.raises(InputError, match=said):
+        evaluate(replace(shifted, baseline=line, model="no such model", out=tmp_path / "run"))
+
+
+def test_a_run_on_several_data_sets_is_no_comparison_for_one(shifted, zeroshot, tmp_path):
+    write_scores(tmp_path, Scores(Facts("a", "b", ()), ["k"]), "test")
+    with pytest.raises(InputError, match=r"has no scores on a single data set \(only on: test\)"):
+        evaluate(replace(zeroshot, against=tmp_path, model="no such model", out=tmp_path / "run"))
+
+
+def test_an_evaluation_of_other_images_is_no_comparison_and_loses_no_score(
+    zeroshot, evaluated, corpus, tmp_path
+):
+    changed = replace(zeroshot, data=(str(corpus.train),), against=evaluated, out=tmp_path)
     with pytest.raises(InputError, match="scored other images: 60 of its 60 are among the 200 here"):
         evaluate(changed)
+    assert "zeroshot_top1" in read_summary(tmp_path).metrics
+
+
+def test_a_folder_is_used_again_by_an_evaluation_only(zeroshot, teacher, tmp_path, monkeypatch, capsys):
+    with pytest.raises(InputError, match="holds the results of another command"):
+        evaluate(replace(zeroshot, out=teacher[0]))
+    (tmp_path / "plots").mkdir()
+    stale = [tmp_path / "scores-old.parquet", tmp_path / "captions.parquet", tmp_path / "plots" / "old.png"]
+    for path in stale:
+        path.write_text("of an earlier evaluation")
+    monkeypatch.setattr("beamclip.plots.scores.plot_classes", None)
+    for _ in range(2):
+        evaluate(replace(zeroshot, out=tmp_path))
+    assert not [path for path in stale if path.exists()]
+    assert "pictures  could not be drawn" in capsys.readouterr().out
+    assert (tmp_path / "summary.json").exists()
 
 
 def test_a_class_list_of_one_class_is_refused_in_one_line(config, tmp_path, capsys):
