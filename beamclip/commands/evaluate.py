@@ -76,18 +76,8 @@ def evaluate(config: EvaluateConfig) -> Summary:
     plan = _planned(config)
     config = plan.config
     run_dir = new_run_dir(config.out, "evaluate")
-    evaluator = Evaluator(
-        config,
-        plan.tasks,
-        load_clip(str(config.model)),
-        load_clip(str(config.teacher)) if "agreement" in plan.tasks else None,
-        plan.classes.entries,
-        run_dir.parent / "anchors",
-        plan.classes.templates,
-    )
-    used = config
-    if {"zeroshot", "agreement"} & set(plan.tasks):
-        used = replace(config, prompts=evaluator.prompts)
+    evaluator = _evaluator(plan, run_dir.parent / "anchors")
+    used = replace(config, prompts=evaluator.prompts) if "zeroshot" in plan.tasks else config
     make_run_dir(run_dir)
     clear_earlier(run_dir)
     write_config(used, run_dir / CONFIG_FILE)
@@ -116,6 +106,19 @@ def evaluate(config: EvaluateConfig) -> Summary:
     names = (f"{file.name}/" if file.is_dir() else file.name for file in _written(run_dir))
     print(f"{run_dir}: {'  '.join(names)}")
     return summary
+
+
+def _evaluator(plan: _Plan, cache: Path) -> Evaluator:
+    config = plan.config
+    return Evaluator(
+        config,
+        plan.tasks,
+        load_clip(str(config.model)),
+        load_clip(str(config.teacher)) if "agreement" in plan.tasks else None,
+        plan.classes.entries,
+        cache,
+        plan.classes.templates,
+    )
 
 
 def _scored(evaluator: Evaluator, data: Mapping[str, str], run_dir: Path) -> dict[str, DataSetScores]:

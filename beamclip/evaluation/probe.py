@@ -147,9 +147,8 @@ def fit(
         features: float32 [N, F].
         index: [N], classes 0..K-1.
         inverse_regularisation: C.
-        max_iterations: of L-BFGS, which ends once no entry of the gradient exceeds 1e-3 / K: those entries
-            start near a class's mean feature / K, so scikit-learn's 1e-4 would end a probe of thousands of
-            classes at once.
+        max_iterations: of L-BFGS, which ends once no entry of the gradient exceeds 1e-3 / K: entries start
+            near a class's mean feature / K, so that 1e-4 would end a probe of thousands of classes at once.
         start: weights to begin with; by default 0.
 
     Returns:

@@ -92,15 +92,11 @@ def train_by_stream(
     Raises:
         InputError: there are no such data, or fewer than two images are left to train on.
     """
-    shards = list_labelled(address, allow_missing=allow_missing)
-    total = sum(shard.samples for shard in shards)
-    most = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * total)))
-    if total - most < 2:
-        raise InputError(f"{address}: has {total} images. Give three or more.")
+    source = _source(address, config.probe_seed, allow_missing=allow_missing)
     spec = replace(spec, embeddings=False, features=True)
-    held = encode_some(clip, shards, most, address, class_ids, label_column, spec, workers)
-    held_out = {*zip(*(each.tolist() for each in evenly_spaced(shards, most)), strict=True)}
-    source = _Source(shards, read_starts(shards), held_out, config.probe_seed)
+    held = encode_some(
+        clip, source.shards, len(source.held_out), address, class_ids, label_column, spec, workers
+    )
     heads = LinearHeads(
         held.features.shape[1],
         len(class_ids),
@@ -108,17 +104,13 @@ def train_by_stream(
         batch_size=config.probe_batch,
         seed=config.probe_seed,
     ).to(device)
-    crops = replace(spec, augmentation=CROPS, seed=config.probe_seed)
+    crops, columns = replace(spec, augmentation=CROPS, seed=config.probe_seed), Columns(label=label_column)
     for number in range(config.probe_epochs):
-        epoch = _Epoch(class_ids, total - most)
-        encoded = encoded_batches(source.tasks(number), Columns(label=label_column), clip, crops, workers)
+        epoch = _Epoch(class_ids, source.rows)
+        encoded = encoded_batches(source.tasks(number), columns, clip, crops, workers)
         for features, labels, done in _shuffled(epoch.parts(encoded), config, number):
             heads.step(features.to(device), labels.to(device), (number + done) / config.probe_epochs)
-        if epoch.class_images.sum() < 2:
-            raise InputError(
-                f"{address}: {int(epoch.class_images.sum())} of {total - most} images can be trained on; "
-                f"skipped: {dict(epoch.skipped)}. Give images of the classes."
-            )
+        epoch.check(address)
         show(number + 1, config.probe_epochs)
     accuracies = heads.accuracies(held.features.to(device), held.labels.to(device))
     skipped = dict(epoch.skipped + Counter(held.skipped))
@@ -135,6 +127,11 @@ class _Source:
     """Place of the shard, and row."""
     seed: int
 
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch."""
+        return sum(shard.samples for shard in self.shards) - len(self.held_out)
+
     def tasks(self, number: int) -> list[list[Bundle]]:
         """Read tasks of an epoch."""
         order = order_over(np.array([shard.samples for shard in self.shards]), SHUFFLED // 16, self.seed)
@@ -148,6 +145,17 @@ class _Source:
             own = np.flatnonzero(kept)
             window = Window(number, 0, own % order.lanes, shard[own], row[own], own)
             yield from bundles_of(window, self.shards, self.starts)
+
+
+def _source(address: str, seed: int, *, allow_missing: bool) -> _Source:
+    """List the rows, and hold some out."""
+    shards = list_labelled(address, allow_missing=allow_missing)
+    total = sum(shard.samples for shard in shards)
+    most = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * total)))
+    if total - most < 2:
+        raise InputError(f"{address}: has {total} images. Give three or more.")
+    held_out = {*zip(*(each.tolist() for each in evenly_spaced(shards, most)), strict=True)}
+    return _Source(shards, read_starts(shards), held_out, seed)
 
 
 @dataclass
@@ -177,6 +185,15 @@ class _Epoch:
             self.class_images += torch.bincount(labels, minlength=len(index))
             read += len(whole)
             yield torch.from_numpy(batch["features"][known]), labels, read / self.rows
+
+    def check(self, address: str) -> None:
+        """Refuse data of which nothing can be learned."""
+        images = int(self.class_images.sum())
+        if images < 2:
+            raise InputError(
+                f"{address}: {images} of {self.rows} images can be learned from; skipped: "
+                f"{dict(self.skipped)}. Give images of the classes."
+            )
 
 
 def _shuffled(
