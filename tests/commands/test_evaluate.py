@@ -13,13 +13,15 @@ from PIL import Image
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.command_line import run_command
+from beamclip.commands.data_set_scores import Evaluator
 from beamclip.commands.evaluate import evaluate
 from beamclip.commands.options import EvaluateConfig
 from beamclip.errors import InputError
 from beamclip.evaluation.config import ProbeConfig
-from beamclip.evaluation.encode import UNKNOWN_LABEL
+from beamclip.evaluation.encode import UNKNOWN_LABEL, Encoded, EncodeSpec
 from beamclip.evaluation.results import Facts, Scores, read_scores, write_scores
 from beamclip.files import read_json
+from beamclip.models.clip import LoadedClip
 from beamclip.prompts.classes import load_classes
 from beamclip.prompts.fitting import FITTING_FILE
 from beamclip.summary import Summary, read_summary, write_summary
@@ -86,6 +88,12 @@ def zeroshot(config) -> EvaluateConfig:
     return replace(config, tasks=("zeroshot",), teacher=None, train_data=None)
 
 
+@pytest.fixture
+def _without_pictures(monkeypatch):
+    """Pictures take most of the time of an evaluation this small."""
+    monkeypatch.setattr("beamclip.commands.evaluate.draw_evaluation", lambda *_: None)
+
+
 def test_a_model_is_not_told_apart_from_itself(zeroshot, teacher, workspace, capsys):
     out = workspace / "against"
     summary = evaluate(replace(zeroshot, against=teacher[0], out=out))
@@ -95,6 +103,7 @@ def test_a_model_is_not_told_apart_from_itself(zeroshot, teacher, workspace, cap
     assert "cannot tell" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_against_another_run_what_differs_is_called_better_or_worse(config, evaluated, tmp_path, capsys):
     """The other run names all classes right, and agrees with the teacher on none."""
     scores = read_scores(evaluated)
@@ -116,6 +125,7 @@ def test_against_another_run_what_differs_is_called_better_or_worse(config, eval
     assert "there of a copy" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_a_teacher_is_prompted_by_templates_that_fit_it(config, teacher, tmp_path):
     """The same weights twice, with other notes on their captions: prompts and predictions differ."""
     shutil.copytree(teacher[0] / "model", tmp_path / "model")
@@ -141,6 +151,7 @@ def write_classes(path: Path, ids: Sequence[str]) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_images_of_other_classes_are_counted(config, corpus, tmp_path, capsys):
     few = write_classes(tmp_path / "few.yaml", [entry.id for entry in load_classes(corpus.classes)][:20])
     changes = {"classes": few, "tasks": ("knn", "retrieval"), "teacher": None}
@@ -162,6 +173,37 @@ def test_training_images_of_one_class_are_refused(config, evaluated, tmp_path):
         evaluate(
             replace(config, **changes, teacher=None, train_data=str(tmp_path / "train"), out=tmp_path / "run")
         )
+
+
+@pytest.mark.usefixtures("_without_pictures")
+def test_a_probe_is_fitted_once_for_all_data_sets(config, evaluated, tmp_path, capsys):
+    scored = read_scores(evaluated)
+    folder = tmp_path / "drawn" / scored.facts.class_ids[scored.labels[0]]
+    folder.mkdir(parents=True)
+    Image.new("RGB", (32, 32), (90, 10, 10)).save(folder / "0.png")
+    changes = {"data": (*config.data, str(tmp_path / "drawn")), "tasks": ("probe", "knn"), "teacher": None}
+    summary = evaluate(replace(config, **changes, out=tmp_path / "run"))
+    assert set(summary.stages["data"]) == {"test", "drawn"}
+    assert summary.metrics["test/probe_top1"] == read_summary(evaluated).metrics["probe_top1"]
+    assert capsys.readouterr().out.count("fitted on 200 images") == 1
+
+
+@pytest.mark.usefixtures("_without_pictures")
+def test_a_teacher_that_could_not_use_all_images_costs_the_agreement_only(
+    config, tmp_path, monkeypatch, capsys
+):
+    original = Evaluator.encode
+
+    def encode(evaluator: Evaluator, clip: LoadedClip, address: str, spec: EncodeSpec) -> Encoded:
+        found = original(evaluator, clip, address, spec)
+        return replace(found, keys=found.keys[1:]) if clip is evaluator.teacher else found
+
+    monkeypatch.setattr(Evaluator, "encode", encode)
+    changes = {"tasks": ("agreement",), "train_data": None}
+    summary = evaluate(replace(config, **changes, out=tmp_path / "run"))
+    assert "zeroshot_top1" in summary.metrics
+    assert not [name for name in summary.metrics if "agreement" in name or "teacher" in name]
+    assert "the teacher could use 59 images, the model 60" in capsys.readouterr().out
 
 
 def test_retrieval_needs_no_class_list(zeroshot, workspace):
