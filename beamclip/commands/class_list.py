@@ -86,6 +86,7 @@ def check_labels(classes: Sequence[ClassEntry], address: str, label_column: str,
     ids = label_ids(classes, address, label_column)
     numbered = numbered_classes(address, label_column)
     if numbered is None:
+        _note_other_folders(ids, address)
         return
     if not numbered.names:
         if not listed:
@@ -111,6 +112,19 @@ def check_labels(classes: Sequence[ClassEntry], address: str, label_column: str,
     if differing:
         number = plural(len(differing), "class")
         print_stage("note", f"{address}: numbers decide, and the list renames {number}: {differing[0]}")
+
+
+def _note_other_folders(ids: Sequence[str], address: str) -> None:
+    """Name class folders whose images will be left out; other data say their labels when they are read."""
+    folders, files = list_contents(address)
+    if any(path.endswith((".tar", ".parquet")) for path in files):
+        return
+    names = {nfc(posixpath.basename(folder)) for folder in folders}
+    others = sorted(names.difference(ids))
+    # With none in common, the labels may be in metadata; if not, the command will end for want of images.
+    if others and len(others) < len(names):
+        number = plural(len(others), "class folder")
+        print_stage("note", f"{address}: the class list lacks {number}, left out: {_some(others)}")
 
 
 def label_ids(classes: Sequence[ClassEntry], address: str, label_column: str) -> list[str]:

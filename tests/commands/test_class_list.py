@@ -143,6 +143,19 @@ def test_class_folders_with_wordnet_ids_are_the_classes_of_imagenet(tmp_path: Pa
     assert (by_wordnet[0], by_wordnet[999]) == ("n01440764", "n15075141")
 
 
+def test_class_folders_that_the_list_lacks_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("bird", "ground", "smiling"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"an image")
+    check_labels([ClassEntry("bird", "bird")], str(tmp_path), "label", listed=True)
+    said = capsys.readouterr().out
+    assert f"{tmp_path}: the class list lacks 2 class folders, left out: ground, smiling" in said
+    check_labels([ClassEntry("0", "zero")], str(tmp_path), "label", listed=True)
+    assert capsys.readouterr().out == ""
+
+
 def test_class_folders_with_other_names_are_ids(tmp_path: Path) -> None:
     classes = load_classes("imagenet1k")
     assert label_ids(classes, folders(tmp_path, "0", "17"), "label") == [
