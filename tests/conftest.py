@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As beamclip sets it before it imports MLflow, which test files import first: it would talk on stderr.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+MLFLOW_PLACES = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
+"""Variables that say where MLflow keeps a run; functions of MLflow set some of them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,8 +67,17 @@ def user_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(folder))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name in MLFLOW_PLACES:
+            patch.delenv(name, raising=False)
         yield folder / "beamclip"
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_place() -> Iterator[None]:
+    """Refuse a test that leaves another MLflow store or experiment to those after it."""
+    before = {name: os.environ.get(name) for name in MLFLOW_PLACES}
+    yield
+    assert {name: os.environ.get(name) for name in MLFLOW_PLACES} == before
 
 
 @pytest.fixture(scope="session")

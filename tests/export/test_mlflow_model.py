@@ -155,6 +155,8 @@ def test_a_model_is_registered_beside_an_active_run_of_another_experiment(
     finally:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         fluent._active_experiment_id = None
+        # MLflow writes it there.
+        del os.environ["MLFLOW_EXPERIMENT_ID"]
 
 
 @pytest.mark.parametrize(
