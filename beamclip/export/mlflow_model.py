@@ -135,9 +135,9 @@ def _as_tracking_uri(uri: str) -> Iterator[None]:
     """Make a store MLflow's own for a moment: a registry in SQL looks up there which model it is given."""
     import mlflow
 
-    in_environment = os.environ.get(_URI)
-    own = in_environment is None and mlflow.is_tracking_uri_set()
-    before = mlflow.get_tracking_uri() if own else None
+    # Taken out of the environment: MLflow tells only then whether it was given an address of its own.
+    in_environment = os.environ.pop(_URI, None)
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(uri)
     try:
         yield
