@@ -226,7 +226,7 @@ def _run(name: str, options: dict[str, Any], **named: Any) -> Summary:
     # The command may train in this process, and sets torch up for it.
     from beamclip.training.process import settings_restored
 
-    with shown_as_stages("beamclip.data.index_pass", "index"), settings_restored():
+    with shown_as_stages(), settings_restored():
         try:
             summary: Summary = body(config)
         except InputError:

@@ -216,7 +216,7 @@ def run_command(
 
 def _run(body: Callable[[Config], Any], config: Config) -> int:
     try:
-        with shown_as_stages("beamclip.data.index_pass", "index"):
+        with shown_as_stages():
             body(config)
     except InputError as error:
         _print_error(f"error: {error}")

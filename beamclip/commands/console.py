@@ -34,17 +34,35 @@ class _StageHandler(logging.Handler):
         print_stage(self._stage, record.getMessage())
 
 
+LOGGED = {
+    "beamclip.data.index_pass": "index",
+    "beamclip.evaluation.encode": "skipped",
+    "beamclip.evaluation.held_out": "skipped",
+}
+"""Modules whose messages are stages of these names: rooms below the commands print nothing."""
+
+
 @contextlib.contextmanager
-def shown_as_stages(logger: str, stage: str) -> Iterator[None]:
-    """Inside, print what a module logs as stages of this name: rooms below the commands print nothing."""
-    log, handler = logging.getLogger(logger), _StageHandler(stage)
-    level = log.level
+def shown_as_stages() -> Iterator[None]:
+    """Inside, print what the modules of LOGGED say as stages."""
+    with contextlib.ExitStack() as stack:
+        for module, stage in LOGGED.items():
+            stack.enter_context(_shown_as_stage(logging.getLogger(module), _StageHandler(stage)))
+        yield
+
+
+@contextlib.contextmanager
+def _shown_as_stage(log: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    level, propagates = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.addHandler(handler)
+    # Else whichever library set up the root logger prints it once more, in its own format.
+    log.propagate = False
     try:
         yield
     finally:
         log.removeHandler(handler)
+        log.propagate = propagates
         log.setLevel(level)
 
 

@@ -15,6 +15,7 @@ from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.command_line import run_command
 from beamclip.commands.data_set_scores import Evaluator
 from beamclip.commands.evaluate import evaluate
+from beamclip.commands.main import main
 from beamclip.commands.options import EvaluateConfig
 from beamclip.errors import InputError
 from beamclip.evaluation.config import ProbeConfig
@@ -340,3 +341,12 @@ def test_a_class_list_of_one_class_is_refused_in_one_line(config, tmp_path, caps
     argv = ["--model", config.model, "--data", config.data[0], "--classes", str(classes)]
     assert run_command(EvaluateConfig, evaluate, "", argv=argv) == 2
     assert "holds one class, 'cat'" in capsys.readouterr().err
+
+
+def test_samples_that_cannot_be_scored_are_named_in_stages(teacher, corpus, tmp_path, capsys):
+    options = ["--model", str(teacher[0]), "--data", str(corpus.test), "--label-column", "nowhere"]
+    assert main(["evaluate", *options, "--num-workers", "0", "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert "skipped   shard 00000.tar, sample" in told.out
+    assert "WARNING" not in told.err
+    assert "no image to score" in told.err
