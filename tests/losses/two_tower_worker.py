@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beamclip.losses.batch_terms import affinity_loss, crd_loss, icl_loss, relation_loss
 from beamclip.losses.config import PsdConfig
 from beamclip.losses.contrastive import GlobalRows, clip_loss
 from beamclip.losses.psd import PsdStep, psd_loss
@@ -60,6 +61,38 @@ def psd(
     return psd_loss(image, text, scale, caption_ids=ids, step=step, teacher=teacher, rows=rows)[0]
 
 
+def both_ways(
+    term: Callable[[Tensor, Tensor, GlobalRows | None], Tensor],
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    _: Tensor,
+    rows: GlobalRows | None = None,
+) -> Tensor:
+    """Return a term of one tower against the other and back, so that gradients reach both and the scale."""
+    return scale * (term(image, text, rows) + term(text, image, rows))
+
+
+def icl(student: Tensor, other: Tensor, rows: GlobalRows | None) -> Tensor:
+    """Return the term with the other tower's embeddings for texts."""
+    return icl_loss(student, other, tau=0.2, rows=rows)
+
+
+def crd(student: Tensor, other: Tensor, rows: GlobalRows | None) -> Tensor:
+    """Return the term with the other tower's embeddings for texts, and these turned for a teacher's."""
+    return crd_loss(student, other.flip(1), other, tau_student=0.2, tau_teacher=0.1, rows=rows)
+
+
+def affinity(student: Tensor, other: Tensor, rows: GlobalRows | None) -> Tensor:
+    """Return the term with the other tower's embeddings for texts, and these turned for a teacher's."""
+    return affinity_loss(student, other.flip(1), other, tau=0.2, rows=rows)
+
+
+def relation(student: Tensor, other: Tensor, rows: GlobalRows | None) -> Tensor:
+    """Return the term with the other tower's embeddings for a teacher's."""
+    return relation_loss(student, other, tau_student=0.2, tau_teacher=0.1, rows=rows)
+
+
 LOSSES: dict[str, Loss] = {
     "clip": lambda image, text, scale, _, rows=None: clip_loss(image, text, scale, rows),
     "sigmoid": lambda image, text, scale, _, rows=None: sigmoid_loss(
@@ -69,6 +102,7 @@ LOSSES: dict[str, Loss] = {
     "psd-self": partial(psd, PsdConfig(psd_target="self", psd_sharpness=2.0, psd_select="random")),
     "psd-sinkhorn": partial(psd, PsdConfig(psd_target="sinkhorn", psd_select="low_confidence")),
     "psd-ema": partial(psd, PsdConfig(psd_target="ema", psd_select="low_confidence")),
+    **{term.__name__: partial(both_ways, term) for term in (icl, crd, affinity, relation)},
 }
 """Each loss takes image and text embeddings, the scale, the rows' numbers in the global batch, and perhaps
 the rows' places and weights."""
