@@ -59,6 +59,7 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[[Options], bool]], ...] = (
     (("num_contexts", "context_data", "context_columns", "wordnet"), _without("context_source", "none")),
     (("label_column", "scoring_batch"), _without("eval_data", None)),
     (("init_pixels", "init_mean", "init_std"), _without("init_checkpoint", None)),
+    (("momentum",), _without("optimizer", "adamw")),
     (("epochs",), lambda options: bool(options.get("steps") or options.get("samples"))),
     (("blur_sigma_min", "blur_sigma_max"), _without("blur_prob", 0)),
     (("shared_weight_decay",), lambda options: "student" in options),

@@ -1,12 +1,16 @@
 """Options of training. This module must not import torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from beamclip.errors import InputError
 from beamclip.places import PathOrAddress
-from beamclip.ranges import Count, Natural, NonNegative, Positive, Share, check_ranges
+from beamclip.ranges import Count, Natural, NonNegative, Positive, Range, Share, check_ranges
 
+Optimizer = Literal["adamw", "sgd", "lars"]
+Schedule = Literal["cosine", "linear", "constant"]
+WEIGHT_DECAY: dict[Optimizer, float] = {"adamw": 0.05, "sgd": 1e-4, "lars": 1e-6}
+"""Default weight decay of each optimiser."""
 BEST_BY = "val_zeroshot_top1"
 """The score of a validation by which the best checkpoint is chosen."""
 
@@ -22,15 +26,31 @@ class OptimConfig:
     """Optimiser steps; by default as many as `epochs` takes."""
     samples: Count | None = None
     """Samples to see, rounded up to whole batches, in place of `epochs` or `steps`."""
+    optimizer: Optimizer = "adamw"
+    """adamw (arXiv 1711.05101). sgd: with Nesterov's momentum. lars (arXiv 1708.03888): momentum whose steps
+    are proportional to the norms of the tensors, for very large batches."""
+    momentum: Share = 0.9
+    """Momentum of sgd and lars."""
     lr: Positive | None = None
-    """Peak learning rate of AdamW (arXiv 1711.05101), not scaled by the batch size; by default 0.002 for
-    distillation and 0.001 for pre-training."""
-    weight_decay: NonNegative = 0.05
-    """Decoupled weight decay; none on biases, norms, embeddings and scalars."""
+    """Peak learning rate, not scaled by the batch size; by default 0.002 for distillation and 0.001 for
+    pre-training. Required for sgd and lars."""
+    weight_decay: NonNegative | None = None
+    """Weight decay; none on biases, norms, embeddings and scalars. By default 0.05 for adamw, which decouples
+    it from the gradient, 1e-4 for sgd and 1e-6 for lars."""
     shared_weight_decay: NonNegative = 0.2
     """Weight decay of the tensors that MS-CLIP's two towers share, which get gradients from both."""
+    layer_decay: Annotated[float, Range(0, 1, beyond_least=True)] = 1.0
+    """Factor of the learning rate from each layer to the one below it (arXiv 2003.10555): below 1, layers
+    near the input change less. For fine-tuning."""
     warmup: Share = 0.1
-    """Share of the steps over which the learning rate rises from 0, before a cosine decay to 0."""
+    """Share of the steps over which the learning rate rises from 0."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up: a half cosine or a line to lr_floor, or level."""
+    lr_floor: Share = 0.0
+    """Share of the peak learning rate that the schedule and the cooldown end at."""
+    cooldown: Share = 0.0
+    """Share of the steps, the last ones, over which the learning rate falls in a straight line to lr_floor;
+    the schedule has only the steps before."""
     clip_norm: NonNegative = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
     micro_batch: Count | None = None
@@ -52,6 +72,13 @@ class OptimConfig:
         check_ranges(self)
         if self.steps is not None and self.samples is not None:
             raise InputError(f"steps is {self.steps} and samples {self.samples}: give one of them.")
+        if self.optimizer != "adamw" and self.lr is None:
+            raise InputError(f"optimizer {self.optimizer} has no default learning rate: give lr.")
+        if self.warmup + self.cooldown > 1:
+            raise InputError(
+                f"warmup is {self.warmup} and cooldown {self.cooldown}: they are more than all steps. "
+                "Lower one of them."
+            )
 
     @property
     def has_length(self) -> bool:

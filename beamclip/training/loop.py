@@ -23,7 +23,7 @@ from beamclip.training.average import WeightAverage, evaluated
 from beamclip.training.checkpoint import State
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.metric_sums import MetricSums, summed_over_ranks, world_size
-from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate
+from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
 from beamclip.training.questions import Request
 
 
@@ -133,6 +133,8 @@ class Training:
         self.device = device
         self.seed = (seed, rank)
         self.step = 0
+        self.lr = 0.0
+        """Learning rate of the last step, before the factors of layers."""
         if config.grad_checkpointing:
             self.bare.set_grad_checkpointing()  # type: ignore[operator]
         if config.compile:
@@ -206,9 +208,8 @@ class Training:
         return norm, metrics
 
     def _update(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
-        lr = learning_rate(self.step, self.total_steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.lr = learning_rate(self.step, self.total_steps, self.config)
+        set_learning_rate(self.optimizer, self.lr)
         if isinstance(self.bare, HasBeginStep):
             self.bare.begin_step(self.step, self.total_steps)
         if isinstance(self.bare, GradCached) and len(batches) > 1:
@@ -358,7 +359,7 @@ def run_loop(
         saving = saving or (due is not None and due.saves)
         if not (saving or due or training.step % cadence.log_every == 0):
             continue
-        record = sums.close(training.step, training.optimizer.param_groups[0]["lr"])
+        record = sums.close(training.step, training.lr)
         check_finite(record)
         if due:
             record |= training.validated(due)

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from beamclip.data.config import StreamConfig
-from beamclip.training.config import OptimConfig, ValidationConfig
+from beamclip.training.config import WEIGHT_DECAY, OptimConfig, ValidationConfig
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def complete(
     if not optim.has_length:
         epochs = float(max(recipe.epochs, math.ceil(recipe.steps * batch / images)))
     lr = recipe.lr if optim.lr is None else optim.lr
-    return replace(stream, batch_size=batch), replace(optim, epochs=epochs, lr=lr)
+    decay = WEIGHT_DECAY[optim.optimizer] if optim.weight_decay is None else optim.weight_decay
+    return replace(stream, batch_size=batch), replace(optim, epochs=epochs, lr=lr, weight_decay=decay)
 
 
 def total_steps(config: OptimConfig, samples: int, batch_size: int) -> int:

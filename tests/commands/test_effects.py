@@ -28,7 +28,7 @@ def test_options_that_another_one_switches_off_are_no_parameters() -> None:
 
 def test_defaults_are_parameters_and_what_holds_nothing_is_not() -> None:
     options = effective_parameters(DistillConfig())
-    assert (options["weight_decay"], options["seed"], options["pretrained"]) == (0.05, 0, False)
+    assert (options["warmup"], options["seed"], options["pretrained"]) == (0.1, 0, False)
     assert not {"steps", "data_weights", "classes", "out", "keep_checkpoints", "run_name"} & {*options}
     assert effective_parameters(IngestConfig())["per_host"] == 64
 

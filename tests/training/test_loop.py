@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import count
+from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from batches import all_good, averaged
+from timm.optim import Lars
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
@@ -31,7 +33,7 @@ from beamclip.training.checkpoint import read_checkpoint, write_checkpoint
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.loop import NonFiniteLossError, Training, run_loop
 from beamclip.training.method import Distillation, ImageTextPretraining
-from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate
+from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
 from beamclip.training.questions import Request
 
 CPU = torch.device("cpu")
@@ -144,6 +146,61 @@ def test_learning_rate_starts_above_zero_peaks_after_warm_up_and_ends_at_zero() 
     assert max(rates) == rates[9] == pytest.approx(0.4)
     assert rates[55] == pytest.approx(0.2)
     assert rates[100] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({"schedule": "linear", "lr_floor": 0.2}, [0.5, 1.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]),
+        ({"schedule": "constant"}, [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        (
+            {"schedule": "constant", "cooldown": 0.4, "lr_floor": 0.2},
+            [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4],
+        ),
+        (
+            {"schedule": "cosine", "cooldown": 0.4, "lr_floor": 0.2},
+            [0.5, 1.0, 1.0, 0.8829, 0.6, 0.3172, 0.2, 0.2, 0.2, 0.2],
+        ),
+    ],
+)
+def test_schedules_and_cooldowns_end_at_the_floor(options: dict[str, Any], rates: list[float]) -> None:
+    config = replace(FP32, lr=1.0, warmup=0.2, **options)
+    assert [learning_rate(step, 10, config) for step in range(10)] == pytest.approx(rates, abs=1e-4)
+    assert learning_rate(10, 10, config) == pytest.approx(1.0 if options == {"schedule": "constant"} else 0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("sgd", partial(torch.optim.SGD, nesterov=True, weight_decay=1e-4)),
+        ("lars", partial(Lars, weight_decay=1e-6)),
+    ],
+)
+def test_other_optimisers_take_the_steps_of_their_libraries(
+    name: Any, reference: Callable[..., torch.optim.Optimizer]
+) -> None:
+    training = train(Brightness(), replace(FP32, optimizer=name, lr=0.1, warmup=0.0, schedule="constant"))
+    weight = Brightness().linear.weight
+    optimizer = reference([weight], lr=0.1, momentum=0.9)
+    for step in range(4):
+        training.advance([photos(step)])
+        optimizer.zero_grad()
+        (mean_colours(photos(step)) @ weight.T - 1.0).square().mean().backward()
+        nn.utils.clip_grad_norm_([weight], 1.0)
+        optimizer.step()
+    torch.testing.assert_close(training.bare.linear.weight, weight)
+
+
+def test_layers_near_the_input_take_smaller_steps() -> None:
+    tower = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3)
+    optimizer = build_optimizer(tower, replace(FP32, layer_decay=0.5, weight_decay=0.1))
+    factors = {id(p): group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
+    named = {name: factors[id(parameter)] for name, parameter in tower.named_parameters()}
+    assert named["pos_embed"] == named["patch_embed.proj.weight"]
+    blocks = [named[f"blocks.{block}.attn.qkv.weight"] for block in range(3)]
+    assert [b / a for a, b in pairwise([named["pos_embed"], *blocks])] == [2.0] * 3
+    set_learning_rate(optimizer, 0.8)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.8 * factor for factor in named.values()}
 
 
 def test_each_step_is_taken_with_its_learning_rate() -> None:
