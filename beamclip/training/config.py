@@ -65,8 +65,9 @@ class OptimConfig:
     ema_decay: Share = 0.0
     """Decay per step of an exponential moving average of the weights, which is exported in their place; 0
     switches it off."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward pass; auto is bf16 where the device computes it natively."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass; auto is bf16 where the device computes it natively. fp16, for GPUs
+    without bf16, scales the loss, and passes over steps whose gradients overflow."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -31,6 +31,10 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient became infinite or not a number."""
 
 
+LEAST_LOSS_SCALE = 2.0**-10
+"""With fp16: a scale of the loss below which its gradients are not finite, rather than too large."""
+
+
 class Hooks(Protocol):
     """Callbacks of the loop, called on every rank at the same steps."""
 
@@ -141,6 +145,7 @@ class Training:
             self.bare.compile_networks()  # type: ignore[operator]
         self.optimizer = build_optimizer(method, config)
         self.dtype = autocast_dtype(config.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.ema = WeightAverage(self.bare, config.ema_decay) if config.ema_decay else None
 
     @property
@@ -156,6 +161,7 @@ class Training:
             "method": self.bare.state_dict(),
             "ema": self.ema.tensors if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
         }
 
@@ -163,6 +169,7 @@ class Training:
         """Continue from what `state()` returned."""
         self.bare.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load(trained_weights(state))
         self.step = state["step"]
@@ -217,9 +224,15 @@ class Training:
         else:
             metrics = self._accumulate(batches)
         limit = self.config.clip_norm or math.inf
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.method.parameters(), limit)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled():
+            # A gradient that overflows is no failure: the step is passed over, and the scale is halved.
+            metrics["loss_scale"] = norm.new_tensor(self.scaler.get_scale())
+            norm = norm.where(norm.isfinite(), 0.0)
         if self.ema is not None:
             self.ema.update(self.bare)
         return norm, metrics
@@ -230,7 +243,7 @@ class Training:
             with self._synchronised(last=index == len(batches) - 1):
                 with self._forward(index):
                     loss, metrics = self.method(batch_to_device(batch, self.device))
-                loss.backward()
+                self.scaler.scale(loss).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value
         return sums
@@ -250,7 +263,7 @@ class Training:
                 parts.append(replace(embedded, learned=leaves))
         with self._forward(len(batches)):
             loss, metrics = method.compare(parts)
-        loss.backward()
+        self.scaler.scale(loss).backward()
         for index, batch in enumerate(batches):
             gradients = tuple(
                 torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in parts[index].learned
@@ -380,8 +393,12 @@ def run_loop(
 
 
 def check_finite(record: dict[str, float]) -> None:
-    """Raise NonFiniteLossError if the loss or the norm of its gradient is there, but not finite."""
+    """Raise NonFiniteLossError if the loss or the norm of its gradient is there, but not finite.
+
+    With fp16, it is the scale of the loss that tells: gradients that overflow at any scale are not finite.
+    """
     bad = [name for name in ("loss", "grad_norm") if not math.isfinite(record.get(name, 0.0))]
+    bad += [name for name in ("loss_scale",) if record.get(name, 1.0) < LEAST_LOSS_SCALE]
     if bad:
         values = ", ".join(f"{name} {record[name]}" for name in bad)
         raise NonFiniteLossError(

@@ -118,4 +118,4 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         else:
             native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if native else None
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

@@ -447,7 +447,34 @@ def test_bf16_comes_close_to_fp32_and_keeps_weights_in_fp32(tiny_config: Path) -
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
 
 
+def test_fp16_passes_over_a_step_that_overflows_and_halves_the_scale(tiny_config: Path) -> None:
+    training = train(distill(tiny_config), OptimConfig(lr=1e-3, precision="fp16"))
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    before = deepcopy(training.bare.state_dict())
+    norm, metrics = training.advance([photos(0, count=16)])
+    assert norm == 0.0
+    assert metrics["loss_scale"] == 2.0**119
+    weights = dict(training.bare.named_parameters())
+    assert all(torch.equal(weights[name], before[name]) for name in weights)
+    resumed = train(distill(tiny_config), OptimConfig(lr=1e-3, precision="fp16"))
+    resumed.load({**training.state(), "optimizer": resumed.optimizer.state_dict()})
+    assert resumed.scaler.get_scale() == 2.0**119
+
+
+def test_fp16_comes_close_to_fp32(tiny_config: Path) -> None:
+    found = {}
+    for precision in ("fp32", "fp16"):
+        training = train(distill(tiny_config), OptimConfig(lr=1e-3, precision=precision))  # type: ignore[arg-type]
+        # At its first scale, this loss overflows.
+        training.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=precision == "fp16")
+        found[precision] = [training.advance([photos(step, count=16)]) for step in range(2)]
+    for (norm, metrics), (norm16, metrics16) in zip(*found.values(), strict=True):
+        assert metrics16["loss"] == pytest.approx(metrics["loss"].item(), rel=0.01)
+        assert norm16.item() == pytest.approx(norm.item(), rel=0.05)
+
+
 def test_precision_names_the_dtype_of_autocast() -> None:
+    assert autocast_dtype("fp16", CPU) is torch.float16
     assert autocast_dtype("fp32", CPU) is None
     assert autocast_dtype("bf16", CPU) is torch.bfloat16
     assert autocast_dtype("auto", CPU) in (None, torch.bfloat16)
