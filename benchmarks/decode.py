@@ -33,7 +33,7 @@ from beamclip.commands.console import table
 from beamclip.corpus.drawing import draw_scene
 from beamclip.corpus.scenes import draw_pair
 from beamclip.corpus.symbols import all_symbols
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.decode import decode_image, is_plain_jpeg, jpeg_pixels, pixels_of
 from beamclip.data.image_headers import judge
 from beamclip.data.transforms import (
@@ -53,7 +53,7 @@ Pixels = NDArray[np.uint8]
 Way = Callable[[bytes, NDArray[np.float32], int], Pixels]
 """A way to load a crop: (encoded, draws, size) -> uint8 [size, size, 3]."""
 
-CONFIG = AugmentConfig(scaled_decoding=False)
+CONFIG = Augmentation(scaled_decoding=False)
 QUALITY = 90
 """Quality of the JPEG and WebP files."""
 DISTINCT = 16

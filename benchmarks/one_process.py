@@ -25,7 +25,7 @@ from support.reports import circumstances
 from beamclip.commands.console import table
 from beamclip.data.batch import Batch
 from beamclip.data.bundles import ROWS_PER_TASK, Bundle, RowReader, read_bundle, rows_of
-from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.config import Augmentation, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
@@ -102,7 +102,7 @@ def _copy_microseconds() -> float:
 def _batches(folder: Path) -> Generator[Batch, None, None]:
     shards = list_shards(str(folder))
     mixture = mixture_of(source_counts(shards), (), WINDOW, seed=0, num_workers=1)
-    share, decoding = WorkerShare(mixture, BATCH), Decoding(SIDE, AugmentConfig(), CaptionConfig(), seed=0)
+    share, decoding = WorkerShare(mixture, BATCH), Decoding(SIDE, Augmentation(), CaptionConfig(), seed=0)
     starts = read_starts(shards)
     rows = worker_rows(shards, starts, Columns(), share, 0, _memory(decoding), decoding)
     return training_batches(rows, share, decoding, threads=1)

@@ -46,7 +46,7 @@ from beamclip.cluster.session import ray_session
 from beamclip.commands.console import percent, table
 from beamclip.data.bundles import ROWS_PER_TASK, Bundle, bundles_of, read_bundle
 from beamclip.data.cache import embedding_column
-from beamclip.data.config import AugmentConfig, CaptionConfig, DecodePlace, StreamConfig
+from beamclip.data.config import Augmentation, CaptionConfig, DecodePlace, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import Starts
 from beamclip.data.listing import list_shards
@@ -280,7 +280,7 @@ def measure_stages(setting: Setting, inputs: Inputs) -> Figures:
 
 
 def _decoding(setting: Setting) -> Decoding:
-    return Decoding(setting.image_size, AugmentConfig(), CaptionConfig(), 0, (2 * EMBED_DIM,))
+    return Decoding(setting.image_size, Augmentation(), CaptionConfig(), 0, (2 * EMBED_DIM,))
 
 
 def _rows_seconds(source: Source, count: int) -> float:

@@ -119,7 +119,7 @@ def _cached_views(
             f"{address}: was made from images of {manifest.image_size} px, and {config.student.student} "
             f"takes {size} px. Build a cache with --image-size {size}, or lower --student-image-size."
         )
-    differing = augmentation_differences(manifest.augmentation, asdict(config.augmentation))
+    differing = augmentation_differences(manifest.augmentation, asdict(config.augmentation.chosen()))
     if differing:
         raise InputError(
             f"{address}: was made with another augmentation: {'; '.join(differing)}. Use that of the "

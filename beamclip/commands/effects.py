@@ -11,7 +11,7 @@ it is listed here. config.yaml, an artifact of each run, holds all options.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from beamclip.config import parameters
@@ -62,6 +62,7 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[[Options], bool]], ...] = (
     (("momentum",), _without("optimizer", "adamw")),
     (("epochs",), lambda options: bool(options.get("steps") or options.get("samples"))),
     (("blur_sigma_min", "blur_sigma_max"), _without("blur_prob", 0)),
+    (("teacher_view",), lambda options: "objective" in options),
     (("shared_weight_decay",), lambda options: "student" in options),
     (("decode_threads",), _without("decode", "tasks")),
     (("gpus_per_worker",), _without("use_gpu", False)),
@@ -81,6 +82,8 @@ def effective_parameters(config: Any, *, cached: bool = False) -> dict[str, Any]
         cached: whether a distillation reads a teacher cache.
     """
     options = parameters(config)
+    if augmentation := getattr(config, "augmentation", None):
+        options |= asdict(augmentation.chosen())
     idle = {*RECORDS, *(IDLE_WITH_CACHE if cached else ())}
     for names, is_idle in IDLE:
         if is_idle(options):

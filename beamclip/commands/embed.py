@@ -250,7 +250,7 @@ def _agreed_manifest(config: EmbedConfig, inputs: EmbedInputs) -> CacheManifest:
         ),
         image_size=config.image_size or max(clip.image_size for clip in inputs.teachers),
         augmentations=config.augmentations,
-        augmentation=asdict(config.augmentation),
+        augmentation=asdict(config.augmentation.chosen()),
         draws=DRAWS,
         seed=config.seed,
         captions=config.captions,

@@ -143,7 +143,7 @@ def _job(
     return TrainingJob(
         build_method=PretrainingBuilder(
             share(clip, config.workers),
-            config.augmentation,
+            config.augmentation.chosen(),
             config.objective,
             config.psd,
             config.seed,
@@ -156,7 +156,7 @@ def _job(
         seed=config.seed,
         threads=config.workers.threads_per_worker,
         stream=config.stream,
-        augmentation=config.augmentation,
+        augmentation=config.augmentation.chosen(),
         captions=config.captions,
         optim=config.optim,
         cadence=config.cadence,

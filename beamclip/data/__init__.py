@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from beamclip.lazy import lazily
 
 if TYPE_CHECKING:
-    from beamclip.data.config import AugmentConfig as AugmentConfig
+    from beamclip.data.config import Augmentation as Augmentation
     from beamclip.data.config import CaptionConfig as CaptionConfig
     from beamclip.data.loader import ImageBatch as ImageBatch
     from beamclip.data.loader import Stream as Stream
@@ -15,7 +15,7 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "AugmentConfig": "config",
+            "Augmentation": "config",
             "CaptionConfig": "config",
             "ImageBatch": "loader",
             "Stream": "loader",

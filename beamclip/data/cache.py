@@ -78,7 +78,7 @@ class CacheManifest:
     augmentations: int
     """Number of views of each image."""
     augmentation: dict[str, Any]
-    """The fields of AugmentConfig."""
+    """The fields of Augmentation."""
     seed: int
     draws: int
     """Random numbers that a view is replayed from."""

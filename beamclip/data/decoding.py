@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.config import Augmentation, CaptionConfig
 from beamclip.data.crops import Crops, decoded_table
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import in_words
@@ -22,7 +22,7 @@ class Decoding:
 
     image_size: int
     """Height and width of the pixels."""
-    augment: AugmentConfig
+    augment: Augmentation
     captions: CaptionConfig
     seed: int
     embedding_bytes: tuple[int, ...] = ()
@@ -83,7 +83,7 @@ def row_draws(rows: Sequence[Row], seed: int) -> list[NDArray[np.float32]]:
 
 
 def decode_into(
-    crops: NDArray[np.uint8], row: Row, draws: NDArray[np.float32], augment: AugmentConfig
+    crops: NDArray[np.uint8], row: Row, draws: NDArray[np.float32], augment: Augmentation
 ) -> bool:
     """Decode the image of a row and crop it by each of draws.
 

@@ -25,7 +25,7 @@ from torch import device as Device
 
 from beamclip.data.batch import Batch
 from beamclip.data.bundles import read_rows_here
-from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.config import Augmentation, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import check_texts, fingerprint, list_shards
 from beamclip.data.mixture import mixture_of, source_counts
@@ -66,7 +66,7 @@ class ImageBatch:
     averaged over the workers as DistributedDataParallel does, is the mean over the step."""
     draws: Tensor
     """float32 [B, 11] in [0, 1), the random numbers of `augmented`."""
-    augmentation: AugmentConfig
+    augmentation: Augmentation
 
     def to(self, device: str | Device) -> "ImageBatch":
         """Return the batch with its tensors on a device."""
@@ -231,7 +231,7 @@ def stream(
     seed: int = 0,
     captions: bool | CaptionConfig = False,
     label_column: str | None = None,
-    augmentation: AugmentConfig | None = None,
+    augmentation: Augmentation | None = None,
     position: Mapping[str, Any] | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -287,7 +287,7 @@ def stream(
     columns = Columns(bool(captions), texts.caption_columns, label_column)
     shards = _listed(data, options, columns)
     share = _share(shards, options, seed, *_own_place(rank, world_size))
-    decoding = Decoding(image_size, augmentation or AugmentConfig(), texts, seed)
+    decoding = Decoding(image_size, augmentation or Augmentation(), texts, seed)
     rows = share.mixture.rows
     total = steps or ceil((epochs or 1) * rows / batch_size)
     made = Stream(shards, share, decoding, columns, total, through_ray=through_ray, options=options)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.decode import REDUCTIONS, is_plain_jpeg, jpeg_pixels, judged, picture_of, pixels_of
 from beamclip.data.image_limits import EncodedImage
 
@@ -54,7 +54,7 @@ def sample_uniforms(seed: int, epoch: int, keys: list[str]) -> NDArray[np.float3
 
 
 def random_crop_box(
-    width: int, height: int, draws: Sequence[float], config: AugmentConfig
+    width: int, height: int, draws: Sequence[float], config: Augmentation
 ) -> tuple[int, int, int, int]:
     """Place a random resized crop (Szegedy et al., arXiv 1409.4842): area, aspect ratio, position.
 
@@ -80,7 +80,7 @@ def random_crop_box(
 
 
 def load_training_image(
-    encoded: bytes, draws: NDArray[np.float32], size: int, config: AugmentConfig
+    encoded: bytes, draws: NDArray[np.float32], size: int, config: Augmentation
 ) -> NDArray[np.uint8]:
     """Decode, crop at random and resize with antialiasing.
 
@@ -99,7 +99,7 @@ def load_training_image(
 
 
 def load_training_views(
-    encoded: bytes, draws: NDArray[np.float32], config: AugmentConfig, crops: NDArray[np.uint8]
+    encoded: bytes, draws: NDArray[np.float32], config: Augmentation, crops: NDArray[np.uint8]
 ) -> None:
     """Make several crops of one image, which is decoded once at each scale that they need.
 
@@ -122,7 +122,7 @@ def _crop(
     image: EncodedImage,
     place: Sequence[float],
     size: int,
-    config: AugmentConfig,
+    config: Augmentation,
     decoded: dict[int, NDArray[np.uint8] | None],
 ) -> NDArray[np.uint8]:
     """Cut one crop from an image.
@@ -145,7 +145,7 @@ def _reduced_crop(
     image: EncodedImage,
     place: Sequence[float],
     size: int,
-    config: AugmentConfig,
+    config: Augmentation,
     decoded: dict[int, NDArray[np.uint8] | None],
 ) -> NDArray[np.uint8] | None:
     """Cut the crop from the image at a smaller scale; None if the image or the crop does not allow it."""
@@ -255,7 +255,7 @@ def _centred(edge: int, size: int) -> int:
     return -round((edge - size) / 2.0) if edge > size else (size - edge) // 2
 
 
-def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
+def augment(pixels: Tensor, draws: Tensor, config: Augmentation) -> Tensor:
     """Augment a batch on the device of the pixels: mirror, affine, colour, blur.
 
     Augmentations that are switched off cost nothing. Nothing waits for the device, and no step depends on a
@@ -299,7 +299,12 @@ def _mirror(pixels: Tensor, mirrored: Tensor) -> Tensor:
     return pixels + (pixels.flip(3) - pixels) * mirrored.view(-1, 1, 1, 1)
 
 
-def _affine(images: Tensor, mirrored: Tensor, centred: Tensor, config: AugmentConfig) -> Tensor:
+def teacher_pixels(pixels: Tensor, draws: Tensor, config: Augmentation) -> Tensor:
+    """Return what a teacher sees of crops, uint8 [B, 3, H, W]: what the student sees, or the crops alone."""
+    return pixels if config.teacher_view == "weak" else augment(pixels, draws, config)
+
+
+def _affine(images: Tensor, mirrored: Tensor, centred: Tensor, config: Augmentation) -> Tensor:
     angle = torch.deg2rad(config.rotate * centred[:, 0])
     scale = 1.0 / (1.0 + config.zoom * centred[:, 1])
     cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)

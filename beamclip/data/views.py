@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.crops import array_of, fixed_column
 from beamclip.data.decoding import decode_into
 from beamclip.data.sample_rows import ROW_SCHEMA, Row
@@ -26,7 +26,7 @@ class ViewDecoding:
 
     image_size: int
     """Height and width of the crops."""
-    augment: AugmentConfig
+    augment: Augmentation
     views: int
     """Views of each image."""
     seed: int

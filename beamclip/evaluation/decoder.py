@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.decoding import row_draws
 from beamclip.data.image_limits import refusal_reason
 from beamclip.data.lost_samples import in_words, lost_sample
@@ -73,7 +73,7 @@ class Decoder:
 class CropDecoder(Decoder):
     """Decodes rows into random crops, some of them mirrored, which the seed, the epoch and the key decide."""
 
-    def __init__(self, clip: LoadedClip, augmentation: AugmentConfig, seed: int) -> None:
+    def __init__(self, clip: LoadedClip, augmentation: Augmentation, seed: int) -> None:
         """Set up; of the augmentation, crops and flips are used."""
         super().__init__(clip)
         self.augmentation = augmentation

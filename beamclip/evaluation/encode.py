@@ -15,7 +15,7 @@ from torch import Tensor
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.data.bundles import Bundle, Segment, read_batches_here, tasks_of
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.listing import list_labelled, list_shards
 from beamclip.data.lost_samples import FirstLost
 from beamclip.data.rows import read_batches, read_dataset
@@ -60,7 +60,7 @@ class EncodeSpec:
     """Fields of a sample with texts besides its caption."""
     batch_size: int = 256
     precision: Precision = "fp32"
-    augmentation: AugmentConfig | None = None
+    augmentation: Augmentation | None = None
     """Crops and flips of the images; None: each is seen whole."""
     seed: int = 0
     """Seed of the augmentation."""

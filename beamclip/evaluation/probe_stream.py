@@ -16,7 +16,7 @@ from torch import Tensor
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.data.bundles import Bundle, bundles_of, tasks_of
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.index import Starts
 from beamclip.data.listing import list_labelled
 from beamclip.data.order import Order, Window, order_over
@@ -34,7 +34,7 @@ HELD_OUT_SHARE = 0.1
 MOST_HELD_OUT = 50_000
 SHUFFLED = 4096
 """Images whose features are shuffled among each other."""
-CROPS = AugmentConfig(crop_scale_min=0.08, crop_ratio=4 / 3, flip_prob=0.5)
+CROPS = Augmentation(crop_scale_min=0.08, crop_ratio=4 / 3, flip_prob=0.5)
 """Random resized crops and mirror images, as for ImageNet (Szegedy et al., arXiv 1409.4842)."""
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from beamclip.cluster.session import fetch
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
 from beamclip.training.loop import Validation
 from beamclip.training.worker_group import WorkerGroup
@@ -30,7 +30,7 @@ class DistillationBuilder:
     teacher_precision: Literal["auto", "fp32", "bf16"]
     csm: CsmConfig
     feature: FeatureConfig
-    augmentation: AugmentConfig
+    augmentation: Augmentation
     compile: bool
     """Whether torch compiles the teachers."""
 
@@ -91,7 +91,7 @@ class PretrainingBuilder:
 
     clip: Any
     """Reference to the LoadedClip to train."""
-    augmentation: AugmentConfig
+    augmentation: Augmentation
     objective: Objective
     psd: PsdConfig
     seed: int

@@ -34,14 +34,14 @@ from beamclip.data.cache import (
     is_written,
     write_cache_shard,
 )
-from beamclip.data.config import AugmentConfig, CaptionConfig, DecodePlace
+from beamclip.data.config import Augmentation, CaptionConfig, DecodePlace
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import list_shards
 from beamclip.data.lost_samples import FirstLost, lost_sample
 from beamclip.data.rows import read_tables
 from beamclip.data.shard_file import MissingShardError
 from beamclip.data.shards import Columns, Row, Shard, iterate_rows
-from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, augment
+from beamclip.data.transforms import AUGMENT_DRAWS, CROP_DRAWS, teacher_pixels
 from beamclip.data.views import ViewDecoding, Views, rows_with_views
 from beamclip.models.teacher import ImageTeacher, Teacher
 from beamclip.training.events import Embedded, Lost
@@ -89,7 +89,7 @@ class ShardEmbedder:
         prepare_process(job.threads, job.manifest.seed)
         self.job = job
         self.manifest = job.manifest
-        self.augmentation = AugmentConfig(**job.manifest.augmentation)
+        self.augmentation = Augmentation(**job.manifest.augmentation)
         self.decoding = ViewDecoding(
             job.manifest.image_size, self.augmentation, job.manifest.augmentations, job.manifest.seed
         )
@@ -193,9 +193,9 @@ class ShardEmbedder:
         pixels = torch.from_numpy(np.stack(views)).flatten(0, 1).permute(0, 3, 1, 2).contiguous()
         numbers = torch.from_numpy(draws).flatten(0, 1)[:, CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS]
         device = self.job.device
-        augmented = augment(pixels.to(device), numbers.contiguous().to(device), self.augmentation)
+        seen = teacher_pixels(pixels.to(device), numbers.contiguous().to(device), self.augmentation)
         shape = (len(views), self.manifest.augmentations, -1)
-        return [_half(teacher.encode_image(augmented)).reshape(shape) for teacher in self.teachers]
+        return [_half(teacher.encode_image(seen)).reshape(shape) for teacher in self.teachers]
 
     def _embed_captions(self, rows: list[Row]) -> list[list[bytes | None]]:
         """Return each teacher's caption embeddings by row: float16 [D] as bytes; None without a caption."""
@@ -277,7 +277,8 @@ def verify_cache(references: list[Any], samples: int) -> NDArray[np.float32]:
         for begin in range(0, len(rows), job.batch_size):
             part = rows[begin : begin + job.batch_size]
             batch, _ = load_batch(part, decoding, pool, size=len(part))
-            pixels = augment(batch.pixels.to(job.device), batch.draws.to(job.device), embedder.augmentation)
+            pixels, draws = batch.pixels.to(job.device), batch.draws.to(job.device)
+            pixels = teacher_pixels(pixels, draws, embedder.augmentation)
             cosines.append(
                 [
                     F.cosine_similarity(teacher.encode_image(pixels).cpu(), cached.float()).numpy()

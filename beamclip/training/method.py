@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from beamclip.data.batch import Batch
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.transforms import augment
 from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
 from beamclip.losses.contrastive import GlobalRows, clip_loss
@@ -47,7 +47,7 @@ class Distillation(nn.Module):
         *,
         csm: CsmConfig,
         feature: FeatureConfig,
-        augmentation: AugmentConfig,
+        augmentation: Augmentation,
     ) -> None:
         """Register the student and the anchors.
 
@@ -84,7 +84,8 @@ class Distillation(nn.Module):
         All are sums over the samples times their weights.
         """
         pixels = augment(batch.pixels, batch.draws, self.augmentation)
-        embedded = self._embedded(pixels, batch)
+        seen = batch.pixels if self.augmentation.teacher_view == "weak" else pixels
+        embedded = self._embedded(seen, batch)
         student = self.embed_images(pixels)
         loss, terms = self._loss(student, embedded, batch.weights)
         cosine = weighted_sum((student * embedded[0]).sum(dim=-1), batch.weights)
@@ -165,7 +166,7 @@ class ImageTextPretraining(nn.Module):
         self,
         clip: LoadedClip,
         *,
-        augmentation: AugmentConfig,
+        augmentation: Augmentation,
         objective: Objective = "clip",
         psd: PsdConfig | None = None,
         seed: int = 0,

@@ -17,7 +17,7 @@ from torch import nn
 
 from beamclip.data.batch import Batch
 from beamclip.data.bundles import RowReader
-from beamclip.data.config import AugmentConfig, CaptionConfig, DecodePlace, StreamConfig
+from beamclip.data.config import Augmentation, CaptionConfig, DecodePlace, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.index import NO_STARTS, Starts
 from beamclip.data.listing import fingerprint
@@ -97,7 +97,7 @@ class TrainingJob:
     threads: int | None
     """CPU threads of torch in each worker; None: the node's processors, split among its workers."""
     stream: StreamConfig
-    augmentation: AugmentConfig
+    augmentation: Augmentation
     optim: OptimConfig
     cadence: CadenceConfig
     storage: Storage

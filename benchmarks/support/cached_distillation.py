@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from beamclip.data.batch import Batch
 from beamclip.data.cache import CachedViews
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.shards import Shard
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.export.open_clip_dir import write_open_clip_dir
@@ -63,7 +63,7 @@ def distillation(teacher: Path) -> Distillation:
         [Anchors(points, torch.arange(ANCHORS))],
         csm=CsmConfig(),
         feature=FeatureConfig(),
-        augmentation=AugmentConfig(),
+        augmentation=Augmentation(),
     )
     method.to(memory_format=torch.channels_last).train()
     return method

@@ -3,7 +3,7 @@
 import torch
 from support.emoji_pairs import Pairs, endless_batches
 
-from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.config import Augmentation, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.worker_stream import prefetched
 from beamclip.losses.config import CsmConfig, FeatureConfig
@@ -32,7 +32,7 @@ def distilled(
     """Distil a student from `clip`, on the images alone, with these anchors; return it ready to be scored."""
     teacher = Teacher(clip)
     learner = build_student(StudentConfig(student=student), clip, seed)
-    augmentation = AugmentConfig()
+    augmentation = Augmentation()
     method = Distillation(
         learner.image_tower,
         [teacher.encode_image],

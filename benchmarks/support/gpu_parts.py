@@ -36,7 +36,7 @@ from beamclip.cluster.session import workers_session
 from beamclip.data.batch import Batch
 from beamclip.data.bundles import RowReader, read_rows_here
 from beamclip.data.cache import is_cache, read_manifest
-from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.config import Augmentation, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
@@ -180,7 +180,7 @@ def _batches(
     mixture = mixture_of(source_counts(shards), (), bench.sizes.window, seed=0, num_workers=1)
     share, on_gpu = WorkerShare(mixture, bench.sizes.batch), bench.device == "cuda"
     widths = views.widths[1:] if views else ()
-    decoding = Decoding(bench.sizes.side, AugmentConfig(), CaptionConfig(), 0, widths, pinned=on_gpu)
+    decoding = Decoding(bench.sizes.side, Augmentation(), CaptionConfig(), 0, widths, pinned=on_gpu)
     starts = read_starts(shards)
     rows = worker_rows(shards, starts, Columns(), share, 0, read, decoding if by_reader else None)
     batches = training_batches(rows, share, decoding, threads=threads)
@@ -353,7 +353,7 @@ def _embed_from_pool(report: Report, bench: Bench, teacher: ImageTeacher) -> Non
 
 
 def _embedded(teacher: ImageTeacher, batch: Batch) -> Any:
-    return teacher.encode_image(augment(batch.pixels, batch.draws, AugmentConfig())).half().cpu()
+    return teacher.encode_image(augment(batch.pixels, batch.draws, Augmentation())).half().cpu()
 
 
 def _embed(report: Report, bench: Bench, teacher: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from support.emoji_pairs import Pairs, encode_pairs, endless_batches
 
-from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.config import Augmentation, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.worker_stream import prefetched
 from beamclip.evaluation.retrieval import retrieval_metrics
@@ -29,7 +29,7 @@ class Recipe:
     psd: PsdConfig = field(default_factory=PsdConfig)
     batch_size: int = 128
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=16, lr=1e-3))
-    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     model_changes: dict[str, Any] = field(default_factory=dict)
     """Top-level values that replace those of the model config."""
 

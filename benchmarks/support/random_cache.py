@@ -18,7 +18,7 @@ from beamclip.data.cache import (
     write_cache_shard,
     write_manifest,
 )
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.listing import fingerprint, list_shards
 from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.data.transforms import DRAWS, sample_uniforms
@@ -36,7 +36,7 @@ def write_random_cache(shards: Path, teacher: LoadedClip, views: int, folder: Pa
         ),
         image_size=teacher.image_size,
         augmentations=views,
-        augmentation=asdict(AugmentConfig()),
+        augmentation=asdict(Augmentation()),
         seed=0,
         draws=DRAWS,
         captions=False,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from beamclip.data.batch import Batch
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.listing import list_shards
 from beamclip.data.order import Order, windows_from
 from beamclip.data.position import DataPosition, to_plain
@@ -87,7 +87,7 @@ def test_the_damage_that_is_drawn_is_the_damage_that_readers_meet(data: Any) -> 
             problem = row["problem"]
             if problem is None:
                 try:
-                    load_training_image(row["image"], np.full(16, 0.5, np.float32), 8, AugmentConfig())
+                    load_training_image(row["image"], np.full(16, 0.5, np.float32), 8, Augmentation())
                 except ValueError:
                     problem = "corrupt image"
             found.update([problem] if problem else [])

@@ -84,11 +84,11 @@ def _never(*_: object) -> dict[str, float]:
 def test_a_training_on_pairs_in_memory_learns_them() -> None:
     from support.pretraining import Recipe, score, train
 
-    from beamclip.data.config import AugmentConfig
+    from beamclip.data.config import Augmentation
     from beamclip.training.config import OptimConfig
 
     threads = torch.get_num_threads()
-    plain = AugmentConfig(crop_scale_min=1.0, rotate=0.0, translate=0.0, zoom=0.0, jitter=0.0)
+    plain = Augmentation(crop_scale_min=1.0, rotate=0.0, translate=0.0, zoom=0.0, jitter=0.0)
     recipe = Recipe("nano-resnet10t", batch_size=8, optim=OptimConfig(steps=60, lr=2e-3), augmentation=plain)
     few = pairs(8)
     clip, info = train(recipe, few, seed=0)

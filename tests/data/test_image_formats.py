@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from pictures import encode
 from PIL import Image
 
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.decode import decode_image
 from beamclip.data.image_limits import REFUSALS, ImageRefused
 from beamclip.data.transforms import load_evaluation_image, load_training_image
 from beamclip.ingest.resizer import UprightResizer
 
 EDGE = 32
-WHOLE = AugmentConfig(crop_scale_min=1.0, crop_ratio=1.0, scaled_decoding=False)
+WHOLE = Augmentation(crop_scale_min=1.0, crop_ratio=1.0, scaled_decoding=False)
 
 # Formats whose pixels are exact, with the modes in which what was written is what a viewer shows.
 EXACT = {

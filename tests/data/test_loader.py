@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from beamclip.data import AugmentConfig, CaptionConfig, ImageBatch, stream
+from beamclip.data import Augmentation, CaptionConfig, ImageBatch, stream
 from beamclip.data.bundles import read_rows_here
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import list_shards
@@ -51,7 +51,7 @@ def test_batches_are_those_of_a_training(folder):
     shards = list_shards(str(folder))
     share = WorkerShare(mixture_of(source_counts(shards), (), 4096, 7, 1), 6)
     rows = worker_rows(shards, read_starts(shards), Columns(), share, 0, read_rows_here)
-    theirs = training_batches(rows, share, Decoding(8, AugmentConfig(), CaptionConfig(), 7), threads=1)
+    theirs = training_batches(rows, share, Decoding(8, Augmentation(), CaptionConfig(), 7), threads=1)
     ours = stream(folder, batch_size=6, image_size=8, seed=7, steps=5)
     for own, their in zip(ours, islice(theirs, 5), strict=True):
         assert own.keys == their.keys
@@ -177,7 +177,7 @@ def test_a_sample_that_cannot_be_used_has_weight_0_and_is_counted(tmp_path, make
 
 
 def test_augmented_images_follow_from_seed_epoch_and_key_alone(folder):
-    augmentation = AugmentConfig(crop_scale_min=0.5, flip_prob=0.5)
+    augmentation = Augmentation(crop_scale_min=0.5, flip_prob=0.5)
     options = {"batch_size": 8, "image_size": 8, "steps": 2, "augmentation": augmentation}
     whole, part = (stream(folder, **options, **place) for place in ({}, {"rank": 0, "world_size": 2}))
     images = {key: image for batch in whole for key, image in zip(batch.keys, batch.augmented(), strict=True)}

@@ -19,7 +19,7 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.decode import REDUCTIONS, is_plain_jpeg
 from beamclip.data.image_headers import judge
 from beamclip.data.transforms import (
@@ -38,7 +38,7 @@ from beamclip.data.transforms import (
 )
 from beamclip.errors import InputError
 
-IDENTITY = AugmentConfig(
+IDENTITY = Augmentation(
     crop_scale_min=1.0,
     crop_ratio=1.0,
     flip_prob=0.0,
@@ -48,7 +48,7 @@ IDENTITY = AugmentConfig(
     jitter=0.0,
     grey_prob=0.0,
 )
-EVERYTHING = AugmentConfig(flip_prob=0.5, grey_prob=0.3, blur_prob=0.5)
+EVERYTHING = Augmentation(flip_prob=0.5, grey_prob=0.3, blur_prob=0.5)
 KEYS = [f"{i:09d}" for i in range(4000)]
 
 
@@ -103,7 +103,7 @@ def test_neighbouring_keys_fill_the_unit_square() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (640, 480), (480, 640), (900, 30), (7, 500), (1, 1)])
 def test_a_crop_lies_inside_the_image_and_keeps_the_drawn_area(width: int, height: int) -> None:
-    config = AugmentConfig(crop_scale_min=0.4)
+    config = Augmentation(crop_scale_min=0.4)
     for draws in sample_uniforms(0, 0, KEYS[:500])[:, :CROP_DRAWS].tolist():
         left, upper, right, lower = random_crop_box(width, height, draws, config)
         assert 0 <= left < right <= width
@@ -114,7 +114,7 @@ def test_a_crop_lies_inside_the_image_and_keeps_the_drawn_area(width: int, heigh
 
 
 def test_aspect_ratios_are_log_uniform_where_every_crop_fits() -> None:
-    config = AugmentConfig(crop_scale_min=0.05, crop_ratio=2.0)
+    config = Augmentation(crop_scale_min=0.05, crop_ratio=2.0)
     ratios = []
     for draws in sample_uniforms(0, 0, KEYS)[:, :CROP_DRAWS].tolist():
         left, upper, right, lower = random_crop_box(1000, 1000, [draws[0] * 0.3, *draws[1:]], config)
@@ -124,7 +124,7 @@ def test_aspect_ratios_are_log_uniform_where_every_crop_fits() -> None:
 
 @pytest.mark.parametrize(("across", "down"), [(0.0, 0.0), (0.0, 0.999), (0.999, 0.0), (0.999, 0.999)])
 def test_crops_reach_every_corner(across: float, down: float) -> None:
-    config = AugmentConfig(crop_scale_min=0.24, crop_ratio=1.0)
+    config = Augmentation(crop_scale_min=0.24, crop_ratio=1.0)
     side = 38  # the root of 0.24 * 100 * 60
     left, upper = (across > 0) * (100 - side), (down > 0) * (60 - side)
     assert random_crop_box(100, 60, [0.0, 0.5, across, down], config) == (
@@ -136,7 +136,7 @@ def test_crops_reach_every_corner(across: float, down: float) -> None:
 
 
 def test_each_place_of_a_crop_is_as_likely_as_the_others() -> None:
-    config = AugmentConfig(crop_scale_min=0.5, crop_ratio=1.0)
+    config = Augmentation(crop_scale_min=0.5, crop_ratio=1.0)
     draws = sample_uniforms(0, 0, KEYS)[:, :CROP_DRAWS]
     boxes = [random_crop_box(20, 20, [0.0, 0.5, *place[2:]], config) for place in draws.tolist()]
     for edge in (0, 1):
@@ -148,13 +148,13 @@ def test_each_place_of_a_crop_is_as_likely_as_the_others() -> None:
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (90, 40), (13, 200)])
 def test_a_crop_scale_of_one_keeps_the_whole_image(width: int, height: int) -> None:
     for draws in sample_uniforms(0, 0, KEYS[:50])[:, :CROP_DRAWS].tolist():
-        box = random_crop_box(width, height, draws, AugmentConfig(crop_scale_min=1.0))
+        box = random_crop_box(width, height, draws, Augmentation(crop_scale_min=1.0))
         assert box == (0, 0, width, height)
 
 
 def test_an_area_of_zero_still_gives_a_pixel() -> None:
     encoded = encode(photo(9, 5))
-    config = AugmentConfig(crop_scale_min=1e-9)
+    config = Augmentation(crop_scale_min=1e-9)
     assert load_training_image(encoded, np.zeros(DRAWS, np.float32), 8, config).shape == (8, 8, 3)
 
 
@@ -192,7 +192,7 @@ def test_threads_that_decode_start_no_others() -> None:
 
     def work() -> None:
         resize_crop(crop[10:, 10:], 224)
-        load_training_image(encoded, np.full(DRAWS, 0.5, np.float32), 224, AugmentConfig())
+        load_training_image(encoded, np.full(DRAWS, 0.5, np.float32), 224, Augmentation())
         done.wait(60)
         checked.wait(60)
 
@@ -227,7 +227,7 @@ def smooth(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize(("width", "height"), [(700, 500), (333, 801)])
 def test_scaled_decoding_shows_the_same_crop(width: int, height: int) -> None:
     encoded = encode(smooth(width, height), "JPEG", quality=95)
-    whole = AugmentConfig(crop_scale_min=0.3, scaled_decoding=False)
+    whole = Augmentation(crop_scale_min=0.3, scaled_decoding=False)
     scaled = replace(whole, scaled_decoding=True)
     for draws in sample_uniforms(0, 0, KEYS[:20]):
         found = load_training_image(encoded, draws, 32, scaled)
@@ -246,8 +246,8 @@ def test_scaled_decoding_leaves_small_crops_other_formats_and_turned_photos_alon
         (encode(image, "JPEG", exif=exif), 32),
     ):
         for draws in sample_uniforms(0, 0, KEYS[:5]):
-            found = load_training_image(encoded, draws, size, AugmentConfig(scaled_decoding=True))
-            wanted = load_training_image(encoded, draws, size, AugmentConfig(scaled_decoding=False))
+            found = load_training_image(encoded, draws, size, Augmentation(scaled_decoding=True))
+            wanted = load_training_image(encoded, draws, size, Augmentation(scaled_decoding=False))
             np.testing.assert_array_equal(found, wanted)
 
 
@@ -255,7 +255,7 @@ def test_a_jpeg_is_cropped_and_resized_from_pillows_pixels() -> None:
     image = photo(90, 70)
     encoded = encode(image, "JPEG")
     assert is_plain_jpeg(judge(encoded))
-    config = AugmentConfig(scaled_decoding=False)
+    config = Augmentation(scaled_decoding=False)
     for draws in sample_uniforms(0, 0, KEYS[:20]):
         box = random_crop_box(90, 70, draws.tolist(), config)
         wanted = Image.open(io.BytesIO(encoded)).crop(box).resize((32, 32), Image.Resampling.BICUBIC)
@@ -266,7 +266,7 @@ def test_training_crops_show_what_the_box_holds() -> None:
     """A crop of the right half of a two-coloured image has the right half's colour."""
     image = Image.new("RGB", (80, 40), "red")
     image.paste("blue", (40, 0, 80, 40))
-    config = AugmentConfig(crop_scale_min=0.2, crop_ratio=1.0)
+    config = Augmentation(crop_scale_min=0.2, crop_ratio=1.0)
     draws = np.array([0.0, 0.5, 0.999, 0.5, *[0.5] * AUGMENT_DRAWS], np.float32)
     assert (load_training_image(encode(image), draws, 10, config) == [0, 0, 255]).all()
 
@@ -341,7 +341,7 @@ def test_the_mirror_strikes_as_often_as_asked() -> None:
 def test_an_affine_map_of_zero_changes_nothing() -> None:
     pixels = pixel_batch()
     middle = torch.full((6, AUGMENT_DRAWS), 0.5)
-    assert torch.equal(augment(pixels, middle, AugmentConfig(jitter=0.0)), pixels)
+    assert torch.equal(augment(pixels, middle, Augmentation(jitter=0.0)), pixels)
 
 
 def test_a_quarter_turn_rotates_by_ninety_degrees() -> None:
@@ -405,9 +405,9 @@ def test_colours_stay_in_range() -> None:
 def test_both_ends_of_the_blur_must_be_positive_and_in_order() -> None:
     for low, high in ((0.0, 1.0), (-1.0, 1.0)):
         with pytest.raises(InputError, match=f"blur_sigma_min is {low}: give a number above 0"):
-            AugmentConfig(blur_sigma_min=low, blur_sigma_max=high)
+            Augmentation(blur_sigma_min=low, blur_sigma_max=high)
     with pytest.raises(InputError, match=r"blur_sigma_min is 2\.0 and blur_sigma_max 1\.0"):
-        AugmentConfig(blur_sigma_min=2.0, blur_sigma_max=1.0)
+        Augmentation(blur_sigma_min=2.0, blur_sigma_max=1.0)
 
 
 LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
@@ -569,7 +569,7 @@ def test_views_of_one_image_are_those_that_are_loaded_one_by_one(edges: tuple[in
     pixels = generator.integers(0, 256, (*edges, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
-    config = AugmentConfig(crop_scale_min=0.02)
+    config = Augmentation(crop_scale_min=0.02)
     draws = generator.random((6, 4), np.float32)
     views = np.empty((len(draws), 48, 48, 3), np.uint8)
     load_training_views(file.getvalue(), draws, config, views)

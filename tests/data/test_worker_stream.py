@@ -17,7 +17,7 @@ from beamclip.data import bundles
 from beamclip.data import rows as data_rows
 from beamclip.data.batch import Batch
 from beamclip.data.bundles import RowReader, read_rows_here
-from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.data.config import Augmentation, CaptionConfig, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.image_limits import CORRUPT_IMAGE, UNSUPPORTED_FORMAT
 from beamclip.data.listing import list_shards
@@ -35,7 +35,7 @@ Write = Callable[..., Path]
 
 CAPTIONED = Columns(caption=True)
 SEED = 3
-DECODING = Decoding(8, AugmentConfig(), CaptionConfig(), SEED)
+DECODING = Decoding(8, Augmentation(), CaptionConfig(), SEED)
 
 
 @pytest.fixture
@@ -381,7 +381,7 @@ def test_crop_and_augmentation_take_their_own_shares_of_the_draws(noisy_folder: 
     images = {row["key"]: row["image"] for row in iterate_rows(shard, CAPTIONED, range(12))}
     for key, pixels, draws in zip(batch.keys, batch.pixels, batch.draws, strict=True):
         uniforms = sample_uniforms(SEED, 0, [key])[0]
-        crop = load_training_image(images[key], uniforms, 8, AugmentConfig())
+        crop = load_training_image(images[key], uniforms, 8, Augmentation())
         np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), crop)
         np.testing.assert_array_equal(draws.numpy(), uniforms[CROP_DRAWS : CROP_DRAWS + AUGMENT_DRAWS])
 

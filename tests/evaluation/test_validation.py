@@ -11,7 +11,7 @@ from open_clip.loss import ClipLoss
 from PIL import Image
 from torch import Tensor
 
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.errors import InputError
 from beamclip.evaluation.held_out import read_held_out
 from beamclip.evaluation.validation import ClassTexts, Scorer, ValidationSet, neighbour_accuracy
@@ -20,7 +20,7 @@ from beamclip.models.clip import LoadedClip, new_clip
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.method import Distillation, ImageTextPretraining
 
-STRONG = AugmentConfig(flip_prob=1.0, jitter=0.9)
+STRONG = Augmentation(flip_prob=1.0, jitter=0.9)
 CPU = torch.device("cpu")
 PROMPTS = [["a crab", "crab"], ["an arrow"], ["a heart"]]
 

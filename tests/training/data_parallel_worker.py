@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beamclip.data.batch import Batch
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.evaluation.validation import ClassTexts, Scorer, ValidationSet
 from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
@@ -35,7 +35,7 @@ SAMPLES = 8
 UNUSABLE = (2, 5)
 """Samples that do not count where the batch is dealt out."""
 ANCHORS = 6
-MILD = AugmentConfig(flip_prob=0.5, grey_prob=0.2)
+MILD = Augmentation(flip_prob=0.5, grey_prob=0.2)
 EXACT = OptimConfig(lr=1e-3, clip_norm=0.0, precision="fp32")
 
 

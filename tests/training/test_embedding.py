@@ -25,7 +25,7 @@ from beamclip.data.cache import (
     embedding_column,
     write_manifest,
 )
-from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.config import Augmentation, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import list_shards
 from beamclip.data.shards import Columns, Shard, iterate_rows
@@ -37,7 +37,7 @@ from beamclip.training.channel import RemoteChannel
 from beamclip.training.embedding import EmbeddingJob, ShardEmbedder, verify_cache
 
 VIEWS = 3
-STRONG = AugmentConfig(crop_scale_min=0.3, flip_prob=0.5, grey_prob=0.3)
+STRONG = Augmentation(crop_scale_min=0.3, flip_prob=0.5, grey_prob=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beamclip.cluster.config import WorkersConfig
-from beamclip.data.config import AugmentConfig, StreamConfig
+from beamclip.data.config import Augmentation, StreamConfig
 from beamclip.data.position import from_plain
 from beamclip.data.shards import MISSING_SHARD, Columns, Shard
 from beamclip.losses.config import CsmConfig, FeatureConfig
@@ -73,7 +73,7 @@ class DistillationBuilder:
             [Anchors(F.normalize(embeddings, dim=1), torch.arange(8))],
             csm=CsmConfig(tau_teacher=0.1, tau_student=0.1),
             feature=FeatureConfig(feature_weight=1.0),
-            augmentation=AugmentConfig(),
+            augmentation=Augmentation(),
         )
         passes = iter(range(1, 1000))
         if self.fault is not None:
@@ -170,7 +170,7 @@ def new_run(
             seed=0,
             threads=None,
             stream=StreamConfig(shuffle_window=256),
-            augmentation=AugmentConfig(),
+            augmentation=Augmentation(),
             optim=OptimConfig(lr=1e-3, ema_decay=0.9),
             cadence=CadenceConfig(log_every=1, checkpoint_every=4),
             storage=Storage(str(folder / "checkpoints"), keep_checkpoints=1, trace=str(folder / "trace")),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from beamclip.data.batch import Batch
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.errors import InputError
 from beamclip.losses.config import CsmConfig, FeatureConfig
@@ -90,7 +90,7 @@ def distill(config: Path) -> Distillation:
         [Anchors(F.normalize(embeddings, dim=1), torch.arange(6))],
         csm=CsmConfig(),
         feature=FeatureConfig(feature_weight=1.0),
-        augmentation=AugmentConfig(),
+        augmentation=Augmentation(),
     )
 
 
@@ -226,7 +226,7 @@ def decayed_names(method: nn.Module) -> set[str]:
 
 
 def test_of_a_clip_only_matrices_and_convolutions_decay(tiny_config: Path) -> None:
-    method = ImageTextPretraining(new_clip(tiny_config, seed=0), augmentation=AugmentConfig())
+    method = ImageTextPretraining(new_clip(tiny_config, seed=0), augmentation=Augmentation())
     block = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
     want = {"clip.visual.conv1.weight", "clip.visual.proj", "clip.text_projection"}
     want |= {f"clip.visual.transformer.resblocks.{i}.{name}" for i in range(2) for name in block}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import beamclip
 from beamclip.data.batch import Batch
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.transforms import AUGMENT_DRAWS, augment
 from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
 from beamclip.models.clip import LoadedClip, new_clip, normalise_pixels
@@ -34,7 +34,7 @@ from beamclip.training.method import Distillation, ImageTextPretraining
 
 WORKER = Path(__file__).with_name("data_parallel_worker.py")
 SOURCES = Path(beamclip.__file__).parents[1]
-PLAIN = AugmentConfig(rotate=0.0, translate=0.0, zoom=0.0, jitter=0.0)
+PLAIN = Augmentation(rotate=0.0, translate=0.0, zoom=0.0, jitter=0.0)
 
 
 def photos(count: int, size: int = 32) -> Batch:
@@ -52,7 +52,7 @@ def random_anchors(count: int, width: int) -> Anchors:
 
 
 def distill(
-    student: LoadedClip, embed: Callable[[Tensor], Tensor], augmentation: AugmentConfig = PLAIN
+    student: LoadedClip, embed: Callable[[Tensor], Tensor], augmentation: Augmentation = PLAIN
 ) -> Distillation:
     return Distillation(
         student.image_tower,
@@ -98,7 +98,8 @@ def test_a_student_that_is_its_teacher_has_cosine_one_and_no_feature_loss(tiny_c
     assert metrics["loss/feature"].item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_teacher_and_student_see_the_same_augmented_pixels(tiny_config: Path) -> None:
+@pytest.mark.parametrize("view", ["same", "weak"])
+def test_the_teacher_sees_what_the_student_sees_or_the_crop_alone(tiny_config: Path, view: Any) -> None:
     seen = dict[str, Tensor]()
     clip = new_clip(tiny_config, seed=0)
 
@@ -106,14 +107,15 @@ def test_teacher_and_student_see_the_same_augmented_pixels(tiny_config: Path) ->
         seen["teacher"] = pixels
         return F.normalize(torch.ones(len(pixels), 16), dim=1)
 
-    strong = AugmentConfig(flip_prob=0.5, rotate=30.0)
+    strong = Augmentation(flip_prob=0.5, rotate=30.0, teacher_view=view)
     method = distill(clip, embed, strong)
     method.visual.register_forward_pre_hook(lambda module, args: seen.update(student=args[0]))
     batch = photos(4)
     method(batch)
-    torch.testing.assert_close(seen["teacher"], augment(batch.pixels, batch.draws, strong))
-    assert not torch.equal(seen["teacher"], batch.pixels)
-    torch.testing.assert_close(seen["student"], normalise_pixels(seen["teacher"], clip.preprocessing))
+    augmented = augment(batch.pixels, batch.draws, strong)
+    assert not torch.equal(augmented, batch.pixels)
+    assert torch.equal(seen["teacher"], augmented if view == "same" else batch.pixels)
+    torch.testing.assert_close(seen["student"], normalise_pixels(augmented, clip.preprocessing))
 
 
 def test_state_of_a_distillation_holds_the_student_tower_and_nothing_else(tiny_config: Path) -> None:

@@ -14,7 +14,7 @@ from batches import all_good
 from torch import Tensor, nn
 
 from beamclip.data.batch import Batch
-from beamclip.data.config import AugmentConfig
+from beamclip.data.config import Augmentation
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.evaluation.validation import ClassTexts, Scorer, ValidationSet
 from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
@@ -82,7 +82,7 @@ def distillation() -> Distillation:
         [Anchors(F.normalize(colours, dim=1), torch.arange(3))],
         csm=CsmConfig(tau_teacher=0.1, tau_student=0.1),
         feature=FeatureConfig(feature_weight=1.0),
-        augmentation=AugmentConfig(),
+        augmentation=Augmentation(),
     )
 
 
@@ -91,7 +91,7 @@ def pretraining(objective: Any) -> ImageTextPretraining:
     clip = new_clip("nano-resnet10t", seed=1, **({"init_logit_bias": -10.0} if objective == "siglip" else {}))
     clip.model.logit_scale.data.fill_(9.0)
     psd = PsdConfig(psd_target="ema", psd_warmup=0.0)
-    return ImageTextPretraining(clip, augmentation=AugmentConfig(), objective=objective, psd=psd, seed=5)
+    return ImageTextPretraining(clip, augmentation=Augmentation(), objective=objective, psd=psd, seed=5)
 
 
 METHODS: dict[str, Callable[[], nn.Module]] = {

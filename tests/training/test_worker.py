@@ -17,7 +17,7 @@ from torch import nn
 from beamclip.cluster.config import WorkersConfig
 from beamclip.data.batch import Batch
 from beamclip.data.bundles import read_rows_here
-from beamclip.data.config import AugmentConfig, StreamConfig
+from beamclip.data.config import Augmentation, StreamConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.shards import Columns, Shard
@@ -45,7 +45,7 @@ class PretrainingBuilder:
     config: Path
 
     def __call__(self, device: torch.device) -> nn.Module:
-        return ImageTextPretraining(new_clip(self.config, seed=1), augmentation=AugmentConfig())
+        return ImageTextPretraining(new_clip(self.config, seed=1), augmentation=Augmentation())
 
 
 def batches_of(job: TrainingJob, world_size: int, rank: int) -> Generator[Batch, None, None]:
@@ -81,7 +81,7 @@ def job(shards: list[Shard], tiny_config: Path, tmp_path_factory: pytest.TempPat
         total_steps=STEPS,
         seed=0,
         stream=StreamConfig(shuffle_window=256),
-        augmentation=AugmentConfig(),
+        augmentation=Augmentation(),
         optim=OptimConfig(lr=1e-3, precision="fp32"),
         cadence=CadenceConfig(log_every=1),
         storage=Storage(str(tmp_path_factory.mktemp("two") / "checkpoints")),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from beamclip.data.batch import Batch
 from beamclip.data.bundles import read_rows_here
-from beamclip.data.config import AugmentConfig, CaptionConfig
+from beamclip.data.config import Augmentation, CaptionConfig
 from beamclip.data.decoding import Decoding
 from beamclip.data.listing import list_shards
 from beamclip.data.mixture import mixture_of, source_counts
@@ -53,7 +53,7 @@ def distillation(config: str) -> Distillation:
         [Anchors(F.normalize(points, dim=1), torch.arange(8))],
         csm=CsmConfig(tau_teacher=0.1, tau_student=0.1),
         feature=FeatureConfig(feature_weight=1.0),
-        augmentation=AugmentConfig(),
+        augmentation=Augmentation(),
     )
 
 
@@ -62,7 +62,7 @@ def batches_of(shards_folder: str, rank: int, world_size: int, columns: Columns,
     shards = list_shards(shards_folder)
     mixture = mixture_of(source_counts(shards), (), 512, seed=0, num_workers=world_size)
     share = WorkerShare(mixture, BATCH, rank, world_size)
-    decoding = Decoding(32, AugmentConfig(), CaptionConfig(), seed=0)
+    decoding = Decoding(32, Augmentation(), CaptionConfig(), seed=0)
     rows = worker_rows(shards, read_starts(shards), columns, share, 0, read_rows_here)
     with closing(training_batches(rows, share, decoding, threads=1)) as batches:
         return list(islice(batches, steps))
