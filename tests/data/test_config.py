@@ -14,15 +14,8 @@ def test_given_options_change_the_preset() -> None:
 
 def test_none_leaves_images_as_they_are() -> None:
     none = AugmentConfig(augment="none").chosen()
-    changes = (
-        none.flip_prob,
-        none.rotate,
-        none.translate,
-        none.zoom,
-        none.jitter,
-        none.grey_prob,
-        none.blur_prob,
-    )
+    moves = (none.flip_prob, none.rotate, none.translate, none.zoom)
+    colours = (none.jitter, none.grey_prob, none.blur_prob)
     assert (*moves, *colours) == (0.0,) * 7
     assert none.crop_scale_min == 1.0
 
