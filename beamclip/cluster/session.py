@@ -29,7 +29,8 @@ _TOKEN_PLACES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TOKEN_FILE = Path("~/.ray/auth_token")
 MODELS = (
     "beamclip.training.worker",
-    "beamclip.training.method",
+    "beamclip.training.distillation",
+    "beamclip.training.pretraining",
     "beamclip.models.teacher",
     "beamclip.evaluation.zeroshot",
     "pandas",

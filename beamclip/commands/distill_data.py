@@ -9,10 +9,11 @@ from beamclip.commands.batches import check_batches, sized
 from beamclip.commands.class_list import scored_classes
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import DistillConfig
-from beamclip.commands.sources import list_sources, read_manifests
+from beamclip.commands.sources import list_sources, of_each, read_manifests
 from beamclip.commands.validation_data import check_validation
 from beamclip.data.cache import CacheManifest
-from beamclip.data.shards import Shard
+from beamclip.data.listing import check_texts
+from beamclip.data.shards import Columns, Shard
 from beamclip.errors import InputError
 from beamclip.option_texts import check_required
 from beamclip.prompts.classes import ClassEntry
@@ -47,6 +48,9 @@ def load_data(config: DistillConfig) -> DistillData:
     check_options(config)
     check_batches(sized(config, shards), shards)
     check_decode(config.stream, config.workers)
+    if config.terms.read_captions:
+        for address, own in zip(config.data, of_each(shards), strict=True):
+            check_texts(own, Columns(caption=True), address)
     classes = scored_classes(config)
     if not classes and config.anchors != "captions":
         raise InputError(
@@ -65,5 +69,9 @@ def check_options(config: DistillConfig) -> None:
         InputError: a required option is missing, or both losses have the weight 0.
     """
     check_required(config, hint="Without any option at all, the quickstart runs instead.")
-    if config.csm.csm_weight == 0 and config.feature.feature_weight == 0:
-        raise InputError("--csm-weight and --feature-weight are both 0: nothing would be learned.")
+    weights = (config.csm.csm_weight, config.feature.feature_weight)
+    if not any(weights) and not config.terms.compare_samples:
+        raise InputError(
+            "--csm-weight and --feature-weight are 0, and so are the weights of all other terms: nothing "
+            "would be learned. Give one of them a weight above 0."
+        )

@@ -125,7 +125,13 @@ def _cached_views(
             f"{address}: was made with another augmentation: {'; '.join(differing)}. Use that of the "
             "cache (--config with its distill.yaml), or build another cache."
         )
-    return manifest.views(tuple(places[teacher.fingerprint] for teacher in teachers))
+    if config.terms.read_captions and not manifest.captions:
+        raise InputError(
+            f"{address}: holds no embeddings of captions, which --icl-weight, --crd-weight and "
+            "--affinity-weight need. Build a cache with --captions, or leave them out."
+        )
+    own = tuple(places[teacher.fingerprint] for teacher in teachers)
+    return manifest.views(own, captions=config.terms.read_captions)
 
 
 def with_own_templates(config: Distilling, inputs: DistillInputs) -> Distilling:

@@ -35,6 +35,7 @@ def distillation_job(
     teachers: Sequence[Any],
     student: Any,
     anchors: Any,
+    text_tower: Any = None,
     storage: Storage,
     validation: ValidationBuilder | None = None,
 ) -> TrainingJob:
@@ -42,7 +43,7 @@ def distillation_job(
 
     Args:
         config: with batch size, length and learning rate filled in, as by `batches.sized`.
-        teachers, student, anchors: references; see DistillationBuilder.
+        teachers, student, anchors, text_tower: references; see DistillationBuilder.
         validation: what scores the student meanwhile.
     """
     batch_size = config.stream.batch_size
@@ -55,11 +56,13 @@ def distillation_job(
             config.teacher_precision,
             config.csm,
             config.feature,
+            config.terms,
             config.augmentation.chosen(),
             config.optim.compile,
+            text_tower,
         ),
         shards=images.shards,
-        columns=Columns(),
+        columns=Columns(caption=config.terms.read_captions),
         image_size=images.size,
         batch_size=batch_size,
         total_steps=total_steps(config.optim, images.samples, batch_size),

@@ -114,12 +114,14 @@ def _job(
     storage: Storage,
 ) -> TrainingJob:
     towers = [] if inputs.data.manifests else inputs.image_towers
+    texts = inputs.teachers[0] if towers and config.terms.read_captions else None
     return distillation_job(
         config,
         TrainingData(inputs.data.shards, inputs.image_size),
         teachers=[share(tower, config.workers) for tower in towers],
         student=share(inputs.student.image_tower, config.workers),
         anchors=share(anchors, config.workers),
+        text_tower=share(texts, config.workers) if texts else None,
         storage=storage,
         validation=distillation_validation(
             config,

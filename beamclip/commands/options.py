@@ -15,7 +15,7 @@ from beamclip.commands.search import SearchConfig
 from beamclip.corpus.common_symbols import SymbolList
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.evaluation.config import ProbeConfig
-from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
+from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, Objective, PsdConfig
 from beamclip.models.config import StudentConfig
 from beamclip.places import LocalPath, PathOrAddress, Places
 from beamclip.prompts.config import PromptConfig
@@ -83,6 +83,7 @@ class DistillConfig:
     prompts: PromptConfig = field(default_factory=PromptConfig)
     csm: CsmConfig = field(default_factory=CsmConfig)
     feature: FeatureConfig = field(default_factory=FeatureConfig)
+    terms: BatchTermsConfig = field(default_factory=BatchTermsConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -33,7 +33,7 @@ from beamclip.prompts.templates import resolve_templates
 from beamclip.runs.folder import CLASSES_FILE, MODEL
 from beamclip.summary import Summary
 from beamclip.training.builders import PretrainingBuilder, ValidationBuilder
-from beamclip.training.method import initial_logits
+from beamclip.training.pretraining import initial_logits
 from beamclip.training.recipe import total_steps
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import Storage, TrainingJob

@@ -60,12 +60,19 @@ class CachedViews:
     augmentations: int
     """Number of views of each image in the cache."""
     widths: tuple[int, ...] = ()
-    """Bytes of a row's random numbers, then of each of these teachers' embeddings."""
+    """Bytes of a row's random numbers, then of each of these teachers' embeddings, then of the caption's."""
+    captions: bool = False
+    """Whether the first of these teachers' embedding of the caption is read, too."""
 
     def names(self, epoch: int) -> list[str]:
-        """The columns of an epoch: the random numbers, then each teacher's embeddings."""
+        """The columns of an epoch: the random numbers, each teacher's embeddings, that of the caption."""
         view = epoch % self.augmentations
-        return [draws_column(view), *(embedding_column(teacher, view) for teacher in self.teachers)]
+        of_images = [embedding_column(teacher, view) for teacher in self.teachers]
+        return [
+            draws_column(view),
+            *of_images,
+            *([caption_column(self.teachers[0])] if self.captions else []),
+        ]
 
 
 @dataclass(frozen=True)
@@ -93,10 +100,11 @@ class CacheManifest:
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows without embeddings, by reason."""
 
-    def views(self, teachers: tuple[int, ...]) -> CachedViews:
-        """The views as these teachers saw them."""
-        widths = (4 * self.draws, *(2 * self.teachers[place].embed_dim for place in teachers))
-        return CachedViews(teachers, self.augmentations, widths)
+    def views(self, teachers: tuple[int, ...], *, captions: bool = False) -> CachedViews:
+        """The views as these teachers saw them; with the first one's embedding of the caption, if wanted."""
+        places = (*teachers, *teachers[: int(captions)])
+        widths = (4 * self.draws, *(2 * self.teachers[place].embed_dim for place in places))
+        return CachedViews(teachers, self.augmentations, widths, captions)
 
 
 _MADE_LATER = ("versions", "samples", "skipped")

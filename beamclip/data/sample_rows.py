@@ -237,7 +237,7 @@ def read_cache(
     ]
     asked = np.asarray(rows)
     for number, pick in zip(asked.tolist(), picked_rows(parquet, [*names, *seen], asked), strict=False):
-        yield f"row {number}", partial(_cache_row, pick, columns, seen)
+        yield f"row {number}", partial(_cache_row, pick, columns, seen, views)
 
 
 def _checked_views(schema: pa.Schema, views: CachedViews, epoch: int) -> list[str]:
@@ -250,14 +250,16 @@ def _checked_views(schema: pa.Schema, views: CachedViews, epoch: int) -> list[st
     return names
 
 
-def _cache_row(pick: Callable[[], Row], columns: Columns, views: list[str]) -> Row:
+def _cache_row(pick: Callable[[], Row], columns: Columns, names: list[str], views: CachedViews | None) -> Row:
     row = pick()
     if row["problem"]:
         return {"key": row["key"], "problem": clean_text(row["problem"])}
     fields, detail = json_fields(row.get("json"))
-    seen = [row[name] for name in views]
+    seen = [row[name] for name in names]
+    if views and views.captions and seen[-1] is None:
+        seen[-1] = bytes(views.widths[-1])  # an image without a caption
     if None in seen:
-        raise ValueError(f"no {views[seen.index(None)]}")
+        raise ValueError(f"no {names[seen.index(None)]}")
     draws, *embeddings = seen or (None,)
     return {
         "key": row["key"],

@@ -43,6 +43,41 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True)
+class BatchTermsConfig:
+    """Further terms, which compare the images of a batch with its captions or with each other.
+
+    Captions are embedded by the first teacher; samples without one take no part. Temperatures are those of
+    CSM, but for affinity mimicking.
+    """
+
+    icl_weight: NonNegative = 0.0
+    """Factor of InfoNCE between the student's images and the teacher's captions (ICL of CLIP-KD, arXiv
+    2307.12732, there 1); 0 switches it off."""
+    crd_weight: NonNegative = 0.0
+    """Factor of the KL divergence between teacher and student in how images and captions of a batch relate
+    (CRD of CLIP-KD, there 1); 0 switches it off."""
+    affinity_weight: NonNegative = 0.0
+    """Factor of the cross-entropy between the same distributions at the temperature 1/50 (affinity mimicking
+    of TinyCLIP, arXiv 2309.12314); 0 switches it off."""
+    relation_weight: NonNegative = 0.0
+    """Factor of the KL divergence between teacher and student in how the images of a batch relate to each
+    other, which needs no text; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def read_captions(self) -> bool:
+        """Whether a term needs captions."""
+        return bool(self.icl_weight or self.crd_weight or self.affinity_weight)
+
+    @property
+    def compare_samples(self) -> bool:
+        """Whether a term compares the samples of a batch with each other."""
+        return bool(self.read_captions or self.relation_weight)
+
+
+@dataclass(frozen=True)
 class PsdConfig:
     """What the self-distilled rows of a batch learn from, and how their share grows."""
 

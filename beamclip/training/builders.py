@@ -12,14 +12,14 @@ from torch import nn
 
 from beamclip.cluster.session import fetch
 from beamclip.data.config import Augmentation
-from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
+from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, Objective, PsdConfig
 from beamclip.training.loop import Validation
 from beamclip.training.worker_group import WorkerGroup
 
 
 @dataclass(frozen=True)
 class DistillationBuilder:
-    """Builds training.method.Distillation."""
+    """Builds training.distillation.Distillation."""
 
     teachers: tuple[Any, ...]
     """References to ImageTowers (cluster.share); empty if the batches carry the embeddings."""
@@ -30,14 +30,18 @@ class DistillationBuilder:
     teacher_precision: Literal["auto", "fp32", "bf16"]
     csm: CsmConfig
     feature: FeatureConfig
+    terms: BatchTermsConfig
     augmentation: Augmentation
     compile: bool
     """Whether torch compiles the teachers."""
+    text_tower: Any = None
+    """Reference to the first teacher without its image tower, for terms that read captions; None if there is
+    none, or if the batches carry the embeddings."""
 
     def __call__(self, device: torch.device) -> nn.Module:
         """Build the method, with its teachers on `device` and everything else on the CPU."""
-        from beamclip.models.teacher import ImageTeacher
-        from beamclip.training.method import Distillation
+        from beamclip.models.teacher import ImageTeacher, Teacher
+        from beamclip.training.distillation import Distillation
         from beamclip.training.optim import teacher_precision
 
         precision = teacher_precision(self.teacher_precision, device)
@@ -45,6 +49,7 @@ class DistillationBuilder:
         if self.compile:
             for teacher in teachers:
                 teacher.compile_network()
+        texts = Teacher(fetch(self.text_tower), copied=False).to(device) if self.text_tower else None
         return Distillation(
             fetch(self.student),
             [teacher.encode_image for teacher in teachers],
@@ -52,6 +57,8 @@ class DistillationBuilder:
             csm=self.csm,
             feature=self.feature,
             augmentation=self.augmentation,
+            terms=self.terms,
+            embed_texts=texts.encode_text if texts else None,
         )
 
 
@@ -87,7 +94,7 @@ class ValidationBuilder:
 
 @dataclass(frozen=True)
 class PretrainingBuilder:
-    """Builds training.method.ImageTextPretraining."""
+    """Builds training.pretraining.ImageTextPretraining."""
 
     clip: Any
     """Reference to the LoadedClip to train."""
@@ -98,7 +105,7 @@ class PretrainingBuilder:
 
     def __call__(self, device: torch.device) -> nn.Module:
         """Build the method, on the CPU."""
-        from beamclip.training.method import ImageTextPretraining
+        from beamclip.training.pretraining import ImageTextPretraining
 
         return ImageTextPretraining(
             fetch(self.clip),

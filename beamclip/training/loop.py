@@ -105,6 +105,9 @@ class GradCached(Protocol):
     the loss. The gradient of this sum is the batch's part of the gradient of the loss.
     """
 
+    compares_samples: bool
+    """Whether the loss compares samples at all; if not, parts of a batch need not know of each other."""
+
     def embed(self, batch: Batch) -> EmbeddedBatch:
         """Embed the samples, each independently of the others."""
 
@@ -198,8 +201,8 @@ class Training:
 
         Returns:
             The norm of the gradient before clipping, and "loss" and the method's metrics: those of the whole
-            batch for a GradCached method, else sums over the micro-batches. Tensors on the device; the host
-            does not wait for them. No metrics if nothing changed.
+            batch if the loss compares samples, else sums over the micro-batches. Tensors on the device; the
+            host does not wait for them. No metrics if nothing changed.
         """
         weights = [batch.weights.to(self.device, non_blocking=True) for batch in batches]
         samples = summed_over_ranks(torch.cat(weights).sum())
@@ -219,7 +222,7 @@ class Training:
         set_learning_rate(self.optimizer, self.lr)
         if isinstance(self.bare, HasBeginStep):
             self.bare.begin_step(self.step, self.total_steps)
-        if isinstance(self.bare, GradCached) and len(batches) > 1:
+        if isinstance(self.bare, GradCached) and self.bare.compares_samples and len(batches) > 1:
             metrics = self._accumulate_coupled(self.bare, batches)
         else:
             metrics = self._accumulate(batches)

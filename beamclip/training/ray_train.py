@@ -88,7 +88,8 @@ def warm_up() -> None:
     """Do the part of a worker's start that takes seconds and does not depend on the job."""
     # These import the model libraries.
     import beamclip.models.teacher
-    import beamclip.training.method  # noqa: F401
+    import beamclip.training.distillation
+    import beamclip.training.pretraining  # noqa: F401
 
     # The first read starts what Ray Data keeps running: two actors, and a process that reads.
     prepared_dataset(ray.data.range(1)).take(1)

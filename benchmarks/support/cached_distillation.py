@@ -19,7 +19,7 @@ from beamclip.models.clip import load_clip, new_clip
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
 from beamclip.prompts.anchors import Anchors
-from beamclip.training.method import Distillation
+from beamclip.training.distillation import Distillation
 
 STUDENT = "resnet18"
 EMBED_DIM = 512

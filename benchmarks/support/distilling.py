@@ -13,8 +13,8 @@ from beamclip.models.student import build_student
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.config import OptimConfig
+from beamclip.training.distillation import Distillation
 from beamclip.training.loop import Training
-from beamclip.training.method import Distillation
 from beamclip.training.recipe import total_steps
 
 

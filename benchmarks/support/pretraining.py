@@ -17,7 +17,7 @@ from beamclip.losses.config import Objective, PsdConfig
 from beamclip.models.clip import LoadedClip, new_clip
 from beamclip.training.config import OptimConfig
 from beamclip.training.loop import Training
-from beamclip.training.method import ImageTextPretraining, initial_logits
+from beamclip.training.pretraining import ImageTextPretraining, initial_logits
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from beamclip.evaluation.validation import ClassTexts, Scorer, ValidationSet, ne
 from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import LoadedClip, new_clip
 from beamclip.prompts.anchors import Anchors
-from beamclip.training.method import Distillation, ImageTextPretraining
+from beamclip.training.distillation import Distillation
+from beamclip.training.pretraining import ImageTextPretraining
 
 STRONG = Augmentation(flip_prob=1.0, jitter=0.9)
 CPU = torch.device("cpu")

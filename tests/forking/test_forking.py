@@ -199,7 +199,7 @@ def test_workers_of_ray_are_forks(ray_cluster: None) -> None:
     class Worker:
         def report(self) -> tuple[int, str, bool]:
             context = ray.get_runtime_context()
-            return os.getppid(), context.get_worker_id(), "beamclip.training.method" in sys.modules
+            return os.getppid(), context.get_worker_id(), "beamclip.training.distillation" in sys.modules
 
     workers = [Worker.remote() for _ in range(2)]
     (server, first, begins_with_models), (same_server, second, _) = ray.get(

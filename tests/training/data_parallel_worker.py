@@ -22,14 +22,15 @@ from beamclip.data.batch import Batch
 from beamclip.data.config import Augmentation
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.evaluation.validation import ClassTexts, Scorer, ValidationSet
-from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
+from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, PsdConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.average import evaluated
 from beamclip.training.config import OptimConfig
+from beamclip.training.distillation import Distillation
 from beamclip.training.loop import Training, Validation
-from beamclip.training.method import Distillation, ImageTextPretraining
+from beamclip.training.pretraining import ImageTextPretraining
 
 SAMPLES = 8
 UNUSABLE = (2, 5)
@@ -39,16 +40,19 @@ MILD = Augmentation(flip_prob=0.5, grey_prob=0.2)
 EXACT = OptimConfig(lr=1e-3, clip_norm=0.0, precision="fp32")
 
 
-def distillation(config: str) -> Distillation:
+def distillation(config: str, terms: BatchTermsConfig | None = None) -> Distillation:
     """Return a ViT that learns from another ViT of the same config."""
+    teacher = Teacher(new_clip(config, seed=0))
     embeddings = torch.randn(ANCHORS, 16, generator=torch.Generator().manual_seed(2))
     return Distillation(
         new_clip(config, seed=1).image_tower,
-        [Teacher(new_clip(config, seed=0)).encode_image],
+        [teacher.encode_image],
         [Anchors(F.normalize(embeddings, dim=1), torch.arange(ANCHORS))],
         csm=CsmConfig(tau_teacher=0.1, tau_student=0.2),
         feature=FeatureConfig(feature_weight=0.5),
         augmentation=MILD,
+        terms=terms,
+        embed_texts=teacher.encode_text,
     )
 
 
@@ -71,6 +75,7 @@ def self_distillation(target: str, config: str) -> ImageTextPretraining:
 
 METHODS = {
     "distillation": distillation,
+    "distillation terms": partial(distillation, terms=BatchTermsConfig(0.5, 0.6, 0.7, 0.8)),
     "pretraining": pretraining,
     "siglip": sigmoid_pretraining,
     **{f"psd {target}": partial(self_distillation, target) for target in ("swap", "ema")},
@@ -171,7 +176,7 @@ def validation_set(name: str) -> ValidationSet:
     images = torch.randint(0, 256, (HELD_OUT, 32, 32, 3), generator=generator, dtype=torch.uint8).numpy()
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0]).numpy()
     units = F.normalize(torch.randn(HELD_OUT + 3, 16, generator=generator), dim=1)
-    if name == "distillation":
+    if name.startswith("distillation"):
         anchors = Anchors(units[:3], torch.arange(3))
         return ValidationSet(images, labels, anchors, 3, embeddings=(units[3:],))
     texts = ClassTexts([["a crab", "crab"], ["an arrow"], ["a heart"]], "mean")

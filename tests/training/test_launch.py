@@ -35,9 +35,9 @@ from beamclip.prompts.anchors import Anchors
 from beamclip.training.checkpoint import read_checkpoint
 from beamclip.training.checkpoint_store import claim
 from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.distillation import Distillation
 from beamclip.training.events import Event, Lost, Recorded, Saved
 from beamclip.training.launch import TrainingEnd, fit, interrupts
-from beamclip.training.method import Distillation
 from beamclip.training.questions import Questions
 from beamclip.training.ray_train import _cause
 from beamclip.training.trace import Seen, read_trace

@@ -31,9 +31,10 @@ from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.checkpoint import read_checkpoint, write_checkpoint
 from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.distillation import Distillation
 from beamclip.training.loop import NonFiniteLossError, Training, run_loop
-from beamclip.training.method import Distillation, ImageTextPretraining
 from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
+from beamclip.training.pretraining import ImageTextPretraining
 from beamclip.training.questions import Request
 
 CPU = torch.device("cpu")

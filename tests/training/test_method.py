@@ -22,15 +22,17 @@ import beamclip
 from beamclip.data.batch import Batch
 from beamclip.data.config import Augmentation
 from beamclip.data.transforms import AUGMENT_DRAWS, augment
-from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
+from beamclip.losses.batch_terms import icl_loss, relation_loss
+from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, PsdConfig
 from beamclip.models.clip import LoadedClip, new_clip, normalise_pixels
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.config import OptimConfig
+from beamclip.training.distillation import Distillation
 from beamclip.training.loop import Training
-from beamclip.training.method import Distillation, ImageTextPretraining
+from beamclip.training.pretraining import ImageTextPretraining
 
 WORKER = Path(__file__).with_name("data_parallel_worker.py")
 SOURCES = Path(beamclip.__file__).parents[1]
@@ -96,6 +98,33 @@ def test_a_student_that_is_its_teacher_has_cosine_one_and_no_feature_loss(tiny_c
     _, metrics = distill(clip, Teacher(clip).encode_image)(averaged(photos(4)))
     assert metrics["teacher_cosine"].item() == pytest.approx(1.0, abs=1e-6)
     assert metrics["loss/feature"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_terms_of_the_batch_are_added_and_leave_out_samples_without_a_caption(tiny_config: Path) -> None:
+    student, teacher = new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0))
+    batch = replace(photos(5), captions=["", "a cat", "a dog", "", "a fish"])
+    method = Distillation(
+        student.image_tower,
+        [teacher.encode_image],
+        [random_anchors(6, student.embed_dim)],
+        csm=CsmConfig(tau_teacher=0.1, tau_student=0.2),
+        feature=FeatureConfig(),
+        augmentation=PLAIN,
+        terms=BatchTermsConfig(icl_weight=2.0, relation_weight=3.0),
+        embed_texts=teacher.encode_text,
+    )
+    loss, metrics = method(averaged(batch))
+    images = method.embed_images(batch.pixels)
+    captioned = [1, 2, 4]
+    texts = teacher.encode_text([batch.captions[row] for row in captioned])
+    icl = icl_loss(images[captioned], texts, tau=0.2)
+    relation = relation_loss(images, teacher.encode_image(batch.pixels), tau_student=0.2, tau_teacher=0.1)
+    # A mean over all samples, to which those without a caption add nothing.
+    torch.testing.assert_close(metrics["loss/icl"], icl.detach() * 3 / 5)
+    torch.testing.assert_close(metrics["loss/relation"], relation.detach())
+    of_batch = 2.0 * metrics["loss/icl"] + 3.0 * metrics["loss/relation"]
+    torch.testing.assert_close(loss, metrics["loss/csm"] + of_batch)
+    assert method(averaged(replace(batch, captions=[""] * 5)))[1]["loss/icl"] == 0.0
 
 
 @pytest.mark.parametrize("view", ["same", "weak"])
@@ -275,7 +304,7 @@ def step_on_the_whole_batch(name: str, config: Path, *, unusable: bool = False) 
 
 
 every_method = pytest.mark.parametrize(
-    "name", ["distillation", "pretraining", "siglip", "psd swap", "psd ema"]
+    "name", ["distillation", "distillation terms", "pretraining", "siglip", "psd swap", "psd ema"]
 )
 
 

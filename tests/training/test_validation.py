@@ -21,8 +21,9 @@ from beamclip.losses.config import CsmConfig, FeatureConfig, PsdConfig
 from beamclip.models.clip import new_clip
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.config import CadenceConfig, OptimConfig
+from beamclip.training.distillation import Distillation
 from beamclip.training.loop import Training, Validation, run_loop
-from beamclip.training.method import Distillation, ImageTextPretraining
+from beamclip.training.pretraining import ImageTextPretraining
 from beamclip.training.questions import Request
 
 CPU = torch.device("cpu")

@@ -28,7 +28,7 @@ from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.events import Event, Recorded
 from beamclip.training.launch import fit
 from beamclip.training.loop import Training
-from beamclip.training.method import ImageTextPretraining
+from beamclip.training.pretraining import ImageTextPretraining
 from beamclip.training.waiting import waiting_workers
 from beamclip.training.worker import Storage, TrainingJob
 

@@ -31,8 +31,8 @@ from beamclip.losses.config import CsmConfig, FeatureConfig
 from beamclip.models.clip import new_clip
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.config import OptimConfig
+from beamclip.training.distillation import Distillation
 from beamclip.training.loop import Training
-from beamclip.training.method import Distillation
 
 STEPS = {torch.float64: 50, torch.float32: 10}
 BATCH = 13

@@ -1,11 +1,10 @@
-"""The methods: modules that turn a batch into (loss, metrics).
+"""The method of pre-training: a module that turns a batch of captioned images into (loss, metrics).
 
-A method registers only the networks that it trains, and their moving average if it learns from one. Its
-state dict, which every checkpoint holds, therefore contains no frozen teacher.
+It registers only the networks that it trains, and their moving average if it learns from one: every
+checkpoint holds its state dict.
 """
 
 import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,140 +15,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from beamclip.data.batch import Batch
 from beamclip.data.config import Augmentation
 from beamclip.data.transforms import augment
-from beamclip.losses.config import CsmConfig, FeatureConfig, Objective, PsdConfig
+from beamclip.losses.config import Objective, PsdConfig
 from beamclip.losses.contrastive import GlobalRows, clip_loss
-from beamclip.losses.csm import csm_ensemble_loss, csm_loss
-from beamclip.losses.feature import feature_loss
 from beamclip.losses.psd import PsdStep, psd_loss, psd_share
 from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE, sigmoid_loss
-from beamclip.losses.weighted import weighted_sum
-from beamclip.models.clip import ImageTower, LoadedClip, normalise_pixels
-from beamclip.prompts.anchors import Anchors
+from beamclip.models.clip import LoadedClip, normalise_pixels
 from beamclip.training.loop import EmbeddedBatch
 
 Metrics = dict[str, Tensor]
 MAX_LOGIT_SCALE = 100.0
-
-
-class Distillation(nn.Module):
-    """Distillation of an image tower through similarities to text anchors (BeamCLIP, arXiv 2301.02903).
-
-    It needs only images: the anchors stand for the text side. Temperatures, heads, further terms and several
-    teachers are choices of this project, not of the paper. The distributions of several teachers over their
-    anchors are averaged; the student's embeddings lie in the first teacher's space.
-    """
-
-    def __init__(
-        self,
-        student: ImageTower,
-        teachers: Sequence[Callable[[Tensor], Tensor]],
-        anchors: Sequence[Anchors],
-        *,
-        csm: CsmConfig,
-        feature: FeatureConfig,
-        augmentation: Augmentation,
-    ) -> None:
-        """Register the student and the anchors.
-
-        Args:
-            teachers: frozen image towers as functions, not as submodules: uint8 [B, 3, H, W] -> float32
-                [B, D] of unit length. If empty, the batches carry the teachers' embeddings.
-            anchors: one for each teacher, also if the batches carry the embeddings; all of the same texts.
-        """
-        super().__init__()
-        self.visual = student.network
-        self.anchors: Tensor
-        for index, of_teacher in enumerate(anchors):
-            name = "anchors" if index == 0 else f"anchors_{index}"
-            self.register_buffer(name, of_teacher.embeddings, persistent=False)
-        self.num_teachers = len(anchors)
-        self.student = student.preprocessing
-        # Functions, because a deep copy of the method would copy the object of a bound method too.
-        self.teachers = [lambda pixels, embed=embed: embed(pixels) for embed in teachers]
-        self.csm = csm
-        self.feature = feature
-        self.augmentation = augmentation
-
-    def set_grad_checkpointing(self) -> None:
-        """Recompute activations within the student's blocks or stages, if its network can, to save memory."""
-        self.visual.set_grad_checkpointing()  # type: ignore[operator]
-
-    def compile_networks(self) -> None:
-        """Have torch compile the student at its next call."""
-        self.visual.compile()
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Return a batch's loss, and its terms and the cosine to the first teacher, detached.
-
-        All are sums over the samples times their weights.
-        """
-        pixels = augment(batch.pixels, batch.draws, self.augmentation)
-        seen = batch.pixels if self.augmentation.teacher_view == "weak" else pixels
-        embedded = self._embedded(seen, batch)
-        student = self.embed_images(pixels)
-        loss, terms = self._loss(student, embedded, batch.weights)
-        cosine = weighted_sum((student * embedded[0]).sum(dim=-1), batch.weights)
-        metrics = {"teacher_cosine": cosine, **terms}
-        return loss, {name: value.detach() for name, value in metrics.items()}
-
-    def embed_images(self, pixels: Tensor) -> Tensor:
-        """Embed pixels, uint8 [B, 3, H, W], as they are: float32 [B, D] of unit length."""
-        images = normalise_pixels(pixels, self.student, channels_last=True)
-        return F.normalize(self.visual(images).float(), dim=-1)
-
-    def loss_of(self, images: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of what `embed_images` returned, against the embeddings that a batch carries.
-
-        It is a sum over the samples times their weights.
-        """
-        return self._loss(images, _units(batch.embeddings), batch.weights)[0]
-
-    def _loss(self, student: Tensor, embedded: list[Tensor], weights: Tensor) -> tuple[Tensor, Metrics]:
-        """Return the loss, and its terms before weighting."""
-        terms: Metrics = {}
-        weighted = []
-        if self.csm.csm_weight:
-            terms["loss/csm"] = self._csm(student, embedded, weights)
-            weighted.append(self.csm.csm_weight * terms["loss/csm"])
-        if self.feature.feature_weight:
-            terms["loss/feature"] = feature_loss(student, embedded[0], self.feature.feature_kind, weights)
-            weighted.append(self.feature.feature_weight * terms["loss/feature"])
-        return torch.stack(weighted).sum(), terms
-
-    @torch.no_grad()
-    def _embedded(self, pixels: Tensor, batch: Batch) -> list[Tensor]:
-        """Return each teacher's embeddings, float32 [B, D] of unit length."""
-        if self.teachers:
-            return [embed(pixels) for embed in self.teachers]
-        return _units(batch.embeddings)
-
-    def _csm(self, student: Tensor, embedded: list[Tensor], weights: Tensor) -> Tensor:
-        tau_student, tau_teacher = self.csm.tau_student, self.csm.tau_teacher
-        if self.num_teachers == 1:
-            return csm_loss(
-                student,
-                embedded[0],
-                self.anchors,
-                tau_student=tau_student,
-                tau_teacher=tau_teacher,
-                chunk_size=self.csm.anchor_chunk,
-                weights=weights,
-            )
-        names = ["anchors", *(f"anchors_{index}" for index in range(1, self.num_teachers))]
-        teachers = [(each, getattr(self, name)) for each, name in zip(embedded, names, strict=True)]
-        return csm_ensemble_loss(
-            student,
-            self.anchors,
-            teachers,
-            tau_student=tau_student,
-            tau_teacher=tau_teacher,
-            weights=weights,
-        )
-
-
-def _units(embeddings: Sequence[Tensor]) -> list[Tensor]:
-    """Return stored embeddings as float32 of unit length: half precision leaves the length off by 1e-4."""
-    return [F.normalize(each.float(), dim=-1) for each in embeddings]
 
 
 def initial_logits(objective: Objective) -> dict[str, float]:
@@ -161,6 +35,8 @@ def initial_logits(objective: Objective) -> dict[str, float]:
 
 class ImageTextPretraining(nn.Module):
     """Contrastive training of an image and a text tower from captions."""
+
+    compares_samples = True
 
     def __init__(
         self,
