@@ -19,6 +19,10 @@ def distill(config: DistillConfig) -> Summary:
         UnscoredError: training succeeded, but a later step such as scoring failed.
         KeyboardInterrupt: the run was interrupted; its message says how to go on.
     """
+    if config.dry_run:
+        from beamclip.commands.distillation import plan_distillation
+
+        return plan_distillation(config, load_data(config))
     began = time.perf_counter()
     run_dir = new_run_dir(config.out, "distill")
     with waiting_workers(config.workers) as workers:

@@ -1,5 +1,6 @@
 """Run a distillation, from its options to the last line on the terminal."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from beamclip.cluster.session import share
@@ -15,6 +16,7 @@ from beamclip.commands.distill_inputs import (
     with_own_templates,
 )
 from beamclip.commands.distill_job import TrainingData, distillation_job, restore_student
+from beamclip.commands.dry_run import here, random_anchors, show_plan
 from beamclip.commands.lineage import model_ref
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.pictures import draw_models
@@ -40,6 +42,7 @@ from beamclip.prompts.classes import save_classes
 from beamclip.prompts.templates import resolve_templates
 from beamclip.runs.folder import CLASSES_FILE, MODEL, PLOTS, SHIP
 from beamclip.summary import Summary
+from beamclip.training.config import ValidationConfig
 from beamclip.training.recipe import ValidationCosts
 from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import Storage, TrainingJob
@@ -104,6 +107,25 @@ def run_distillation(
         )
     show_distilled(scores, summary, trained, inputs, run_dir)
     return summary
+
+
+def plan_distillation(config: DistillConfig, data: DistillData) -> Summary:
+    """Print what a distillation would take, by a few steps on this machine; see `show_plan`.
+
+    Args:
+        data: as returned by load_data.
+    """
+    inputs = load_inputs(config, data)
+    given, config = config, sized(config, data.shards)
+    show_chosen(given, config, data.shards)
+    show_sources(config, data.shards)
+    texts = len(data.classes) if config.anchors != "captions" else 0
+    texts += config.caption_anchors if config.anchors != "classes" else 0
+    anchors = [random_anchors(texts, clip.embed_dim) for clip in inputs.teachers]
+    local = replace(config, workers=here(config.workers), validation=ValidationConfig(eval_every=0))
+    job = _job(local, inputs, anchors, None, Storage(checkpoints="", keep_checkpoints=1, resumes=False))
+    widths = inputs.data.shards[0].views.widths[1:] if inputs.data.shards[0].views else ()
+    return show_plan("distill", config, job, tuple(width // 2 for width in widths))
 
 
 def _job(

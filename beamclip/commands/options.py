@@ -72,6 +72,9 @@ class DistillConfig:
     resume: PathOrAddress = None
     """Run to resume, under the options it was started with: its folder or, where that is lost, the address of
     its --checkpoints."""
+    dry_run: bool = False
+    """Load and check everything, time a few steps with random images on this machine, print how long the
+    whole training would take and in how much memory, and stop. Nothing is written."""
     ship: bool = False
     """Export the student in every format of beamclip export into ship/ of the run: timm, ONNX (float32 and
     int8), torch and MLflow. model/ is its open_clip directory."""
@@ -110,6 +113,8 @@ class SweepConfig(DistillConfig):
     resume: str | None = None
     """Folder of a sweep to resume, under the options it was started with: finished trials are not run again,
     others continue from their checkpoints."""
+    dry_run: tyro.conf.Suppress[bool] = False
+    """Not used."""
     ship: tyro.conf.Suppress[bool] = False
     """Refused: a sweep keeps scores, not students."""
     validation: tyro.conf.Suppress[ValidationConfig] = field(default_factory=ValidationConfig)
@@ -141,6 +146,9 @@ class PretrainConfig:
     resume: PathOrAddress = None
     """Run to resume, under the options it was started with: its folder or, where that is lost, the address of
     its --checkpoints."""
+    dry_run: bool = False
+    """Load and check everything, time a few steps with random images on this machine, print how long the
+    whole training would take and in how much memory, and stop. Nothing is written."""
     seed: Natural = 0
     """Seed of initial weights, data order, crops and augmentation."""
     psd: PsdConfig = field(default_factory=PsdConfig)

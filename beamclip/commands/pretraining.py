@@ -12,6 +12,7 @@ from beamclip.commands.batch_norms import check_batch_norms
 from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.contexts import context_sources
+from beamclip.commands.dry_run import here, show_plan
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.pretrain_data import PretrainData, columns_of
 from beamclip.commands.run import show_skipped, started_run
@@ -108,6 +109,21 @@ def run_pretraining(
         print(f"zero-shot top-1 {top1}, top-5 {top5}; chance {percent(1 / len(data.classes))}")
     print(f"{run_dir}: model/  plots/  report.html  summary.json")
     return summary
+
+
+def plan_pretraining(config: PretrainConfig, data: PretrainData) -> Summary:
+    """Print what a pre-training would take, by a few steps on this machine; see `show_plan`.
+
+    Args:
+        data: as returned by load_data.
+    """
+    untrained = _new_model(config, data)
+    given, config = config, sized(config, data.shards)
+    show_chosen(given, config, data.shards)
+    show_sources(config, data.shards)
+    storage = Storage(checkpoints="", keep_checkpoints=1, resumes=False)
+    job = _job(replace(config, workers=here(config.workers)), data.shards, untrained, storage, None)
+    return show_plan("pretrain", config, job)
 
 
 def _card(config: PretrainConfig, data: PretrainData, scores: ModelScores) -> Card:
