@@ -18,13 +18,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from beamclip.errors import InputError
+from beamclip.models.msclip_release import initialise
 from beamclip.openclip import CLIP, CustomTextCLIP, LayerNorm, QuickGELU, Transformer
+from beamclip.spelling import or_list
 
 STEM_REDUCTION = 16
 """Transformer width over the width of a stack's first convolution; each of the four others doubles it."""
 
 LATERAL_BLOCKS = (2, 4, 6, 8, 10)
 """In a transformer of 12 blocks, those before which the five stages of the parallel branch are merged."""
+
+BATCH_NORM_EPS = 1e-5
+"""PyTorch's default."""
+
+_KEYS = ("specialised", "lateral_blocks", "shared", "branch_eps", "init")
+_INITS = ("open_clip", "release")
 
 
 def build_msclip(
@@ -36,13 +44,16 @@ def build_msclip(
     custom_text: bool = True,
     **rest: Any,
 ) -> CLIP | CustomTextCLIP:
-    """Build the model of a config whose key "msclip" holds {specialised, lateral_blocks, shared}.
+    """Build the model of a config with a key "msclip".
 
     Args:
         embed_dim, vision_cfg, text_cfg, rest: as open_clip's classes take them.
         msclip: specialised (bool, false) makes it MS-CLIP-S; lateral_blocks are the blocks before which the
             stages of the parallel branch are merged, by default those of a transformer of 12; shared (bool,
-            true) is false if the text tower is another model's, as a student's is.
+            true) is false if the text tower is another model's, as a student's is; branch_eps (1e-5) is the
+            epsilon of batch norm in the parallel branch's bottlenecks; init is "open_clip" (the default) or
+            "release", for initial weights like those of the authors' code. Layer norms take the norm_kwargs
+            of vision_cfg and text_cfg.
         custom_text: whether a text tower that is not shared is a module of its own (open_clip's custom_text).
 
     Raises:
@@ -61,6 +72,7 @@ def build_msclip(
             vision_cfg,
             lateral_blocks=msclip.get("lateral_blocks", LATERAL_BLOCKS),
             quick_gelu=rest.get("quick_gelu", False),
+            branch_eps=msclip.get("branch_eps", BATCH_NORM_EPS),
         )
     if shared:
         of_image = model.visual.transformer.resblocks
@@ -68,6 +80,8 @@ def build_msclip(
         for image_block, text_block in zip(of_image, of_text, strict=True):
             # Share the text tower's layers: open_clip initialises only these as CLIP does.
             image_block.attn, image_block.mlp = text_block.attn, text_block.mlp
+    if msclip.get("init") == "release":
+        initialise(model if shared else model.visual)
     return model
 
 
@@ -103,11 +117,11 @@ def _check_text_tower(vision_cfg: dict[str, Any], text_cfg: dict[str, Any]) -> N
 
 
 def _check_image_tower(vision_cfg: dict[str, Any], msclip: dict[str, Any]) -> None:
-    unknown = sorted(set(msclip) - {"specialised", "lateral_blocks", "shared"})
+    unknown = sorted(set(msclip) - set(_KEYS))
     if unknown:
-        raise InputError(
-            f"msclip: unknown {', '.join(unknown)}. It takes specialised, lateral_blocks and shared."
-        )
+        raise InputError(f"msclip: unknown {', '.join(unknown)}. It takes {', '.join(_KEYS)}.")
+    if msclip.get("init", _INITS[0]) not in _INITS:
+        raise InputError(f"msclip: init is {msclip['init']!r}. Give {or_list(_INITS)}.")
     if not msclip.get("specialised", False):
         return
     patch, size = vision_cfg["patch_size"], vision_cfg["image_size"]
@@ -133,16 +147,24 @@ class SpecialisedVision(nn.Module):
     """The image tower of MS-CLIP-S: stem, transformer without its first block, parallel branch."""
 
     def __init__(
-        self, embed_dim: int, vision_cfg: dict[str, Any], *, lateral_blocks: Sequence[int], quick_gelu: bool
+        self,
+        embed_dim: int,
+        vision_cfg: dict[str, Any],
+        *,
+        lateral_blocks: Sequence[int],
+        quick_gelu: bool,
+        branch_eps: float = BATCH_NORM_EPS,
     ) -> None:
         """Build the tower with random weights.
 
         Args:
-            vision_cfg: image_size, patch_size, width, head_width and layers, as open_clip reads them; the
-                stem takes the place of the first layer.
+            vision_cfg: image_size, patch_size, width, head_width, layers and norm_kwargs, as open_clip reads
+                them; the stem takes the place of the first layer.
             lateral_blocks: blocks before which the stages of the parallel branch are merged.
+            branch_eps: epsilon of batch norm in the parallel branch's bottlenecks.
         """
         super().__init__()
+        norm_layer = partial(LayerNorm, **(vision_cfg.get("norm_kwargs") or {}))
         image_size, patch_size, width = (vision_cfg[key] for key in ("image_size", "patch_size", "width"))
         self.image_size = (image_size, image_size)
         self.patch_size = (patch_size, patch_size)
@@ -163,25 +185,25 @@ class SpecialisedVision(nn.Module):
         used = len(self.lateral_blocks)
         stages = [_entrance(widths[0], strides[0])]
         for before, after, stride in zip(widths, widths[1:], strides[1:], strict=False):
-            stages.append(_Bottleneck(before, after, stride))
+            stages.append(_Bottleneck(before, after, stride, branch_eps))
         self.branch = nn.ModuleList(stages[:used])
         self.adapters = nn.ModuleList(
-            _Adapter(widths[stage], width, patch_size // math.prod(strides[: stage + 1]))
+            _Adapter(widths[stage], patch_size // math.prod(strides[: stage + 1]), norm_layer(width))
             for stage in range(used)
         )
         scale = width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         tokens = self.grid_size[0] * self.grid_size[1] + 1
         self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
-        self.ln_pre = LayerNorm(width)
+        self.ln_pre = norm_layer(width)
         self.transformer = Transformer(
             width,
             vision_cfg["layers"] - 1,
             _heads(vision_cfg),
             act_layer=QuickGELU if quick_gelu else nn.GELU,
-            norm_layer=LayerNorm,
+            norm_layer=norm_layer,
         )
-        self.ln_post = LayerNorm(width)
+        self.ln_post = norm_layer(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
     def set_grad_checkpointing(self, enable: bool = True, impl: str = "inline") -> None:
@@ -235,17 +257,17 @@ class _StemBlock(nn.Module):
 class _Bottleneck(nn.Module):
     """A residual bottleneck whose middle has half the width of its output."""
 
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, before: int, after: int, stride: int, eps: float) -> None:
         super().__init__()
         middle = after // 2
         self.main = nn.Sequential(
-            _conv_norm(before, middle, 1, 1),
+            _conv_norm(before, middle, 1, 1, eps),
             nn.ReLU(),
-            _conv_norm(middle, middle, 3, stride),
+            _conv_norm(middle, middle, 3, stride, eps),
             nn.ReLU(),
-            _conv_norm(middle, after, 1, 1),
+            _conv_norm(middle, after, 1, 1, eps),
         )
-        self.shortcut = _conv_norm(before, after, 1, stride)
+        self.shortcut = _conv_norm(before, after, 1, stride, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, before, H, W] -> [B, after, H / stride, W / stride]."""
@@ -255,9 +277,16 @@ class _Bottleneck(nn.Module):
 class _Adapter(nn.Module):
     """Merges a stage of the parallel branch into the image tokens."""
 
-    def __init__(self, channels: int, width: int, reduction: int) -> None:
-        """Build the layers; `reduction` is the side of the stage's features over that of the token grid."""
+    def __init__(self, channels: int, reduction: int, norm: LayerNorm) -> None:
+        """Build the layers.
+
+        Args:
+            channels: width of the stage's features.
+            reduction: side of the stage's features over that of the token grid.
+            norm: the last layer, as wide as the tokens.
+        """
         super().__init__()
+        (width,) = norm.normalized_shape
         self.lateral = nn.Sequential(
             nn.Conv2d(channels, channels, reduction, stride=reduction, groups=channels, bias=False),
             nn.BatchNorm2d(channels),
@@ -266,11 +295,12 @@ class _Adapter(nn.Module):
         self.local = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.BatchNorm2d(width)
         )
-        self.norm = LayerNorm(width)
+        self.norm = norm
 
     def forward(self, tokens: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:
         """tokens [B, 1 + h * w, width], features [B, channels, h * reduction, w * reduction] -> tokens."""
         patches = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+        # The release doubles the class token here; the norm divides that out.
         merged = self.local(patches) + self.lateral(features)
         return self.norm(torch.cat([tokens[:, :1], merged.flatten(2).transpose(1, 2)], dim=1))
 
@@ -285,7 +315,8 @@ def _entrance(width: int, stride: int) -> nn.Module:
     return nn.Sequential(_conv_norm(3, width, 3, stride), nn.ReLU())
 
 
-def _conv_norm(before: int, after: int, kernel: int, stride: int) -> nn.Module:
+def _conv_norm(before: int, after: int, kernel: int, stride: int, eps: float = BATCH_NORM_EPS) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(after)
+        nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(after, eps=eps),
     )

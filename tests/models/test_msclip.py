@@ -1,6 +1,5 @@
 """MS-CLIP: what is shared, how large it is, and that it is used like any other open_clip model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import beamclip
 from beamclip.errors import InputError
 from beamclip.export.open_clip_dir import write_open_clip_dir
 from beamclip.models.clip import LoadedClip, build_open_clip, load_clip, new_clip
 from beamclip.models.config import StudentConfig
+from beamclip.models.model_config import find_config
 from beamclip.models.msclip import SpecialisedVision
 from beamclip.models.student import backbone_features, build_student
 from beamclip.training.optim import shared_parameters
 
-CONFIGS = Path(beamclip.__file__).parent / "models" / "configs"
 NAMES = ("tiny-msclip", "tiny-msclip-s")
 TEXTS = ["a red square", "a hollow star"]
 
@@ -38,7 +36,7 @@ def parameters(model: nn.Module) -> float:
     [("msclip-b32", 126.29), ("msclip-s-b32", 132.41), ("msclip-b16", 124.63), ("msclip-s-b16", 132.50)],
 )
 def test_parameters_are_as_many_as_published(name: str, millions: float) -> None:
-    config = json.loads((CONFIGS / f"{name}.json").read_text())
+    config, _ = find_config(name)
     with torch.device("meta"):
         assert parameters(build_open_clip(config, where=name)) == pytest.approx(millions, abs=0.005)
 
@@ -232,6 +230,7 @@ def test_recomputing_blocks_leaves_the_gradients_as_they_are() -> None:
         ("vision_cfg", {"patch_size": 12}, "image_size 48 with patch_size 12"),
         ("msclip", {"lateral_blocks": [2, 6]}, r"lateral_blocks \[2, 6\]"),
         ("msclip", {"halved": True}, "unknown halved"),
+        ("msclip", {"init": "zeros"}, "init is 'zeros'"),
     ],
 )
 def test_towers_that_cannot_share_are_refused(tower: str, values: dict[str, Any], message: str) -> None:
