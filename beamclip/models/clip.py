@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from beamclip.errors import InputError
 from beamclip.models.address import HUB, LOCAL_DIR, OPEN_CLIP, named_file, split_address
 from beamclip.models.hub import WEIGHTS, hub_file, registered_weights
-from beamclip.models.model_config import find_config, is_config, read_json_object, without_pretrained_parts
+from beamclip.models.model_config import (
+    find_config,
+    is_config,
+    own_configs,
+    read_json_object,
+    without_pretrained_parts,
+)
 from beamclip.models.msclip import build_msclip
 from beamclip.models.pixels import Preprocessing, normalise_pixels
 from beamclip.models.tokenizer import Tokenizer, new_tokenizer, open_clip_tokenizer
@@ -123,7 +129,8 @@ def load_clip(address: str) -> LoadedClip:
     Args:
         address: one of
             `open_clip:NAME/TAG`: weights of open_clip's registry, from the local cache, else downloaded;
-            `open_clip:NAME/FILE`, or NAME/FILE: a weights file for open_clip's, or our, config NAME;
+            `open_clip:NAME/FILE`, or NAME/FILE: a weights file for open_clip's, or our, config NAME; for an
+                MS-CLIP-S, also a file of its authors' release;
             `hf-hub:ORG/NAME`: an open_clip model on the Hugging Face hub, cached or downloaded;
             a directory with an open_clip_config.json and its weights, also as `local-dir:PATH`;
             a weights file beside such a config;
@@ -278,6 +285,11 @@ def _load_named(rest: str, address: str) -> LoadedClip:
     file = named_file(rest)
     if not pretrained and file is not None:
         return _load_file_by_name(name, file, address)
+    if name in own_configs():
+        raise InputError(
+            f"{address}: {tag or repr(tag)}: no such file. {name} is a config of beamclip, which open_clip "
+            f"has no weights for: write {OPEN_CLIP}:{name}/FILE, or train it with beamclip pretrain."
+        )
     registered = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if registered is None:
         hint = did_you_mean(

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from beamclip.errors import InputError
+from beamclip.models.msclip import SpecialisedVision
+from beamclip.models.msclip_release import is_released, own_names
 from beamclip.openclip import (
     convert_state_dict,
     convert_to_custom_text_state_dict,
@@ -33,7 +35,8 @@ _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.
 def load_weights(model: nn.Module, file: Path, config: str) -> None:
     """Load a whole open_clip model from one file, in open_clip's or OpenAI's layout.
 
-    The model may sit under any prefix (`module.`, `model.`); see `read_state_dict` for the rest.
+    An MS-CLIP-S may also have the layout of its authors' release. The model may sit under any prefix
+    (`module.`, `model.`); see `read_state_dict` for the rest.
 
     Args:
         config: where the model's shape comes from, for messages.
@@ -44,6 +47,8 @@ def load_weights(model: nn.Module, file: Path, config: str) -> None:
     state = read_state_dict(file)
     prefix = _model_prefix(state, file)
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if isinstance(model.visual, SpecialisedVision) and is_released(state):
+        state = own_names(state)
     try:
         _fill(model, state)
     except Exception as error:
@@ -66,7 +71,19 @@ def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
     state.pop("text.transformer.embeddings.position_ids", None)
     resize_pos_embed(state, model)
     resize_text_pos_embed(state, model)
+    _check_shared(model, state)
     model.load_state_dict(state)
+
+
+def _check_shared(model: nn.Module, state: StateDict) -> None:
+    """Raise ValueError if tensors differ in the state that are one in the model."""
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), name)
+        if other not in state or name not in state:
+            continue
+        if not torch.allclose(state[other], state[name], rtol=0, atol=0, equal_nan=True):
+            raise ValueError(f"{other} and {name} differ in the file; in the model they are one tensor.")
 
 
 def load_backbone(trunk: nn.Module, file: Path, name: str) -> None:
