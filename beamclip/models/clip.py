@@ -200,11 +200,18 @@ def new_clip(config: str | Path, seed: int, **replaced: Any) -> LoadedClip:
         InputError: there is no such config, or it does not describe a model.
     """
     model_cfg, preprocess = find_config(config)
-    model_cfg = {**model_cfg, **replaced}
-    if "msclip" in model_cfg:
-        model_cfg["custom_text"] = True
+    model_cfg = _with_text_apart({**model_cfg, **replaced})
     model = build_open_clip(model_cfg, where=str(config), seed=seed)
     return assemble(model, new_tokenizer(model_cfg, str(config)), model_cfg, preprocess, address=str(config))
+
+
+def _with_text_apart(model_cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with custom_text if it is of an MS-CLIP with both towers, which is always built so.
+
+    A student's config loses the key "msclip", and must still say how its text tower is built.
+    """
+    both = "msclip" in model_cfg and model_cfg["msclip"].get("shared", True)
+    return {**model_cfg, "custom_text": True} if both else model_cfg
 
 
 def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> ClipModel:
@@ -313,6 +320,7 @@ def _load_file_by_name(name: str, file: Path, address: str) -> LoadedClip:
     """Load a file without a config, such as open_clip's training writes, into the named config's model."""
     _check_suffix(file)
     model_cfg, preprocess = find_config(name)
+    model_cfg = _with_text_apart(model_cfg)
     model = build_open_clip(model_cfg, where=name)
     load_weights(model, file, config=name)
     return assemble(model, new_tokenizer(model_cfg, name), model_cfg, preprocess, address=address)
@@ -346,7 +354,7 @@ def _load_configured(config_file: Path, weights: Path, tokenizer: str, address: 
         raise InputError(f"{config_file}: has no model_cfg. It must hold model_cfg and preprocess_cfg.")
     model_cfg = without_pretrained_parts(config["model_cfg"])
     if "msclip" in config:
-        model_cfg["msclip"] = config["msclip"]
+        model_cfg = _with_text_apart({**model_cfg, "msclip": config["msclip"]})
     model = build_open_clip(model_cfg, where=str(config_file))
     load_weights(model, weights, config=str(config_file))
     found = open_clip_tokenizer(tokenizer, str(config_file))

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from beamclip.errors import InputError
 from beamclip.models.clip import build_open_clip, load_clip
+from beamclip.models.config import StudentConfig
 from beamclip.models.model_config import find_config
 from beamclip.models.msclip_release import own_names
+from beamclip.models.student import build_student
 from beamclip.openclip import convert_to_custom_text_state_dict
 
 State = dict[str, Tensor]
@@ -283,6 +285,16 @@ def test_embeddings_are_those_of_the_release(patch: int, tmp_path: Path) -> None
     torch.testing.assert_close(of_texts, text_embeddings(state, tokens, size), rtol=0, atol=1e-5)
     assert (of_images[0] - of_images[1]).abs().max() > 1e-3
     assert clip.model.logit_scale.item() == pytest.approx(state["logit_scale"].item())
+
+
+def test_a_student_takes_the_text_tower_of_a_release(tmp_path: Path) -> None:
+    teacher = load_clip(str(write_model(tmp_path, Size(32), random_state(Size(32)))))
+    student = build_student(StudentConfig(student="test_resnet"), teacher, seed=0)
+    tokens = teacher.tokenizer(["a red square"])
+    student.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(student.model.encode_text(tokens), teacher.model.encode_text(tokens))
+    assert student.preprocessing.mean == teacher.preprocessing.mean
 
 
 @pytest.mark.parametrize("patch", [32, 16])
