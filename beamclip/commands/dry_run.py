@@ -31,14 +31,15 @@ class Timed:
     """What steps with random images took on this machine."""
 
     device: str
+    """GPU or CPU."""
     images: int
     """Images in a step, in as many parts as in the training."""
     seconds: float
-    """Of a step, without data."""
+    """Seconds that a step takes when its batch is in memory."""
     memory: int
-    """Largest memory, bytes: of the GPU, or of this process."""
+    """Most bytes of memory that were in use: of the GPU, or of this process."""
     parameters: int
-    """Numbers that are trained."""
+    """Count of the parameters that are trained."""
 
 
 def show_plan(
