@@ -10,18 +10,17 @@ defaults. Trials with a result in --out are not run again.
 """
 
 import sys
-import zlib
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from support.distilling import distilled
-from support.emoji_pairs import Pairs, load_emoji, load_glyphs, load_images, subset
+from support.emoji_pairs import load_images
 from support.options import of_trials, read_options
 from support.pretraining import Recipe, train
 from support.reports import circumstances, markdown_table, plus_minus, write_figures
+from support.study_data import HALVES, IMAGES, StudyData, load_data
 from support.trials import Result, Trial, results_of, run_trials
 
 from beamclip.commands.console import table
@@ -34,26 +33,13 @@ from beamclip.prompts.anchors import encode_anchors
 from beamclip.training.config import OptimConfig
 from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
 
-IMAGES = {"emoji": 3834, "glyphs": 4000}
-"""Data sets, with the number of their training images."""
-GLYPH_TEST_IMAGES = 1600
 TEACHER, STUDENT = "nano-resnet10t", "test_resnet"
-HALVES = ("validation", "test")
 BEFORE = {"distill": (256, 10, 1e-3), "pretrain": (256, 20, 1e-3)}
 """Batch size, epochs and learning rate of the former fixed defaults."""
 TRIED = {
     "distill": [(64, 10, 2e-3), (64, 20, 1e-3), (128, 20, 2e-3)],
     "pretrain": [(64, 20, 1e-3)],
 }
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set of this study: training pairs, held-out pairs by half, and class names."""
-
-    train: Pairs
-    halves: dict[str, Pairs]
-    names: list[str]
 
 
 def main() -> None:
@@ -118,7 +104,7 @@ def trial_of(data: str, task: str, setting: tuple[int, float, float], seed: int)
 def score_trial(trial: Trial, emoji: Path, out: Path) -> Result:
     """Train and score on both halves; a student is taught by the teacher of its data, which is scored too."""
     name, task = trial.arm.split()[:2]
-    data = load(name, emoji, out)
+    data = load_data(name, emoji, out)
     weights = out / f"{name}-teacher.pt"
     if task == "pretrain":
         clip, _ = train(trial.recipe, data.train, trial.seed)
@@ -148,20 +134,7 @@ def score_trial(trial: Trial, emoji: Path, out: Path) -> Result:
     return {**scores, **taught, "zeroshot_top1": scores["validation"]}
 
 
-def load(name: str, emoji: Path, out: Path) -> Data:
-    """Load a data set by its name."""
-    if name == "emoji":
-        train_pairs, held_out, names = load_emoji(emoji)
-    else:
-        train_pairs, held_out, names = load_glyphs(out / "glyphs", IMAGES[name], GLYPH_TEST_IMAGES)
-    side = [zlib.crc32(key.encode()) % 2 for key in held_out.keys]
-    halves = {
-        half: subset(held_out, np.flatnonzero(np.equal(side, i)).tolist()) for i, half in enumerate(HALVES)
-    }
-    return Data(train_pairs, halves, names)
-
-
-def top1(model: Teacher, texts: LoadedClip, data: Data, half: str) -> float:
+def top1(model: Teacher, texts: LoadedClip, data: StudyData, half: str) -> float:
     """Return zero-shot accuracy with bare names as prompts."""
     pairs = data.halves[half]
     images = torch.cat([model.encode_image(b) for b in load_images(pairs, texts.image_size).split(256)])

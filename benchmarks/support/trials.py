@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.pretraining import Recipe
-
 from beamclip.training.process import prepare_process
 
 
@@ -20,7 +18,8 @@ class Trial:
     """One training of one arm of a study."""
 
     arm: str
-    recipe: Recipe
+    recipe: Any
+    """A dataclass of plain values."""
     seed: int
     noise: float = 0.0
     """Share of the captions that were shuffled, 0..1."""
@@ -35,7 +34,7 @@ class Trial:
     def settings(self) -> dict[str, Any]:
         """Everything that the result depends on, as JSON values."""
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        if self.recipe.objective != "psd":
+        if settings["recipe"].get("objective", "psd") != "psd":
             del settings["recipe"]["psd"]
         return settings
 
