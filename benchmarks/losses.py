@@ -28,7 +28,6 @@ from support.trials import Result, Trial, results_of, run_trials
 from support.view_pool import load_pool, make_pool, save_pool
 from torch import Tensor
 
-from beamclip.commands.console import table
 from beamclip.data.config import StreamConfig
 from beamclip.evaluation.knn import knn_scores
 from beamclip.evaluation.probe import fit_probe
@@ -105,8 +104,11 @@ def main() -> None:
     winner = best_of([r for r in found if r["trial"]["seed"] in seeds], list(arms))
     further = further_arms(arms, winner)
     found += results(further, seeds)
-    text = report(found, arms, further, csm, winner, circumstances(*of_trials("losses", seeds, options.jobs)))
-    write_figures(options.report, "Losses, anchors and heads", text)
+    parts = [
+        circumstances(*of_trials("losses", seeds, options.jobs)),
+        *report(found, arms, further, winner, options.out),
+    ]
+    write_figures(options.report, "Losses, anchors and heads", "\n\n".join(parts))
     keep(found, options.report.parent.parent / "benchmarks" / "losses.json")
 
 
@@ -268,13 +270,109 @@ def _encode(model: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def best_of(found: list[Result], names: list[str]) -> str:
     """Return the arm with the highest mean zero-shot score on validation data."""
-    means = {
-        name: np.mean([r["validation"]["zeroshot"] for r in results_of(found, name)]) for name in names
-    }
+    means = {name: np.mean([r["validation"]["zeroshot"] for r in results_of(found, name)]) for name in names}
     return max(means, key=lambda name: means[name])
 
 
-def report(*a): raise SystemExit("no report yet")
+SCORES = {"zeroshot": "zero-shot top-1, %", "knn": "kNN-10, %", "probe": "linear probe, %"}
+
+
+def report(
+    found: list[Result], arms: dict[str, Arm], further: dict[str, Arm], winner: str, teachers: Path
+) -> list[str]:
+    """Write the tables of the report, as text and markdown in turn."""
+    of_seeds = [r for r in found if r["trial"]["seed"] != SCREENED_WITH]
+    emoji = [name for name in arms if name != DEFAULT]
+    glyphs = [name for name, arm in further.items() if arm.data == "glyphs"]
+    rivals = [name for name in ("CSM tuned", "FD") if name != winner]
+    parts = [
+        "CSM alone at each pair of temperatures, zero-shot top-1 on validation data, %, one training each:",
+        markdown_table(temperature_table(found)),
+        "CSM at the best of these temperatures with one further term, the same:",
+        markdown_table(weight_table(found)),
+        f"Losses on test data, emoji, all names as anchors, linear head. Differences are to {DEFAULT}, seed "
+        "by seed, with intervals of 95 % and p-values adjusted by Holm's method in each column:",
+        markdown_table(compared(of_seeds, [(DEFAULT, ""), *((name, DEFAULT) for name in emoji)])),
+        f"The best by validation data, {winner}, against others, zero-shot top-1:",
+        markdown_table(compared(of_seeds, [(winner, name) for name in rivals])),
+    ]
+    rest = [(name, name.rsplit(", ", 1)[0]) for name in further if name not in glyphs]
+    parts += ["Anchors and heads on test data, emoji:", markdown_table(compared(of_seeds, rest))]
+    base = f"{DEFAULT}, glyphs"
+    rows = compared(of_seeds, [(base, ""), *((name, base) for name in glyphs if name != base)])
+    parts += ["Glyphs, test data:", markdown_table(rows)]
+    taught = [json.loads((teachers / f"{data}-teacher.json").read_text())["test"] for data in IMAGES]
+    rows = [["teacher", *SCORES.values()]]
+    rows += [
+        [data, *(f"{100 * own[score]:.1f}" for score in SCORES)]
+        for data, own in zip(IMAGES, taught, strict=True)
+    ]
+    return [*parts, "Teachers, test data:", markdown_table(rows)]
+
+
+def temperature_table(found: list[Result]) -> list[list[str]]:
+    """Build a row for each temperature of the teacher, a column for each of the student."""
+    of_student = sorted({student for _, student in TEMPERATURES})
+    rows = [["tau_teacher", *(f"tau_student {student:g}" for student in of_student)]]
+    for teacher in sorted({teacher for teacher, _ in TEMPERATURES}):
+        cells = [validated(found, f"CSM at {teacher:g} and {student:g}") for student in of_student]
+        rows.append([f"{teacher:g}", *cells])
+    return rows
+
+
+def weight_table(found: list[Result]) -> list[list[str]]:
+    """Build a row for each term and weight."""
+    rows = [["term", "weight", "top-1"]]
+    for term, weights in WEIGHTS.items():
+        rows += [[term, f"{weight:g}", validated(found, f"CSM + {weight:g} {term}")] for weight in weights]
+    return rows
+
+
+def validated(found: list[Result], arm: str) -> str:
+    """Return an arm's mean zero-shot score on validation data, in per cent."""
+    return f"{100 * np.mean([r['validation']['zeroshot'] for r in results_of(found, arm)]):.1f}"
+
+
+def compared(found: list[Result], pairs: list[tuple[str, str]]) -> list[list[str]]:
+    """Build a row for each arm: its scores on test data, and its differences to another arm."""
+    own = {name: by_seed(found, name) for pair in pairs for name in pair if name}
+    measured = [(name, other) for name, other in pairs if other]
+    cells: dict[tuple[str, str, str], str] = {}
+    for score in SCORES:
+        found_differences = [difference(own[name][score], own[other][score]) for name, other in measured]
+        adjusted = holm([each.p for each in found_differences])
+        for pair, each, p in zip(measured, found_differences, adjusted, strict=True):
+            cells[*pair, score] = f"{each.text}, p {p:.3f}"
+    heads = [text for title in SCORES.values() for text in (title, "difference")]
+    rows = [["arm", "against", *heads, "CPU s"]]
+    for name, other in pairs:
+        row = [name, other]
+        for score in SCORES:
+            row += [plus_minus(np.mean(own[name][score]), np.std(own[name][score], ddof=1))]
+            row += [cells.get((name, other, score), "")]
+        rows.append([*row, f"{np.median(own[name]['cpu_seconds']):.0f}"])
+    return rows
+
+
+def by_seed(found: list[Result], arm: str) -> dict[str, list[float]]:
+    """Return the scores on test data and the CPU seconds of an arm, in the order of the seeds."""
+    own = sorted(results_of(found, arm), key=lambda result: result["trial"]["seed"])
+    scores = {score: [result["test"][score] for result in own] for score in SCORES}
+    return {**scores, "cpu_seconds": [result["cpu_seconds"] for result in own]}
+
+
+def keep(found: list[Result], file: Path) -> None:
+    """Write arm, seed and scores of every training."""
+    kept = [
+        {
+            "arm": result["trial"]["arm"],
+            "seed": result["trial"]["seed"],
+            **{half: {name: round(value, 5) for name, value in result[half].items()} for half in HALVES},
+            "cpu_seconds": round(result["cpu_seconds"]),
+        }
+        for result in sorted(found, key=lambda r: (r["trial"]["arm"], r["trial"]["seed"]))
+    ]
+    file.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -90,9 +90,7 @@ def distilled_from_pool(
     return Teacher(learner)
 
 
-def _train(
-    method: Distillation, optim: OptimConfig, total: int, batches: Iterator[Batch], seed: int
-) -> None:
+def _train(method: Distillation, optim: OptimConfig, total: int, batches: Iterator[Batch], seed: int) -> None:
     method.to(memory_format=torch.channels_last).train()
     training = Training(method, optim, total_steps=total, device=torch.device("cpu"), seed=seed)
     while training.step < total:
