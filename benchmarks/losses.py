@@ -24,7 +24,7 @@ from support.paired import difference, holm
 from support.pretraining import Recipe, train
 from support.reports import circumstances, markdown_table, plus_minus, write_figures
 from support.study_data import HALVES, IMAGES, StudyData, load_data
-from support.trials import Result, Trial, results_of, run_trials
+from support.trials import Result, Trial, keep_scores, results_of, run_trials
 from support.view_pool import load_pool, make_pool, save_pool
 from torch import Tensor
 
@@ -109,7 +109,7 @@ def main() -> None:
         *report(found, arms, further, winner, options.out),
     ]
     write_figures(options.report, "Losses, anchors and heads", "\n\n".join(parts))
-    keep(found, options.report.parent.parent / "benchmarks" / "losses.json")
+    keep_scores(found, options.report)
 
 
 def temperature_arms() -> dict[str, Arm]:
@@ -359,20 +359,6 @@ def by_seed(found: list[Result], arm: str) -> dict[str, list[float]]:
     own = sorted(results_of(found, arm), key=lambda result: result["trial"]["seed"])
     scores = {score: [result["test"][score] for result in own] for score in SCORES}
     return {**scores, "cpu_seconds": [result["cpu_seconds"] for result in own]}
-
-
-def keep(found: list[Result], file: Path) -> None:
-    """Write arm, seed and scores of every training."""
-    kept = [
-        {
-            "arm": result["trial"]["arm"],
-            "seed": result["trial"]["seed"],
-            **{half: {name: round(value, 5) for name, value in result[half].items()} for half in HALVES},
-            "cpu_seconds": round(result["cpu_seconds"]),
-        }
-        for result in sorted(found, key=lambda r: (r["trial"]["arm"], r["trial"]["seed"]))
-    ]
-    file.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

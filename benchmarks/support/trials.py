@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support.study_data import HALVES
 
 from beamclip.training.process import prepare_process
 
@@ -103,3 +104,17 @@ def over_seeds(results: list[Result], arm: str, figure: str, noise: float = 0.0)
     found = [result[figure] for result in results_of(results, arm, noise)]
     spread = float(np.std(found, ddof=1)) if len(found) > 1 else float("nan")
     return float(np.mean(found)), spread, len(found)
+
+
+def keep_scores(results: list[Result], report: Path) -> None:
+    """Write arm, seed and scores of every training beside a report, for readers who want other tables."""
+    kept = [
+        {
+            "arm": result["trial"]["arm"],
+            "noise": result["trial"]["noise"],
+            "seed": result["trial"]["seed"],
+            **{half: {name: round(value, 5) for name, value in result[half].items()} for half in HALVES},
+        }
+        for result in sorted(results, key=lambda r: [r["trial"][k] for k in ("arm", "noise", "seed")])
+    ]
+    report.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
