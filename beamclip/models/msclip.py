@@ -34,6 +34,11 @@ BATCH_NORM_EPS = 1e-5
 _KEYS = ("specialised", "lateral_blocks", "shared", "branch_eps", "init")
 _INITS = ("open_clip", "release")
 
+PARTS = {"attention": ("attn",), "feed_forward": ("mlp",), "norms": ("ln_1", "ln_2")}
+"""What the blocks of both towers can share, with the names of open_clip's modules."""
+SHARED = ("attention", "feed_forward")
+"""What they share by default: what MS-CLIP and MS-CLIP-S do."""
+
 
 def build_msclip(
     embed_dim: int,
@@ -49,19 +54,19 @@ def build_msclip(
     Args:
         embed_dim, vision_cfg, text_cfg, rest: as open_clip's classes take them.
         msclip: specialised (bool, false) makes it MS-CLIP-S; lateral_blocks are the blocks before which the
-            stages of the parallel branch are merged, by default those of a transformer of 12; shared (bool,
-            true) is false if the text tower is another model's, as a student's is; branch_eps (1e-5) is the
-            epsilon of batch norm in the parallel branch's bottlenecks; init is "open_clip" (the default) or
-            "release", for initial weights like those of the authors' code. Layer norms take the norm_kwargs
-            of vision_cfg and text_cfg.
+            stages of the parallel branch are merged, by default those of a transformer of 12; shared (true)
+            is a list of PARTS, true for SHARED, or false if the text tower is another model's, as a
+            student's is; branch_eps (1e-5) is the epsilon of batch norm in the parallel branch's bottlenecks;
+            init is "open_clip" (the default) or "release", for initial weights like those of the authors'
+            code. Layer norms take the norm_kwargs of vision_cfg and text_cfg.
         custom_text: whether a text tower that is not shared is a module of its own (open_clip's custom_text).
 
     Raises:
         InputError: the towers differ in width, heads or layers, the stem cannot make patches of this size, or
             a key of msclip is unknown or out of range.
     """
-    shared = msclip.get("shared", True)
     _check_image_tower(vision_cfg, msclip)
+    shared = _shared_modules(msclip)
     if shared:
         _check_text_tower(vision_cfg, text_cfg)
     model_class = CustomTextCLIP if shared or custom_text else CLIP
@@ -79,7 +84,8 @@ def build_msclip(
         of_text = list(model.text.transformer.resblocks)[-len(of_image) :]
         for image_block, text_block in zip(of_image, of_text, strict=True):
             # Share the text tower's layers: open_clip initialises only these as CLIP does.
-            image_block.attn, image_block.mlp = text_block.attn, text_block.mlp
+            for name in shared:
+                setattr(image_block, name, getattr(text_block, name))
     if msclip.get("init") == "release":
         initialise(model if shared else model.visual)
     return model
@@ -99,6 +105,18 @@ def split_msclip(model_cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
 
 def _heads(vision_cfg: dict[str, Any]) -> int:
     return int(vision_cfg["width"]) // int(vision_cfg.get("head_width", 64))
+
+
+def _shared_modules(msclip: dict[str, Any]) -> list[str]:
+    """Return the names of a block's modules that both towers use."""
+    shared = msclip.get("shared", True)
+    if isinstance(shared, bool):
+        shared = SHARED if shared else ()
+    elif not shared or not set(shared) <= set(PARTS):
+        raise InputError(
+            f"msclip: shared is {shared!r}. Give true, false, or a list of {or_list(tuple(PARTS))}."
+        )
+    return [name for part in shared for name in PARTS[part]]
 
 
 def _check_text_tower(vision_cfg: dict[str, Any], text_cfg: dict[str, Any]) -> None:

@@ -58,6 +58,28 @@ def test_attention_and_feed_forward_are_shared_and_nothing_else(name: str, first
     assert len(want) == 8 * (6 - first)
 
 
+@pytest.mark.parametrize(
+    ("shared", "modules"),
+    [
+        (["attention"], {"attn"}),
+        (["feed_forward"], {"mlp"}),
+        (["attention", "feed_forward", "norms"], {"attn", "mlp", "ln_1", "ln_2"}),
+    ],
+)
+def test_a_config_says_what_the_blocks_share(shared: list[str], modules: set[str], tmp_path: Path) -> None:
+    clip = new_clip("tiny-msclip", seed=0, msclip={"shared": shared})
+    names = [
+        name
+        for name, parameter in clip.model.text.transformer.resblocks.named_parameters()
+        if id(parameter) in shared_parameters(clip.model)
+    ]
+    assert {name.split(".")[1] for name in names} == modules
+    assert {name.split(".")[0] for name in names} == {str(number) for number in range(6)}
+    write_open_clip_dir(clip, tmp_path)
+    reloaded = load_clip(str(tmp_path))
+    assert len(shared_parameters(reloaded.model)) == len(names)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shared_tensor_moves_under_the_loss_of_either_tower(name: str) -> None:
     clip = new_clip(name, seed=0)
@@ -230,6 +252,8 @@ def test_recomputing_blocks_leaves_the_gradients_as_they_are() -> None:
         ("vision_cfg", {"patch_size": 12}, "image_size 48 with patch_size 12"),
         ("msclip", {"lateral_blocks": [2, 6]}, r"lateral_blocks \[2, 6\]"),
         ("msclip", {"halved": True}, "unknown halved"),
+        ("msclip", {"shared": ["tokens"]}, "Give true, false, or a list of attention"),
+        ("msclip", {"shared": []}, "Give true, false, or a list of attention"),
         ("msclip", {"init": "zeros"}, "init is 'zeros'"),
     ],
 )
