@@ -20,9 +20,9 @@ import torch
 from support.distilling import Losses, distilled_from_pool
 from support.emoji_pairs import load_images
 from support.options import of_trials, read_options
-from support.paired import difference, holm
+from support.paired import Pair, compared, mean_on_test
 from support.pretraining import Recipe, train
-from support.reports import circumstances, markdown_table, plus_minus, write_figures
+from support.reports import circumstances, markdown_table, write_figures
 from support.study_data import HALVES, IMAGES, StudyData, load_data
 from support.trials import Result, Trial, keep_scores, results_of, run_trials
 from support.view_pool import load_pool, make_pool, save_pool
@@ -292,14 +292,14 @@ def report(
         markdown_table(weight_table(found)),
         f"Losses on test data, emoji, all names as anchors, linear head. Differences are to {DEFAULT}, seed "
         "by seed, with intervals of 95 % and p-values adjusted by Holm's method in each column:",
-        markdown_table(compared(of_seeds, [(DEFAULT, ""), *((name, DEFAULT) for name in emoji)])),
+        markdown_table(score_table(of_seeds, [(DEFAULT, ""), *((name, DEFAULT) for name in emoji)])),
         f"The best by validation data, {winner}, against others, zero-shot top-1:",
-        markdown_table(compared(of_seeds, [(winner, name) for name in rivals])),
+        markdown_table(score_table(of_seeds, [(winner, name) for name in rivals])),
     ]
     rest = [(name, name.rsplit(", ", 1)[0]) for name in further if name not in glyphs]
-    parts += ["Anchors and heads on test data, emoji:", markdown_table(compared(of_seeds, rest))]
+    parts += ["Anchors and heads on test data, emoji:", markdown_table(score_table(of_seeds, rest))]
     base = f"{DEFAULT}, glyphs"
-    rows = compared(of_seeds, [(base, ""), *((name, base) for name in glyphs if name != base)])
+    rows = score_table(of_seeds, [(base, ""), *((name, base) for name in glyphs if name != base)])
     parts += ["Glyphs, test data:", markdown_table(rows)]
     taught = [json.loads((teachers / f"{data}-teacher.json").read_text())["test"] for data in IMAGES]
     rows = [["teacher", *SCORES.values()]]
@@ -333,32 +333,22 @@ def validated(found: list[Result], arm: str) -> str:
     return f"{100 * np.mean([r['validation']['zeroshot'] for r in results_of(found, arm)]):.1f}"
 
 
-def compared(found: list[Result], pairs: list[tuple[str, str]]) -> list[list[str]]:
-    """Build a row for each arm: its scores on test data, and its differences to another arm."""
-    own = {name: by_seed(found, name) for pair in pairs for name in pair if name}
-    measured = [(name, other) for name, other in pairs if other]
-    cells: dict[tuple[str, str, str], str] = {}
-    for score in SCORES:
-        found_differences = [difference(own[name][score], own[other][score]) for name, other in measured]
-        adjusted = holm([each.p for each in found_differences])
-        for pair, each, p in zip(measured, found_differences, adjusted, strict=True):
-            cells[*pair, score] = f"{each.text}, p {p:.3f}"
-    heads = [text for title in SCORES.values() for text in (title, "difference")]
-    rows = [["arm", "against", *heads, "CPU s"]]
+def score_table(found: list[Result], pairs: list[tuple[str, str]]) -> list[list[str]]:
+    """Build a row for each arm: its scores on test data, and its differences to another arm, if any."""
+    cells = {
+        score: compared(found, [Pair(name, other) for name, other in pairs if other], score)
+        for score in SCORES
+    }
+    rows = [
+        ["arm", "against", *(text for title in SCORES.values() for text in (title, "difference")), "CPU s"]
+    ]
     for name, other in pairs:
         row = [name, other]
         for score in SCORES:
-            row += [plus_minus(np.mean(own[name][score]), np.std(own[name][score], ddof=1))]
-            row += [cells.get((name, other, score), "")]
-        rows.append([*row, f"{np.median(own[name]['cpu_seconds']):.0f}"])
+            row += [mean_on_test(found, name, score), cells[score].get(Pair(name, other), "")]
+        seconds = np.median([result["cpu_seconds"] for result in results_of(found, name)])
+        rows.append([*row, f"{seconds:.0f}"])
     return rows
-
-
-def by_seed(found: list[Result], arm: str) -> dict[str, list[float]]:
-    """Return the scores on test data and the CPU seconds of an arm, in the order of the seeds."""
-    own = sorted(results_of(found, arm), key=lambda result: result["trial"]["seed"])
-    scores = {score: [result["test"][score] for result in own] for score in SCORES}
-    return {**scores, "cpu_seconds": [result["cpu_seconds"] for result in own]}
 
 
 if __name__ == "__main__":

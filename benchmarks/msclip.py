@@ -2,30 +2,34 @@
 
 python benchmarks/msclip.py --emoji FOLDER
 
-FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Two separate towers, two towers of
-the same width, MS-CLIP and MS-CLIP-S train on the same pairs for the same steps, and are scored on held-out
-drawings. Trials with a result in --out are not run again.
+FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Separate towers, towers whose blocks
+share feed-forward layers, attention, both (MS-CLIP) or layer norms as well, and MS-CLIP-S train on the same
+pairs for the same steps, and are scored on held-out drawings. Trials with a result in --out are not run
+again.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from support.emoji_pairs import encode_pairs, load_emoji
+from support.emoji_pairs import encode_pairs
 from support.options import of_trials, read_options
+from support.paired import Pair, compared, mean_on_test, on_test
 from support.pretraining import Recipe, score, train
 from support.reports import circumstances, markdown_table, plus_minus, write_figures
+from support.study_data import load_data
 from support.timing import StepTime, time_steps
-from support.trials import Result, Trial, over_seeds, results_of, run_trials
-from torch import Tensor, nn
+from support.trials import Result, Trial, keep_scores, results_of, run_trials
+from torch import Tensor
 
 from beamclip.commands.console import percent, table
 from beamclip.models.clip import new_clip
-from beamclip.plots.style import BLUE, GREEN, MUTED, ORANGE, save_figure, styled
+from beamclip.plots.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, save_figure, styled
 from beamclip.training.config import OptimConfig
 from beamclip.training.optim import shared_parameters
 
@@ -34,14 +38,16 @@ SIZE, PATCH = 32, 8
 WIDTH, NARROW, LAYERS, EMBEDDING = 192, 128, 4, 128
 """Widths of vision and narrow text tower, in the proportion of B/32; number of blocks; embedding width."""
 
+NARROW_TEXT = "separate towers, narrow text"
 MATCHED = "separate towers, matched width"
+UNIFIED = "MS-CLIP"
 _B32 = open_clip.get_model_config("ViT-B-32")
 PUBLISHED = {
-    "separate towers": ("ViT-B-32", {}),
+    NARROW_TEXT: ("ViT-B-32", {}),
     MATCHED: (
         "ViT-B-32", {"text_cfg": {**_B32["text_cfg"], "width": 768, "heads": 12}},
     ),
-    "MS-CLIP": ("msclip-b32", {}),
+    UNIFIED: ("msclip-b32", {}),
     "MS-CLIP-S": ("msclip-s-b32", {}),
 }  # fmt: skip
 """The same four models at the published size: a config, and the values that replace some of its own."""
@@ -67,21 +73,24 @@ def one_transformer(**msclip: Any) -> dict[str, Any]:
 
 BASE = Recipe(model="tiny-vit", batch_size=128, optim=OptimConfig(epochs=16, lr=1e-3))
 MODELS = {
-    "separate towers": two_towers(NARROW),
+    NARROW_TEXT: two_towers(NARROW),
     MATCHED: two_towers(WIDTH),
-    "MS-CLIP": one_transformer(),
+    "feed-forward shared": one_transformer(shared=["feed_forward"]),
+    "attention shared": one_transformer(shared=["attention"]),
+    UNIFIED: one_transformer(),
+    "layer norms shared too": one_transformer(shared=["attention", "feed_forward", "norms"]),
     "MS-CLIP-S": one_transformer(specialised=True, lateral_blocks=list(range(1, LAYERS))),
 }
 ARMS = {
     name: replace(BASE, model_changes={**config, "init_logit_scale": 1.609})
     for name, config in MODELS.items()
 }
-COLOURS = dict(zip(ARMS, (MUTED, ORANGE, BLUE, GREEN), strict=True))
+COLOURS = dict(zip(ARMS, (MUTED, INK, ORANGE, "#56B4E9", BLUE, PURPLE, GREEN), strict=True))
 
 
 def main() -> None:
     """Run what is missing, and write table, plot and report."""
-    options = read_options("msclip", __doc__)
+    options = read_options("msclip", __doc__, seeds=5)
     seeds = range(options.seeds)
     trials = [Trial(arm, recipe, seed) for seed in seeds for arm, recipe in ARMS.items()]
     results = run_trials(trials, run, options.emoji, options.out, options.jobs)
@@ -96,6 +105,9 @@ def main() -> None:
             circumstances(*of_trials("msclip", seeds, options.jobs)),
             f"![Zero-shot accuracy and embeddings of four models]({options.report.stem}.png)",
             markdown_table(scores),
+            f"Zero-shot top-1 on test data against {MATCHED} and against {UNIFIED}, seed by seed, percentage "
+            "points with intervals of 95 % and p-values adjusted by Holm's method in each column:",
+            markdown_table(difference_table(results)),
             f"Sizes and speed, {LAYERS} blocks of width {WIDTH} on {SIZE} pixels in patches of {PATCH}. "
             "Step times are relative to separate towers of matched width, all taken in turn on one thread:",
             markdown_table(size_table(sizes, times)),
@@ -104,19 +116,22 @@ def main() -> None:
         ]
     )
     write_figures(options.report, "One transformer for two modalities", text)
+    keep_scores(results, options.report)
 
 
 def run(trial: Trial, emoji: Path) -> Result:
     """Train, score, and project some pairs onto a plane."""
-    train_pairs, test_pairs, names = load_emoji(emoji)
-    clip, speed = train(trial.recipe, train_pairs, trial.seed)
-    images, texts = encode_pairs(clip, test_pairs, test_pairs.captions)
-    return {**score(clip, test_pairs, names), **speed, "plane": on_a_plane(images, texts)}
+    data = load_data("emoji", emoji, emoji)
+    clip, speed = train(trial.recipe, data.train, trial.seed)
+    halves = {half: score(clip, pairs, data.names) for half, pairs in data.halves.items()}
+    test = data.halves["test"]
+    plane = on_a_plane(*encode_pairs(clip, test, test.captions))
+    return {**halves, **speed, "plane": plane, "zeroshot_top1": halves["validation"]["zeroshot_top1"]}
 
 
 def on_a_plane(images: Tensor, texts: Tensor) -> dict[str, list[list[float]]]:
-    """Return the first two principal components of every tenth pair, as in arXiv 2203.02053."""
-    both = torch.cat([images[::10], texts[::10]])
+    """Return the first two principal components of every fifth pair, as in arXiv 2203.02053."""
+    both = torch.cat([images[::5], texts[::5]])
     centred = both - both.mean(dim=0)
     _, _, components = torch.pca_lowrank(centred, q=2, center=False)
     placed = (centred @ components).mul(1000).round().div(1000)
@@ -129,8 +144,6 @@ class Sizes:
     """Numbers of a model's parameters, each tensor counted once."""
 
     parameters: int
-    tokens: int
-    """Parameters of the token embeddings."""
     shared: int
     """Parameters that both towers use."""
 
@@ -140,36 +153,25 @@ def sizes_of(model: str, changes: dict[str, Any]) -> Sizes:
     clip = new_clip(model, 0, **changes).model
     shared = shared_parameters(clip)
     parameters = list(clip.parameters())
-    tokens = [m.weight.numel() for m in clip.modules() if isinstance(m, nn.Embedding)]
     return Sizes(
         parameters=sum(p.numel() for p in parameters),
-        tokens=max(tokens),
         shared=sum(p.numel() for p in parameters if id(p) in shared),
     )
 
 
 def size_table(sizes: dict[str, Sizes], times: dict[str, StepTime]) -> list[list[str]]:
-    """Build a row for each model, with what it saves against separate towers of matched width."""
-    matched = sizes[MATCHED]
-    rows = [
-        [
-            "model",
-            "parameters",
-            "fewer",
-            "fewer, tokens apart",
-            "shared",
-            *(["images/s", "step time"] if times else []),
-        ]
-    ]
+    """Build a row for each model, with what it saves against separate towers."""
+    narrow, matched = sizes[NARROW_TEXT].parameters, sizes[MATCHED].parameters
+    heads = ["parameters", "fewer than narrow text", "fewer than matched width", "shared"]
+    rows = [["model", *heads, *(["images/s", "step time"] if times else [])]]
     for name, size in sizes.items():
         speed = [f"{times[name].images_per_second:,.0f}", times[name].text] if times else []
-        apart = 1 - (size.parameters - size.tokens) / (matched.parameters - matched.tokens)
         rows.append(
             [
                 name,
                 f"{size.parameters / 1e6:.2f} M",
-                percent(1 - size.parameters / matched.parameters),
-                percent(apart),
+                percent(1 - size.parameters / narrow),
+                percent(1 - size.parameters / matched),
                 percent(size.shared / size.parameters),
                 *speed,
             ]
@@ -178,22 +180,32 @@ def size_table(sizes: dict[str, Sizes], times: dict[str, StepTime]) -> list[list
 
 
 def score_table(results: list[Result]) -> list[list[str]]:
-    """Build a row of scores for each model."""
-    head = [
-        "model",
-        "zero-shot top-1, %",
-        "top-5, %",
-        "R@1 image to text, %",
-        "R@1 text to image, %",
-        "modality gap",
-    ]
-    figures = ("zeroshot_top1", "zeroshot_top5", "retrieval_i2t_r1", "retrieval_t2i_r1")
-    rows = [head]
+    """Build a row of scores on test data for each model."""
+    figures = {
+        "zeroshot_top1": "zero-shot top-1, %",
+        "zeroshot_top5": "top-5, %",
+        "retrieval_i2t_r1": "R@1 image to text, %",
+        "retrieval_t2i_r1": "R@1 text to image, %",
+    }
+    rows = [["model", *figures.values(), "modality gap"]]
     for arm in ARMS:
-        cells = [plus_minus(*over_seeds(results, arm, figure)[:2]) for figure in figures]
-        gap = plus_minus(*over_seeds(results, arm, "modality_gap")[:2], scale=1.0, digits=3)
+        cells = [mean_on_test(results, arm, figure) for figure in figures]
+        gaps = on_test(results, arm, "modality_gap")
+        gap = plus_minus(float(np.mean(gaps)), float(np.std(gaps, ddof=1)), scale=1.0, digits=3)
         rows.append([arm, *cells, gap])
     return rows
+
+
+def difference_table(results: list[Result]) -> list[list[str]]:
+    """Build a row for each model: its differences to matched towers and to MS-CLIP."""
+    cells: dict[Pair, str] = {}
+    for other in (MATCHED, UNIFIED):
+        cells |= compared(results, [Pair(arm, other) for arm in ARMS if arm != other], "zeroshot_top1")
+    rows = [["model", f"against {MATCHED}", f"against {UNIFIED}"]]
+    return [
+        *rows,
+        *([arm, *(cells.get(Pair(arm, other), "") for other in (MATCHED, UNIFIED))] for arm in ARMS),
+    ]
 
 
 def plot(results: list[Result], out: Path) -> None:
@@ -201,8 +213,8 @@ def plot(results: list[Result], out: Path) -> None:
     with styled():
         figure = Figure(figsize=(13, 3.4), layout="constrained")
         bars, *planes = figure.subplots(1, 1 + len(ARMS), width_ratios=[1.5] + [1] * len(ARMS))
-        scored = [over_seeds(results, arm, "zeroshot_top1") for arm in ARMS]
-        means, spreads = [100 * s[0] for s in scored], [100 * s[1] for s in scored]
+        scored = [on_test(results, arm, "zeroshot_top1") for arm in ARMS]
+        means, spreads = [100 * np.mean(s) for s in scored], [100 * np.std(s, ddof=1) for s in scored]
         bars.barh(list(ARMS), means, xerr=spreads, color=list(COLOURS.values()), height=0.6, capsize=3)
         bars.invert_yaxis()
         bars.set_axisbelow(True)
@@ -221,7 +233,7 @@ def draw_plane(axes: Axes, arm: str, results: list[Result]) -> None:
     for kind, colour in (("images", BLUE), ("texts", ORANGE)):
         across, up = zip(*first["plane"][kind], strict=True)
         axes.scatter(across, up, s=5, color=colour, alpha=0.6, linewidths=0, label=kind)
-    gap = over_seeds(results, arm, "modality_gap")[0]
+    gap = np.mean(on_test(results, arm, "modality_gap"))
     axes.set_title(f"{arm.replace(', ', chr(10))}\ngap {gap:.2f}", fontsize=9)
     axes.set_xlim(-1.05, 1.05)
     axes.set_ylim(-1.05, 1.05)

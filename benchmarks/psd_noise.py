@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from support.emoji_pairs import shuffle_captions
 from support.options import of_trials, read_options
-from support.paired import difference, holm
+from support.paired import Pair, compared, difference, mean_on_test, on_test
 from support.pretraining import Recipe, score, train
-from support.reports import circumstances, markdown_table, plus_minus, write_figures
+from support.reports import circumstances, markdown_table, write_figures
 from support.study_data import load_data
 from support.timing import ROUNDS, time_steps
 from support.trials import Result, Trial, keep_scores, results_of, run_trials
@@ -231,42 +231,33 @@ def setting_table(screened: list[Result], chosen: dict[str, str]) -> list[list[s
     return rows
 
 
-def on_test(results: list[Result], arm: str, noise: float, figure: str = "zeroshot_top1") -> list[float]:
-    """Return a figure on test data in the order of the seeds."""
-    own = sorted(results_of(results, arm, noise), key=lambda result: result["trial"]["seed"])
-    return [result["test"][figure] for result in own]
-
-
 def score_table(results: list[Result], arms: list[str]) -> list[list[str]]:
     """Build a row for each share of noise and arm."""
-    titles = ("zero-shot top-1", "top-5", "R@1 image to text", "R@1 text to image")
-    figures = ("zeroshot_top1", "zeroshot_top5", "retrieval_i2t_r1", "retrieval_t2i_r1")
-    rows = [["shuffled", "arm", *titles]]
+    figures = {
+        "zeroshot_top1": "zero-shot top-1",
+        "zeroshot_top5": "top-5",
+        "retrieval_i2t_r1": "R@1 image to text",
+        "retrieval_t2i_r1": "R@1 text to image",
+    }
+    rows = [["shuffled", "arm", *figures.values()]]
     for noise in NOISE:
         for arm in arms:
-            scores = [on_test(results, arm, noise, figure) for figure in figures]
-            cells = [plus_minus(float(np.mean(own)), float(np.std(own, ddof=1))) for own in scores]
+            cells = [mean_on_test(results, arm, figure, noise) for figure in figures]
             rows.append([f"{noise:.0%}", arm, *cells])
     return rows
 
 
 def difference_table(results: list[Result], arms: list[str]) -> list[list[str]]:
     """Build a row for each arm and share of noise: its differences to InfoNCE and to the rows left out."""
-    against = {
-        other: [(noise, arm) for noise in NOISE for arm in arms if arm != other]
-        for other in (REFERENCE, LEFT_OUT)
-    }
-    cells: dict[tuple[float, str, str], str] = {}
-    for other, pairs in against.items():
-        found = [
-            difference(on_test(results, arm, noise), on_test(results, other, noise)) for noise, arm in pairs
-        ]
-        for (noise, arm), each, p in zip(pairs, found, holm([one.p for one in found]), strict=True):
-            cells[noise, arm, other] = f"{each.text}, p {p:.3f}"
+    against = (REFERENCE, LEFT_OUT)
+    cells: dict[Pair, str] = {}
+    for other in against:
+        pairs = [Pair(arm, other, noise) for noise in NOISE for arm in arms if arm != other]
+        cells |= compared(results, pairs, "zeroshot_top1")
     rows = [["shuffled", "arm", *(f"against {other}" for other in against)]]
     for noise in NOISE:
         for arm in arms:
-            rows.append([f"{noise:.0%}", arm, *(cells.get((noise, arm, other), "") for other in against)])
+            rows.append([f"{noise:.0%}", arm, *(cells.get(Pair(arm, other, noise), "") for other in against)])
     return rows
 
 
@@ -277,13 +268,13 @@ def plot(results: list[Result], arms: list[str], out: Path) -> None:
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
         for place, arm in enumerate(arms):
-            own = [on_test(results, arm, noise) for noise in NOISE]
+            own = [on_test(results, arm, "zeroshot_top1", noise) for noise in NOISE]
             colour = COLOURS[arm]
             left.plot(shares, [100 * np.mean(one) for one in own], color=colour, marker="o", ms=4, label=arm)
             if arm == REFERENCE:
                 continue
             found = [
-                difference(one, on_test(results, REFERENCE, noise))
+                difference(one, on_test(results, REFERENCE, "zeroshot_top1", noise))
                 for one, noise in zip(own, NOISE, strict=True)
             ]
             shifted = [share + 1.2 * (place - len(arms) / 2) for share in shares]

@@ -1,10 +1,12 @@
-"""Differences between two arms of a study, seed by seed."""
+"""Scores of a study's arms on test data, and the differences between two arms, seed by seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from support.reports import plus_minus
+from support.trials import Result, results_of
 
 LEVEL = 0.95
 
@@ -47,3 +49,34 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p_values))
     adjusted[ranked] = np.maximum.accumulate(raised).clip(max=1.0)
     return adjusted.tolist()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms that are compared at one share of noise."""
+
+    arm: str
+    other: str
+    noise: float = 0.0
+
+
+def on_test(results: list[Result], arm: str, figure: str, noise: float = 0.0) -> list[float]:
+    """Return a figure of an arm on test data, in the order of the seeds."""
+    own = sorted(results_of(results, arm, noise), key=lambda result: result["trial"]["seed"])
+    return [result["test"][figure] for result in own]
+
+
+def mean_on_test(results: list[Result], arm: str, figure: str, noise: float = 0.0) -> str:
+    """Return mean and standard deviation of a figure over the seeds, in per cent."""
+    scores = on_test(results, arm, figure, noise)
+    return plus_minus(float(np.mean(scores)), float(np.std(scores, ddof=1)))
+
+
+def compared(results: list[Result], pairs: Sequence[Pair], figure: str) -> dict[Pair, str]:
+    """Return the difference of each pair as text, with p-values adjusted for all pairs by Holm's method."""
+    found = [
+        difference(*(on_test(results, arm, figure, pair.noise) for arm in (pair.arm, pair.other)))
+        for pair in pairs
+    ]
+    adjusted = holm([each.p for each in found])
+    return {pair: f"{each.text}, p {p:.3f}" for pair, each, p in zip(pairs, found, adjusted, strict=True)}
