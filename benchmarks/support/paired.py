@@ -78,5 +78,10 @@ def compared(results: list[Result], pairs: Sequence[Pair], figure: str) -> dict[
         difference(*(on_test(results, arm, figure, pair.noise) for arm in (pair.arm, pair.other)))
         for pair in pairs
     ]
+    return dict(zip(pairs, as_texts(found), strict=True))
+
+
+def as_texts(found: Sequence[Difference]) -> list[str]:
+    """Return differences as text, with p-values adjusted for all of them by Holm's method."""
     adjusted = holm([each.p for each in found])
-    return {pair: f"{each.text}, p {p:.3f}" for pair, each, p in zip(pairs, found, adjusted, strict=True)}
+    return [f"{each.text}, p {p:.3f}" for each, p in zip(found, adjusted, strict=True)]

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from support.study_data import HALVES
 
 from beamclip.training.process import prepare_process
@@ -99,13 +98,6 @@ def results_of(results: list[Result], arm: str, noise: float = 0.0) -> list[Resu
     return [r for r in results if (r["trial"]["arm"], r["trial"]["noise"]) == (arm, noise)]
 
 
-def over_seeds(results: list[Result], arm: str, figure: str, noise: float = 0.0) -> tuple[float, float, int]:
-    """Return mean, sample standard deviation (NaN for one) and number of a figure over an arm's seeds."""
-    found = [result[figure] for result in results_of(results, arm, noise)]
-    spread = float(np.std(found, ddof=1)) if len(found) > 1 else float("nan")
-    return float(np.mean(found)), spread, len(found)
-
-
 def keep_scores(results: list[Result], report: Path) -> None:
     """Write arm, seed and scores of every training beside a report, for readers who want other tables."""
     kept = [
@@ -113,7 +105,11 @@ def keep_scores(results: list[Result], report: Path) -> None:
             "arm": result["trial"]["arm"],
             "noise": result["trial"]["noise"],
             "seed": result["trial"]["seed"],
-            **{half: {name: round(value, 5) for name, value in result[half].items()} for half in HALVES},
+            **{
+                half: {name: round(value, 5) for name, value in result[half].items()}
+                for half in HALVES
+                if half in result
+            },
         }
         for result in sorted(results, key=lambda r: [r["trial"][k] for k in ("arm", "noise", "seed")])
     ]
