@@ -117,3 +117,43 @@ def test_spread_is_left_out_where_there_is_none() -> None:
 
     assert plus_minus(0.1234, 0.005) == "12.3 ± 0.5"
     assert plus_minus(0.1234, float(np.nan)) == "12.3"
+
+
+def test_a_difference_has_the_interval_and_p_value_of_the_paired_t_test() -> None:
+    """Against the textbook's formulas: mean 1.2, deviation 0.8367, t of four degrees of freedom 2.776."""
+    from support.paired import difference
+
+    found = difference([0.31, 0.33, 0.30, 0.32, 0.35], [0.30, 0.31, 0.30, 0.30, 0.34])
+    assert found.mean == pytest.approx(0.012)
+    assert found.half == pytest.approx(2.776 * 0.008367 / 5**0.5, rel=1e-3)
+    assert found.p == pytest.approx(0.0327, abs=5e-4)
+    assert found.text == "+1.2 (0.2 to 2.2)"
+    assert difference([0.5, 0.5], [0.5, 0.5]).p == 1.0
+    with pytest.raises(ValueError, match="two pairs or more"):
+        difference([0.5], [0.4])
+
+
+def test_holm_multiplies_the_smallest_p_value_by_the_number_of_comparisons() -> None:
+    from support.paired import holm
+
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
+
+
+def test_an_epoch_of_a_pool_sees_each_image_once_and_every_epoch_another_view() -> None:
+    from support.view_pool import ViewPool, pool_batches
+
+    views, number = 3, 10
+    pixels = torch.arange(views * number, dtype=torch.uint8).reshape(views, number, 1, 1, 1)
+    units = torch.zeros(views, number, 2)
+    units[..., 0] = torch.arange(views)[:, None]
+    units[..., 1] = torch.arange(number)
+    batches = pool_batches(ViewPool(pixels, units, units[0]), batch_size=5, seed=1)
+    epochs = [torch.cat([next(batches).embeddings[0] for _ in range(2)]).long() for _ in range(views)]
+    assert all(sorted(seen[:, 1].tolist()) == list(range(number)) for seen in epochs)
+    seen = torch.cat(epochs)
+    assert len({(view, row) for view, row in seen.tolist()}) == views * number
+    first = next(pool_batches(ViewPool(pixels, units, units[0]), batch_size=4, seed=1))
+    shown = first.pixels.flatten().long()
+    assert torch.equal(shown, first.embeddings[0][:, 0].long() * number + first.embeddings[0][:, 1].long())
+    assert first.global_size == 4
