@@ -59,7 +59,8 @@ def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.Optim
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        nesterov = config.momentum > 0
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
     return Lars(groups, lr=config.lr, momentum=config.momentum)
 
 
