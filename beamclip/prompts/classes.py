@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from beamclip.errors import InputError
 from beamclip.files import parse_json, parse_yaml, read_text, write_whole
 from beamclip.prompts.texts import check_text, nfc
@@ -36,7 +38,11 @@ class ClassEntry:
 
 
 KEYS = tuple(field.name for field in fields(ClassEntry))
-_SUFFIXES = (".txt", ".yaml", ".yml", ".json")
+LISTS_WITH_IDS = (".yaml", ".yml", ".json")
+"""Suffixes of class lists whose entries have more than a name."""
+_SUFFIXES = (".txt", *LISTS_WITH_IDS)
+_NO_WRAPPING = 1 << 20
+"""Characters of a line."""
 
 IMAGENET_LISTS: dict[str, str | None] = {
     "imagenet1k": None,
@@ -81,17 +87,32 @@ def load_classes(path: Path | str) -> list[ClassEntry]:
 
 
 def save_classes(classes: Iterable[ClassEntry], path: Path) -> None:
-    """Write a class list, which `load_classes` reads: JSON, a class a line.
+    """Write a class list, which `load_classes` reads.
 
     Args:
-        path: ends in .json.
+        path: ends in one of LISTS_WITH_IDS.
 
     Raises:
         OSError: it cannot be written.
     """
-    filled = ({key: value for key, value in asdict(entry).items() if value} for entry in classes)
-    lines = (json.dumps(item, ensure_ascii=False) for item in filled)
-    write_whole(path, "[\n" + ",\n".join(lines) + "\n]\n")
+    write_whole(path, classes_text(classes, path.suffix))
+
+
+def classes_text(classes: Iterable[ClassEntry], suffix: str) -> str:
+    """Return a class list as the text of a file with this suffix: JSON with a class a line, else YAML."""
+    filled = [{key: value for key, value in asdict(entry).items() if value} for entry in classes]
+    if suffix.lower() != ".json":
+        return yaml.dump(filled, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_NO_WRAPPING)
+    return "[\n" + ",\n".join(json.dumps(item, ensure_ascii=False) for item in filled) + "\n]\n"
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """YAML dumper that writes the contexts and the parents of a class in a line each."""
+
+
+_Dumper.add_representer(
+    tuple, lambda dumper, texts: dumper.represent_sequence("tag:yaml.org,2002:seq", texts, flow_style=True)
+)
 
 
 def _imagenet(subset: str | None) -> list[ClassEntry]:

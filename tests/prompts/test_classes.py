@@ -196,10 +196,13 @@ def test_a_misspelled_name_of_a_list_is_answered_with_the_right_one() -> None:
     assert "Did you mean imagenet1k?" in message(Path("imagenet-1k"))
 
 
-def test_a_class_list_that_is_written_is_read_back(tmp_path):
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_class_list_that_is_written_is_read_back(suffix, tmp_path):
     entries = [
         ClassEntry("0", "crane", contexts=("a bird",), parents=("wader", "bird"), synset="n02012849"),
         ClassEntry("#1", "Äpfel"),
+        ClassEntry("0012", "no", contexts=("~", "a, b: c", "x" * 500)),
+        ClassEntry("2026-02-30", "'🦩' - \"it\"", parents=("null",)),
     ]
-    save_classes(entries, tmp_path / "classes.json")
-    assert load_classes(tmp_path / "classes.json") == entries
+    save_classes(entries, tmp_path / f"classes.{suffix}")
+    assert load_classes(tmp_path / f"classes.{suffix}") == entries
