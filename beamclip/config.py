@@ -31,6 +31,7 @@ UNRECORDED = ("config", "resume")
 ADDRESSES = frozenset(
     (
         "data",
+        "folder",
         "teacher",
         "more_teachers",
         "eval_data",

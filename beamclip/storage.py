@@ -23,7 +23,7 @@ Config = TypeVar("Config")
 VARIABLE = "BEAMCLIP_STORAGE"
 COPY = "run"
 """Name of the copy of a run's folder, beside its checkpoints."""
-SHARED = frozenset(("data", "eval_data", "val_data", "train_data", "context_data", "checkpoints"))
+SHARED = frozenset(("data", "folder", "eval_data", "val_data", "train_data", "context_data", "checkpoints"))
 """Options that name what several machines read or write; `out` is one of them where it may be an address."""
 
 

@@ -8,6 +8,7 @@ from bucket import register_bucket
 
 from beamclip.commands.command_line import parse
 from beamclip.commands.options import (
+    ClassesConfig,
     DistillConfig,
     EmbedConfig,
     EvaluateConfig,
@@ -20,6 +21,7 @@ from beamclip.ingest.config import IngestConfig
 from beamclip.places import Folder
 
 COMMANDS = (
+    ClassesConfig,
     DistillConfig,
     EmbedConfig,
     EvaluateConfig,
@@ -29,7 +31,7 @@ COMMANDS = (
     SweepConfig,
 )
 LOCAL = {"out", "classes", "config", "init_checkpoint", "wordnet"}
-ANYWHERE = {"data", "urls", "eval_data", "train_data", "checkpoints", "context_data"}
+ANYWHERE = {"data", "folder", "urls", "eval_data", "train_data", "checkpoints", "context_data"}
 
 
 def options(config: object) -> set[str]:

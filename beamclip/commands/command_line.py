@@ -37,7 +37,7 @@ _SOURCES = ("resume", "config", "out")
 
 _DEFAULTS_IN_STORAGE = {"ingest": "shards", "embed": "cache"}
 """What a command makes for others to read; everything else is a run."""
-_FILES = ("report",)
+_FILES = ("classes", "report")
 """Commands whose `out` is a file."""
 
 

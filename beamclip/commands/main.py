@@ -11,6 +11,7 @@ from typing import Any
 import beamclip
 from beamclip.commands.command_line import run_command
 from beamclip.commands.options import (
+    ClassesConfig,
     DistillConfig,
     EmbedConfig,
     EvaluateConfig,
@@ -65,6 +66,12 @@ COMMANDS = {
         "beamclip.commands.embed:embed",
         "Embed images by a teacher once, in several views each, for any number of distillations.",
         "--data SHARDS --teacher T --out CACHE",
+    ),
+    "classes": Command(
+        ClassesConfig,
+        "beamclip.commands.classes:write_classes",
+        "Write a class list: of labelled images, from WordNet, or one that a library ships.",
+        "--folder imagenet/train --out classes.yaml",
     ),
     "prompts": Command(
         PromptsConfig,

@@ -218,6 +218,33 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
+class ClassesConfig:
+    """Write a class list: of labelled images, from WordNet, or one that a library ships."""
+
+    folder: PathOrAddress = None
+    """Folder or address of labelled images: their class folders, or the classes that they number and name
+    (CLIP_benchmark's form, Hugging Face's ClassLabel). A folder named n01440764 is a WordNet synset."""
+    synsets: tuple[str, ...] = ()
+    """Synsets of WordNet, as dog.n.01 or n02084071: the classes are those below them, with their parents."""
+    depth: Natural | None = None
+    """Levels below --synsets at which classes are taken; by default wherever nothing is below."""
+    names: str | None = None
+    """A list that a library ships: imagenet1k, imagenet-a, imagenet-r, or that of a data set of torchvision
+    whose files are there (torchvision:FashionMNIST/test?root=FOLDER)."""
+    parents: bool = False
+    """Give each class that has a synset its parents by WordNet, as --synsets does in any case."""
+    wordnet: LocalPath = None
+    """The dict folder of Princeton's WordNet, 3.0 for ImageNet's synsets; by default the one nltk has."""
+    out: LocalPath = None
+    """Required. File to write, .yaml, .yml or .json; one that exists is left as it is."""
+    config: LocalPath = None
+    """YAML file with values for any of these options; flags override it."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
 class PromptsConfig:
     """Show the prompts of a class list, and what contexts do to their anchors."""
 

@@ -277,15 +277,26 @@ def _image_folders(fs: Any, root: str, *, as_classes: bool = False) -> tuple[dic
         as_classes: whether folders are classes even if images lie beside them.
     """
     folders, files = class_folders(fs, root)
+    if not _are_classes(root, folders, files, as_classes=as_classes):
+        return {root: list_folder(fs, root)}, []
+    return {folder: list_folder(fs, folder) for folder in folders}, files
+
+
+def _are_classes(root: str, folders: Sequence[str], files: Sequence[str], *, as_classes: bool) -> bool:
+    """Whether each of the folders is a class, or `root` with all in it is one folder of images.
+
+    Raises:
+        InputError: they are splits.
+    """
     is_described = any(posixpath.basename(path) in METADATA_FILES for path in files)
     if is_described or not folders or (not as_classes and any(map(_is_image, files))):
-        return {root: list_folder(fs, root)}, []
+        return False
     splits = {posixpath.basename(path): path for path in folders if posixpath.basename(path) in SPLITS}
     if "train" in splits and len(splits) > 1:
         raise InputError(
             f"{root}: holds the splits {', '.join(splits)}. Give the folder of one: {splits['train']}."
         )
-    return {folder: list_folder(fs, folder) for folder in folders}, files
+    return True
 
 
 def _folder_shards(fs: Any, root: str, listings: Mapping[str, Listing], beside: Sequence[str]) -> list[Shard]:
@@ -365,8 +376,7 @@ def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
         return list_shards(split, allow_missing=allow_missing)
     fs, root, pattern = _open_folder(address, _LABELLED_ADVICE)
     _, files = class_folders(fs, root)
-    names = {posixpath.basename(path) for path in files} - {*METADATA_FILES}
-    if pattern != _ANY_NAME or any(name.endswith((STATS_SUFFIX, ".tar", ".parquet")) for name in names):
+    if pattern != _ANY_NAME or _hold_shards(files):
         return list_shards(address, allow_missing=allow_missing)
     listings, beside = _image_folders(fs, root, as_classes=True)
     names_of_images = (name for listing in listings.values() for name in listing.names())
@@ -379,6 +389,30 @@ def list_labelled(address: str, *, allow_missing: bool = False) -> list[Shard]:
     return [
         replace(shard, may_be_missing=allow_missing) for shard in _folder_shards(fs, root, listings, beside)
     ]
+
+
+def _hold_shards(files: Sequence[str]) -> bool:
+    names = {posixpath.basename(path) for path in files} - {*METADATA_FILES}
+    return any(name.endswith((STATS_SUFFIX, ".tar", ".parquet")) for name in names)
+
+
+def class_folder_names(address: str) -> list[str]:
+    """Names of the class folders of a labelled data set, sorted: the labels of the images in them.
+
+    They are those that `list_labelled` finds, but none is looked into, so that a large data set takes no
+    longer than a small one.
+
+    Raises:
+        InputError: there is no such folder, it holds splits, or no class folders.
+    """
+    fs, root, pattern = _open_folder(address, _LABELLED_ADVICE)
+    folders, files = class_folders(fs, root)
+    is_other = pattern != _ANY_NAME or _hold_shards(files)
+    if is_other or not _are_classes(root, folders, files, as_classes=True):
+        raise InputError(
+            f"{address}: no class folders in it. Give a folder with a folder of images for each class."
+        )
+    return [Shard(fs.unstrip_protocol(folder), 0, "folder").name for folder in folders]
 
 
 def fingerprint(shards: list[Shard]) -> str:
