@@ -37,6 +37,7 @@ from beamclip.data.cache import is_cache, read_manifest
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import load_held_out
 from beamclip.heap import trim_heap
+from beamclip.losses.config import BatchTermsConfig
 from beamclip.models.clip import LoadedClip
 from beamclip.models.student import build_student
 from beamclip.option_texts import check_required
@@ -78,7 +79,7 @@ def load_sweep(config: SweepConfig, out: Path) -> Loaded:
         values = choice.values if isinstance(choice, Values) else (choice.low, choice.high)
         for value in values:
             check_options(applied(config, {name: value}))
-    data = load_data(config)
+    data = load_data(with_all_terms(config, space))
     ask_cluster(places_of(config, data.shards, out))
     inputs = load_inputs(config, data)
     space = with_own_values(space, inputs.teachers[0])
@@ -96,12 +97,23 @@ def load_sweep(config: SweepConfig, out: Path) -> Loaded:
         student = build_student(changed.student, inputs.teachers[0], changed.seed)
         for sizes in _partial(space, config, ("stream", "optim")):
             check_batch_norms(sized(applied(changed, sizes), inputs.data.shards), student)
-        with_views(changed, inputs.data, inputs.teachers, student)
+        with_views(with_all_terms(changed, space), inputs.data, inputs.teachers, student)
         students[student_key(changed.student, changed.seed)] = student
     tried = " x ".join(f"{name} ({_extent(choice)})" for name, choice in space.items())
     total = combinations(space)
     print_stage("space", tried, f"{plural(total, 'combination')}" if total else "")
     return Loaded(inputs, space, students)
+
+
+def with_all_terms(config: DistillConfig, space: Space) -> DistillConfig:
+    """Return the options with the largest weights that a trial may give to terms: it reads what any reads."""
+    names = {item.name for item in fields(BatchTermsConfig)}
+    largest = {
+        name: max(choice.values) if isinstance(choice, Values) else choice.high
+        for name, choice in space.items()
+        if name in names
+    }
+    return applied(config, largest)
 
 
 def _check_given(config: SweepConfig) -> None:
@@ -165,7 +177,7 @@ def prepare_sweep(
     base = _base(config, _caches(config, loaded, out), out, concurrent)
     cached = replace(loaded.inputs.data, shards=list_sources(base), manifests=read_manifests(base.data))
     for student in loaded.students.values():
-        data = with_views(base, cached, loaded.inputs.teachers, student)
+        data = with_views(with_all_terms(base, loaded.space), cached, loaded.inputs.teachers, student)
     if "templates" not in loaded.space:
         check_templates(base, replace(loaded.inputs, data=data), out.parent / "anchors")
     prompts = [applied(base, settings).prompts for settings in _partial(loaded.space, base, ("prompts",))]

@@ -196,6 +196,19 @@ def test_a_resumed_sweep_runs_what_is_left_and_nothing_else(trials, swept, capsy
     assert "embedding" not in printed
 
 
+def test_terms_that_read_captions_can_be_varied(given, workspace):
+    out = workspace / "sweep-of-terms"
+    flags = ["--vary", "icl_weight=0,1", "--grid", "--scores", 1, "--augmentations", 1, "--steps", 2]
+    assert run_sweep(*given, *flags, "--out", out) == 0
+    assert [trial.status for trial in read_trials(out).values()] == ["finished", "finished"]
+    terms = [
+        [record.get("loss/icl") for record in read_json_lines(out / "trials" / name / "metrics.jsonl")]
+        for name in ("000", "001")
+    ]
+    assert terms[0] == [None, None]
+    assert all(value > 0 for value in terms[1])
+
+
 def test_more_trials_can_be_asked_for_and_none_comes_twice(tmp_path):
     space = parse_space(["tau_teacher=0.1,0.2", "num_contexts=0,1", "anchor_reduce=mean,separate"], CONFIG)
     # Anchors are the same where there are no contexts, however they are reduced.
