@@ -183,7 +183,7 @@ def prepare_data(name: str, emoji: Path, out: Path) -> None:
     pool_file = out / f"{name}-views.pt"
     if pool_file.exists():
         return
-    prepare_process(threads=2, seed=0)
+    prepare_process(threads=1, seed=0)
     began = time.perf_counter()
     data = load_data(name, emoji, out)
     stream, optim = complete(PRETRAINING, IMAGES[name], StreamConfig(), OptimConfig())
