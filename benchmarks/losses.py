@@ -287,8 +287,8 @@ def report(
     glyphs = [name for name, arm in further.items() if arm.data == "glyphs"]
     rivals = [name for name in ("CSM tuned", "FD") if name != winner]
     parts = [
-        "CSM alone at each pair of temperatures, mean of zero-shot, kNN-10 and linear probe on validation data, %, "
-        "one training each:",
+        "CSM alone at each pair of temperatures, mean of zero-shot, kNN-10 and linear probe on validation "
+        "data, %, one training each:",
         markdown_table(temperature_table(found)),
         "CSM at the best of these temperatures with one further term, the same:",
         markdown_table(weight_table(found)),
