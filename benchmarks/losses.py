@@ -61,7 +61,9 @@ class Arm:
 
 SCREENED_WITH = 100
 """Seed of the trainings by which temperatures and weights are chosen; the others have small ones."""
-TEMPERATURES = [(teacher, student) for teacher in (0.01, 0.02, 0.04, 0.07) for student in (0.02, 0.05, 0.1)]
+TEMPERATURES = [
+    (teacher, student) for teacher in (0.005, 0.01, 0.02, 0.04, 0.07) for student in (0.02, 0.05, 0.1, 0.2)
+]
 WEIGHTS = {"FD": (1.0, 10.0, 100.0), "ICL": (0.1, 1.0), "CRD": (0.3, 3.0), "affinity": (0.1, 1.0)}
 """Weights tried for each term beside CSM."""
 ANCHORS = {"100": 100, "1,000": 1000, "all names": ALL}
