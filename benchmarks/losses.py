@@ -67,8 +67,9 @@ TEMPERATURES = [
 WEIGHTS = {"FD": (1.0, 10.0, 100.0), "ICL": (0.1, 1.0), "CRD": (0.3, 3.0), "affinity": (0.1, 1.0)}
 """Weights tried for each term beside CSM."""
 ANCHORS = {"100": 100, "1,000": 1000, "all names": ALL}
-DEFAULT = "CSM"
-"""The arm that the others are compared with: the loss of a run without options."""
+DEFAULT, TUNED, ALONE = "CSM", "CSM tuned", "FD"
+"""The loss of a run without options, with which the others are compared; the same at the temperatures that
+were chosen; and the strongest single term of CLIP-KD."""
 
 
 def of_weights(csm: CsmConfig | None, **weights: float) -> Losses:
@@ -156,27 +157,27 @@ def loss_arms(csm: CsmConfig, weights: dict[str, float]) -> dict[str, Arm]:
     )
     losses = {
         DEFAULT: Losses(),
-        "CSM tuned": Losses(csm),
+        TUNED: Losses(csm),
         **{term: of_weights(None, **{term: weight}) for term, weight in alone.items()},
         "FD + ICL + CRD (CLIP-KD)": clip_kd,
-        **{f"CSM tuned + {term}": of_weights(csm, **{term: weights[term]}) for term in WEIGHTS},
-        "CSM tuned + FD + ICL": of_weights(csm, FD=weights["FD"], ICL=weights["ICL"]),
+        **{f"{TUNED} + {term}": of_weights(csm, **{term: weights[term]}) for term in WEIGHTS},
+        f"{TUNED} + FD + ICL": of_weights(csm, FD=weights["FD"], ICL=weights["ICL"]),
     }
     return {name: Arm(own) for name, own in losses.items()}
 
 
 def further_arms(arms: dict[str, Arm], winner: str) -> dict[str, Arm]:
-    """Return the default and the best of the losses with fewer anchors, with an mlp head, and on glyphs."""
-    names = list(dict.fromkeys((DEFAULT, winner)))
+    """Return the best loss, and the best without captions, with fewer anchors, an mlp head, and on glyphs."""
+    names = list(dict.fromkeys((TUNED, winner)))
     further = {}
     for name in names:
         for label, anchors in ANCHORS.items():
             if anchors and arms[name].losses.csm.csm_weight:
                 further[f"{name}, {label} anchors"] = replace(arms[name], anchors=anchors)
         further[f"{name}, mlp"] = replace(arms[name], head="mlp")
-    for name in dict.fromkeys((*names, "FD")):
+    for name in dict.fromkeys((DEFAULT, *names, ALONE)):
         further[f"{name}, glyphs"] = replace(arms[name], data="glyphs")
-        if arms[name].losses.csm.csm_weight:
+        if name in names and arms[name].losses.csm.csm_weight:
             further[f"{name}, captions, glyphs"] = replace(arms[name], data="glyphs", anchors=CAPTIONS)
     return further
 
@@ -287,7 +288,7 @@ def report(
     of_seeds = [r for r in found if r["trial"]["seed"] != SCREENED_WITH]
     emoji = [name for name in arms if name != DEFAULT]
     glyphs = [name for name, arm in further.items() if arm.data == "glyphs"]
-    rivals = [name for name in ("CSM tuned", "FD") if name != winner]
+    rivals = [name for name in (DEFAULT, TUNED, ALONE) if name != winner]
     parts = [
         "CSM alone at each pair of temperatures, mean of zero-shot, kNN-10 and linear probe on validation "
         "data, %, one training each:",
