@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from beamclip.commands.batches import check_batches, sized
 from beamclip.commands.class_list import scored_classes
+from beamclip.commands.console import plural
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.sources import list_sources, of_each, read_manifests
@@ -66,9 +67,17 @@ def check_options(config: DistillConfig) -> None:
     """Refuse options that are incomplete or contradict each other.
 
     Raises:
-        InputError: a required option is missing, or both losses have the weight 0.
+        InputError: a required option is missing, all losses have the weight 0, or there is not one
+            temperature for each of the further teachers.
     """
     check_required(config, hint="Without any option at all, the quickstart runs instead.")
+    taus, further = config.csm.more_tau_teachers, len(config.more_teachers)
+    if taus and len(taus) != further:
+        raise InputError(
+            f"--more-tau-teachers {' '.join(f'{tau:g}' for tau in taus)}: "
+            f"{plural(len(taus), 'temperature')} for {plural(further, 'further teacher')}. Give one for each "
+            "of --more-teachers, or none."
+        )
     weights = (config.csm.csm_weight, config.feature.feature_weight)
     if not any(weights) and not config.terms.compare_samples:
         raise InputError(

@@ -45,7 +45,7 @@ CLASS_SOURCES = ("classes", "eval_data", "val_data", "tasks")
 """Options that bring classes to a command; those with tasks are an evaluation's, whose data may name them."""
 
 IDLE: tuple[tuple[tuple[str, ...], Callable[[Options], bool]], ...] = (
-    (("tau_teacher", "tau_student", "anchor_chunk"), _without("csm_weight", 0)),
+    (("tau_teacher", "more_tau_teachers", "tau_student", "anchor_chunk"), _without("csm_weight", 0)),
     (("feature_kind",), _without("feature_weight", 0)),
     (_names(PsdConfig), _without("objective", "clip", "siglip")),
     (_names(CaptionConfig, "caption_columns"), _without("caption_columns", [])),

@@ -17,7 +17,11 @@ class CsmConfig:
     """How the student's similarity distribution over the anchors is matched to the teacher's."""
 
     tau_teacher: Positive = 0.02
-    """Softmax temperature of the teacher. Smaller is sharper: fewer anchors carry weight."""
+    """Softmax temperature of the teacher, with several that of the first. Smaller is sharper: fewer anchors
+    carry weight."""
+    more_tau_teachers: tuple[Positive, ...] = ()
+    """Softmax temperatures of the further teachers, one for each of --more-teachers in their order; by
+    default tau_teacher for all. A sweep that varies tau_teacher leaves them as they are."""
     tau_student: Positive = 0.05
     """Softmax temperature of the student."""
     csm_weight: NonNegative = 1.0

@@ -80,14 +80,15 @@ def csm_ensemble_loss(
     teachers: Sequence[tuple[Tensor, Tensor]],
     *,
     tau_student: float,
-    tau_teacher: float,
+    tau_teachers: Sequence[float],
     weights: Tensor | None = None,
 ) -> Tensor:
     """KL divergence between the mean of several teachers' similarity distributions and the student's.
 
-    Each teacher compares its own embeddings with its own anchors, so their widths may differ. The target is
-    the mean of their distributions over the K anchors, mean_i softmax(teacher_i @ anchors_i.T / tau_teacher).
-    The gradient is that of the mean of the divergences from each teacher, from which MobileCLIP learns
+    Each teacher compares its own embeddings with its own anchors, so their widths may differ; so may their
+    temperatures, since models differ in how far their cosines spread. The target is the mean of their
+    distributions over the K anchors, mean_i softmax(teacher_i @ anchors_i.T / tau_teachers_i). The gradient
+    is that of the mean of the divergences from each teacher, from which MobileCLIP learns
     (https://arxiv.org/abs/2311.17049). Memory is of the order B x K.
 
     Args:
@@ -95,25 +96,29 @@ def csm_ensemble_loss(
         anchors: [K, D] unit embeddings that the student is compared with.
         teachers: for each teacher, its embeddings [B, D_i] of the same pixels and its anchors [K, D_i] of the
             same texts, unit length.
-        tau_student, tau_teacher: softmax temperatures, > 0; smaller is sharper.
+        tau_student: softmax temperature of the student, > 0; smaller is sharper.
+        tau_teachers: softmax temperature of each teacher, > 0.
         weights: [B], factors of the rows' divergences; None for their mean, 1/B each.
 
     Returns:
         Scalar, nats.
 
     Raises:
-        ValueError: there is no teacher, a temperature is not positive, or the shapes do not fit together.
+        ValueError: there is no teacher, there is not one temperature for each, a temperature is not positive,
+            or the shapes do not fit together.
     """
     if not teachers:
         raise ValueError("no teachers: give at least one pair of embeddings and anchors.")
-    for embeddings, of_teacher in teachers:
+    if len(tau_teachers) != len(teachers):
+        raise ValueError(f"{len(tau_teachers)} temperatures for {len(teachers)} teachers: give one for each.")
+    for (embeddings, of_teacher), tau_teacher in zip(teachers, tau_teachers, strict=True):
         _check(embeddings, embeddings, of_teacher, tau_student, tau_teacher, None)
         if len(embeddings) != len(student) or len(of_teacher) != len(anchors):
             raise ValueError(
                 f"a teacher has {len(embeddings)} embeddings and {len(of_teacher)} anchors, the student "
                 f"{len(student)} and {len(anchors)}: both must be of the same images and texts."
             )
-    _check(student, student, anchors, tau_student, tau_teacher, None)
+    _check(student, student, anchors, tau_student, tau_teachers[0], None)
     dtype = torch.promote_types(student.dtype, torch.float32)
     with torch.autocast(student.device.type, enabled=False):
         log_p_student = F.log_softmax(similarities(student.to(dtype), anchors.to(dtype)) / tau_student, dim=1)
@@ -122,7 +127,7 @@ def csm_ensemble_loss(
                 F.log_softmax(
                     similarities(embeddings.detach().to(dtype), of_teacher.to(dtype)) / tau_teacher, dim=1
                 )
-                for embeddings, of_teacher in teachers
+                for (embeddings, of_teacher), tau_teacher in zip(teachers, tau_teachers, strict=True)
             ]
         )
         log_p_mean = torch.logsumexp(log_p_teachers, dim=0) - math.log(len(teachers))

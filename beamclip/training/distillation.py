@@ -183,25 +183,25 @@ class Distillation(nn.Module):
         return [*embedded, texts * has_caption[:, None]]
 
     def _csm(self, student: Tensor, embedded: Sequence[Tensor], weights: Tensor) -> Tensor:
-        tau_student, tau_teacher = self.csm.tau_student, self.csm.tau_teacher
         if self.num_teachers == 1:
             return csm_loss(
                 student,
                 embedded[0],
                 self.anchors,
-                tau_student=tau_student,
-                tau_teacher=tau_teacher,
+                tau_student=self.csm.tau_student,
+                tau_teacher=self.csm.tau_teacher,
                 chunk_size=self.csm.anchor_chunk,
                 weights=weights,
             )
         names = ["anchors", *(f"anchors_{index}" for index in range(1, self.num_teachers))]
         teachers = [(each, getattr(self, name)) for each, name in zip(embedded, names, strict=True)]
+        further = self.csm.more_tau_teachers or (self.csm.tau_teacher,) * (self.num_teachers - 1)
         return csm_ensemble_loss(
             student,
             self.anchors,
             teachers,
-            tau_student=tau_student,
-            tau_teacher=tau_teacher,
+            tau_student=self.csm.tau_student,
+            tau_teachers=(self.csm.tau_teacher, *further),
             weights=weights,
         )
 

@@ -222,6 +222,10 @@ def test_csm_refuses_an_empty_anchor_set_and_an_empty_chunk() -> None:
         csm_loss(student, teacher, anchors, **TAU, chunk_size=0)
 
 
+ENSEMBLE_TAU: dict[str, Any] = {"tau_student": 0.05, "tau_teachers": (0.02, 0.02, 0.02)}
+ALONE_TAU: dict[str, Any] = {"tau_student": 0.05, "tau_teachers": (0.02,)}
+
+
 def ensemble(count: int = 3) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
     """A student, its anchors, and teachers of widths of their own."""
     student, _, anchors = triple()
@@ -234,7 +238,7 @@ def ensemble(count: int = 3) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]
 
 def test_an_ensemble_of_one_is_that_teacher() -> None:
     student, teacher, anchors = triple()
-    alone = csm_ensemble_loss(student, anchors, [(teacher, anchors)], **TAU)
+    alone = csm_ensemble_loss(student, anchors, [(teacher, anchors)], **ALONE_TAU)
     torch.testing.assert_close(alone, csm_loss(student, teacher, anchors, **TAU))
 
 
@@ -244,15 +248,32 @@ def test_an_ensembles_target_is_the_mean_of_its_distributions() -> None:
     log_q = (student @ anchors.T / 0.05).double().log_softmax(dim=1)
     entropy = torch.special.xlogy(p_mean, p_mean).sum(dim=1)
     expected = (entropy - (p_mean * log_q).sum(dim=1)).mean()
-    torch.testing.assert_close(csm_ensemble_loss(student, anchors, teachers, **TAU).double(), expected)
+    torch.testing.assert_close(
+        csm_ensemble_loss(student, anchors, teachers, **ENSEMBLE_TAU).double(), expected
+    )
+
+
+def test_each_teacher_of_an_ensemble_has_its_own_temperature() -> None:
+    """Against the cross-entropy and entropy of distributions that are written out, in float64."""
+    student, anchors, teachers = ensemble()
+    taus = (0.01, 0.04, 0.1)
+    logits = [(t.double() @ a.double().T) / tau for (t, a), tau in zip(teachers, taus, strict=True)]
+    shares = [each.exp() / each.exp().sum(dim=1, keepdim=True) for each in logits]
+    p_mean = torch.stack(shares).mean(dim=0)
+    q = (student.double() @ anchors.double().T / 0.05).exp()
+    q = q / q.sum(dim=1, keepdim=True)
+    expected = (p_mean * (p_mean / q).log()).sum(dim=1).mean()
+    got = csm_ensemble_loss(student, anchors, teachers, tau_student=0.05, tau_teachers=taus)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+    assert abs(got - csm_ensemble_loss(student, anchors, teachers, **ENSEMBLE_TAU)) > 0.1
 
 
 def test_an_ensembles_gradient_is_the_mean_of_its_teachers_gradients() -> None:
     student, anchors, teachers = ensemble()
     student.requires_grad_()
-    (together,) = torch.autograd.grad(csm_ensemble_loss(student, anchors, teachers, **TAU), student)
+    (together,) = torch.autograd.grad(csm_ensemble_loss(student, anchors, teachers, **ENSEMBLE_TAU), student)
     each = [
-        torch.autograd.grad(csm_ensemble_loss(student, anchors, [teacher], **TAU), student)[0]
+        torch.autograd.grad(csm_ensemble_loss(student, anchors, [teacher], **ALONE_TAU), student)[0]
         for teacher in teachers
     ]
     torch.testing.assert_close(together, torch.stack(each).mean(dim=0), rtol=1e-4, atol=1e-6)
@@ -261,11 +282,19 @@ def test_an_ensembles_gradient_is_the_mean_of_its_teachers_gradients() -> None:
 def test_an_ensemble_refuses_what_does_not_belong_together() -> None:
     student, anchors, teachers = ensemble()
     with pytest.raises(ValueError, match="no teachers"):
-        csm_ensemble_loss(student, anchors, [], **TAU)
+        csm_ensemble_loss(student, anchors, [], **ALONE_TAU)
     embeddings, own = teachers[1]
     with pytest.raises(ValueError, match="49 anchors"):
-        csm_ensemble_loss(student, anchors, [teachers[0], (embeddings, own[1:])], **TAU)
+        csm_ensemble_loss(
+            student,
+            anchors,
+            [teachers[0], (embeddings, own[1:])],
+            tau_student=0.05,
+            tau_teachers=(0.02, 0.02),
+        )
     with pytest.raises(ValueError, match="embeddings of width 7 need"):
-        csm_ensemble_loss(student, anchors, [(embeddings, own[:, 1:])], **TAU)
+        csm_ensemble_loss(student, anchors, [(embeddings, own[:, 1:])], **ALONE_TAU)
     with pytest.raises(ValueError, match="tau_teacher"):
-        csm_ensemble_loss(student, anchors, teachers, tau_student=0.1, tau_teacher=0.0)
+        csm_ensemble_loss(student, anchors, teachers, tau_student=0.1, tau_teachers=(0.1, 0.1, 0.0))
+    with pytest.raises(ValueError, match="2 temperatures for 3 teachers"):
+        csm_ensemble_loss(student, anchors, teachers, tau_student=0.1, tau_teachers=(0.1, 0.1))

@@ -451,12 +451,16 @@ def test_embeddings_of_a_batch_stand_for_the_teachers_image_tower(tiny_config: P
     assert abs(method(replace(batch, embeddings=others))[0] - live) > 2e-3 * live
 
 
-def test_several_teachers_teach_by_the_mean_of_their_distributions(tiny_config: Path) -> None:
+@pytest.mark.parametrize(("further", "second"), [((), 0.1), ((0.3,), 0.3)])
+def test_several_teachers_teach_by_the_mean_of_their_distributions(
+    tiny_config: Path, further: tuple[float, ...], second: float
+) -> None:
+    """Each at its own temperature, or all at that of the first."""
     student = new_clip(tiny_config, seed=1)
     teachers = [Teacher(new_clip(tiny_config, seed=seed)) for seed in (0, 2)]
     anchors = [random_anchors(6, 16), Anchors(random_anchors(6, 16).embeddings.flip(1), torch.arange(6))]
     batch = averaged(photos(5))
-    csm = CsmConfig(tau_teacher=0.1, tau_student=0.2)
+    csm = CsmConfig(tau_teacher=0.1, tau_student=0.2, more_tau_teachers=further)
     method = Distillation(
         student.image_tower,
         [teacher.encode_image for teacher in teachers],
@@ -471,8 +475,8 @@ def test_several_teachers_teach_by_the_mean_of_their_distributions(tiny_config: 
             student.model.encode_image(normalise_pixels(batch.pixels, student.preprocessing)), dim=1
         )
         p = sum(
-            (teacher.encode_image(batch.pixels) @ own.embeddings.T / 0.1).softmax(dim=1) / 2
-            for teacher, own in zip(teachers, anchors, strict=True)
+            (teacher.encode_image(batch.pixels) @ own.embeddings.T / tau).softmax(dim=1) / 2
+            for teacher, own, tau in zip(teachers, anchors, (0.1, second), strict=True)
         )
         q = (s @ anchors[0].embeddings.T / 0.2).softmax(dim=1)
     torch.testing.assert_close(loss, (p * (p / q).log()).sum(dim=1).mean())
