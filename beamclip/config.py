@@ -34,6 +34,7 @@ ADDRESSES = frozenset(
         "folder",
         "teacher",
         "more_teachers",
+        "vision_teachers",
         "eval_data",
         "val_data",
         "train_data",

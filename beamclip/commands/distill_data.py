@@ -67,8 +67,9 @@ def check_options(config: DistillConfig) -> None:
     """Refuse options that are incomplete or contradict each other.
 
     Raises:
-        InputError: a required option is missing, all losses have the weight 0, or there is not one
-            temperature for each of the further teachers.
+        InputError: a required option is missing, all losses have the weight 0, there is not one temperature
+            for each of the further teachers, or vision teachers and the weights of their terms do not go
+            together.
     """
     check_required(config, hint="Without any option at all, the quickstart runs instead.")
     taus, further = config.csm.more_tau_teachers, len(config.more_teachers)
@@ -78,9 +79,19 @@ def check_options(config: DistillConfig) -> None:
             f"{plural(len(taus), 'temperature')} for {plural(further, 'further teacher')}. Give one for each "
             "of --more-teachers, or none."
         )
+    if config.vision_teachers and not config.vision.is_on:
+        raise InputError(
+            f"--vision-teachers {' '.join(config.vision_teachers)}: nothing is learned from them, since "
+            "--vision-relation-weight and --vision-feature-weight are 0. Give one of them a weight above 0."
+        )
+    if config.vision.is_on and not config.vision_teachers:
+        raise InputError(
+            "--vision-relation-weight and --vision-feature-weight need teachers of vision only. Give "
+            "--vision-teachers, or leave both weights at 0."
+        )
     weights = (config.csm.csm_weight, config.feature.feature_weight)
     if not any(weights) and not config.terms.compare_samples:
         raise InputError(
-            "--csm-weight and --feature-weight are 0, and so are the weights of all other terms: nothing "
-            "would be learned. Give one of them a weight above 0."
+            "--csm-weight and --feature-weight are 0, and so are the weights of all other terms of the "
+            "embeddings, which would learn nothing. Give one of them a weight above 0."
         )

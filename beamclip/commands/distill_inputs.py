@@ -1,5 +1,6 @@
 """Load and check the models of a distillation, and build its anchors. A sweep uses this too."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,7 @@ from beamclip.commands.batches import sized
 from beamclip.commands.console import plural, print_stage
 from beamclip.commands.contexts import context_sources
 from beamclip.commands.distill_data import DistillData
+from beamclip.commands.lineage import model_ref
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.templates import (
     embedded_by,
@@ -23,8 +25,10 @@ from beamclip.errors import InputError
 from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
+from beamclip.models.vision import VisionTeacher, load_vision_teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.contexts import ContextSource
+from beamclip.tracking import ModelRef
 
 Distilling = TypeVar("Distilling", bound=DistillConfig)
 
@@ -37,16 +41,31 @@ class DistillInputs:
     """What is trained on; shards of teacher caches know what is read from them."""
     teachers: list[LoadedClip]
     """Without their image towers."""
+    vision_teachers: list[VisionTeacher]
+    """Those without a text tower."""
     image_towers: list[ImageTower]
-    """Image towers of the teachers. The workers run them, unless a cache holds the embeddings; the command
-    embeds the images to validate on."""
+    """Image towers of the teachers, then of those of vision only. The workers run them, unless a cache holds
+    the embeddings; the command embeds the images to validate on."""
     student: LoadedClip
+
+    @property
+    def clip_towers(self) -> list[ImageTower]:
+        """Image towers of the teachers that have a text tower."""
+        return self.image_towers[: len(self.teachers)]
+
+    @property
+    def teacher_refs(self) -> list[ModelRef]:
+        """All teachers, as MLflow links them."""
+        every: tuple[LoadedClip | VisionTeacher, ...] = (*self.teachers, *self.vision_teachers)
+        return [model_ref(each.address, each.fingerprint) for each in every]
 
     @property
     def image_size(self) -> int:
         """Side of the images that training sees, pixels."""
         manifests = self.data.manifests
-        return manifests[0].image_size if manifests else needed_size(self.teachers, self.student)
+        if manifests:
+            return manifests[0].image_size
+        return needed_size(self.teachers, self.student, self.vision_teachers)
 
 
 def load_inputs(config: DistillConfig, data: DistillData) -> DistillInputs:
@@ -61,14 +80,17 @@ def load_inputs(config: DistillConfig, data: DistillData) -> DistillInputs:
     loaded = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
     teachers = [text_tower(clip) for clip in loaded]
     student = build_student(config.student, teachers[0], config.seed)
+    vision = [load_vision_teacher(each, config.vision_image_size) for each in config.vision_teachers]
+    vision_teachers = [teacher for teacher, _ in vision]
     shards, manifests = data.shards, data.manifests
     check_batch_norms(sized(config, shards), student)
     _show_init(config.student, student)
-    data = with_views(config, data, teachers, student)
+    data = with_views(config, data, teachers, student, vision_teachers)
     images = f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}"
     views = "/".join(dict.fromkeys(str(manifest.augmentations) for manifest in manifests))
     print_stage("shards", images, f"cached views of each: {views}" if manifests else "")
-    return DistillInputs(data, teachers, [clip.image_tower for clip in loaded], student)
+    towers = [*(clip.image_tower for clip in loaded), *(tower for _, tower in vision)]
+    return DistillInputs(data, teachers, vision_teachers, towers, student)
 
 
 def _show_init(config: StudentConfig, student: LoadedClip) -> None:
@@ -78,13 +100,20 @@ def _show_init(config: StudentConfig, student: LoadedClip) -> None:
         print_stage("student", f"{config.student} from {config.init_checkpoint}", f"mean {mean}, std {std}")
 
 
-def needed_size(teachers: list[LoadedClip], student: LoadedClip) -> int:
+def needed_size(
+    teachers: Sequence[LoadedClip], student: LoadedClip, vision_teachers: Sequence[VisionTeacher] = ()
+) -> int:
     """Side of the images to decode, pixels: that of the largest model; smaller models shrink them."""
-    return max(clip.image_size for clip in (*teachers, student))
+    models: tuple[LoadedClip | VisionTeacher, ...] = (*teachers, student, *vision_teachers)
+    return max(model.image_size for model in models)
 
 
 def with_views(
-    config: DistillConfig, data: DistillData, teachers: list[LoadedClip], student: LoadedClip
+    config: DistillConfig,
+    data: DistillData,
+    teachers: Sequence[LoadedClip],
+    student: LoadedClip,
+    vision_teachers: Sequence[VisionTeacher],
 ) -> DistillData:
     """Return the data with what training reads from teacher caches, which must suit this distillation.
 
@@ -94,7 +123,10 @@ def with_views(
     if not data.manifests:
         return data
     caches = zip(config.data, data.manifests, strict=True)
-    views = [_cached_views(address, config, manifest, teachers, student) for address, manifest in caches]
+    views = [
+        _cached_views(address, config, manifest, teachers, student, vision_teachers)
+        for address, manifest in caches
+    ]
     return replace(data, shards=[replace(shard, views=views[shard.source]) for shard in data.shards])
 
 
@@ -102,17 +134,11 @@ def _cached_views(
     address: str,
     config: DistillConfig,
     manifest: CacheManifest,
-    teachers: list[LoadedClip],
+    teachers: Sequence[LoadedClip],
     student: LoadedClip,
+    vision_teachers: Sequence[VisionTeacher],
 ) -> CachedViews:
-    places = {teacher.fingerprint: index for index, teacher in enumerate(manifest.teachers)}
-    for teacher in teachers:
-        if teacher.fingerprint not in places:
-            held = ", ".join(f"{each.address} ({each.fingerprint[:12]})" for each in manifest.teachers)
-            raise InputError(
-                f"{address}: holds no embeddings by {teacher.address} ({teacher.fingerprint[:12]}), "
-                f"but by {held}. Give one of these as --teacher, or build another cache with beamclip embed."
-            )
+    own = _cached_places(address, manifest, (*teachers, *vision_teachers))
     size = needed_size(teachers, student)
     if manifest.image_size < size:
         raise InputError(
@@ -130,8 +156,25 @@ def _cached_views(
             f"{address}: holds no embeddings of captions, which --icl-weight, --crd-weight and "
             "--affinity-weight need. Build a cache with --captions, or leave them out."
         )
-    own = tuple(places[teacher.fingerprint] for teacher in teachers)
     return manifest.views(own, captions=config.terms.read_captions)
+
+
+def _cached_places(
+    address: str, manifest: CacheManifest, teachers: Sequence[LoadedClip | VisionTeacher]
+) -> tuple[int, ...]:
+    """Return the places of teachers among those of a cache."""
+    places = {teacher.fingerprint: index for index, teacher in enumerate(manifest.teachers)}
+    for teacher in teachers:
+        if teacher.fingerprint not in places:
+            vision_only = isinstance(teacher, VisionTeacher)
+            of_kind = [each for each in manifest.teachers if each.vision_only == vision_only]
+            held = ", ".join(f"{each.address} ({each.fingerprint[:12]})" for each in of_kind) or "none"
+            option = "one of --vision-teachers" if vision_only else "--teacher"
+            raise InputError(
+                f"{address}: holds no embeddings by {teacher.address} ({teacher.fingerprint[:12]}), but by "
+                f"{held}. Give one of these as {option}, or build another cache with beamclip embed."
+            )
+    return tuple(places[teacher.fingerprint] for teacher in teachers)
 
 
 def with_own_templates(config: Distilling, inputs: DistillInputs) -> Distilling:

@@ -36,6 +36,7 @@ def distillation_job(
     student: Any,
     anchors: Any,
     text_tower: Any = None,
+    vision_widths: Sequence[int] = (),
     storage: Storage,
     validation: ValidationBuilder | None = None,
 ) -> TrainingJob:
@@ -43,7 +44,7 @@ def distillation_job(
 
     Args:
         config: with batch size, length and learning rate filled in, as by `batches.sized`.
-        teachers, student, anchors, text_tower: references; see DistillationBuilder.
+        teachers, student, anchors, text_tower, vision_widths: see DistillationBuilder.
         validation: what scores the student meanwhile.
     """
     batch_size = config.stream.batch_size
@@ -57,8 +58,11 @@ def distillation_job(
             config.csm,
             config.feature,
             config.terms,
+            config.vision,
+            tuple(vision_widths),
             config.augmentation.chosen(),
             config.optim.compile,
+            config.seed,
             text_tower,
         ),
         shards=images.shards,

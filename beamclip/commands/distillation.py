@@ -17,7 +17,6 @@ from beamclip.commands.distill_inputs import (
 )
 from beamclip.commands.distill_job import TrainingData, distillation_job, restore_student
 from beamclip.commands.dry_run import here, random_anchors, show_plan
-from beamclip.commands.lineage import model_ref
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.pictures import draw_models
 from beamclip.commands.run import TrainingResult, show_skipped, started_run
@@ -32,7 +31,7 @@ from beamclip.commands.sources import show_sources
 from beamclip.commands.validation import distillation_costs, distillation_validation, with_validation
 from beamclip.errors import InputError
 from beamclip.evaluation.results import write_scores
-from beamclip.export.card import Card
+from beamclip.export.card import VISION_TEACHER, Card
 from beamclip.export.open_clip_dir import write_card, write_open_clip_dir
 from beamclip.heap import trim_heap
 from beamclip.models.clip import LoadedClip, load_clip
@@ -67,7 +66,7 @@ def run_distillation(
     config = with_validation(
         config, inputs.data.classes, inputs.data.samples, lambda: _validation_costs(inputs)
     )
-    teachers = [model_ref(clip.address, clip.fingerprint) for clip in inputs.teachers]
+    teachers = inputs.teacher_refs
     with started_run("distill", config, run_dir, shards, workers, teachers=teachers, began=began) as run:
         if inputs.data.classes:
             save_classes(inputs.data.classes, run_dir / CLASSES_FILE)
@@ -144,13 +143,14 @@ def _job(
         student=share(inputs.student.image_tower, config.workers),
         anchors=share(anchors, config.workers),
         text_tower=share(texts, config.workers) if texts else None,
+        vision_widths=[teacher.width for teacher in inputs.vision_teachers],
         storage=storage,
         validation=distillation_validation(
             config,
             inputs.student,
             inputs.data.classes,
             scored_anchors,
-            list(zip(inputs.teachers, inputs.image_towers, strict=True)),
+            list(zip(inputs.teachers, inputs.clip_towers, strict=True)),
         ),
     )
 
@@ -207,7 +207,8 @@ def reload_teacher(config: DistillConfig, fingerprint: str, run_dir: Path) -> Lo
 
 def _validation_costs(inputs: DistillInputs) -> ValidationCosts:
     cached = bool(inputs.data.manifests)
-    return distillation_costs(inputs.student, inputs.image_towers, cached=cached)
+    vision = inputs.image_towers[len(inputs.teachers) :]
+    return distillation_costs(inputs.student, inputs.clip_towers, vision, cached=cached)
 
 
 def _scored_data(config: DistillConfig, inputs: DistillInputs) -> ScoredData | None:
@@ -270,6 +271,7 @@ def _card(config: DistillConfig, inputs: DistillInputs, scores: ModelScores) -> 
     return Card(
         facts={
             "teacher": " + ".join(map(str, (config.teacher, *config.more_teachers))),
+            **({VISION_TEACHER: " + ".join(config.vision_teachers)} if config.vision_teachers else {}),
             "student": config.student.student,
             "data": " + ".join(config.data),
         },
@@ -281,7 +283,8 @@ def _card(config: DistillConfig, inputs: DistillInputs, scores: ModelScores) -> 
 
 
 def _title(config: DistillConfig, inputs: DistillInputs) -> str:
-    names = " + ".join(_teacher_name(teacher) for teacher in inputs.teachers)
+    of_clips = [_teacher_name(teacher) for teacher in inputs.teachers]
+    names = " + ".join([*of_clips, *(teacher.name for teacher in inputs.vision_teachers)])
     return f"{config.student.student} <- {names}{', cached' if inputs.data.manifests else ''}"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from beamclip.config import parameters
 from beamclip.data.config import CaptionConfig
 from beamclip.evaluation.config import ProbeConfig
-from beamclip.losses.config import PsdConfig
+from beamclip.losses.config import PsdConfig, VisionConfig
 from beamclip.prompts.config import PromptConfig
 from beamclip.training.config import ValidationConfig
 
@@ -47,6 +47,8 @@ CLASS_SOURCES = ("classes", "eval_data", "val_data", "tasks")
 IDLE: tuple[tuple[tuple[str, ...], Callable[[Options], bool]], ...] = (
     (("tau_teacher", "more_tau_teachers", "tau_student", "anchor_chunk"), _without("csm_weight", 0)),
     (("feature_kind",), _without("feature_weight", 0)),
+    (("vision_tau",), _without("vision_relation_weight", 0)),
+    (_names(VisionConfig), _without("vision_teachers", [])),
     (_names(PsdConfig), _without("objective", "clip", "siglip")),
     (_names(CaptionConfig, "caption_columns"), _without("caption_columns", [])),
     (("caption_anchors",), _without("anchors", "classes")),

@@ -45,7 +45,8 @@ from beamclip.data.starts import read_starts
 from beamclip.data.transforms import DRAWS
 from beamclip.errors import InputError
 from beamclip.models.address import absolute_address
-from beamclip.models.clip import LoadedClip, load_clip, text_tower
+from beamclip.models.clip import ImageTower, LoadedClip, load_clip, text_tower
+from beamclip.models.vision import VisionTeacher, load_vision_teacher
 from beamclip.option_texts import check_required
 from beamclip.places import Folder, absolute, is_address
 from beamclip.runs.folder import CONFIG_FILE
@@ -73,6 +74,10 @@ class EmbedInputs:
 
     shards: list[Shard]
     teachers: list[LoadedClip]
+    vision_teachers: list[VisionTeacher]
+    """Those of vision only."""
+    image_towers: list[ImageTower]
+    """Of the teachers, then of those of vision only."""
     out: str
     done: frozenset[str]
     """Names of the shards that the cache holds."""
@@ -82,6 +87,11 @@ class EmbedInputs:
         """Shards that the cache lacks."""
         return [shard for shard in self.shards if _name(shard) not in self.done]
 
+    @property
+    def all_teachers(self) -> tuple[LoadedClip | VisionTeacher, ...]:
+        """The teachers in the order in which the cache holds their embeddings."""
+        return (*self.teachers, *self.vision_teachers)
+
 
 def embed(config: EmbedConfig) -> Summary:
     """Build a teacher cache, and print how to distill from it.
@@ -90,7 +100,7 @@ def embed(config: EmbedConfig) -> Summary:
         InputError, CacheError: see `build_cache`.
     """
     summary = build_cache(config)
-    _show(summary.paths["cache"], summary)
+    _show(summary.paths["cache"], summary, has_vision=bool(config.vision_teachers))
     return summary
 
 
@@ -151,7 +161,7 @@ def _track(config: EmbedConfig, inputs: EmbedInputs) -> Tracking:
         tags={"command": "embed"},
         run_id=tracked_run_id(folder),
     )
-    teachers = [model_ref(clip.address, clip.fingerprint) for clip in inputs.teachers]
+    teachers = [model_ref(each.address, each.fingerprint) for each in inputs.all_teachers]
     tracking.inputs(datasets=[dataset_of(str(config.data), inputs.shards, "source")], models=teachers)
     return tracking
 
@@ -211,7 +221,9 @@ def _load(config: EmbedConfig) -> EmbedInputs:
     read = some_files("--data", [shard.path for shard in shards])
     ask_cluster(SharedPlaces(read, (("--out", folder.place),)))
     teachers = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
-    return EmbedInputs(shards, teachers, folder.place, done)
+    vision = [load_vision_teacher(each, config.vision_image_size) for each in config.vision_teachers]
+    towers = [*(clip.image_tower for clip in teachers), *(tower for _, tower in vision)]
+    return EmbedInputs(shards, teachers, [teacher for teacher, _ in vision], towers, folder.place, done)
 
 
 def _name(shard: Shard) -> str:
@@ -238,17 +250,8 @@ def _agreed_manifest(config: EmbedConfig, inputs: EmbedInputs) -> CacheManifest:
     """
     precision = _precision(config)
     manifest = CacheManifest(
-        teachers=tuple(
-            CachedTeacher(
-                without_secrets(clip.address),
-                clip.fingerprint,
-                clip.embed_dim,
-                precision,
-                clip.preprocess_cfg,
-            )
-            for clip in inputs.teachers
-        ),
-        image_size=config.image_size or max(clip.image_size for clip in inputs.teachers),
+        teachers=tuple(_cached_teacher(each, precision) for each in inputs.all_teachers),
+        image_size=config.image_size or max(each.image_size for each in inputs.all_teachers),
         augmentations=config.augmentations,
         augmentation=asdict(config.augmentation.chosen()),
         draws=DRAWS,
@@ -270,6 +273,16 @@ def _agreed_manifest(config: EmbedConfig, inputs: EmbedInputs) -> CacheManifest:
     return manifest
 
 
+def _cached_teacher(teacher: LoadedClip | VisionTeacher, precision: str) -> CachedTeacher:
+    address, fingerprint = without_secrets(teacher.address), teacher.fingerprint
+    if isinstance(teacher, LoadedClip):
+        return CachedTeacher(address, fingerprint, teacher.embed_dim, precision, teacher.preprocess_cfg)
+    pixels = teacher.preprocessing
+    # Lists, as they are read from JSON.
+    preprocess = {"size": pixels.size, "mean": list(pixels.mean), "std": list(pixels.std)}
+    return CachedTeacher(address, fingerprint, teacher.width, precision, preprocess, vision_only=True)
+
+
 def _precision(config: EmbedConfig) -> str:
     if not config.workers.use_gpu:
         return teacher_precision(config.teacher_precision, torch.device("cpu"))
@@ -285,7 +298,7 @@ def _job(config: EmbedConfig, inputs: EmbedInputs, manifest: CacheManifest) -> E
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, nodes))
     decode = _decode_place(config, min(config.workers.world_size, len(inputs.todo)))
     return EmbeddingJob(
-        teachers=tuple(ray.put(clip.image_tower) for clip in inputs.teachers),
+        teachers=tuple(map(ray.put, inputs.image_towers)),
         text_towers=tuple(ray.put(text_tower(clip)) for clip in inputs.teachers if config.captions),
         manifest=manifest,
         out=inputs.out,
@@ -309,7 +322,7 @@ def _decode_place(config: EmbedConfig, actors: int) -> DecodePlace:
 def _build(config: EmbedConfig, inputs: EmbedInputs, job: EmbeddingJob, reference: Any) -> float:
     """Embed the missing shards; return the seconds from the start of the first one to the last batch."""
     workers = config.workers
-    names = ", ".join(clip.address for clip in inputs.teachers)
+    names = ", ".join(each.address for each in inputs.all_teachers)
     views = f"{plural(config.augmentations, 'view')} each, {job.manifest.image_size} px"
     print_stage("embedding", f"{names}: {views}", job.manifest.teachers[0].precision)
     items = [
@@ -439,6 +452,8 @@ def _leave(config: EmbedConfig, out: str, summary: Summary) -> None:
         "data": out,
         "teacher": recorded(str(config.teacher)),
         "more_teachers": [recorded(address) for address in config.more_teachers],
+        "vision_teachers": [recorded(address) for address in config.vision_teachers],
+        "vision_image_size": config.vision_image_size,
         "augmentation": asdict(config.augmentation),
     }
     folder = Folder(out)
@@ -447,10 +462,11 @@ def _leave(config: EmbedConfig, out: str, summary: Summary) -> None:
     folder.write(SUMMARY_FILE, summary_text(summary).encode())
 
 
-def _show(out: str, summary: Summary) -> None:
+def _show(out: str, summary: Summary, *, has_vision: bool) -> None:
     for reason, number in sorted(summary.counts.skipped.items()):
         print_stage("skipped", f"{number:,} {reason}")
     size = summary.stages["bytes_per_sample"]
     print_stage("cache", f"{plural(summary.counts.attempted, 'image')}, {size / 1000:,.1f} kB each", out)
     if not is_address(out):
-        print(f"beamclip distill --config {out}/{DISTILL_CONFIG} --student resnet18 --classes FILE")
+        weight = " --vision-feature-weight 1" if has_vision else ""
+        print(f"beamclip distill --config {out}/{DISTILL_CONFIG} --student resnet18 --classes FILE{weight}")

@@ -22,7 +22,7 @@ from beamclip.data.cache import is_cache
 from beamclip.data.listing import list_shards
 from beamclip.data.shards import Columns, Shard, iterate_rows
 from beamclip.errors import InputError
-from beamclip.export.card import Card
+from beamclip.export.card import VISION_TEACHER, Card
 from beamclip.export.formats import Classes, Parities
 from beamclip.export.int8 import CALIBRATION_IMAGES
 from beamclip.export.mlflow_model import png_bytes
@@ -109,7 +109,8 @@ def _texts(value: Any) -> list[str]:
 def _card_facts(config: Mapping[str, Any]) -> dict[str, str]:
     teachers = [*_texts(config.get("teacher")), *_texts(config.get("more_teachers"))]
     student = (config.get("student") or {}).get("student")
-    facts = {"teacher": " + ".join(teachers), "student": student} if teachers else {}
+    vision = " + ".join(_texts(config.get("vision_teachers")))
+    facts = {"teacher": " + ".join(teachers), VISION_TEACHER: vision, "student": student} if teachers else {}
     if not teachers:
         facts = {"model": config.get("model"), "objective": config.get("objective")}
     facts["data"] = " + ".join(_texts(config.get("data")))

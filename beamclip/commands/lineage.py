@@ -16,7 +16,7 @@ from beamclip.commands.sources import of_each
 from beamclip.data.listing import fingerprint, list_labelled, list_shards
 from beamclip.data.shards import Shard
 from beamclip.errors import InputError
-from beamclip.models.address import HUB, OPEN_CLIP, split_address
+from beamclip.models.address import HUB, OPEN_CLIP, TIMM, split_address
 from beamclip.places import absolute
 from beamclip.tracking import Dataset, ModelRef, run_dir_of
 from beamclip.tracking.config import TrackingConfig
@@ -105,7 +105,7 @@ def model_ref(address: str, fingerprint: str) -> ModelRef:
         fingerprint: digest of its weights.
     """
     schema, rest = split_address(address)
-    run_dir = None if schema in (HUB, OPEN_CLIP) else run_dir_of(Path(absolute(rest)))
+    run_dir = None if schema in (HUB, OPEN_CLIP, TIMM) else run_dir_of(Path(absolute(rest)))
     shown = posixpath.basename(address.rstrip("/")) if run_dir else address
     return ModelRef(without_secrets(shown), fingerprint, str(run_dir) if run_dir else None)
 

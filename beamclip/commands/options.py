@@ -15,7 +15,14 @@ from beamclip.commands.search import SearchConfig
 from beamclip.corpus.common_symbols import SymbolList
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
 from beamclip.evaluation.config import ProbeConfig
-from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, Objective, PsdConfig
+from beamclip.losses.config import (
+    BatchTermsConfig,
+    CsmConfig,
+    FeatureConfig,
+    Objective,
+    PsdConfig,
+    VisionConfig,
+)
 from beamclip.models.config import StudentConfig
 from beamclip.places import LocalPath, PathOrAddress, Places
 from beamclip.prompts.config import PromptConfig
@@ -57,6 +64,12 @@ class DistillConfig:
     more_teachers: tuple[str, ...] = ()
     """Further teachers: similarities to the anchors are averaged over all teachers; the text tower of the
     student is that of --teacher."""
+    vision_teachers: tuple[str, ...] = ()
+    """Teachers of vision only (DINO, supervised backbones), beside --teacher: timm:NAME with the pretrained
+    weights of its tag, or timm:NAME/FILE with those of a checkpoint. What the student learns from them:
+    vision_relation_weight and vision_feature_weight."""
+    vision_image_size: Count | None = None
+    """Side of the input of all vision teachers, pixels; by default each has what timm says of its weights."""
     classes: LocalPath = None
     """Class list: its prompts are the anchors, its ids the labels to score on. YAML, JSON, or text with one
     name a line, where `# ...` is a comment: a name that begins with # needs YAML. By default the classes that
@@ -87,6 +100,7 @@ class DistillConfig:
     csm: CsmConfig = field(default_factory=CsmConfig)
     feature: FeatureConfig = field(default_factory=FeatureConfig)
     terms: BatchTermsConfig = field(default_factory=BatchTermsConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -180,6 +194,10 @@ class EmbedConfig:
     open_clip:NAME/FILE, or a run of beamclip pretrain."""
     more_teachers: tuple[str, ...] = ()
     """Further teachers, whose embeddings are stored beside those of --teacher."""
+    vision_teachers: tuple[str, ...] = ()
+    """Teachers of vision only, timm:NAME or timm:NAME/FILE, whose features are stored as well."""
+    vision_image_size: Count | None = None
+    """Side of the input of all vision teachers, pixels; by default each has what timm says of its weights."""
     out: PathOrAddress = None
     """Required. Folder or address of the cache; an unfinished one is completed. On a cluster with a storage
     (BEAMCLIP_STORAGE) it is cache, unless given."""

@@ -65,17 +65,18 @@ def with_validation(
 
 
 def distillation_costs(
-    student: LoadedClip, teachers: Sequence[ImageTower], *, cached: bool
+    student: LoadedClip, teachers: Sequence[ImageTower], vision: Sequence[ImageTower], *, cached: bool
 ) -> ValidationCosts:
     """Return what validation takes in a distillation, in floating-point operations.
 
     Args:
+        vision: towers of the teachers of vision only, which do not see the images to validate on.
         cached: whether the teachers' embeddings of the images that are trained on come from a cache.
     """
     of_student = _image_operations(student.image_tower)
     of_teachers = sum(map(_image_operations, teachers))
     # A backward pass takes twice the operations of a forward pass.
-    sample = 3 * of_student + (0 if cached else of_teachers)
+    sample = 3 * of_student + (0 if cached else of_teachers + sum(map(_image_operations, vision)))
     return ValidationCosts(sample=sample, image=of_student, once=of_teachers)
 
 

@@ -49,6 +49,8 @@ class CachedTeacher:
     """Arithmetic of its image tower, fp32 or bf16."""
     preprocess: dict[str, Any]
     """open_clip's keys: size, mean, std, ..."""
+    vision_only: bool = False
+    """Whether it is a backbone without a text tower, whose features are held. These come last."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class CachedViews:
     """What training takes from each row of a cache: one view an epoch, as some teachers saw it."""
 
     teachers: tuple[int, ...]
-    """Places of the teachers among those of the cache's manifest."""
+    """Places of the teachers among those of the cache's manifest, those of vision only last."""
     augmentations: int
     """Number of views of each image in the cache."""
     widths: tuple[int, ...] = ()
@@ -221,7 +223,7 @@ def cache_schema(manifest: CacheManifest) -> pa.Schema:
     for index, teacher in teachers:
         width = pa.binary(2 * teacher.embed_dim)
         columns += [(embedding_column(index, view), width) for view in views]
-        columns += [(caption_column(index), width)] if manifest.captions else []
+        columns += [(caption_column(index), width)] if manifest.captions and not teacher.vision_only else []
     return pa.schema(columns)
 
 

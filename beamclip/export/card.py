@@ -7,11 +7,13 @@ from typing import Any
 import yaml
 
 from beamclip.addresses import without_secrets
-from beamclip.models.address import HUB, OPEN_CLIP, split_address
+from beamclip.models.address import HUB, OPEN_CLIP, TIMM, split_address
 from beamclip.models.clip import LoadedClip
-from beamclip.openclip import open_clip
+from beamclip.openclip import open_clip, timm
 
 SHOWN_CLASSES = 20
+VISION_TEACHER = "vision teacher"
+"""Fact that names the teachers of vision only."""
 _EXAMPLES = ("a cat", "a dog")
 
 
@@ -64,7 +66,8 @@ def _front_matter(clip: LoadedClip, card: Card) -> str:
         "library_name": "open_clip" if opens_in_open_clip(clip) else "beamclip",
         "tags": ["clip", "zero-shot-image-classification", *(["distillation"] if distilled else [])],
     }
-    bases = [_hub_repository(teacher) for teacher in card.facts.get("teacher", "").split(" + ")]
+    named = [card.facts.get(name, "") for name in ("teacher", VISION_TEACHER)]
+    bases = [_hub_repository(teacher) for teacher in " + ".join(named).split(" + ")]
     if any(bases):
         front["base_model"] = [base for base in bases if base]
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
@@ -76,6 +79,9 @@ def _hub_repository(address: str) -> str | None:
     if schema == OPEN_CLIP:
         registered = open_clip.get_pretrained_cfg(*rest.split("/", 1)) if "/" in rest else {}
         return registered.get("hf_hub", "").rstrip("/") or None
+    if schema == TIMM and "/" not in rest:
+        registered_timm = timm.get_pretrained_cfg(rest)
+        return registered_timm.hf_hub_id if registered_timm else None
     return rest if schema == HUB else None
 
 

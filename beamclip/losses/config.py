@@ -82,6 +82,34 @@ class BatchTermsConfig:
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """What the student's backbone learns from teachers of vision only, as a mean over them.
+
+    Both terms act on the features before the student's projection into the space of --teacher, and not on its
+    embeddings: these belong to that space, whose similarities are not a vision teacher's. That they stand
+    beside CSM is this project's choice; as in AM-RADIO (arXiv 2312.06709), each teacher has a projection.
+    """
+
+    vision_relation_weight: NonNegative = 0.0
+    """Factor of the KL divergence between a vision teacher and the student's features in how the images of a
+    batch relate to each other (in the batch what CompRess, arXiv 2010.14713, does over a memory); 0 switches
+    it off."""
+    vision_tau: Positive = 0.04
+    """Softmax temperature of both in that term: equal ones ask for equal cosines. CompRess has 0.04, too."""
+    vision_feature_weight: NonNegative = 0.0
+    """Factor of 1 - cosine between a vision teacher's features and a learned linear projection of the
+    student's; 0 switches it off. The projections stay in the checkpoints, and are not exported."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a term has a weight."""
+        return bool(self.vision_relation_weight or self.vision_feature_weight)
+
+
+@dataclass(frozen=True)
 class PsdConfig:
     """What the self-distilled rows of a batch learn from, and how their share grows."""
 

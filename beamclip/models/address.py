@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-OPEN_CLIP, HUB, LOCAL_DIR = "open_clip", "hf-hub", "local-dir"
+OPEN_CLIP, HUB, LOCAL_DIR, TIMM = "open_clip", "hf-hub", "local-dir", "timm"
 
 
 def split_address(address: str) -> tuple[str, str]:
@@ -13,7 +13,7 @@ def split_address(address: str) -> tuple[str, str]:
     schema, colon, rest = address.partition(":")
     if colon and schema == OPEN_CLIP and rest.startswith((f"{HUB}:", f"{LOCAL_DIR}:")):
         return split_address(rest)
-    if colon and schema in (OPEN_CLIP, HUB, LOCAL_DIR):
+    if colon and schema in (OPEN_CLIP, HUB, LOCAL_DIR, TIMM):
         return schema, rest
     return "", address
 
@@ -33,9 +33,9 @@ def absolute_address(address: str) -> str:
     """Make an existing path in an address absolute, so that it names the same model from any folder."""
     schema, rest = split_address(address)
     before = address[: len(address) - len(rest)]
-    if schema != HUB and schema != OPEN_CLIP:
+    if schema not in (HUB, OPEN_CLIP, TIMM):
         path = Path(rest).expanduser()
         if rest and path.exists():
             return f"{before}{path.resolve()}"
-    file = named_file(rest) if schema in ("", OPEN_CLIP) else None
+    file = named_file(rest) if schema in ("", OPEN_CLIP, TIMM) else None
     return f"{before}{rest.partition('/')[0]}/{file.resolve()}" if file else address

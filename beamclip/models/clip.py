@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from beamclip.errors import InputError
-from beamclip.models.address import HUB, LOCAL_DIR, OPEN_CLIP, named_file, split_address
+from beamclip.models.address import HUB, LOCAL_DIR, OPEN_CLIP, TIMM, named_file, split_address
 from beamclip.models.hub import WEIGHTS, hub_file, registered_weights
 from beamclip.models.model_config import (
     find_config,
@@ -145,6 +145,11 @@ def load_clip(address: str) -> LoadedClip:
         return _load_hub(rest, address)
     if schema == OPEN_CLIP:
         return _load_named(rest, address)
+    if schema == TIMM:
+        raise InputError(
+            f"{address}: a backbone of timm has no text tower. Give a CLIP model, and the backbone as one of "
+            "--vision-teachers beside it."
+        )
     path, kind = _existing(rest, address)
     if kind == "directory":
         directory = _model_directory(path)

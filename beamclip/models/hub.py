@@ -6,11 +6,13 @@ from typing import Any
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
+from torch import nn
 
 from beamclip.errors import InputError
-from beamclip.openclip import open_clip
+from beamclip.openclip import open_clip, timm
 from beamclip.spelling import or_list
 
+_TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = (open_clip.constants.HF_SAFE_WEIGHTS_NAME, open_clip.constants.HF_WEIGHTS_NAME)
 
 
@@ -55,6 +57,20 @@ def registered_weights(pretrained: dict[str, Any], address: str) -> Path:
         return Path(open_clip.download_pretrained(pretrained))
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(_unreachable(address, error)) from error
+
+
+def pretrained_backbone(name: str) -> nn.Module:
+    """Build a backbone of timm, without a classifier, with the weights of the tag in its name.
+
+    Raises:
+        Exception: of any type, if there are none or they are neither in the cache nor to be had.
+    """
+    registered = timm.get_pretrained_cfg(name)
+    if registered is not None and registered.hf_hub_id:
+        # timm itself would retry for most of a minute.
+        hub_file(registered.hf_hub_id, _TIMM_WEIGHTS, name)
+    backbone: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    return backbone
 
 
 def _unreachable(address: str, error: Exception) -> str:

@@ -4,6 +4,7 @@ open_clip's own config describes a student completely, so that open_clip alone c
 (unless its image tower is MS-CLIP-S's). That rules out a few backbones: see `build_student`.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from beamclip.errors import InputError
-from beamclip.models.clip import ClipModel, LoadedClip, assemble, build_open_clip
+from beamclip.models.clip import ClipModel, ImageTower, LoadedClip, assemble, build_open_clip
 from beamclip.models.config import Head, StudentConfig
-from beamclip.models.hub import hub_file
+from beamclip.models.hub import pretrained_backbone
 from beamclip.models.init_pixels import check_init_pixels, init_colours
 from beamclip.models.model_config import find_config, own_configs
 from beamclip.models.msclip import SpecialisedVision
@@ -29,7 +30,6 @@ _PROJECTIONS: dict[Head, tuple[tuple[str, str], ...]] = {
     "linear": (("", "linear"), ("avg", "")),
     "mlp": (("", "mlp"),),
 }
-_TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _ANY_SIZE_AND_HEAD = ("resnet18", "convnext_atto", "efficientnet_b0", "xcit_nano_12_p16_224")
 
 
@@ -109,6 +109,14 @@ def embeddings_and_features(tower: nn.Module, images: Tensor) -> tuple[Tensor, T
         return features @ tower.proj, features
     output = _first(tower(images))
     return output, output
+
+
+def feature_width(tower: ImageTower) -> int:
+    """Return the width F of a tower's `backbone_features`; the tower itself is not run."""
+    size = tower.preprocessing.size
+    # The meta device takes no memory or arithmetic.
+    network = deepcopy(tower.network).to("meta").eval()
+    return backbone_features(network, torch.empty(1, 3, size, size, device="meta")).shape[1]
 
 
 def _of_trunk(tower: TimmModel, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,11 +238,7 @@ def _timm_cfg(name: str, pool: str, proj: str, size: int) -> dict[str, Any]:
 def _load_pretrained(trunk: nn.Module, name: str) -> dict[str, Any]:
     """Fill the trunk with timm's weights; return the mean and std that they were trained with."""
     try:
-        registered = timm.get_pretrained_cfg(name)
-        if registered is not None and registered.hf_hub_id:
-            # timm itself would retry for most of a minute.
-            hub_file(registered.hf_hub_id, _TIMM_WEIGHTS, name)
-        source = timm.create_model(name, pretrained=True, num_classes=0)
+        source = pretrained_backbone(name)
     except Exception as error:
         # Hub, cache and file errors share no base class.
         raise InputError(

@@ -29,6 +29,7 @@ SOURCES = {
     "eval_data": "Labelled data",
     "teacher": "Teacher",
     "more_teachers": "Further teacher",
+    "vision_teachers": "Vision teacher",
     "model": "Model",
     "classes": "Class list",
 }

@@ -97,7 +97,8 @@ def load_sweep(config: SweepConfig, out: Path) -> Loaded:
         student = build_student(changed.student, inputs.teachers[0], changed.seed)
         for sizes in _partial(space, config, ("stream", "optim")):
             check_batch_norms(sized(applied(changed, sizes), inputs.data.shards), student)
-        with_views(with_all_terms(changed, space), inputs.data, inputs.teachers, student)
+        terms = with_all_terms(changed, space)
+        with_views(terms, inputs.data, inputs.teachers, student, inputs.vision_teachers)
         students[student_key(changed.student, changed.seed)] = student
     tried = " x ".join(f"{name} ({_extent(choice)})" for name, choice in space.items())
     total = combinations(space)
@@ -177,7 +178,8 @@ def prepare_sweep(
     base = _base(config, _caches(config, loaded, out), out, concurrent)
     cached = replace(loaded.inputs.data, shards=list_sources(base), manifests=read_manifests(base.data))
     for student in loaded.students.values():
-        data = with_views(with_all_terms(base, loaded.space), cached, loaded.inputs.teachers, student)
+        terms, vision = with_all_terms(base, loaded.space), loaded.inputs.vision_teachers
+        data = with_views(terms, cached, loaded.inputs.teachers, student, vision)
     if "templates" not in loaded.space:
         check_templates(base, replace(loaded.inputs, data=data), out.parent / "anchors")
     prompts = [applied(base, settings).prompts for settings in _partial(loaded.space, base, ("prompts",))]
@@ -190,6 +192,7 @@ def prepare_sweep(
         images=TrainingData(data.shards, data.manifests[0].image_size),
         students=students,
         anchors={key: (ray.put(used), ray.put(own)) for key, (used, own) in anchors.items()},
+        vision_widths=tuple(teacher.width for teacher in loaded.inputs.vision_teachers),
         num_classes=len(data.classes),
         checkpoints=checkpoint_address(config.checkpoint.checkpoints, out),
         scores=config.search.scores,
@@ -219,7 +222,11 @@ def _caches(config: SweepConfig, loaded: Loaded, out: Path) -> tuple[str, ...]:
 def _cache(config: SweepConfig, loaded: Loaded, data: str, address: str) -> str:
     """Build the teacher cache of a data set unless it is there; return its address."""
     if not is_cache(address) or read_manifest(address).samples is None:
-        sizes = [needed_size(loaded.inputs.teachers, student) for student in loaded.students.values()]
+        inputs = loaded.inputs
+        sizes = [
+            needed_size(inputs.teachers, student, inputs.vision_teachers)
+            for student in loaded.students.values()
+        ]
         gpus = int(ray.cluster_resources().get("GPU", 0))
         workers = replace(config.workers, num_workers=max(1, gpus if config.workers.use_gpu else 1))
         build_cache(
@@ -227,6 +234,8 @@ def _cache(config: SweepConfig, loaded: Loaded, data: str, address: str) -> str:
                 data=data,
                 teacher=config.teacher,
                 more_teachers=config.more_teachers,
+                vision_teachers=config.vision_teachers,
+                vision_image_size=config.vision_image_size,
                 out=address,
                 augmentations=config.search.augmentations,
                 image_size=max(sizes),

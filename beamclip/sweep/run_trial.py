@@ -46,6 +46,8 @@ class TrialInputs:
     """`student_key` -> the untrained ImageTower, and the HeldOut images preprocessed for it."""
     anchors: dict[str, tuple[Any, Any]]
     """`prompts_key` -> the list of Anchors to train on, and the Anchors of the classes to score with."""
+    vision_widths: tuple[int, ...]
+    """Widths of the features of the teachers of vision only."""
     num_classes: int
     checkpoints: str
     """Address below which each trial has its own folder."""
@@ -78,6 +80,7 @@ def run_trial(trial: dict[str, Any], shared: TrialInputs) -> None:
         teachers=(),
         student=shared.students[student_key(config.student, config.seed)][0],
         anchors=shared.anchors[prompts_key(config.prompts)][0],
+        vision_widths=shared.vision_widths,
         storage=Storage(
             checkpoints=trial_checkpoints(shared.checkpoints, trial["number"]),
             # The checkpoint being scored must stay, however far ahead training is.

@@ -17,7 +17,7 @@ from beamclip.config import parse_config
 from beamclip.errors import InputError
 from beamclip.spelling import did_you_mean
 
-SECTIONS = ("student", "prompts", "csm", "feature", "terms", "stream", "optim")
+SECTIONS = ("student", "prompts", "csm", "feature", "terms", "vision", "stream", "optim")
 """Sections of a distillation's configuration whose options can be varied, as can the seed. The other options
 decide what the cache holds, or where things run."""
 

@@ -13,7 +13,7 @@ from beamclip.cluster.session import cluster_address, forked_python, ray_session
 from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import format_duration, plural, print_stage, table
 from beamclip.commands.distill_inputs import with_own_templates
-from beamclip.commands.lineage import model_ref, training_datasets
+from beamclip.commands.lineage import training_datasets
 from beamclip.commands.options import DistillConfig, SweepConfig
 from beamclip.commands.report import write_summary_and_report
 from beamclip.commands.run import track_run
@@ -59,7 +59,7 @@ def sweep(config: SweepConfig) -> Summary:
         ray_session(tune_environment(workers), dashboard=workers.most_workers > 1, python=python),
         track_run(config, out, "sweep", cached=True, varied=loaded.space) as tracking,
     ):
-        teachers = [model_ref(clip.address, clip.fingerprint) for clip in loaded.inputs.teachers]
+        teachers = loaded.inputs.teacher_refs
         datasets = training_datasets(config, loaded.inputs.data.shards)
         tracking.inputs(datasets=datasets, models=teachers)
         concurrent = trials_at_once(config, _wanted(config, loaded.space), ray.cluster_resources())

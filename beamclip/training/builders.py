@@ -12,7 +12,14 @@ from torch import nn
 
 from beamclip.cluster.session import fetch
 from beamclip.data.config import Augmentation
-from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, Objective, PsdConfig
+from beamclip.losses.config import (
+    BatchTermsConfig,
+    CsmConfig,
+    FeatureConfig,
+    Objective,
+    PsdConfig,
+    VisionConfig,
+)
 from beamclip.training.loop import Validation
 from beamclip.training.worker_group import WorkerGroup
 
@@ -22,18 +29,23 @@ class DistillationBuilder:
     """Builds training.distillation.Distillation."""
 
     teachers: tuple[Any, ...]
-    """References to ImageTowers (cluster.share); empty if the batches carry the embeddings."""
+    """References to ImageTowers (cluster.share), those of vision only last; empty if the batches carry the
+    embeddings."""
     student: Any
     """Reference to an ImageTower."""
     anchors: Any
-    """Reference to a list of Anchors, one for each teacher."""
+    """Reference to a list of Anchors, one for each teacher with a text tower."""
     teacher_precision: Literal["auto", "fp32", "bf16"]
     csm: CsmConfig
     feature: FeatureConfig
     terms: BatchTermsConfig
+    vision: VisionConfig
+    vision_widths: tuple[int, ...]
+    """Widths of the features of the teachers of vision only."""
     augmentation: Augmentation
     compile: bool
     """Whether torch compiles the teachers."""
+    seed: int
     text_tower: Any = None
     """Reference to the first teacher without its image tower, for terms that read captions; None if there is
     none, or if the batches carry the embeddings."""
@@ -58,6 +70,9 @@ class DistillationBuilder:
             feature=self.feature,
             augmentation=self.augmentation,
             terms=self.terms,
+            vision=self.vision,
+            vision_widths=self.vision_widths,
+            seed=self.seed,
             embed_texts=texts.encode_text if texts else None,
         )
 

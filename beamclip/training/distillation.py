@@ -1,6 +1,6 @@
 """The method of distillation: a module that turns a batch into (loss, metrics).
 
-It registers only the student, so that its state dict, which every checkpoint holds, contains no frozen
+It registers only what learns, so that its state dict, which every checkpoint holds, contains no frozen
 teacher.
 """
 
@@ -15,12 +15,13 @@ from beamclip.data.batch import Batch
 from beamclip.data.config import Augmentation
 from beamclip.data.transforms import augment
 from beamclip.losses.batch_terms import affinity_loss, crd_loss, icl_loss, relation_loss
-from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig
+from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, VisionConfig
 from beamclip.losses.contrastive import GlobalRows
 from beamclip.losses.csm import csm_ensemble_loss, csm_loss
 from beamclip.losses.feature import feature_loss
 from beamclip.losses.weighted import weighted_sum
 from beamclip.models.clip import ImageTower, normalise_pixels
+from beamclip.models.student import embeddings_and_features, feature_width
 from beamclip.prompts.anchors import Anchors
 from beamclip.training.loop import EmbeddedBatch
 
@@ -32,7 +33,8 @@ class Distillation(nn.Module):
 
     It needs only images: the anchors stand for the text side. Temperatures, heads, further terms and several
     teachers are choices of this project, not of the paper. The distributions of several teachers over their
-    anchors are averaged; the student's embeddings lie in the first teacher's space.
+    anchors are averaged; the student's embeddings lie in the first teacher's space. Teachers of vision only
+    have no anchors: the features of the student's backbone learn from theirs.
     """
 
     def __init__(
@@ -45,18 +47,25 @@ class Distillation(nn.Module):
         feature: FeatureConfig,
         augmentation: Augmentation,
         terms: BatchTermsConfig | None = None,
+        vision: VisionConfig | None = None,
+        vision_widths: Sequence[int] = (),
         embed_texts: Callable[[list[str]], Tensor] | None = None,
+        seed: int = 0,
     ) -> None:
-        """Register the student and the anchors.
+        """Register the student, the anchors, and a projection for each teacher of vision only.
 
         Args:
             teachers: frozen image towers as functions, not as submodules: uint8 [B, 3, H, W] -> float32
-                [B, D] of unit length. If empty, the batches carry the teachers' embeddings.
-            anchors: one for each teacher, also if the batches carry the embeddings; all of the same texts.
-            terms: further terms; None for none.
+                [B, D] of unit length; those with anchors first, then those of vision only. If empty, the
+                batches carry the teachers' embeddings.
+            anchors: one for each teacher that has a text tower, also if the batches carry the embeddings; all
+                of the same texts.
+            terms, vision: further terms; None for none.
+            vision_widths: of the features of each teacher of vision only.
             embed_texts: the first teacher's text tower as a function, B texts -> float32 [B, D] of unit
                 length, for terms that read captions. Without teachers, the batches carry its embeddings, too,
                 after those of the images: zeros where there is no caption.
+            seed: decides the first weights of the projections.
         """
         super().__init__()
         self.visual = student.network
@@ -72,12 +81,24 @@ class Distillation(nn.Module):
         self.csm = csm
         self.feature = feature
         self.terms = terms or BatchTermsConfig()
+        self.vision = vision or VisionConfig()
+        self.num_vision = len(vision_widths)
+        self.projections = nn.ModuleList()
+        if self.vision.vision_feature_weight and vision_widths:
+            self.projections.extend(_projections(feature_width(student), vision_widths, seed))
+        self._encode_with_features = embeddings_and_features
         self.augmentation = augmentation
 
     @property
     def compares_samples(self) -> bool:
         """Whether a term of the loss compares samples with each other."""
-        return self.terms.compare_samples
+        relates = bool(self.num_vision and self.vision.vision_relation_weight)
+        return self.terms.compare_samples or relates
+
+    @property
+    def learns_features(self) -> bool:
+        """Whether a term of the loss needs the student's features beside its embeddings."""
+        return bool(self.num_vision and self.vision.is_on)
 
     def set_grad_checkpointing(self) -> None:
         """Recompute activations within the student's blocks or stages, if its network can, to save memory."""
@@ -86,39 +107,47 @@ class Distillation(nn.Module):
     def compile_networks(self) -> None:
         """Have torch compile the student at its next call."""
         self.visual.compile()
+        self._encode_with_features = torch.compile(embeddings_and_features)
 
     def forward(self, batch: Batch, gradients: Sequence[Tensor] | None = None) -> tuple[Tensor, Metrics]:
         """Return a batch's loss, and its terms and the cosine to the first teacher, detached.
 
-        All are sums over the samples times their weights. With the gradient of the loss with respect to the
-        student's embeddings, return the sum of these times their gradients, and no metrics; see GradCached.
+        All are sums over the samples times their weights. With the gradients of the loss with respect to what
+        the student learns (see `embed`), return the sum of that times its gradients, and no metrics; see
+        GradCached.
         """
         if gradients is None:
             return self.compare([self.embed(batch)])
-        student = self.embed_images(augment(batch.pixels, batch.draws, self.augmentation))
-        return (student * gradients[0]).sum(), {}
+        learned = self._learned(augment(batch.pixels, batch.draws, self.augmentation))
+        return torch.stack([(own * by).sum() for own, by in zip(learned, gradients, strict=True)]).sum(), {}
 
     def embed(self, batch: Batch) -> EmbeddedBatch:
-        """Return the student's embeddings; weights, numbers, each teacher's embeddings and those of texts."""
+        """Return the student's embeddings; weights, numbers, each teacher's embeddings and those of texts.
+
+        With teachers of vision only, the student's unit features and their projections follow its embeddings.
+        """
         pixels = augment(batch.pixels, batch.draws, self.augmentation)
         seen = batch.pixels if self.augmentation.teacher_view == "weak" else pixels
         given = (batch.weights, batch.numbers, *self._given(seen, batch))
-        return EmbeddedBatch((self.embed_images(pixels),), given, batch.global_size)
+        return EmbeddedBatch(self._learned(pixels), given, batch.global_size)
 
     def compare(self, parts: list[EmbeddedBatch]) -> tuple[Tensor, Metrics]:
         """Return loss and metrics of this rank's batch, in one or more parts."""
-        student = torch.cat([part.learned[0] for part in parts])
+        student, *features = (torch.cat(rows) for rows in zip(*(part.learned for part in parts), strict=True))
         weights, numbers, *given = (
             torch.cat(rows) for rows in zip(*(part.given for part in parts), strict=True)
         )
-        embedded, texts = given[: self.num_teachers], given[self.num_teachers :]
+        images = self.num_teachers + self.num_vision
+        embedded, seen, texts = given[: self.num_teachers], given[self.num_teachers : images], given[images:]
         loss, metrics = self._loss(student, embedded, weights)
         metrics["teacher_cosine"] = weighted_sum((student * embedded[0]).sum(dim=-1), weights)
-        if self.compares_samples:
-            rows = GlobalRows(weights, numbers, parts[0].global_size)
-            of_batch = self._batch_terms(student, embedded[0], texts, rows)
-            metrics |= {f"loss/{name}": value for name, (_, value) in of_batch.items()}
-            loss = loss + torch.stack([weight * value for weight, value in of_batch.values()]).sum()
+        rows = GlobalRows(weights, numbers, parts[0].global_size)
+        further = self._batch_terms(student, embedded[0], texts, rows)
+        if self.learns_features:
+            further |= self._vision_terms(features[0], features[1:], seen, rows)
+        if further:
+            metrics |= {f"loss/{name}": value for name, (_, value) in further.items()}
+            loss = loss + torch.stack([weight * value for weight, value in further.values()]).sum()
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def embed_images(self, pixels: Tensor) -> Tensor:
@@ -126,10 +155,21 @@ class Distillation(nn.Module):
         images = normalise_pixels(pixels, self.student, channels_last=True)
         return F.normalize(self.visual(images).float(), dim=-1)
 
+    def _learned(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return what gradients flow through, float32, of augmented pixels; see `embed`."""
+        if not self.learns_features:
+            return (self.embed_images(pixels),)
+        images = normalise_pixels(pixels, self.student, channels_last=True)
+        embeddings, features = self._encode_with_features(self.visual, images)
+        features = features.float()
+        projected = (projection(features).float() for projection in self.projections)
+        return (F.normalize(embeddings.float(), dim=-1), F.normalize(features, dim=-1), *projected)
+
     def loss_of(self, images: Tensor, batch: Batch) -> Tensor:
         """Return the loss of what `embed_images` returned, against the embeddings that a batch carries.
 
-        It is a sum over the samples times their weights, without the terms that compare samples.
+        It is a sum over the samples times their weights, without the terms that compare samples and those of
+        teachers of vision only.
         """
         return self._loss(images, _units(batch.embeddings), batch.weights)[0]
 
@@ -170,6 +210,28 @@ class Distillation(nn.Module):
             found["affinity"] = (terms.affinity_weight, value)
         return found
 
+    def _vision_terms(
+        self, features: Tensor, projected: Sequence[Tensor], teachers: Sequence[Tensor], rows: GlobalRows
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Return weight and value of each term of the teachers of vision only, means over these.
+
+        Args:
+            features: [B, F], the student's, of unit length.
+            projected: the student's features, projected for each teacher; empty if that term is off.
+            teachers: features of each, of unit length.
+        """
+        terms = self.vision
+        found: dict[str, tuple[float, Tensor]] = {}
+        if terms.vision_relation_weight:
+            taus = {"tau_student": terms.vision_tau, "tau_teacher": terms.vision_tau}
+            values = [relation_loss(features, teacher, **taus, rows=rows) for teacher in teachers]
+            found["vision_relation"] = (terms.vision_relation_weight, torch.stack(values).mean())
+        if terms.vision_feature_weight:
+            pairs = zip(projected, teachers, strict=True)
+            values = [feature_loss(own, teacher, "cosine", rows.weights) for own, teacher in pairs]
+            found["vision_feature"] = (terms.vision_feature_weight, torch.stack(values).mean())
+        return found
+
     @torch.no_grad()
     def _given(self, seen: Tensor, batch: Batch) -> list[Tensor]:
         """Return each teacher's unit embeddings, float32 [B, D], and those of captions that are read."""
@@ -204,6 +266,12 @@ class Distillation(nn.Module):
             tau_teachers=(self.csm.tau_teacher, *further),
             weights=weights,
         )
+
+
+def _projections(width: int, widths: Sequence[int], seed: int) -> list[nn.Module]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return [nn.Linear(width, each) for each in widths]
 
 
 def _units(embeddings: Sequence[Tensor]) -> list[Tensor]:

@@ -56,9 +56,10 @@ class EmbeddingJob:
     """Everything an actor needs, as plain data and references."""
 
     teachers: tuple[Any, ...]
-    """References to ImageTowers."""
+    """References to ImageTowers, those of vision only last."""
     text_towers: tuple[Any, ...]
-    """References to LoadedClips without image towers; empty if captions are not embedded."""
+    """References to LoadedClips without image towers, for the teachers that have texts; empty if captions are
+    not embedded."""
     manifest: CacheManifest
     out: str
     """Address of the cache."""
