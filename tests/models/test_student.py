@@ -5,11 +5,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import open_clip
 import pytest
 import timm
 import torch
+from hub_cache import fill_hub_cache, go_offline
 from safetensors.torch import save_file
 
 from beamclip.errors import InputError
@@ -22,6 +22,7 @@ from beamclip.models.student import (
     backbone_features,
     build_student,
     drop_text_tower,
+    feature_width,
 )
 
 TEXTS = ["a photo of a crane", "a drawing of a whale"]
@@ -133,6 +134,7 @@ def test_the_classifier_is_the_head_of_networks_with_a_hidden_layer_of_their_own
     with torch.no_grad():
         features = backbone_features(model.visual, images)
         assert torch.equal(model.visual.trunk.get_classifier()(features), model.encode_image(images))
+    assert feature_width(student.image_tower) == features.shape[1]
 
 
 def test_features_of_an_open_clip_transformer_are_those_before_its_projection(micro_clip: LoadedClip) -> None:
@@ -142,6 +144,15 @@ def test_features_of_an_open_clip_transformer_are_those_before_its_projection(mi
         features = backbone_features(model.visual, images)
         torch.testing.assert_close(features @ model.visual.proj, model.encode_image(images))
     assert features.shape == (2, 64)
+
+
+def test_the_width_of_features_is_found_without_running_the_student(micro_clip: LoadedClip) -> None:
+    student = build_student(SMALL, micro_clip, seed=0)
+    before = {name: value.clone() for name, value in student.model.visual.state_dict().items()}
+    assert feature_width(student.image_tower) == 96
+    assert feature_width(micro_clip.image_tower) == 64
+    assert student.model.visual.training
+    torch.testing.assert_close(dict(student.model.visual.state_dict()), before, rtol=0, atol=0)
 
 
 def test_features_of_a_clip_resnet_are_its_embedding(tmp_path: Path, micro_config: dict[str, Any]) -> None:
@@ -181,23 +192,6 @@ def test_image_size_mean_and_std_are_the_teachers_unless_asked_otherwise(
     larger = build_student(StudentConfig(student="test_resnet", student_image_size=64), teacher, seed=0)
     assert larger.image_size == larger.model.visual.image_size[0] == 64
     assert larger.preprocessing.mean == (0.1, 0.2, 0.3)
-
-
-def fill_hub_cache(root: Path, name: str, seed: int) -> dict[str, torch.Tensor]:
-    """Lay random weights where the hub's client keeps timm's download of this model."""
-    torch.manual_seed(seed)
-    state = timm.create_model(name).state_dict()
-    folder = root / f"models--{timm.get_pretrained_cfg(name).hf_hub_id.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("0" * 40)
-    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    save_file(state, folder / "snapshots" / ("0" * 40) / "model.safetensors")
-    return state
-
-
-def go_offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "mobilenetv3_small_050"])

@@ -22,7 +22,7 @@ from beamclip.data.batch import Batch
 from beamclip.data.config import Augmentation
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.evaluation.validation import ClassTexts, Scorer, ValidationSet
-from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, PsdConfig
+from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, PsdConfig, VisionConfig
 from beamclip.models.clip import new_clip
 from beamclip.models.teacher import Teacher
 from beamclip.prompts.anchors import Anchors
@@ -56,6 +56,22 @@ def distillation(config: str, terms: BatchTermsConfig | None = None) -> Distilla
     )
 
 
+def vision_distillation(config: str) -> Distillation:
+    """Return a ViT whose features learn from two others beside the teacher, which has the text tower."""
+    towers = [Teacher(new_clip(config, seed=seed)) for seed in (0, 5, 6)]
+    embeddings = torch.randn(ANCHORS, 16, generator=torch.Generator().manual_seed(2))
+    return Distillation(
+        new_clip(config, seed=1).image_tower,
+        [tower.encode_image for tower in towers],
+        [Anchors(F.normalize(embeddings, dim=1), torch.arange(ANCHORS))],
+        csm=CsmConfig(tau_teacher=0.1, tau_student=0.2),
+        feature=FeatureConfig(),
+        augmentation=MILD,
+        vision=VisionConfig(vision_relation_weight=0.5, vision_tau=0.1, vision_feature_weight=0.6),
+        vision_widths=(16, 16),
+    )
+
+
 def pretraining(config: str) -> ImageTextPretraining:
     """Return two towers of random weights under the CLIP loss."""
     return ImageTextPretraining(new_clip(config, seed=1), augmentation=MILD)
@@ -76,6 +92,7 @@ def self_distillation(target: str, config: str) -> ImageTextPretraining:
 METHODS = {
     "distillation": distillation,
     "distillation terms": partial(distillation, terms=BatchTermsConfig(0.5, 0.6, 0.7, 0.8)),
+    "distillation vision": vision_distillation,
     "pretraining": pretraining,
     "siglip": sigmoid_pretraining,
     **{f"psd {target}": partial(self_distillation, target) for target in ("swap", "ema")},

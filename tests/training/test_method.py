@@ -23,7 +23,7 @@ from beamclip.data.batch import Batch
 from beamclip.data.config import Augmentation
 from beamclip.data.transforms import AUGMENT_DRAWS, augment
 from beamclip.losses.batch_terms import icl_loss, relation_loss
-from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, PsdConfig
+from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig, PsdConfig, VisionConfig
 from beamclip.models.clip import LoadedClip, new_clip, normalise_pixels
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
@@ -304,7 +304,11 @@ def step_on_the_whole_batch(name: str, config: Path, *, unusable: bool = False) 
 
 
 every_method = pytest.mark.parametrize(
-    "name", ["distillation", "distillation terms", "pretraining", "siglip", "psd swap", "psd ema"]
+    "name",
+    [
+        *("distillation", "distillation terms", "distillation vision"),
+        *("pretraining", "siglip", "psd swap", "psd ema"),
+    ],
 )
 
 
@@ -480,6 +484,104 @@ def test_several_teachers_teach_by_the_mean_of_their_distributions(
         )
         q = (s @ anchors[0].embeddings.T / 0.2).softmax(dim=1)
     torch.testing.assert_close(loss, (p * (p / q).log()).sum(dim=1).mean())
+
+
+VISION = VisionConfig(vision_relation_weight=2.0, vision_tau=0.1, vision_feature_weight=3.0)
+
+
+def colours(width: int) -> Callable[[Tensor], Tensor]:
+    """Stands for a teacher of vision only: random directions, by the mean colour of an image."""
+    directions = torch.randn(3, width, generator=torch.Generator().manual_seed(width))
+    return lambda pixels: F.normalize(pixels.float().mean(dim=(2, 3)).sub(127.5) @ directions, dim=1)
+
+
+def seeing(student: LoadedClip, embed: Callable[[Tensor], Tensor], vision: VisionConfig) -> Distillation:
+    """A student of a teacher and of two of vision only, which are 7 and 5 wide."""
+    return Distillation(
+        student.image_tower,
+        [embed, colours(7), colours(5)],
+        [random_anchors(6, student.embed_dim)],
+        csm=CsmConfig(tau_teacher=0.1, tau_student=0.2),
+        feature=FeatureConfig(),
+        augmentation=PLAIN,
+        vision=vision,
+        vision_widths=(7, 5),
+        seed=4,
+    )
+
+
+def test_features_learn_from_the_mean_over_teachers_of_vision_only(tiny_config: Path) -> None:
+    """Relations and cosines are written out; the features are those before the student's projection."""
+    student, teacher = new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0))
+    batch = averaged(photos(5))
+    method = seeing(student, teacher.encode_image, VISION)
+    loss, metrics = method(batch)
+    tower = copy.deepcopy(student.model.visual)
+    tower.proj = None
+    with torch.no_grad():
+        features = tower(normalise_pixels(batch.pixels, student.preprocessing))
+        unit = features / features.norm(dim=1, keepdim=True)
+        relations, distances = [], []
+        for embed, layer in zip((colours(7), colours(5)), method.projections, strict=True):
+            seen = embed(batch.pixels)
+            projected = features @ layer.weight.T + layer.bias
+            distances.append(1 - F.cosine_similarity(projected, seen).mean())
+            for row in range(5):
+                others = [other for other in range(5) if other != row]
+                p = (seen[others] @ seen[row] / 0.1).softmax(dim=0)
+                q = (unit[others] @ unit[row] / 0.1).softmax(dim=0)
+                relations.append((p * (p / q).log()).sum())
+        relation, distance = torch.stack(relations).mean(), torch.stack(distances).mean()
+    torch.testing.assert_close(metrics["loss/vision_relation"], relation, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(metrics["loss/vision_feature"], distance)
+    torch.testing.assert_close(loss, metrics["loss/csm"] + 2 * relation + 3 * distance, rtol=1e-4, atol=1e-6)
+
+
+def test_a_clip_head_is_free_of_teachers_of_vision_only(tiny_config: Path) -> None:
+    student, teacher = new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0))
+    gradients = {}
+    for name, weights in (("alone", VisionConfig()), ("beside", VISION)):
+        student.model.visual.zero_grad()
+        method = seeing(student, teacher.encode_image, weights)
+        method(averaged(photos(5)))[0].backward()
+        visual = student.model.visual
+        gradients[name] = (visual.proj.grad.clone(), visual.conv1.weight.grad.clone())
+        assert all(each.grad is not None for each in method.projections.parameters())
+    torch.testing.assert_close(gradients["beside"][0], gradients["alone"][0])
+    assert not torch.allclose(gradients["beside"][1], gradients["alone"][1], rtol=1e-2)
+
+
+def test_projections_are_in_the_state_come_from_the_seed_and_learn(tiny_config: Path) -> None:
+    student, teacher = new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0))
+    methods = [seeing(student, teacher.encode_image, VISION) for _ in range(2)]
+    torch.testing.assert_close(*(dict(method.projections.state_dict()) for method in methods))
+    names = {name for name in methods[0].state_dict() if not name.startswith("visual.")}
+    assert names == {f"projections.{number}.{part}" for number in (0, 1) for part in ("weight", "bias")}
+    training = training_of(methods[0].train())
+    losses = [training.advance([photos(8)])[1]["loss/vision_feature"] for _ in range(6)]
+    assert losses[-1] < losses[0]
+
+
+def test_without_weights_features_of_the_student_are_not_made(tiny_config: Path) -> None:
+    student, teacher = new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0))
+    method = seeing(student, teacher.encode_image, VisionConfig())
+    assert [len(method.embed(photos(3)).learned), len(method.projections)] == [1, 0]
+    method = seeing(student, teacher.encode_image, replace(VISION, vision_feature_weight=0.0))
+    assert [len(method.embed(photos(3)).learned), len(method.projections)] == [2, 0]
+
+
+def test_features_in_a_batch_stand_for_teachers_of_vision_only(tiny_config: Path) -> None:
+    """With the embedding of the caption after them, as in a cache."""
+    student, teacher = new_clip(tiny_config, seed=1), Teacher(new_clip(tiny_config, seed=0))
+    batch = averaged(photos(5))
+    terms = BatchTermsConfig(icl_weight=1.0)
+    live = seeing(student, teacher.encode_image, VISION)
+    live.terms, live.embed_texts = terms, teacher.encode_text
+    cached = seeing(student, teacher.encode_image, VISION)
+    cached.terms, cached.teachers = terms, []
+    given = (*(embed(batch.pixels) for embed in live.teachers), teacher.encode_text(batch.captions))
+    got = cached(replace(batch, embeddings=tuple(each.half() for each in given)))
+    torch.testing.assert_close(got, live(batch), rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.slow
