@@ -147,6 +147,15 @@ def test_the_manifest_comes_back_as_it_was_and_says_whether_it_is_finished(cache
     assert finished_manifest(str(cache)).samples == ROWS
 
 
+def test_teachers_of_a_cache_that_does_not_say_so_have_texts(cache: Path) -> None:
+    """As caches were written before there were teachers of vision only."""
+    file = cache / "cache.json"
+    content = json.loads(file.read_text())
+    assert [teacher.pop("vision_only") for teacher in content["teachers"]] == [False] * len(TEACHERS)
+    file.write_text(json.dumps(content))
+    assert read_manifest(str(cache)) == MANIFEST
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"format": 0}', '{"format": 2, "teachers": 3}'])
 def test_a_broken_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "cache.json").write_text(content)
