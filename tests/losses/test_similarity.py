@@ -19,6 +19,7 @@ from beamclip.prompts.anchors import Anchors
 
 SCALE = torch.tensor(100.0)
 TAUS = {"tau_student": 0.05, "tau_teacher": 0.02}
+OF_TWO = {"tau_student": 0.05, "tau_teachers": (0.02, 0.04)}
 
 
 class Watch(TorchDispatchMode):
@@ -54,7 +55,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     ],
     "csm": lambda a, b: csm_loss(a, b.detach(), b, **TAUS),
     "csm in chunks": lambda a, b: csm_loss(a, b.detach(), b, **TAUS, chunk_size=2),
-    "csm of two teachers": lambda a, b: csm_ensemble_loss(a, b, [(b, b), (b, b)], **TAUS),
+    "csm of two teachers": lambda a, b: csm_ensemble_loss(a, b, [(b, b), (b, b)], **OF_TWO),
     "scores": _scored,
 }
 

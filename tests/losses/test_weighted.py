@@ -33,7 +33,8 @@ def ensemble(student: Tensor, teacher: Tensor, weights: Tensor | None) -> Tensor
         (teacher, unit(ANCHORS, WIDTH, seed=2)),
         (F.normalize(teacher[:, ::2], dim=1), unit(ANCHORS, WIDTH // 2, seed=3)),
     ]
-    return csm_ensemble_loss(student, unit(ANCHORS, WIDTH, seed=2), teachers, **TAU, weights=weights)
+    taus = {"tau_student": 0.05, "tau_teachers": (0.02,) * len(teachers)}
+    return csm_ensemble_loss(student, unit(ANCHORS, WIDTH, seed=2), teachers, **taus, weights=weights)
 
 
 LOSSES: dict[str, Loss] = {
