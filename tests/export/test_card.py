@@ -99,3 +99,11 @@ def test_the_card_of_a_model_that_open_clip_cannot_load_does_without_it(
     monkeypatch.chdir(directory)
     exec(compile(code[1], "README.md", "exec"), {})
     assert sorted(eval(capsys.readouterr().out)) == ["crane", "o'clock", "owl"]
+
+
+def test_a_vision_teacher_of_timms_is_a_base_model_and_a_file_is_none(clip: LoadedClip) -> None:
+    """Its license binds the student, too."""
+    facts = {"teacher": "hf-hub:laion/CLIP-one", "vision teacher": "timm:test_vit + timm:test_vit/dino.pth"}
+    text = card_text(clip, Card(facts))
+    assert ModelCard(text).data.base_model == ["laion/CLIP-one", "timm/test_vit.r160_in1k"]
+    assert "- vision teacher: timm:test_vit + timm:test_vit/dino.pth" in text
