@@ -23,6 +23,7 @@ from beamclip.models.model_config import (
 )
 from beamclip.models.msclip import build_msclip
 from beamclip.models.pixels import Preprocessing, normalise_pixels
+from beamclip.models.pointwise import subsample_pointwise
 from beamclip.models.tokenizer import Tokenizer, new_tokenizer, open_clip_tokenizer
 from beamclip.models.weights import SUFFIXES, load_weights, weights_sha256
 from beamclip.openclip import CLIP, CustomTextCLIP, PreprocessCfg, merge_preprocess_dict, open_clip
@@ -243,7 +244,7 @@ def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> 
             model_class = open_clip.CLIP
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return model_class(**kwargs).eval()
+            model = model_class(**kwargs).eval()
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except Exception as error:
@@ -252,6 +253,8 @@ def build_open_clip(model_cfg: dict[str, Any], *, where: str, seed: int = 0) -> 
         raise InputError(
             f"{where}: open_clip cannot build this model ({cause}). Correct its config."
         ) from error
+    subsample_pointwise(model.visual)
+    return model
 
 
 def assemble(
