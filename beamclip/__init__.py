@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from beamclip.api.commands import evaluate as evaluate
     from beamclip.api.commands import export as export
     from beamclip.api.commands import ingest as ingest
+    from beamclip.api.commands import interpolate as interpolate
     from beamclip.api.commands import pretrain as pretrain
     from beamclip.api.commands import sweep as sweep
     from beamclip.api.model import Model as Model
@@ -50,6 +51,7 @@ else:
             "evaluate": "api.commands",
             "export": MODULE,
             "ingest": MODULE,
+            "interpolate": "api.commands",
             "load": "api.model",
             "losses": MODULE,
             "models": MODULE,

@@ -35,6 +35,8 @@ ADDRESSES = frozenset(
         "teacher",
         "more_teachers",
         "vision_teachers",
+        "init",
+        "towards",
         "eval_data",
         "val_data",
         "train_data",

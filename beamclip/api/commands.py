@@ -186,6 +186,32 @@ def export(
     return _run("export", options, model=model, format=format, out=out, classes=classes)
 
 
+def interpolate(
+    *,
+    model: Place | None = None,
+    towards: Place | None = None,
+    alpha: float | Sequence[float] | None = None,
+    out: Place | None = None,
+    **options: Any,
+) -> Summary:
+    """Average the weights of two models of one config, as `beamclip interpolate` does.
+
+    Args:
+        model: the first, in any form that `export` takes.
+        towards: the second, such as what was fine-tuned from the first.
+        alpha: share of the second in the average, 0..1, by default 0.5; several make a model each.
+        out: folder of the model, or of the folders of several.
+        options: further ones by their names.
+
+    Returns:
+        What is in summary.json of `out`; `paths` has the folder of each model.
+
+    Raises:
+        InputError: a model cannot be loaded, or the two differ in more than their weights.
+    """
+    return _run("interpolate", options, model=model, towards=towards, alpha=alpha, out=out)
+
+
 def sweep(
     *,
     data: Place | Sequence[Place] | None = None,

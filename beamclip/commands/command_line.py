@@ -97,7 +97,7 @@ def _usable(config: Config) -> Config:
     """Return the options once they are checked and what they name is here."""
     check_values(config)
     config = with_storage(config)
-    named = [getattr(config, "teacher", None), getattr(config, "model", None)]
+    named = [getattr(config, name, None) for name in ("teacher", "model", "init", "towards")]
     for name in (*named, *getattr(config, "more_teachers", ()), *getattr(config, "runs", ())):
         bring_model(name or "")
     return config

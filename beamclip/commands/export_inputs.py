@@ -112,7 +112,7 @@ def _card_facts(config: Mapping[str, Any]) -> dict[str, str]:
     vision = " + ".join(_texts(config.get("vision_teachers")))
     facts = {"teacher": " + ".join(teachers), VISION_TEACHER: vision, "student": student} if teachers else {}
     if not teachers:
-        facts = {"model": config.get("model"), "objective": config.get("objective")}
+        facts = {name: config.get(name) for name in ("model", "init", "objective")}
     facts["data"] = " + ".join(_texts(config.get("data")))
     return {name: value for name, value in facts.items() if value}
 

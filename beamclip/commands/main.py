@@ -15,6 +15,7 @@ from beamclip.commands.options import (
     DistillConfig,
     EmbedConfig,
     EvaluateConfig,
+    InterpolateConfig,
     PretrainConfig,
     PromptsConfig,
     QuickstartConfig,
@@ -97,6 +98,12 @@ COMMANDS = {
         "beamclip.commands.export:export",
         "Write a model for open_clip, timm, ONNX Runtime, plain torch or MLflow, checked against PyTorch.",
         "--model RUN --format open_clip|timm|onnx|torch|mlflow --out DIR",
+    ),
+    "interpolate": Command(
+        InterpolateConfig,
+        "beamclip.commands.interpolate:interpolate",
+        "Average the weights of two models, such as a model and its fine-tuning.",
+        "--model ZEROSHOT --towards FINETUNED --alpha 0.25 0.5 0.75 --out DIR",
     ),
     "sweep": Command(
         SweepConfig,

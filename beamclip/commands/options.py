@@ -14,6 +14,7 @@ from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.search import SearchConfig
 from beamclip.corpus.common_symbols import SymbolList
 from beamclip.data.config import AugmentConfig, CaptionConfig, StreamConfig
+from beamclip.errors import InputError
 from beamclip.evaluation.config import ProbeConfig
 from beamclip.losses.config import (
     BatchTermsConfig,
@@ -26,7 +27,7 @@ from beamclip.losses.config import (
 from beamclip.models.config import StudentConfig
 from beamclip.places import LocalPath, PathOrAddress, Places
 from beamclip.prompts.config import PromptConfig
-from beamclip.ranges import Count, Natural, check_ranges
+from beamclip.ranges import Count, Natural, Share, check_ranges
 from beamclip.tracking.config import TrackingConfig
 from beamclip.training.config import CadenceConfig, CheckpointConfig, OptimConfig, ValidationConfig
 
@@ -144,9 +145,13 @@ class PretrainConfig:
     data: Places = ()
     """Required. Folders or addresses, one or several, of shards (of beamclip ingest, or other tars or parquet
     files of samples) or of images with captions."""
-    model: str = "tiny-resnet18"
+    model: str | None = None
     """A small config of beamclip (tiny-resnet18, tiny-msclip-s, ...), a config of open_clip, or a JSON file
-    in open_clip's format."""
+    in open_clip's format; by default that of --init, or tiny-resnet18."""
+    init: str | None = None
+    """Start from the weights of this model, to fine-tune it: a run, a local open_clip directory or
+    checkpoint, open_clip:NAME/TAG, hf-hub:ORG/NAME, or open_clip:NAME/FILE. Config, logit scale, mean and std
+    come with them."""
     objective: Objective = "clip"
     """Loss of the image-text pairs over the global batch: InfoNCE (clip), SigLIP's pairwise sigmoid (siglip)
     or progressive self-distillation (psd), which the psd options are for."""
@@ -342,6 +347,29 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+@dataclass(frozen=True)
+class InterpolateConfig:
+    """Average the weights of two models of one config, such as a model and its fine-tuning."""
+
+    model: str | None = None
+    """Required. The first model: a run, a local open_clip directory or checkpoint, open_clip:NAME/TAG,
+    hf-hub:ORG/NAME, or open_clip:NAME/FILE."""
+    towards: str | None = None
+    """Required. The second model, of the same config, in any form that --model takes."""
+    alpha: tuple[Share, ...] = (0.5,)
+    """Share of the second model in the average, from 0 to 1. Several make a model each."""
+    out: LocalPath = None
+    """Required. Folder of the model, an open_clip directory; with several --alpha, each model has a folder in
+    it, such as alpha-0.5."""
+    config: LocalPath = None
+    """YAML file with values for any of these options; flags override it."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.alpha:
+            raise InputError("alpha is empty: give one number or several.")
 
 
 Runs = tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]]

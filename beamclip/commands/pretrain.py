@@ -1,6 +1,7 @@
 """Train an image and a text tower from captioned images, as a teacher if there is none."""
 
 import time
+from dataclasses import replace
 
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.pretrain_data import load_data
@@ -8,6 +9,8 @@ from beamclip.commands.sources import places_of
 from beamclip.runs.folder import new_run_dir
 from beamclip.summary import Summary
 from beamclip.training.waiting import waiting_workers
+
+DEFAULT_MODEL = "tiny-resnet18"
 
 
 def pretrain(config: PretrainConfig) -> Summary:
@@ -19,6 +22,8 @@ def pretrain(config: PretrainConfig) -> Summary:
         UnscoredError: training succeeded, but a later step such as scoring failed.
         KeyboardInterrupt: the run was interrupted; its message says how to go on.
     """
+    if config.model is None and config.init is None:
+        config = replace(config, model=DEFAULT_MODEL)
     if config.dry_run:
         from beamclip.commands.pretraining import plan_pretraining
 

@@ -13,6 +13,7 @@ from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.contexts import context_sources
 from beamclip.commands.dry_run import here, show_plan
+from beamclip.commands.lineage import model_ref
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.pretrain_data import PretrainData, columns_of
 from beamclip.commands.run import show_skipped, started_run
@@ -22,10 +23,12 @@ from beamclip.commands.templates import seen_captions, with_templates
 from beamclip.commands.validation import pretraining_costs, pretraining_validation, with_validation
 from beamclip.commands.validation_data import validated_on
 from beamclip.data.shards import Shard
+from beamclip.errors import InputError
 from beamclip.evaluation.results import write_scores
 from beamclip.export.card import Card
 from beamclip.export.open_clip_dir import write_card, write_open_clip_dir
-from beamclip.models.clip import LoadedClip, assemble, new_clip
+from beamclip.models.clip import LoadedClip, assemble, load_clip, named_config, new_clip, with_logit_bias
+from beamclip.models.model_config import config_difference
 from beamclip.prompts.class_prompts import class_prompts
 from beamclip.prompts.classes import ClassEntry, save_classes
 from beamclip.prompts.contexts import ContextSource
@@ -40,15 +43,45 @@ from beamclip.training.waiting import WaitingWorkers
 from beamclip.training.worker import Storage, TrainingJob
 
 
-def _new_model(config: PretrainConfig, data: PretrainData) -> LoadedClip:
-    """Return the untrained model, with the templates that fit the captions of the shards."""
-    clip = new_clip(config.model, config.seed, **initial_logits(config.objective))
+def _untrained_model(config: PretrainConfig, data: PretrainData) -> LoadedClip:
+    """Return the model before its training, with the templates that fit the captions of the shards."""
+    clip = _initial_model(config)
     shards = data.shards
     check_batch_norms(sized(config, shards), clip)
     print_stage("shards", f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}")
     captions = seen_captions(shards, columns_of(config), config.captions)
-    fitting = fitting_of(captions, [entry.name for entry in data.classes]) if captions else None
-    return replace(clip, fitting=fitting)
+    if not captions:
+        return clip
+    return replace(clip, fitting=fitting_of(captions, [entry.name for entry in data.classes]))
+
+
+def _initial_model(config: PretrainConfig) -> LoadedClip:
+    """Return a new model, or with --init another one's config and weights.
+
+    Raises:
+        InputError: there is no such model, or --model names another config than that of --init.
+    """
+    logits = initial_logits(config.objective)
+    if config.init is None:
+        return new_clip(str(config.model), config.seed, **logits)
+    clip = load_clip(config.init)
+    if config.model is not None:
+        _check_config(config.model, config.init, clip)
+    scale = float(clip.model.logit_scale.detach().exp())
+    print_stage("init", config.init, f"logit scale {scale:.4g}")
+    if config.objective == "siglip" and clip.model.logit_bias is None:
+        clip = with_logit_bias(clip, logits["init_logit_bias"])
+        print_stage("init", f"it has no logit bias: siglip begins with {logits['init_logit_bias']:g}")
+    return clip
+
+
+def _check_config(model: str, init: str, clip: LoadedClip) -> None:
+    difference = config_difference(named_config(model), clip.model_cfg)
+    if difference:
+        raise InputError(
+            f"--model {model}: is not the config of --init {init}: {difference}, in this order. "
+            "Leave --model out, or name the config that these weights belong to."
+        )
 
 
 def run_pretraining(
@@ -62,7 +95,7 @@ def run_pretraining(
         workers: as yielded by waiting_workers; their Ray was started.
         began: time.perf_counter() when the command began.
     """
-    untrained = _new_model(config, data)
+    untrained = _untrained_model(config, data)
     given, config = config, sized(config, data.shards)
     show_chosen(given, config, data.shards)
     show_sources(config, data.shards)
@@ -73,7 +106,10 @@ def run_pretraining(
         sum(shard.samples for shard in data.shards),
         lambda: pretraining_costs(untrained, data.classes, config.prompts),
     )
-    with started_run("pretrain", config, run_dir, data.shards, workers, began=began) as run:
+    learned_from = [model_ref(config.init, untrained.fingerprint)] if config.init else []
+    with started_run(
+        "pretrain", config, run_dir, data.shards, workers, teachers=learned_from, began=began
+    ) as run:
         if data.classes:
             save_classes(data.classes, run_dir / CLASSES_FILE)
         external_sources = _external_sources(config, data.classes, run_dir)
@@ -82,7 +118,7 @@ def run_pretraining(
             prompts = class_prompts(data.classes, config.prompts, external_sources)
             validation = pretraining_validation(config, untrained, prompts, data.classes)
         job = _job(config, data.shards, untrained, run.storage, validation)
-        trained = run.train(job, f"{config.model} by {config.objective}")
+        trained = run.train(job, f"{config.model or config.init} by {config.objective}")
         clip = restore_clip(untrained, trained.weights)
         write_open_clip_dir(clip, run_dir / MODEL, _card(config, data, ModelScores()))
         after = AfterTraining()
@@ -101,7 +137,7 @@ def run_pretraining(
             metrics=scores.metrics,
             intervals=scores.intervals,
             stages=stages,
-            model=Path(config.model).stem,
+            model=Path(str(config.model or config.init)).stem,
         )
     show_skipped(trained, summary.counts.attempted)
     if scores.metrics:
@@ -117,7 +153,7 @@ def plan_pretraining(config: PretrainConfig, data: PretrainData) -> Summary:
     Args:
         data: as returned by load_data.
     """
-    untrained = _new_model(config, data)
+    untrained = _untrained_model(config, data)
     given, config = config, sized(config, data.shards)
     show_chosen(given, config, data.shards)
     show_sources(config, data.shards)
@@ -127,8 +163,9 @@ def plan_pretraining(config: PretrainConfig, data: PretrainData) -> Summary:
 
 
 def _card(config: PretrainConfig, data: PretrainData, scores: ModelScores) -> Card:
+    origin = {"model": config.model, "init": config.init, "objective": config.objective}
     return Card(
-        facts={"model": config.model, "objective": config.objective, "data": " + ".join(config.data)},
+        facts={name: value for name, value in origin.items() if value} | {"data": " + ".join(config.data)},
         metrics=scores.metrics,
         intervals=scores.intervals,
         classes=tuple(entry.name for entry in data.classes),

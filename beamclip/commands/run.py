@@ -253,7 +253,7 @@ def started_run(
     """Open the run's folder, wait for Ray, begin its MLflow run, and yield the run.
 
     Args:
-        teachers: models that it learns from.
+        teachers: models that it learns from, or begins with.
 
     Raises:
         InputError: the folder (see open_run_dir) or the cluster (see WaitingWorkers) cannot be used.

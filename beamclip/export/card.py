@@ -22,8 +22,9 @@ class Card:
     """What a model card says beyond what the model itself shows. Everything is optional."""
 
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What the model is and comes from, in the order shown: teacher, student, data. Without a teacher, the
-    card says that the model was trained from captions."""
+    """What the model is and comes from, in the order shown: teacher, student, data. A `teacher` makes the
+    card that of a student, `towards` that of an average of `model` and this other one, `init` that of a
+    fine-tuned model; without any, the card says that the model was trained from captions."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """Figures by name, as in summary.json; fractions in 0..1 unless the name says otherwise."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -40,9 +41,9 @@ def card_text(clip: LoadedClip, card: Card) -> str:
     """Return the text of a model card: YAML front matter for the hub, and Markdown for people.
 
     The hub's metadata (https://huggingface.co/docs/hub/model-cards) name the license, the task, the library
-    and, if the teacher is a model of the hub, the base model.
+    and, of the models that this one comes from, those of the hub.
     """
-    origin = _DISTILLED if "teacher" in card.facts else _TRAINED
+    origin = next((_ORIGINS[name] for name in _ORIGINS if name in card.facts), _TRAINED)
     sections = [
         f"---\n{_front_matter(clip, card)}---\n\n# {origin['title']}",
         "\n".join(f"- {name}: {value}" for name, value in _facts(clip, card).items()),
@@ -59,15 +60,15 @@ def opens_in_open_clip(clip: LoadedClip) -> bool:
 
 
 def _front_matter(clip: LoadedClip, card: Card) -> str:
-    distilled = "teacher" in card.facts
+    tags = [tag for name, tag in (("teacher", "distillation"), ("towards", "merge")) if name in card.facts]
     front: dict[str, Any] = {
         "license": card.license or "unknown",
         "pipeline_tag": "zero-shot-image-classification",
         "library_name": "open_clip" if opens_in_open_clip(clip) else "beamclip",
-        "tags": ["clip", "zero-shot-image-classification", *(["distillation"] if distilled else [])],
+        "tags": ["clip", "zero-shot-image-classification", *tags],
     }
-    named = [card.facts.get(name, "") for name in ("teacher", VISION_TEACHER)]
-    bases = [_hub_repository(teacher) for teacher in " + ".join(named).split(" + ")]
+    addresses = [each for name in _PARENTS for each in card.facts.get(name, "").split(" + ")]
+    bases = [_hub_repository(address) for address in addresses]
     if any(bases):
         front["base_model"] = [base for base in bases if base]
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
@@ -138,6 +139,18 @@ _TRAINED = {
     "title": "A CLIP model, trained with beamclip",
     "rights": "Both towers learned from images and their captions: the licences of both apply.",
 }
+_FINE_TUNED = {
+    "title": "A CLIP model, fine-tuned with beamclip",
+    "rights": "It began with the weights of another model and learned from images and their captions: the "
+    "licences of all three apply.",
+}
+_INTERPOLATED = {
+    "title": "A CLIP model between two others, averaged with beamclip",
+    "rights": "Its weights are an average of those of two models: the licences of both apply.",
+}
+_ORIGINS = {"teacher": _DISTILLED, "towards": _INTERPOLATED, "init": _FINE_TUNED}
+_PARENTS = ("teacher", VISION_TEACHER, "model", "towards", "init")
+"""Facts that are addresses of models, or may be."""
 
 _USAGE = """\
 ## Use it

@@ -211,6 +211,27 @@ def new_clip(config: str | Path, seed: int, **replaced: Any) -> LoadedClip:
     return assemble(model, new_tokenizer(model_cfg, str(config)), model_cfg, preprocess, address=str(config))
 
 
+def named_config(config: str | Path) -> dict[str, Any]:
+    """Return the model_cfg that `new_clip` gives a model of this config.
+
+    Raises:
+        InputError: there is no such config.
+    """
+    return _with_text_apart(find_config(config)[0])
+
+
+def with_logit_bias(clip: LoadedClip, bias: float) -> LoadedClip:
+    """Give a model without a logit bias one, in place, and return it with the config and fingerprint of that.
+
+    Args:
+        bias: its value, as of the model's first training by SigLIP's loss.
+    """
+    clip.model.logit_bias = nn.Parameter(torch.full_like(clip.model.logit_scale, bias))
+    model_cfg = {**clip.model_cfg, "init_logit_bias": bias}
+    biased = assemble(clip.model, clip.tokenizer, model_cfg, clip.preprocess_cfg, address=clip.address)
+    return replace(biased, fitting=clip.fitting)
+
+
 def _with_text_apart(model_cfg: dict[str, Any]) -> dict[str, Any]:
     """Return the config with custom_text if it is of an MS-CLIP with both towers, which is always built so.
 

@@ -12,6 +12,9 @@ from beamclip.files import read_json
 from beamclip.openclip import open_clip
 from beamclip.spelling import did_you_mean, or_list
 
+INITIAL_WEIGHTS = ("init_logit_scale", "init_logit_bias", "init")
+"""Keys of a model config, the last one of its part "msclip", that only say how weights begin."""
+
 
 def own_configs() -> dict[str, Traversable]:
     """Return the files of our own model configs, by name."""
@@ -67,6 +70,21 @@ def without_pretrained_parts(model_cfg: dict[str, Any]) -> dict[str, Any]:
         if isinstance(model_cfg.get(tower), dict) and name in model_cfg[tower]:
             model_cfg[tower][pretrained] = False
     return model_cfg
+
+
+def config_difference(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Name the first value in which two model configs differ, as in "vision_cfg.width is 64 and 128".
+
+    Empty if they describe one architecture: how weights begin does not count.
+    """
+    for name in dict.fromkeys((*first, *second)):
+        one, other = first.get(name), second.get(name)
+        if one == other or name in INITIAL_WEIGHTS:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            return f"{name}.{config_difference(one, other)}"
+        return f"{name} is {json.dumps(one)} and {json.dumps(other)}"
+    return ""
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

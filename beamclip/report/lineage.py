@@ -31,6 +31,7 @@ SOURCES = {
     "more_teachers": "Further teacher",
     "vision_teachers": "Vision teacher",
     "model": "Model",
+    "init": "Initial weights",
     "classes": "Class list",
 }
 """Options that name what a step was made from, and what it is where its folder says nothing of itself."""

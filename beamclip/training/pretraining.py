@@ -63,6 +63,9 @@ class ImageTextPretraining(nn.Module):
         self.psd = psd or PsdConfig()
         self.seed = seed
         self.psd_step = PsdStep(share=0.0, row_seed=0, config=self.psd)
+        if objective != "siglip" and self.clip.logit_bias is not None:
+            # DDP waits for the gradient of every parameter, and this one gets none.
+            self.clip.logit_bias.requires_grad_(False)
         self.average: AveragedModel | None = None
         if objective == "psd" and self.psd.psd_target == "ema":
             average_fn = get_ema_multi_avg_fn(self.psd.psd_ema_decay)

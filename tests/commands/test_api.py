@@ -144,7 +144,9 @@ def test_in_another_thread_a_command_uses_the_ray_that_is_up_and_leaves_it(teach
     assert ray.is_initialized()
 
 
-@pytest.mark.parametrize("name", ["ingest", "pretrain", "embed", "distill", "evaluate", "export", "sweep"])
+@pytest.mark.parametrize(
+    "name", ["ingest", "pretrain", "embed", "distill", "evaluate", "export", "interpolate", "sweep"]
+)
 def test_what_the_signature_of_a_command_names_are_its_options(name):
     parameters = inspect.signature(getattr(commands, name)).parameters.values()
     called = getattr(beamclip, name)

@@ -72,6 +72,22 @@ def test_the_card_of_a_model_without_a_teacher_speaks_of_none(clip: LoadedClip) 
     assert "Both towers learned from images and their captions: the licences of both apply" in text
 
 
+def test_the_card_of_an_average_or_a_fine_tuning_names_the_models_that_it_comes_from(
+    clip: LoadedClip,
+) -> None:
+    facts = {
+        "model": "open_clip:ViT-B-16/laion2b_s34b_b88k",
+        "towards": "hf-hub:laion/CLIP-two",
+        "alpha": "0.5",
+    }
+    data = ModelCard(card_text(clip, Card(facts))).data.to_dict()
+    assert data["base_model"] == ["laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "laion/CLIP-two"]
+    assert "merge" in data["tags"]
+    tuned = card_text(clip, Card({"model": "ViT-B-16", "init": "hf-hub:laion/CLIP-one", "data": "shards"}))
+    assert ModelCard(tuned).data.base_model == ["laion/CLIP-one"]
+    assert "It began with the weights of another model" in tuned
+
+
 def test_the_code_of_the_card_classifies_a_picture(
     clip: LoadedClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
