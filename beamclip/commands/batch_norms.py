@@ -18,6 +18,8 @@ def check_batch_norms(config: DistillConfig | PretrainConfig, clip: LoadedClip) 
     Raises:
         InputError: torch refuses to train the image tower on one image.
     """
+    if config.optim.sync_batch_norm and config.workers.least_workers > 1:
+        return
     batch, workers = config.stream.batch_size, config.workers.world_size
     too_small = batch is not None and batch <= workers
     if not too_small and config.optim.micro_batch != 1:
@@ -32,5 +34,9 @@ def check_batch_norms(config: DistillConfig | PretrainConfig, clip: LoadedClip) 
         option, least = (f"--batch-size {batch}", 2 * workers) if too_small else ("--micro-batch 1", 2)
         raise InputError(
             f"{option}: one image at a time in each of {workers} workers leaves batch norms nothing to "
-            f"average over. Give {least} or more."
+            f"average over. Give {least} or more{_alternative(config)}."
         ) from error
+
+
+def _alternative(config: DistillConfig | PretrainConfig) -> str:
+    return ", or --sync-batch-norm" if config.workers.use_gpu and config.workers.least_workers > 1 else ""

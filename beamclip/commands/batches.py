@@ -42,6 +42,19 @@ def show_chosen(given: TrainConfig, config: TrainConfig, shards: list[Shard]) ->
         print_stage("chosen", f"{', '.join(chosen)} for {images}", why)
 
 
+def check_synchronisation(config: TrainConfig) -> None:
+    """Refuse to synchronise batch norms on CPUs.
+
+    Raises:
+        InputError: it is asked for without GPUs.
+    """
+    if config.optim.sync_batch_norm and not config.workers.use_gpu:
+        raise InputError(
+            "--sync-batch-norm without --use-gpu: torch exchanges the statistics of batch norms between GPUs "
+            "only. Give --use-gpu, or leave it out."
+        )
+
+
 def check_batches(config: TrainConfig, shards: list[Shard]) -> None:
     """Refuse batches with fewer samples than workers or more than the data hold, and too small a window.
 

@@ -5,7 +5,7 @@ Free of torch, whose import takes seconds: most mistakes are reported before it,
 
 from dataclasses import dataclass
 
-from beamclip.commands.batches import check_batches, sized
+from beamclip.commands.batches import check_batches, check_synchronisation, sized
 from beamclip.commands.class_list import scored_classes
 from beamclip.commands.console import plural
 from beamclip.commands.contexts import check_contexts
@@ -49,6 +49,7 @@ def load_data(config: DistillConfig) -> DistillData:
     check_options(config)
     check_batches(sized(config, shards), shards)
     check_decode(config.stream, config.workers)
+    check_synchronisation(config)
     if config.terms.read_captions:
         for address, own in zip(config.data, of_each(shards), strict=True):
             check_texts(own, Columns(caption=True), address)

@@ -69,6 +69,7 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[[Options], bool]], ...] = (
     (("decode_threads",), _without("decode", "tasks")),
     (("gpus_per_worker",), _without("use_gpu", False)),
     (("cpus_per_worker", "gpus_per_worker", "max_failures"), _without("num_workers", 0)),
+    (("sync_batch_norm",), _without("num_workers", 0, 1)),
 )
 """Options that have no effect, and when."""
 

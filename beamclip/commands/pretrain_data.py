@@ -5,7 +5,7 @@ Free of torch, whose import takes seconds: most mistakes are reported before it,
 
 from dataclasses import dataclass, fields
 
-from beamclip.commands.batches import check_batches, sized
+from beamclip.commands.batches import check_batches, check_synchronisation, sized
 from beamclip.commands.class_list import scored_classes
 from beamclip.commands.contexts import check_contexts
 from beamclip.commands.options import PretrainConfig
@@ -42,6 +42,7 @@ def load_data(config: PretrainConfig) -> PretrainData:
     shards = list_sources(config)
     check_batches(sized(config, shards), shards)
     check_decode(config.stream, config.workers)
+    check_synchronisation(config)
     for address, own in zip(config.data, of_each(shards), strict=True):
         check_texts(own, columns_of(config), address)
     classes = scored_classes(config)

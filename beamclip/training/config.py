@@ -57,6 +57,9 @@ class OptimConfig:
     """Most images that a worker passes through the networks at a time, for less memory; by default its whole
     share of a batch. A contrastive loss still compares all pairs of the batch, at the cost of a second
     forward pass."""
+    sync_batch_norm: bool = False
+    """Have the batch norms of the trained networks take their statistics over the images of all workers, and
+    not of each worker's own: for few images on each GPU. Needs --use-gpu."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, slower."""
     compile: bool = False

@@ -26,6 +26,7 @@ from beamclip.data.position import OtherOrderError, added, check_order, from_pla
 from beamclip.data.rows import read_rows
 from beamclip.data.shards import Columns, Shard
 from beamclip.data.worker_stream import WorkerShare, pinned, prefetched, training_batches, worker_rows
+from beamclip.training.batch_norms import synchronised
 from beamclip.training.checkpoint import CheckpointError, State, read_checkpoint, read_newest_checkpoint
 from beamclip.training.checkpoint_store import discard_after, holds_claim, no_whole_checkpoint
 from beamclip.training.checkpoint_writer import CheckpointWriter
@@ -238,6 +239,8 @@ def _training(job: TrainingJob, group: WorkerGroup) -> Training:
     device = group.device
     method = job.build_method(device).to(device).to(memory_format=torch.channels_last)
     method.train()
+    if job.optim.sync_batch_norm and group.world_size > 1:
+        method = synchronised(method)
     return Training(
         group.prepared(method),
         job.optim,

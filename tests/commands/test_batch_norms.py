@@ -12,11 +12,19 @@ from beamclip.models.clip import LoadedClip, new_clip
 from beamclip.training.config import OptimConfig
 
 
-def refused(clip: LoadedClip, batch: int, workers: int = 1, micro_batch: int | None = None) -> str | None:
+def refused(
+    clip: LoadedClip,
+    batch: int,
+    workers: int | str = 1,
+    micro_batch: int | None = None,
+    *,
+    gpu: bool = False,
+    sync: bool = False,
+) -> str | None:
     config = PretrainConfig(
         stream=StreamConfig(batch_size=batch),
-        optim=OptimConfig(micro_batch=micro_batch),
-        workers=WorkersConfig(num_workers=workers),
+        optim=OptimConfig(micro_batch=micro_batch, sync_batch_norm=sync),
+        workers=WorkersConfig(num_workers=workers, use_gpu=gpu),
     )
     try:
         check_batch_norms(config, clip)
@@ -47,3 +55,14 @@ def test_what_is_refused_is_one_image_in_a_pass_of_a_worker() -> None:
     assert "Give 8 or more." in str(refused(clip, 4, 4))
     assert "--micro-batch 1: one image at a time" in str(refused(clip, 8, 1, 1))
     assert refused(clip, 8, 4, 2) is None
+
+
+def test_batch_norms_of_several_workers_need_two_images_among_them() -> None:
+    clip = new_clip("nano-resnet10t", seed=0)
+    clip.preprocess_cfg["size"] = clip.model.visual.image_size = 32
+    assert "Give 8 or more, or --sync-batch-norm." in str(refused(clip, 4, 4, gpu=True))
+    assert "sync" not in str(refused(clip, 4, 4))
+    assert refused(clip, 4, 4, gpu=True, sync=True) is None
+    assert refused(clip, 8, 4, 1, gpu=True, sync=True) is None
+    # A single worker that is left has nobody to average with.
+    assert refused(clip, 8, "1..4", 1, gpu=True, sync=True) is not None
