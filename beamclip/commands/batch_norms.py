@@ -7,6 +7,7 @@ import torch
 from beamclip.commands.options import DistillConfig, PretrainConfig
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
+from beamclip.training.frozen import freeze_layers
 
 
 def check_batch_norms(config: DistillConfig | PretrainConfig, clip: LoadedClip) -> None:
@@ -20,12 +21,16 @@ def check_batch_norms(config: DistillConfig | PretrainConfig, clip: LoadedClip) 
     """
     if config.optim.sync_batch_norm and config.workers.least_workers > 1:
         return
+    if isinstance(config, PretrainConfig) and config.lock_image:
+        return
     batch, workers = config.stream.batch_size, config.workers.world_size
     too_small = batch is not None and batch <= workers
     if not too_small and config.optim.micro_batch != 1:
         return
     # The meta device takes no memory or arithmetic; torch itself says whether it would train.
     tower = deepcopy(clip.image_tower.network).to("meta").train()
+    for name in freeze_layers(tower, config.optim.frozen_layers):
+        tower.get_submodule(name).eval()
     try:
         tower(torch.empty(1, 3, clip.image_size, clip.image_size, device="meta"))
     except ValueError as error:

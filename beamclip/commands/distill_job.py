@@ -64,6 +64,7 @@ def distillation_job(
             config.optim.compile,
             config.seed,
             text_tower,
+            config.optim.frozen_layers,
         ),
         shards=images.shards,
         columns=Columns(caption=config.terms.read_captions),

@@ -152,6 +152,10 @@ class PretrainConfig:
     """Start from the weights of this model, to fine-tune it: a run, a local open_clip directory or
     checkpoint, open_clip:NAME/TAG, hf-hub:ORG/NAME, or open_clip:NAME/FILE. Config, logit scale, mean and std
     come with them."""
+    lock_image: bool = False
+    """Keep the image tower as it is, and train the text tower to fit it (LiT, arXiv 2111.07991)."""
+    lock_text: bool = False
+    """Keep the text tower as it is."""
     objective: Objective = "clip"
     """Loss of the image-text pairs over the global batch: InfoNCE (clip), SigLIP's pairwise sigmoid (siglip)
     or progressive self-distillation (psd), which the psd options are for."""

@@ -54,6 +54,12 @@ def load_data(config: PretrainConfig) -> PretrainData:
 
 def _refuse_idle_options(config: PretrainConfig) -> None:
     """Raise InputError for an option that was changed but has no effect with the others."""
+    if config.lock_image and config.lock_text:
+        raise InputError(
+            "--lock-image and --lock-text: nothing is left to learn but the logit scale. Leave one out."
+        )
+    if config.lock_image and config.optim.frozen_layers:
+        raise InputError("--frozen-layers has no effect with --lock-image, which freezes all. Leave it out.")
     captions = CaptionConfig(caption_columns=config.captions.caption_columns)
     idle: list[tuple[PsdConfig | CaptionConfig, PsdConfig | CaptionConfig, bool, str]] = [
         (config.psd, PsdConfig(), config.objective == "psd", f"with --objective {config.objective}"),

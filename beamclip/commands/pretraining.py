@@ -13,6 +13,7 @@ from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.contexts import context_sources
 from beamclip.commands.dry_run import here, show_plan
+from beamclip.commands.frozen_layers import check_frozen_towers, locked_towers
 from beamclip.commands.lineage import model_ref
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.pretrain_data import PretrainData, columns_of
@@ -46,6 +47,7 @@ from beamclip.training.worker import Storage, TrainingJob
 def _untrained_model(config: PretrainConfig, data: PretrainData) -> LoadedClip:
     """Return the model before its training, with the templates that fit the captions of the shards."""
     clip = _initial_model(config)
+    check_frozen_towers(config, clip)
     shards = data.shards
     check_batch_norms(sized(config, shards), clip)
     print_stage("shards", f"{plural(len(shards), 'file')}, {plural(sum(s.samples for s in shards), 'image')}")
@@ -200,6 +202,8 @@ def _job(
             config.objective,
             config.psd,
             config.seed,
+            config.optim.frozen_layers,
+            locked_towers(config),
         ),
         shards=shards,
         columns=columns_of(config),

@@ -49,6 +49,7 @@ class DistillationBuilder:
     text_tower: Any = None
     """Reference to the first teacher without its image tower, for terms that read captions; None if there is
     none, or if the batches carry the embeddings."""
+    frozen_layers: int = 0
 
     def __call__(self, device: torch.device) -> nn.Module:
         """Build the method, with its teachers on `device` and everything else on the CPU."""
@@ -74,6 +75,7 @@ class DistillationBuilder:
             vision_widths=self.vision_widths,
             seed=self.seed,
             embed_texts=texts.encode_text if texts else None,
+            frozen_layers=self.frozen_layers,
         )
 
 
@@ -117,6 +119,8 @@ class PretrainingBuilder:
     objective: Objective
     psd: PsdConfig
     seed: int
+    frozen_layers: int = 0
+    locked: tuple[Literal["image", "text"], ...] = ()
 
     def __call__(self, device: torch.device) -> nn.Module:
         """Build the method, on the CPU."""
@@ -128,4 +132,6 @@ class PretrainingBuilder:
             objective=self.objective,
             psd=self.psd,
             seed=self.seed,
+            frozen_layers=self.frozen_layers,
+            locked=self.locked,
         )

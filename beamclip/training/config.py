@@ -42,6 +42,9 @@ class OptimConfig:
     layer_decay: Annotated[float, Range(0, 1, beyond_least=True)] = 1.0
     """Factor of the learning rate from each layer to the one below it (arXiv 2003.10555): below 1, layers
     near the input change less. For fine-tuning."""
+    frozen_layers: Natural = 0
+    """Layers of the image tower, counted from the input as for layer_decay, that keep their weights and the
+    statistics of their batch norms. For fine-tuning."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises from 0."""
     schedule: Schedule = "cosine"

@@ -6,6 +6,7 @@ teacher.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from beamclip.losses.weighted import weighted_sum
 from beamclip.models.clip import ImageTower, normalise_pixels
 from beamclip.models.student import embeddings_and_features, feature_width
 from beamclip.prompts.anchors import Anchors
+from beamclip.training.frozen import freeze_layers
 from beamclip.training.loop import EmbeddedBatch
 
 Metrics = dict[str, Tensor]
@@ -51,6 +53,7 @@ class Distillation(nn.Module):
         vision_widths: Sequence[int] = (),
         embed_texts: Callable[[list[str]], Tensor] | None = None,
         seed: int = 0,
+        frozen_layers: int = 0,
     ) -> None:
         """Register the student, the anchors, and a projection for each teacher of vision only.
 
@@ -66,9 +69,11 @@ class Distillation(nn.Module):
                 length, for terms that read captions. Without teachers, the batches carry its embeddings, too,
                 after those of the images: zeros where there is no caption.
             seed: decides the first weights of the projections.
+            frozen_layers: of the student, the lowest ones; they keep their weights.
         """
         super().__init__()
         self.visual = student.network
+        self.kept_in_eval = [f"visual.{name}" for name in freeze_layers(self.visual, frozen_layers)]
         self.anchors: Tensor
         for index, of_teacher in enumerate(anchors):
             name = "anchors" if index == 0 else f"anchors_{index}"
@@ -88,6 +93,13 @@ class Distillation(nn.Module):
             self.projections.extend(_projections(feature_width(student), vision_widths, seed))
         self._encode_with_features = embeddings_and_features
         self.augmentation = augmentation
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts but those that are frozen."""
+        super().train(mode)
+        for name in self.kept_in_eval:
+            self.get_submodule(name).eval()
+        return self
 
     @property
     def compares_samples(self) -> bool:

@@ -22,16 +22,17 @@ def layers_above(module: nn.Module) -> dict[str, int]:
         module: a tower, a model or a method that holds them.
     """
     above = {name: 0 for name, _ in module.named_parameters()}
+    of_timm: dict[str, int] = {}
     for prefix, numbers in _timm_layers(module):
         layers = max(numbers.values()) + 1
-        above |= {f"{prefix}{name}": layers - number for name, number in numbers.items()}
+        of_timm |= {f"{prefix}{name}": layers - number for name, number in numbers.items()}
     blocks = _block_counts(above)
     for name in above:
         if match := _BLOCK.match(name):
             above[name] = blocks[match[1]] - int(match[2])
         elif any(part in name for part in _INPUT) and (nearest := _blocks_of(name, blocks)):
             above[name] = blocks[nearest] + 1
-    return above
+    return above | of_timm
 
 
 def _timm_layers(module: nn.Module) -> Iterator[tuple[str, dict[str, int]]]:
@@ -51,9 +52,14 @@ def _block_counts(names: dict[str, int]) -> dict[str, int]:
 
 
 def _blocks_of(name: str, counts: dict[str, int]) -> str | None:
-    """Path of the blocks of the transformer that a parameter belongs to: those nearest to it."""
+    """Path of the blocks of the transformer that a parameter belongs to: those of its tower."""
+    tower = [path for path in counts if _in_image_tower(path) == _in_image_tower(name)]
 
     def shared(path: str) -> int:
         return len([1 for a, b in zip(path.split("."), name.split("."), strict=False) if a == b])
 
-    return max(counts, key=shared, default=None)
+    return max(tower, key=shared, default=None)
+
+
+def _in_image_tower(name: str) -> bool:
+    return "visual" in name.split(".")

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from beamclip.data.batch import Batch
 from beamclip.errors import InputError
 from beamclip.training.average import WeightAverage, evaluated
-from beamclip.training.checkpoint import State
+from beamclip.training.checkpoint import CheckpointError, State
 from beamclip.training.config import CadenceConfig, OptimConfig
 from beamclip.training.metric_sums import MetricSums, summed_over_ranks, world_size
 from beamclip.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
@@ -171,7 +171,14 @@ class Training:
     def load(self, state: State) -> None:
         """Continue from what `state()` returned."""
         self.bare.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(
+                f"step {state['step']}: the checkpoint is of a run that trains other tensors ({error}). "
+                "Resume it with its own --frozen-layers, --lock-image, --lock-text, --layer-decay and "
+                "--optimizer."
+            ) from error
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load(trained_weights(state))

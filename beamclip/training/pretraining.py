@@ -5,6 +5,8 @@ checkpoint holds its state dict.
 """
 
 import math
+from collections.abc import Collection
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from beamclip.losses.contrastive import GlobalRows, clip_loss
 from beamclip.losses.psd import PsdStep, psd_loss, psd_share
 from beamclip.losses.sigmoid import INITIAL_BIAS, INITIAL_SCALE, sigmoid_loss
 from beamclip.models.clip import LoadedClip, normalise_pixels
+from beamclip.training.frozen import Tower, freeze_layers, lock_tower
 from beamclip.training.loop import EmbeddedBatch
 
 Metrics = dict[str, Tensor]
@@ -46,6 +49,8 @@ class ImageTextPretraining(nn.Module):
         objective: Objective = "clip",
         psd: PsdConfig | None = None,
         seed: int = 0,
+        frozen_layers: int = 0,
+        locked: Collection[Tower] = (),
     ) -> None:
         """Register the towers, and their moving average if psd learns from one.
 
@@ -53,6 +58,8 @@ class ImageTextPretraining(nn.Module):
             clip: its config needs an init_logit_bias if the objective is siglip.
             psd: options of objective psd; None for the defaults.
             seed: decides, together with the step, which rows are self-distilled.
+            frozen_layers: of the image tower, the lowest ones; they keep their weights.
+            locked: towers that keep their weights.
         """
         super().__init__()
         self.clip = clip.model
@@ -66,12 +73,22 @@ class ImageTextPretraining(nn.Module):
         if objective != "siglip" and self.clip.logit_bias is not None:
             # DDP waits for the gradient of every parameter, and this one gets none.
             self.clip.logit_bias.requires_grad_(False)
+        names = [f"visual.{name}" for name in freeze_layers(self.clip.visual, frozen_layers)]
+        names += [name for tower in locked for name in lock_tower(self.clip, tower)]
+        self.kept_in_eval = [f"clip.{name}" for name in names]
         self.average: AveragedModel | None = None
         if objective == "psd" and self.psd.psd_target == "ema":
             average_fn = get_ema_multi_avg_fn(self.psd.psd_ema_decay)
             # Buffers are copied, not averaged: the text tower's causal mask holds -inf.
             self.average = AveragedModel(self.clip, multi_avg_fn=average_fn, use_buffers=False)
             self.average.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts but those that are frozen."""
+        super().train(mode)
+        for name in self.kept_in_eval:
+            self.get_submodule(name).eval()
+        return self
 
     def set_grad_checkpointing(self) -> None:
         """Recompute activations within the towers' blocks or stages, if they can, to save memory."""

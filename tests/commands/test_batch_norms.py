@@ -1,5 +1,7 @@
 """Batches of one image a pass: refused where torch itself could not train on them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -66,3 +68,12 @@ def test_batch_norms_of_several_workers_need_two_images_among_them() -> None:
     assert refused(clip, 8, 4, 1, gpu=True, sync=True) is None
     # A single worker that is left has nobody to average with.
     assert refused(clip, 8, "1..4", 1, gpu=True, sync=True) is not None
+
+
+def test_a_locked_image_tower_has_statistics_of_its_own() -> None:
+    clip = new_clip("nano-resnet10t", seed=0)
+    clip.preprocess_cfg["size"] = clip.model.visual.image_size = 32
+    one_a_pass = PretrainConfig(stream=StreamConfig(batch_size=1), workers=WorkersConfig(num_workers=1))
+    with pytest.raises(InputError, match="one image at a time"):
+        check_batch_norms(one_a_pass, clip)
+    check_batch_norms(replace(one_a_pass, lock_image=True), clip)
