@@ -20,6 +20,7 @@ from beamclip.openclip import (
     convert_to_custom_text_state_dict,
     resize_pos_embed,
     resize_text_pos_embed,
+    timm,
 )
 
 StateDict = Mapping[str, Tensor]
@@ -28,6 +29,10 @@ _SHOWN = 3
 
 _STATES = ("state_dict", "model", "teacher")
 """Keys under which training programs keep weights, in the order in which they are tried."""
+_AVERAGES = {"encoder_k", "momentum_encoder", "momentum_backbone"}
+"""Names that MoCo (v1 and v2, v3) and solo-learn give the moving average of the encoder that they train."""
+_MOCO_HEADS = 12
+"""Heads of attention in MoCo v3's ViTs, of any width (vits.py of facebookresearch/moco-v3)."""
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Parts that torch.compile, FSDP and activation checkpointing add to the names of tensors."""
 
@@ -90,7 +95,7 @@ def load_backbone(trunk: nn.Module, file: Path, name: str) -> None:
     """Load a timm backbone from a checkpoint of the backbone alone or of a model that contains it.
 
     The backbone may sit under any prefix (`module.`, `visual.trunk.`, `encoder.`); a classifier in the file
-    is ignored.
+    is ignored. Of an encoder and its moving average, as MoCo trains them, the encoder is taken.
 
     Raises:
         InputError: the file cannot be read, holds no such backbone, or holds several.
@@ -99,6 +104,7 @@ def load_backbone(trunk: nn.Module, file: Path, name: str) -> None:
     classifier = _classifier(trunk)
     wanted = {key: value for key, value in trunk.state_dict().items() if not key.startswith(classifier)}
     prefix = _backbone_prefix(state, wanted, file)
+    _check_heads(trunk, prefix, file, name)
     found = {key: state[prefix + key] for key in wanted if prefix + key in state}
     problem = _mismatch(found, wanted)
     if problem:
@@ -185,16 +191,33 @@ def weights_sha256(model: nn.Module, *configs: Mapping[str, Any]) -> str:
 
 
 def _backbone_prefix(state: StateDict, wanted: StateDict, file: Path) -> str:
-    """The prefix under which the file holds most of the wanted tensors."""
+    """The prefix under which the file holds most of the wanted tensors, in their shapes if possible."""
+
+    def hits(prefix: str) -> tuple[int, int]:
+        there = [key for key in wanted if prefix + key in state]
+        return sum(state[prefix + key].shape == wanted[key].shape for key in there), len(there)
+
     first = next(iter(wanted))
-    hits = {prefix: sum(prefix + key in state for key in wanted) for prefix in _prefixes(state, first)}
-    return _best(hits, "backbones", file)
+    return _best({prefix: hits(prefix) for prefix in _prefixes(state, first)}, "backbones", file)
+
+
+def _check_heads(trunk: nn.Module, prefix: str, file: Path, name: str) -> None:
+    """Refuse MoCo v3's ViT-S for a timm ViT-S: the tensors are alike, the heads of attention are not."""
+    if "base_encoder" not in prefix.split(".") or not isinstance(trunk, timm.models.VisionTransformer):
+        return
+    heads = cast("Any", trunk.blocks[0]).attn.num_heads
+    if heads != _MOCO_HEADS:
+        raise InputError(
+            f"{file}: a ViT of MoCo v3 has {_MOCO_HEADS} heads, and {name} has {heads}: it would compute "
+            "something else with the same tensors. Take a student with as many heads, such as "
+            "vit_base_patch16_224, or other weights."
+        )
 
 
 def _model_prefix(state: StateDict, file: Path) -> str:
     """The prefix under which the file holds a CLIP model: each has a logit_scale, beside its towers."""
     prefixes = _prefixes(state, "logit_scale")
-    hits = {prefix: sum(key.startswith(prefix) for key in state) for prefix in prefixes}
+    hits = {prefix: (sum(key.startswith(prefix) for key in state),) for prefix in prefixes}
     return _best(hits, "models", file)
 
 
@@ -202,9 +225,10 @@ def _prefixes(state: StateDict, name: str) -> list[str]:
     return [key.removesuffix(name) for key in state if key == name or key.endswith("." + name)]
 
 
-def _best(hits: Mapping[str, int], what: str, file: Path) -> str:
-    """The prefix with the most hits; empty if there is none."""
+def _best(hits: Mapping[str, tuple[int, ...]], what: str, file: Path) -> str:
+    """The prefix with the most hits, none of a moving average if possible; empty if there is none."""
     best = [prefix for prefix in hits if hits[prefix] == max(hits.values())]
+    best = [prefix for prefix in best if not _AVERAGES & {*prefix.split(".")}] or best
     if len(best) > 1:
         raise InputError(
             f"{file}: holds {len(best)} {what}, under {_some([repr(prefix) for prefix in best], ', ')}. "

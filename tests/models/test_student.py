@@ -321,15 +321,6 @@ def test_a_checkpoint_of_a_wider_backbone_is_refused_with_shapes(
         build_student(config, micro_clip, seed=0)
 
 
-def test_a_checkpoint_with_two_backbones_is_refused(tmp_path: Path, micro_clip: LoadedClip) -> None:
-    weights = timm.create_model("test_resnet").state_dict()
-    both = {f"{tower}.{key}": value for tower in ("encoder_q", "encoder_k") for key, value in weights.items()}
-    torch.save(both, tmp_path / "moco.pt")
-    config = StudentConfig(student="test_resnet", init_checkpoint=tmp_path / "moco.pt")
-    with pytest.raises(InputError, match=r"moco\.pt: holds 2 backbones, under 'encoder_q\.', 'encoder_k\.'"):
-        build_student(config, micro_clip, seed=0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "messages"),
