@@ -11,15 +11,21 @@ from beamclip.commands.options import DistillConfig, PretrainConfig, SweepConfig
 from beamclip.data.mixture import mixture_of, source_counts
 from beamclip.data.shards import Shard
 from beamclip.errors import InputError
-from beamclip.training.recipe import DISTILLATION, PRETRAINING, complete
+from beamclip.training.recipe import DISTILLATION, FINE_TUNING, PRETRAINING, Recipe, complete
 
 TrainConfig = DistillConfig | PretrainConfig
 AnyTrainConfig = TypeVar("AnyTrainConfig", DistillConfig, SweepConfig, PretrainConfig)
 
 
+def _recipe(config: TrainConfig) -> Recipe:
+    if not isinstance(config, PretrainConfig):
+        return DISTILLATION
+    return FINE_TUNING if config.init else PRETRAINING
+
+
 def sized(config: AnyTrainConfig, shards: list[Shard]) -> AnyTrainConfig:
     """Fill in the batch size, epochs and learning rate that were not given; see training.recipe."""
-    recipe = PRETRAINING if isinstance(config, PretrainConfig) else DISTILLATION
+    recipe = _recipe(config)
     images = sum(shard.samples for shard in shards)
     workers = config.workers.world_size
     stream, optim = complete(recipe, images, config.stream, config.optim, num_workers=workers)
@@ -28,7 +34,7 @@ def sized(config: AnyTrainConfig, shards: list[Shard]) -> AnyTrainConfig:
 
 def show_chosen(given: TrainConfig, config: TrainConfig, shards: list[Shard]) -> None:
     """Print one line on what `sized` chose and why; nothing if everything was given."""
-    recipe = PRETRAINING if isinstance(config, PretrainConfig) else DISTILLATION
+    recipe = _recipe(config)
     chosen = []
     if given.stream.batch_size is None:
         chosen.append(f"batch {config.stream.batch_size}")

@@ -32,8 +32,8 @@ class OptimConfig:
     momentum: Share = 0.9
     """Momentum of sgd and lars."""
     lr: Positive | None = None
-    """Peak learning rate, not scaled by the batch size; by default 0.002 for distillation and 0.001 for
-    pre-training. Required for sgd and lars."""
+    """Peak learning rate, not scaled by the batch size; by default 0.002 for distillation, 0.001 for
+    pre-training and 3e-5 for that with --init. Required for sgd and lars."""
     weight_decay: NonNegative | None = None
     """Weight decay; none on biases, norms, embeddings and scalars. By default 0.05 for adamw, which decouples
     it from the gradient, 1e-4 for sgd and 1e-6 for lars."""

@@ -31,6 +31,9 @@ class Recipe:
 
 DISTILLATION = Recipe(epochs=10, steps=1200, batch_size=64, largest_batch=256, lr=2e-3)
 PRETRAINING = Recipe(epochs=20, steps=600, batch_size=128, largest_batch=256, lr=1e-3)
+FINE_TUNING = Recipe(epochs=10, steps=600, batch_size=128, largest_batch=256, lr=3e-5)
+"""A pre-training from the weights of another model. Epochs and learning rate are those of WiSE-FT (arXiv
+2109.01903), not measured here: a rate of PRETRAINING would undo the weights."""
 
 LEAST_IN_A_SHARE = 16
 """Minimum images of a batch for each worker: batch norms estimate their statistics from them."""

@@ -8,6 +8,7 @@ from beamclip.data.config import StreamConfig
 from beamclip.training.config import OptimConfig, ValidationConfig
 from beamclip.training.recipe import (
     DISTILLATION,
+    FINE_TUNING,
     LEAST_IN_A_SHARE,
     PRETRAINING,
     ValidationCosts,
@@ -18,7 +19,11 @@ from beamclip.training.recipe import (
 )
 
 OPEN = (StreamConfig(), OptimConfig())
-RECIPES = pytest.mark.parametrize("recipe", [DISTILLATION, PRETRAINING], ids=["distillation", "pretraining"])
+RECIPES = pytest.mark.parametrize(
+    "recipe",
+    [DISTILLATION, PRETRAINING, FINE_TUNING],
+    ids=["distillation", "pretraining", "fine-tuning"],
+)
 
 
 @RECIPES
