@@ -11,7 +11,6 @@ from beamclip.commands.batches import sized
 from beamclip.commands.console import plural, print_stage
 from beamclip.commands.contexts import context_sources
 from beamclip.commands.distill_data import DistillData
-from beamclip.commands.frozen_layers import check_frozen_layers
 from beamclip.commands.lineage import model_ref
 from beamclip.commands.options import DistillConfig
 from beamclip.commands.templates import (
@@ -30,6 +29,7 @@ from beamclip.models.vision import VisionTeacher, load_vision_teacher
 from beamclip.prompts.anchors import Anchors
 from beamclip.prompts.contexts import ContextSource
 from beamclip.tracking import ModelRef
+from beamclip.training.frozen import check_layers
 
 Distilling = TypeVar("Distilling", bound=DistillConfig)
 
@@ -81,7 +81,7 @@ def load_inputs(config: DistillConfig, data: DistillData) -> DistillInputs:
     loaded = [load_clip(address) for address in (str(config.teacher), *config.more_teachers)]
     teachers = [text_tower(clip) for clip in loaded]
     student = build_student(config.student, teachers[0], config.seed)
-    check_frozen_layers(config, student)
+    check_layers(student.model.visual, config.optim.frozen_layers)
     vision = [load_vision_teacher(each, config.vision_image_size) for each in config.vision_teachers]
     vision_teachers = [teacher for teacher, _ in vision]
     shards, manifests = data.shards, data.manifests

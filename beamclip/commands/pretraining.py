@@ -13,7 +13,7 @@ from beamclip.commands.batches import show_chosen, sized
 from beamclip.commands.console import percent, plural, print_stage
 from beamclip.commands.contexts import context_sources
 from beamclip.commands.dry_run import here, show_plan
-from beamclip.commands.frozen_layers import check_frozen_towers, locked_towers
+from beamclip.commands.frozen_towers import check_frozen_towers, locked_towers
 from beamclip.commands.lineage import model_ref
 from beamclip.commands.options import PretrainConfig
 from beamclip.commands.pretrain_data import PretrainData, columns_of

@@ -5,15 +5,24 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from beamclip.errors import InputError
 from beamclip.models.clip import ClipModel
 from beamclip.training.layers import layers_above
 
 Tower = Literal["image", "text"]
 
 
-def layer_count(tower: nn.Module) -> int:
-    """Return the number of a network's layers, its projection included; see `layers_above`."""
-    return len(set(layers_above(tower).values()))
+def check_layers(tower: nn.Module, count: int) -> None:
+    """Refuse to freeze as many layers as a network has, its projection included; see `layers_above`.
+
+    Raises:
+        InputError: says how many there are.
+    """
+    if count and count >= (layers := len(_from_input(tower))):
+        raise InputError(
+            f"--frozen-layers {count}: the image tower has {layers} layers, and the one on top has to learn. "
+            f"Give {layers - 1} or less."
+        )
 
 
 def freeze_layers(tower: nn.Module, count: int) -> list[str]:
@@ -21,15 +30,23 @@ def freeze_layers(tower: nn.Module, count: int) -> list[str]:
 
     Returns:
         The names of the batch norms in them: these must stay in eval mode, or their statistics would move.
+
+    Raises:
+        InputError: as check_layers.
     """
     if not count:
         return []
-    above = layers_above(tower)
-    lowest = sorted(set(above.values()), reverse=True)[:count]
+    check_layers(tower, count)
+    above, lowest = layers_above(tower), _from_input(tower)[:count]
     for name, parameter in tower.named_parameters():
         if above[name] in lowest:
             parameter.requires_grad_(False)
     return [name for name, part in tower.named_modules() if isinstance(part, _BatchNorm) and _is_frozen(part)]
+
+
+def _from_input(tower: nn.Module) -> list[int]:
+    """Return the number of layers above each layer, from the input on."""
+    return sorted(set(layers_above(tower).values()), reverse=True)
 
 
 def _is_frozen(part: nn.Module) -> bool:

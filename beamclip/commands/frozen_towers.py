@@ -1,9 +1,9 @@
-"""Refuse to freeze what cannot be frozen, or all there is."""
+"""The towers that a pre-training freezes, and which cannot be frozen."""
 
-from beamclip.commands.options import DistillConfig, PretrainConfig
+from beamclip.commands.options import PretrainConfig
 from beamclip.errors import InputError
 from beamclip.models.clip import LoadedClip
-from beamclip.training.frozen import Tower, layer_count
+from beamclip.training.frozen import Tower, check_layers
 from beamclip.training.optim import shared_parameters
 
 
@@ -13,25 +13,11 @@ def locked_towers(config: PretrainConfig) -> tuple[Tower, ...]:
     return tuple(tower for tower, locked in asked.items() if locked)
 
 
-def check_frozen_layers(config: DistillConfig | PretrainConfig, clip: LoadedClip) -> None:
-    """Refuse as many frozen layers as the image tower has.
-
-    Raises:
-        InputError: says how many there are.
-    """
-    count = config.optim.frozen_layers
-    if count and count >= (layers := layer_count(clip.model.visual)):
-        raise InputError(
-            f"--frozen-layers {count}: the image tower of {clip.address} has {layers} layers, and the one on "
-            f"top has to learn. Give {layers - 1} or less."
-        )
-
-
 def check_frozen_towers(config: PretrainConfig, clip: LoadedClip) -> None:
     """Refuse to freeze a tower of an MS-CLIP, or all layers of an image tower.
 
     Raises:
-        InputError: the towers share tensors; or as check_frozen_layers.
+        InputError: the towers share tensors; or as training.frozen.check_layers.
     """
     asked = {
         "--lock-image": config.lock_image,
@@ -44,4 +30,4 @@ def check_frozen_towers(config: PretrainConfig, clip: LoadedClip) -> None:
             f"{given[0]}: the towers of {clip.address} share layers, so that one cannot keep them while the "
             "other learns. Leave it out, or take a model whose towers are apart."
         )
-    check_frozen_layers(config, clip)
+    check_layers(clip.model.visual, config.optim.frozen_layers)
