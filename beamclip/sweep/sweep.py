@@ -41,7 +41,7 @@ def sweep(config: SweepConfig) -> Summary:
 
     Raises:
         InputError: an option or an input cannot be used.
-        TrainingError: no trial was scored.
+        TrainingError: no trial was scored, or the data cannot be read any more.
         KeyboardInterrupt: Ctrl-C or SIGTERM stopped the sweep; the report covers what was done until then.
     """
     began = time.perf_counter()
@@ -69,16 +69,18 @@ def sweep(config: SweepConfig) -> Summary:
         watch = SweepMonitor(out, config, shared, tracking, trials, len(suggestions))
         text = f"{plural(len(suggestions), 'trial')}, {concurrent} at a time, {_threads(shared)}"
         print_stage("trials", text if len(suggestions) else "none left to run", _done_before(trials))
+        unread = None
         with interrupts() as interrupted, watch.watching(interrupted):
             if len(suggestions):
                 body = ray.tune.with_parameters(run_trial, shared=shared)
-                run_trials(body, workers, suggestions, config.search, concurrent, watch, interrupted)
-        summary = _leave_report(
-            config, loaded.space, shared, out, tracking, began=began, interrupted=interrupted.is_set()
-        )
+                unread = run_trials(body, workers, suggestions, config.search, concurrent, watch, interrupted)
+        ended: Status = "interrupted" if interrupted.is_set() else "failed" if unread else "finished"
+        summary = _leave_report(config, loaded.space, shared, out, tracking, began=began, ended=ended)
         _show(out, loaded.space, summary)
         if summary.status == "interrupted":
             raise KeyboardInterrupt(f"results so far: {out}/{TRIALS_FILE}; continue with --resume {out}")
+        if unread:
+            raise TrainingError(f"the data cannot be read: {unread}. Continue with --resume {out}")
         if summary.status == "failed":
             problems = [trial.problem for trial in read_trials(out).values() if trial.problem]
             raise TrainingError(
@@ -227,14 +229,18 @@ def _leave_report(
     tracking: Tracking,
     *,
     began: float,
-    interrupted: bool,
+    ended: Status,
 ) -> Summary:
-    """Write the report and the summary to the folder and to MLflow; return the summary."""
+    """Write the report and the summary to the folder and to MLflow; return the summary.
+
+    Args:
+        ended: how the sweep ended; one that finished without a score has failed.
+    """
     trials = [*read_trials(out).values()]
     for path in write_report(out, trials, space, shared.base):
         tracking.artifact(path, PLOTS if path.parent.name == PLOTS else None)
     best = best_of(trials)
-    status: Status = "interrupted" if interrupted else "finished" if best else "failed"
+    status: Status = ended if best or ended == "interrupted" else "failed"
     by_status = {
         name: sum(trial.status == name for trial in trials)
         for name in ("finished", "stopped", "failed", "running", "waiting")

@@ -2,23 +2,28 @@
 
 import contextlib
 import logging
+import math
 import os
 import pickle
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray.tune
+from ray.air.execution import FixedResourceManager
 from ray.exceptions import RayActorError, RayTaskError
+from ray.tune.execution import tune_controller
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.search import SearchConfig
+from beamclip.data.shard_file import UnansweredShardError
 from beamclip.errors import InputError
 from beamclip.sweep.run_trial import NO_SCORE, Report
 from beamclip.sweep.space import Range, Settings, Space, Values
@@ -33,6 +38,8 @@ ASKED_AGAIN = 50
 _ADVICE = ". Most often memory ran out; lower --max-concurrent or --batch-size"
 CPUS_BESIDE_WORKERS = 0.1
 """CPUs reserved for the process that watches the workers of a trial with several."""
+_NO_LIMIT = {"CPU": math.inf, "GPU": math.inf}
+"""What Tune may give to trials: their number is limited, and Ray starts a process once it has room for it."""
 
 _ENVIRONMENT = {
     # With 1, Tune prints a good deal even at verbose=0.
@@ -245,6 +252,8 @@ class ListenerCallback(ray.tune.Callback):
         self.listener = listener
         self.suggestions = suggestions
         self.started: set[str] = set()
+        self.unread: str | None = None
+        """Problem of a trial that could not read its data, however often it restarted."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -271,16 +280,20 @@ class ListenerCallback(ray.tune.Callback):
         counts = not getattr(error, "preempted", False)
         if not self.suggestions.comes_back(trial.trial_id, had_started=had_started, counts=counts):
             allowed = f"and --max-failures {self.suggestions.max_failures} allows no more restarts"
-            self.listener.ended(number, f"{_cause(error)}, {allowed}{_ADVICE if _is_loss(error) else ''}")
+            cause = _cause(error).rstrip(".")
+            problem = f"{cause}, {allowed}{_ADVICE if _is_loss(error) else ''}"
+            if isinstance(error, UnansweredShardError):
+                self.unread = problem
+            self.listener.ended(number, problem)
         elif had_started:
             self.listener.lost(number, _cause(error))
 
 
 class _StopWhen(ray.tune.Stopper):
-    """Ends all trials when an event is set."""
+    """Ends all trials when a condition holds."""
 
-    def __init__(self, event: threading.Event) -> None:
-        self._is_set = event.is_set
+    def __init__(self, holds: Callable[[], bool]) -> None:
+        self._holds = holds
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -289,7 +302,7 @@ class _StopWhen(ray.tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._is_set()
+        return self._holds()
 
 
 def tune_environment(workers: WorkersConfig) -> dict[str, str]:
@@ -315,19 +328,27 @@ def run_trials(
     concurrent: int,
     listener: Listener,
     interrupted: threading.Event,
-) -> None:
+) -> str | None:
     """Run all trials, `concurrent` at a time, until the last one has ended or `interrupted` is set.
 
     A trial that loses its process or raises an error restarts, as often as `suggestions` allows. A trial
-    whose training fails reports that and does not restart. Neither ends the other trials.
+    whose training fails reports that and does not restart. Neither ends the other trials, unless the error
+    is that its data cannot be read: all trials read the same data.
 
     Args:
         body: runs a trial in its process; see run_trial. Its argument is what `suggestions` suggests.
+
+    Returns:
+        The problem of the trial that could not read its data, which ended the others; None without one.
     """
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     ladder = ASHAScheduler("scored", max_t=search.scores, reduction_factor=REDUCTION, stop_last_trials=False)
-    with tempfile.TemporaryDirectory(prefix="beamclip-tune-", ignore_cleanup_errors=True) as scratch:
+    callback = ListenerCallback(listener, suggestions)
+    with (
+        tempfile.TemporaryDirectory(prefix="beamclip-tune-", ignore_cleanup_errors=True) as scratch,
+        _without_placement_groups(),
+    ):
         ray.tune.Tuner(
             ray.tune.with_resources(body, resources(workers)),
             tune_config=ray.tune.TuneConfig(
@@ -348,11 +369,30 @@ def run_trials(
                 name="sweep",
                 storage_path=scratch,
                 verbose=0,
-                stop=_StopWhen(interrupted),
-                callbacks=[ListenerCallback(listener, suggestions)],
+                stop=_StopWhen(lambda: interrupted.is_set() or callback.unread is not None),
+                callbacks=[callback],
                 failure_config=ray.tune.FailureConfig(max_failures=0),
             ),
         ).fit()
+    return callback.unread
+
+
+@contextlib.contextmanager
+def _without_placement_groups() -> Iterator[None]:
+    """Have Tune, inside, reserve the resources of a trial by its process alone.
+
+    For each process Tune would make a placement group, and remove it again if another process becomes free
+    first. Ray never returns the resources of a group that is removed between the two phases of its creation
+    (CommitAllBundles of its GCS returns committed bundles, of which there are none yet): after a few such
+    losses, no CPU would be left to read with. Tune has no option for it.
+    """
+    module: Any = tune_controller
+    own = module.PlacementGroupResourceManager
+    module.PlacementGroupResourceManager = partial(FixedResourceManager, _NO_LIMIT)
+    try:
+        yield
+    finally:
+        module.PlacementGroupResourceManager = own
 
 
 def _error_of(trial: Any) -> BaseException | None:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import ray.cloudpickle
 import ray.tune
 from ray.tune.search import Searcher
+from ray.util import placement_group_table
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.options import DistillConfig, SweepConfig
 from beamclip.commands.search import SearchConfig
+from beamclip.data.shard_file import UnansweredShardError
 from beamclip.sweep.space import Range, Settings, Space, Values, parse_space
 from beamclip.sweep.sweep import _suggestions
 from beamclip.sweep.trial import METRIC, Score, Trial
@@ -94,8 +97,17 @@ def dying(trial: dict[str, Any]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if dies == f"by an error before score {step}":
                 raise OSError("no route to\nthe store")
+            if dies == f"reading before score {step}":
+                raise UnansweredShardError("0.tar: no row came.")
             ray.tune.report(
-                {"step": step, "steps": 2, "start": number, METRIC: trial["number"] / 10, "done": step == 2}
+                {
+                    "step": step,
+                    "steps": 2,
+                    "start": number,
+                    "reserved": ray.get_runtime_context().get_assigned_resources(),
+                    METRIC: trial["number"] / 10,
+                    "done": step == 2,
+                }
             )
     finally:
         # The process is told to make room for the next trial.
@@ -108,18 +120,35 @@ class Heard:
 
     def __init__(self) -> None:
         self.of: dict[int, list[Any]] = {}
+        self.reserved: list[dict[str, float]] = []
 
     def started(self, number: int, settings: Settings) -> None:
         self.of.setdefault(number, [])
 
     def reported(self, number: int, report: dict[str, Any]) -> None:
         self.of[number].append((report["start"], report["step"]))
+        self.reserved.append(report["reserved"])
 
     def lost(self, number: int, cause: str) -> None:
         self.of[number].append(cause)
 
     def ended(self, number: int, problem: str | None) -> None:
         self.of[number].append(problem or "ended")
+
+
+def run_dying(
+    deaths: Sequence[Sequence[str]], folder: Path, max_failures: int, concurrent: int
+) -> tuple[Heard, str | None]:
+    """Run a trial for each list of deaths; return what a listener heard, and why no other trial is run."""
+    trials = [
+        Trial(number, {"dies": dies, "starts": str(folder / str(number))})
+        for number, dies in enumerate(deaths)
+    ]
+    workers = WorkersConfig(max_failures=max_failures)
+    tune_environment(workers)
+    suggestions = TrialQueue(trials, None, (), workers.max_failures)
+    search, heard = SearchConfig(scores=2, asha=False), Heard()
+    return heard, run_trials(dying, workers, suggestions, search, concurrent, heard, threading.Event())
 
 
 def test_what_becomes_of_trials_whose_processes_are_lost(ray_cluster, tmp_path):
@@ -129,15 +158,9 @@ def test_what_becomes_of_trials_whose_processes_are_lost(ray_cluster, tmp_path):
         ["after its last score"],
         [],
     ]
-    trials = [
-        Trial(number, {"dies": dies, "starts": str(tmp_path / str(number))})
-        for number, dies in enumerate(deaths)
-    ]
-    workers = WorkersConfig(max_failures=1)
-    tune_environment(workers)
-    suggestions = TrialQueue(trials, None, (), workers.max_failures)
-    search, heard = SearchConfig(scores=2, asha=False), Heard()
-    run_trials(dying, workers, suggestions, search, 2, heard, threading.Event())
+    groups = set(placement_group_table())
+    heard, unread = run_dying(deaths, tmp_path, max_failures=1, concurrent=2)
+    assert unread is None
     lost = "its process was lost"
     assert heard.of == {
         0: [(0, 1), lost, (1, 2), "ended"],
@@ -150,6 +173,15 @@ def test_what_becomes_of_trials_whose_processes_are_lost(ray_cluster, tmp_path):
         2: [(0, 1), (0, 2), "ended"],
         3: [(0, 1), (0, 2), "ended"],
     }
+    # Ray may lose the CPUs of a placement group that is removed while it is created.
+    assert set(placement_group_table()) == groups
+    assert all(reserved == {"CPU": 0.5} for reserved in heard.reserved)
+
+
+def test_a_trial_that_cannot_read_its_data_ends_the_sweep(ray_cluster, tmp_path):
+    heard, unread = run_dying([["reading before score 1"], [], []], tmp_path, max_failures=0, concurrent=1)
+    assert unread == "0.tar: no row came, and --max-failures 0 allows no more restarts"
+    assert heard.of == {0: [unread]}
 
 
 def test_optuna_is_asked_after_the_list_and_told_every_score():
