@@ -51,6 +51,8 @@ _ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "1000000",
     # TrialQueue restarts lost trials: after a restart by Tune, a trial would not know of its earlier scores.
     "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
+    # Nobody asks for the error of a trial that fails while the sweep ends, and Ray would print its traceback.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -280,8 +282,7 @@ class ListenerCallback(ray.tune.Callback):
         counts = not getattr(error, "preempted", False)
         if not self.suggestions.comes_back(trial.trial_id, had_started=had_started, counts=counts):
             allowed = f"and --max-failures {self.suggestions.max_failures} allows no more restarts"
-            cause = _cause(error).rstrip(".")
-            problem = f"{cause}, {allowed}{_ADVICE if _is_loss(error) else ''}"
+            problem = f"{_cause(error)}, {allowed}{_ADVICE if _is_loss(error) else ''}"
             if isinstance(error, UnansweredShardError):
                 self.unread = problem
             self.listener.ended(number, problem)
@@ -409,7 +410,8 @@ def _is_loss(error: BaseException | None) -> bool:
 
 
 def _cause(error: BaseException | None) -> str:
-    return "its process was lost" if error is None or _is_loss(error) else in_one_line(error)
+    """Return what was wrong, in one line without a full stop."""
+    return "its process was lost" if error is None or _is_loss(error) else in_one_line(error).rstrip(".")
 
 
 def _name(trial: Any) -> str:
