@@ -16,23 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from support.cached_distillation import ANCHORS, EMBED_DIM, random_batch, write_teacher
+from support.cached_distillation import distillation, random_batch, write_teacher
 from support.reports import circumstances
 
 from beamclip.commands.console import table
 from beamclip.data.config import PRESETS, Augmentation
-from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig
-from beamclip.models.clip import LoadedClip, load_clip
-from beamclip.models.config import StudentConfig
-from beamclip.models.student import build_student
-from beamclip.prompts.anchors import Anchors
+from beamclip.losses.config import BatchTermsConfig, FeatureConfig
 from beamclip.training.config import OptimConfig
-from beamclip.training.distillation import Distillation
 from beamclip.training.loop import Training
 from beamclip.training.process import prepare_process
 
-STUDENT, IMAGE_SIZE, BATCH = "resnet18", 96, 64
+IMAGE_SIZE, BATCH = 96, 64
 STEPS = 2
 """Steps of a variant in each round."""
 
@@ -78,8 +72,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     prepare_process(threads=1, seed=0)
-    write_teacher(IMAGE_SIZE, options.out / "teacher")
-    teacher = load_clip(str(options.out / "teacher"))
+    teacher = options.out / "teacher"
+    write_teacher(IMAGE_SIZE, teacher)
     steps = {name: stepper(variant, teacher) for name, variant in VARIANTS.items()}
     times = relative_times(steps, options.rounds)
     table([["ingredient", "step time", "quartiles"], *rows_of(times)])
@@ -89,21 +83,11 @@ def main() -> None:
     options.report.write_text(json.dumps({"circumstances": lines, **figures}, indent=1) + "\n")
 
 
-def stepper(variant: Variant, teacher: LoadedClip) -> Callable[[], None]:
+def stepper(variant: Variant, teacher: Path) -> Callable[[], None]:
     """Return a function that takes one training step."""
-    student = build_student(StudentConfig(student=STUDENT), teacher, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    points = F.normalize(torch.randn(ANCHORS, EMBED_DIM, generator=generator), dim=-1)
-    method = Distillation(
-        student.image_tower,
-        (),
-        [Anchors(points, torch.arange(ANCHORS))],
-        csm=CsmConfig(),
-        feature=variant.feature,
-        terms=variant.terms,
-        augmentation=variant.augmentation,
+    method = distillation(
+        teacher, feature=variant.feature, terms=variant.terms, augmentation=variant.augmentation
     )
-    method.to(memory_format=torch.channels_last).train()
     optim = OptimConfig(lr=1e-3, **variant.optim)
     training = Training(method, optim, total_steps=10_000, device=torch.device("cpu"), seed=0)
     batch = random_batch(BATCH, IMAGE_SIZE)

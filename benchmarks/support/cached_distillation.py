@@ -14,7 +14,7 @@ from beamclip.data.config import Augmentation
 from beamclip.data.shards import Shard
 from beamclip.data.transforms import AUGMENT_DRAWS
 from beamclip.export.open_clip_dir import write_open_clip_dir
-from beamclip.losses.config import CsmConfig, FeatureConfig
+from beamclip.losses.config import BatchTermsConfig, CsmConfig, FeatureConfig
 from beamclip.models.clip import load_clip, new_clip
 from beamclip.models.config import StudentConfig
 from beamclip.models.student import build_student
@@ -52,8 +52,19 @@ def write_classes(file: Path) -> Path:
     return file
 
 
-def distillation(teacher: Path) -> Distillation:
-    """Build the method as a worker does for a cache (see training.builders and training.worker)."""
+def distillation(
+    teacher: Path,
+    *,
+    feature: FeatureConfig | None = None,
+    terms: BatchTermsConfig | None = None,
+    augmentation: Augmentation | None = None,
+) -> Distillation:
+    """Build the method as a worker does for a cache (see training.builders and training.worker).
+
+    Args:
+        teacher: folder that `write_teacher` wrote.
+        feature, terms, augmentation: None for the defaults.
+    """
     student = build_student(StudentConfig(student=STUDENT), load_clip(str(teacher)), seed=0)
     generator = torch.Generator().manual_seed(0)
     points = F.normalize(torch.randn(ANCHORS, EMBED_DIM, generator=generator), dim=-1)
@@ -62,8 +73,9 @@ def distillation(teacher: Path) -> Distillation:
         (),
         [Anchors(points, torch.arange(ANCHORS))],
         csm=CsmConfig(),
-        feature=FeatureConfig(),
-        augmentation=Augmentation(),
+        feature=feature or FeatureConfig(),
+        terms=terms,
+        augmentation=augmentation or Augmentation(),
     )
     method.to(memory_format=torch.channels_last).train()
     return method
