@@ -6,8 +6,8 @@
     model = beamclip.load("runs/a")
     model.classify("bird.jpg", ["crane", "heron"])
 
-Each command of the command line is a function here. `beamclip.losses`, `beamclip.models` and `beamclip.data`
-hold the parts for a training loop of one's own. Nothing is imported before it is used.
+The commands that download, train, score and export are functions here. `beamclip.losses`, `beamclip.models`
+and `beamclip.data` hold the parts for a training loop of one's own. Nothing is imported before it is used.
 """
 
 from typing import TYPE_CHECKING

@@ -2,7 +2,7 @@
 
 python benchmarks/psd_noise.py --emoji FOLDER
 
-FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Of the training captions, 0 to 60 %
+FOLDER holds pairs.parquet (path, label, hexcode, split) and its images. Of the training captions, 0 to 40 %
 are shuffled among their images. InfoNCE, self-distillation, and what might do the same without it (label
 smoothing, leaving rows out, merging equal captions) train on each set from the same weights. Settings of each
 kind are chosen on one half of the clean pairs of held-out drawings, and scored on the other. Trials with a
@@ -28,7 +28,7 @@ from beamclip.losses.config import PsdConfig
 from beamclip.plots.style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, PURPLE, save_figure, styled
 from beamclip.training.config import OptimConfig
 
-NOISE = (0.0, 0.2, 0.4, 0.6)
+NOISE = (0.0, 0.2, 0.4)
 CHOSEN_AT = 0.4
 """The share of shuffled captions at which settings are chosen."""
 SCREENED_WITH = 100

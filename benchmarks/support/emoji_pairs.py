@@ -77,16 +77,21 @@ def subset(pairs: Pairs, rows: Sequence[int]) -> Pairs:
 
 
 def shuffle_captions(pairs: Pairs, share: float, seed: int) -> Pairs:
-    """Return pairs in which round(share * n) captions, chosen by the seed, are rotated among themselves.
+    """Return pairs of which a share have another image's caption; see `shuffled_rows`."""
+    sources = shuffled_rows(len(pairs.keys), share, seed)
+    return replace(pairs, captions=[pairs.captions[row] for row in sources])
 
-    Each of them moves to another image, so the share is exact. A few still fit their new image, since a class
-    has two images.
+
+def shuffled_rows(number: int, share: float, seed: int) -> list[int]:
+    """Return for each image the one whose caption it gets.
+
+    round(share * number) images, chosen by the seed, pass their captions around, so the share is exact. A few
+    captions still fit their new image, since a class has two images.
     """
-    chosen = np.random.default_rng(seed).permutation(len(pairs.keys))[: round(share * len(pairs.keys))]
-    captions = list(pairs.captions)
-    for here, there in zip(chosen, np.roll(chosen, 1), strict=True):
-        captions[here] = pairs.captions[there]
-    return replace(pairs, captions=captions)
+    chosen = np.random.default_rng(seed).permutation(number)[: round(share * number)]
+    sources = np.arange(number)
+    sources[chosen] = np.roll(chosen, 1)
+    return sources.tolist()
 
 
 def endless_batches(pairs: Pairs, batch_size: int, decoding: Decoding) -> Generator[Batch, None, None]:
