@@ -171,7 +171,7 @@ def loss_arms(csm: CsmConfig, weights: dict[str, float]) -> dict[str, Arm]:
 
 
 def further_arms(arms: dict[str, Arm], winner: str) -> dict[str, Arm]:
-    """Return the best loss, and the best without captions, under other conditions; wrong captions for it alone."""
+    """Return the best loss, and the best without captions, under other conditions."""
     names = list(dict.fromkeys((TUNED, winner)))
     further = {}
     for name in names:
