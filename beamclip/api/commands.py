@@ -227,7 +227,7 @@ def sweep(
         data: shards, folders of images, or teacher caches, one or several.
         teacher: a run, a local open_clip directory or checkpoint, open_clip:NAME/TAG or hf-hub:ORG/NAME.
         classes: class list (text, YAML or JSON).
-        vary: options and what to try, such as ["tau_student=0.03,0.05,0.1", "lr=1e-4..1e-2"].
+        vary: options and what to try, such as ["tau_student=0.05,0.1,0.2", "lr=1e-4..1e-2"].
         out: folder of the sweep; by default a new one below runs/.
         options: further ones by their names, such as eval_data="labelled", trials=24.
 

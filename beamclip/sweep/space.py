@@ -21,7 +21,7 @@ SECTIONS = ("student", "prompts", "csm", "feature", "terms", "vision", "stream",
 """Sections of a distillation's configuration whose options can be varied, as can the seed. The other options
 decide what the cache holds, or where things run."""
 
-DEFAULT_SPACE = ("tau_teacher=0.01,0.02,0.04,0.07", "tau_student=0.03,0.05,0.07,0.1")
+DEFAULT_SPACE = ("tau_teacher=0.005,0.01,0.02,0.04", "tau_student=0.05,0.1,0.2")
 DEFAULT_CONTEXTS = ("num_contexts=0,1,2,4", "anchor_reduce=mean,separate")
 """Added to DEFAULT_SPACE if a context source is given."""
 

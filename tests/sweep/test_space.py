@@ -81,7 +81,7 @@ def test_the_default_space_has_contexts_where_a_source_is_given():
     with_source = DistillConfig(prompts=PromptConfig(context_source="hierarchy"))
     space = parse_space([], with_source)
     assert list(space) == ["tau_teacher", "tau_student", "num_contexts", "anchor_reduce"]
-    assert combinations(space) == 4 * 4 * 4 * 2
+    assert combinations(space) == 4 * 3 * 4 * 2
 
 
 def test_a_grid_has_every_combination_once():
