@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from support.distilling import Losses, distilled_from_pool
 from support.emoji_pairs import load_images, shuffled_rows
-from support.options import of_trials, read_options
-from support.paired import Pair, compared, mean_on_test
+from support.options import StudyOptions, of_trials, read_options
+from support.paired import Pair
 from support.pretraining import Recipe, train
 from support.reports import circumstances, markdown_table, write_figures
+from support.score_tables import plot_differences, score_table
 from support.study_data import HALVES, IMAGES, StudyData, load_data
 from support.trials import Result, Trial, keep_scores, results_of, run_trials
 from support.view_pool import load_pool, make_pool, save_pool
@@ -114,7 +115,7 @@ def main() -> None:
     found += results(further, seeds)
     parts = [
         circumstances(*of_trials("losses", seeds, options.jobs)),
-        *report(found, arms, further, winner, options.out),
+        *report(found, arms, further, winner, options),
     ]
     write_figures(options.report, "Losses, anchors and heads", "\n\n".join(parts))
     keep_scores(found, options.report)
@@ -290,42 +291,52 @@ SCORES = {"zeroshot": "zero-shot top-1, %", "knn": "kNN-10, %", "probe": "linear
 
 
 def report(
-    found: list[Result], arms: dict[str, Arm], further: dict[str, Arm], winner: str, teachers: Path
+    found: list[Result], arms: dict[str, Arm], further: dict[str, Arm], winner: str, options: StudyOptions
 ) -> list[str]:
-    """Write the tables of the report, as text and markdown in turn."""
+    """Write the tables of the report, as text and markdown in turn, and its plot."""
     of_seeds = [r for r in found if r["trial"]["seed"] != SCREENED_WITH]
     emoji = [name for name in arms if name != DEFAULT]
-    glyphs = [name for name, arm in further.items() if arm.data == "glyphs"]
+    picture = options.report.with_suffix(".png")
+    plot_differences(of_seeds, emoji, DEFAULT, SCORES, picture)
+
+    def scored(*pairs: tuple[str, str]) -> str:
+        return markdown_table(score_table(of_seeds, [Pair(*pair) for pair in pairs], SCORES))
+
     rivals = [name for name in (DEFAULT, TUNED, ALONE) if name != winner]
-    parts = [
+    others = [(name, name.rsplit(", ", 1)[0]) for name, arm in further.items() if arm.data == "emoji"]
+    # CSM reads no captions, so that its scores are those at any share of wrong ones.
+    others += [(name, rival) for name, arm in further.items() if arm.shuffled for rival in (TUNED, DEFAULT)]
+    base = f"{DEFAULT}, glyphs"
+    glyphs = [(name, base) for name, arm in further.items() if arm.data == "glyphs"]
+    return [
         "CSM alone at each pair of temperatures, one training each, on validation data: zero-shot top-1, by "
         "which they are chosen, and in brackets the mean of zero-shot, kNN-10 and linear probe, %:",
         markdown_table(temperature_table(found)),
         "CSM at the best of these temperatures with one further term, the same:",
         markdown_table(weight_table(found)),
-        f"Losses on test data, emoji, all names as anchors, linear head. Differences are to {DEFAULT}, seed "
-        "by seed, with intervals of 95 % and p-values adjusted by Holm's method in each column:",
-        markdown_table(score_table(of_seeds, [(DEFAULT, ""), *((name, DEFAULT) for name in emoji)])),
-        f"The best by validation data, {winner}, against others, zero-shot top-1:",
-        markdown_table(score_table(of_seeds, [(winner, name) for name in rivals])),
-    ]
-    pairs = [(name, name.rsplit(", ", 1)[0]) for name, arm in further.items() if arm.data == "emoji"]
-    # CSM reads no captions, so that its scores are those at any share of wrong ones.
-    pairs += [(name, rival) for name, arm in further.items() if arm.shuffled for rival in (TUNED, DEFAULT)]
-    parts += [
+        "Losses on test data, emoji, all names as anchors, linear head. Below each score is the difference "
+        f"to {DEFAULT}, seed by seed, with its interval of 95 % and its p-value, adjusted by Holm's method "
+        "in each column:",
+        f"![Differences of the losses to {DEFAULT}, with intervals]({picture.name})",
+        scored((DEFAULT, DEFAULT), *((name, DEFAULT) for name in emoji)),
+        f"The best by validation data, {winner}, against others:",
+        scored(*((winner, name) for name in rivals)),
         "Anchors, heads and wrong captions on test data, emoji:",
-        markdown_table(score_table(of_seeds, pairs)),
+        scored(*others),
+        "Glyphs, test data:",
+        scored(*glyphs),
+        "Teachers, test data:",
+        markdown_table(teacher_table(options.out)),
     ]
-    base = f"{DEFAULT}, glyphs"
-    rows = score_table(of_seeds, [(base, ""), *((name, base) for name in glyphs if name != base)])
-    parts += ["Glyphs, test data:", markdown_table(rows)]
-    taught = [json.loads((teachers / f"{data}-teacher.json").read_text())["test"] for data in IMAGES]
+
+
+def teacher_table(folder: Path) -> list[list[str]]:
+    """Build a row of scores for the teacher of each data set."""
     rows = [["teacher", *SCORES.values()]]
-    rows += [
-        [data, *(f"{100 * own[score]:.1f}" for score in SCORES)]
-        for data, own in zip(IMAGES, taught, strict=True)
-    ]
-    return [*parts, "Teachers, test data:", markdown_table(rows)]
+    for data in IMAGES:
+        own = json.loads((folder / f"{data}-teacher.json").read_text())["test"]
+        rows.append([data, *(f"{100 * own[score]:.1f}" for score in SCORES)])
+    return rows
 
 
 def temperature_table(found: list[Result]) -> list[list[str]]:
@@ -350,24 +361,6 @@ def validated(found: list[Result], arm: str) -> str:
     """Return an arm's zero-shot score on validation data and the mean of its three scores, in per cent."""
     own = [[r["validation"][score] for score in SCORES] for r in results_of(found, arm)]
     return f"{100 * np.mean(own, axis=0)[0]:.1f} ({100 * np.mean(own):.1f})"
-
-
-def score_table(found: list[Result], pairs: list[tuple[str, str]]) -> list[list[str]]:
-    """Build a row for each arm: its scores on test data, and its differences to another arm, if any."""
-    cells = {
-        score: compared(found, [Pair(name, other) for name, other in pairs if other], score)
-        for score in SCORES
-    }
-    rows = [
-        ["arm", "against", *(text for title in SCORES.values() for text in (title, "difference")), "CPU s"]
-    ]
-    for name, other in pairs:
-        row = [name, other]
-        for score in SCORES:
-            row += [mean_on_test(found, name, score), cells[score].get(Pair(name, other), "")]
-        seconds = np.median([result["cpu_seconds"] for result in results_of(found, name)])
-        rows.append([*row, f"{seconds:.0f}"])
-    return rows
 
 
 if __name__ == "__main__":
