@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from beamclip.cluster.config import WorkersConfig
-from beamclip.commands import embed as embed_module
+from beamclip.commands import embed_inputs
 from beamclip.commands.command_line import run_command
 from beamclip.commands.distill import distill
 from beamclip.commands.distill_data import load_data
@@ -243,7 +243,7 @@ def test_a_shard_that_is_gone_when_it_is_read_ends_with_its_path(
     data = tmp_path / "shards"
     shutil.copytree(corpus.train, data)
     shards = list_shards(str(data))
-    monkeypatch.setattr(embed_module, "list_shards", lambda *_, **__: shards)
+    monkeypatch.setattr(embed_inputs, "list_shards", lambda *_, **__: shards)
     (data / "00001.tar").unlink()
     with pytest.raises(MissingShardError, match=r"00001\.tar: cannot be read on node .*FileNotFoundError"):
         embed(replace(config, data=str(data), out=str(tmp_path / "cache"), decode=decode))

@@ -34,7 +34,7 @@ def test_no_cure_is_left_of_a_message_that_is_gone() -> None:
 
 def test_the_only_texts_that_are_not_listed_are_those_of_other_errors() -> None:
     assert {line.partition(":")[0] for line in passed_on(ROOT / "beamclip")} <= {
-        *("account.py", "cluster_file.py", "after_training.py", "embed.py", "config.py", "url_list.py"),
+        *("account.py", "cluster_file.py", "after_training.py", "embedding.py", "config.py", "url_list.py"),
         *("clip.py", "launch.py"),
     }
 
