@@ -213,7 +213,7 @@ def arms_of(chosen: dict[str, str]) -> dict[str, Recipe]:
         MERGED: self_distilled(PsdConfig(psd_end=0.0)),
         **{kind: self_distilled(CANDIDATES[kind][name]) for kind, name in chosen.items()},
     }
-    if PsdConfig() not in [recipe.psd for recipe in arms.values()]:
+    if self_distilled(PsdConfig()) not in arms.values():
         arms[BY_DEFAULT] = self_distilled(PsdConfig())
     return arms
 
