@@ -129,8 +129,7 @@ class PsdConfig:
     psd_warmup: Share = 0.1
     """Share of the steps before the schedule begins; nothing is self-distilled in them."""
     psd_select: Literal["random", "low_confidence"] = "low_confidence"
-    """Rows to self-distil: random ones in each step, or those the model is least sure of, which works better
-    with wrong captions."""
+    """Rows to self-distil: random ones in each step, or those the model is least sure of."""
     psd_ema_decay: Share = 0.995
     """Share that the moving average of target ema keeps of itself at each step."""
 
