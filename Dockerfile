@@ -36,7 +36,7 @@ COPY --chown=1000:1000 pyproject.toml constraints.txt ./
 COPY --chown=1000:1000 beamclip/__init__.py beamclip/
 ARG PIP_EXTRA_INDEX_URL=
 RUN python3 -m venv /home/ubuntu/beamclip-env \
-    && pip install --no-cache-dir --progress-bar off -c constraints.txt -e '.[aws,export,ingest,optuna,wordnet]'
+    && pip install --no-cache-dir --progress-bar off -c constraints.txt -e '.[aws,export,ingest,optuna,transformers,wordnet]'
 # By this cluster/setup.sh knows that nothing is left to install.
 RUN cat constraints.txt pyproject.toml | sha256sum | cut -d' ' -f1 \
         > /home/ubuntu/beamclip-env/.beamclip-installed

@@ -29,7 +29,7 @@ installed=$(cat "$environment/.beamclip-installed" 2>/dev/null || true)
 test -x "$environment/bin/pip" || test "$installed" = "$wanted" || "$python" -m venv --clear "$environment"
 if [ "$installed" != "$wanted" ]; then
     echo "$(hostname): installing the tested set of packages"
-    "$environment/bin/pip" install --progress-bar off -c constraints.txt -e '.[aws,export,ingest,optuna,wordnet]'
+    "$environment/bin/pip" install --progress-bar off -c constraints.txt -e '.[aws,export,ingest,optuna,transformers,wordnet]'
     echo "$wanted" > "$environment/.beamclip-installed"
 fi
 cat > "$settings" <<SETTINGS

@@ -50,7 +50,8 @@ def open_clip_tokenizer(name: str, where: str) -> Tokenizer:
     try:
         return open_clip.get_tokenizer(name)
     except (ImportError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{where}: its tokenizer cannot be loaded ({error}). "
-            "Tokenizers other than CLIP's own need `pip install transformers` and their files."
+            f"{where}: its tokenizer cannot be loaded ({reason}). "
+            "Tokenizers other than CLIP's own need their files and `pip install 'beamclip[transformers]'`."
         ) from error
