@@ -200,7 +200,7 @@ def interpolate(
         model: the first, in any form that `export` takes.
         towards: the second, such as what was fine-tuned from the first.
         alpha: share of the second in the average, 0..1, by default 0.5; several make a model each.
-        out: folder of the model, or of the folders of several.
+        out: folder of the run: the model is in model/ there, several are in alpha-0.25/ and so on.
         options: further ones by their names.
 
     Returns:

@@ -26,7 +26,7 @@ from beamclip.commands.data_set_scores import (
     score_data_set,
 )
 from beamclip.commands.effects import effective_parameters
-from beamclip.commands.evaluation_folder import check_out, clear_earlier
+from beamclip.commands.evaluation_folder import clear_earlier
 from beamclip.commands.evaluation_pictures import draw_evaluation
 from beamclip.commands.figures import show_figures
 from beamclip.commands.lineage import labelled_dataset, model_ref
@@ -43,7 +43,15 @@ from beamclip.evaluation.scores import worst_classes
 from beamclip.models.clip import load_clip
 from beamclip.option_texts import check_required
 from beamclip.prompts.classes import load_classes
-from beamclip.runs.folder import CLASSES_FILE, CONFIG_FILE, PLOTS, REPORT, make_run_dir, new_run_dir
+from beamclip.runs.folder import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    PLOTS,
+    REPORT,
+    check_own,
+    make_run_dir,
+    new_run_dir,
+)
 from beamclip.spelling import or_list
 from beamclip.summary import SUMMARY_FILE, Counts, Summary, write_summary
 from beamclip.tracking import Tracking
@@ -192,7 +200,8 @@ def _planned(config: EvaluateConfig) -> _Plan:
     config = replace(config, tasks=tasks)
     data = dict(zip(_names(config.data), config.data, strict=True))
     _check_needs(config, tasks, classes)
-    check_out(config.out)
+    if config.out is not None:
+        check_own(config.out, {"tasks", "model", "against"})
     _check_places(config, tasks)
     others = read_other(config.against, [*data]) if config.against is not None else {}
     lines = baseline_lines(config.baseline, [*data], tasks) if config.baseline else {}

@@ -5,17 +5,19 @@ from pathlib import Path
 
 from beamclip.commands.console import print_stage
 from beamclip.commands.options import InterpolateConfig
+from beamclip.config import write_config
 from beamclip.export.card import Card
 from beamclip.export.folder import check_replaceable
 from beamclip.export.open_clip_dir import LAYOUT, write_open_clip_dir
 from beamclip.models.clip import load_clip
 from beamclip.models.interpolation import check_alike, interpolated
 from beamclip.option_texts import check_required
+from beamclip.runs.folder import CONFIG_FILE, MODEL, check_own, make_run_dir
 from beamclip.summary import Summary, write_summary
 
 
 def interpolate(config: InterpolateConfig) -> Summary:
-    """Write a model for each alpha, as an open_clip directory.
+    """Write a model for each alpha, as an open_clip directory in the folder of the run.
 
     Raises:
         InputError: an option or a model cannot be used as given, or the models differ in more than their
@@ -24,11 +26,14 @@ def interpolate(config: InterpolateConfig) -> Summary:
     began = time.perf_counter()
     check_required(config)
     out = Path(str(config.out))
+    check_own(out, {"model", "towards"})
     folders = _folders(config.alpha, out)
     for folder in folders.values():
         check_replaceable(folder, LAYOUT)
     first, second = load_clip(str(config.model)), load_clip(str(config.towards))
     check_alike(first, second)
+    make_run_dir(out)
+    write_config(config, out / CONFIG_FILE)
     for alpha, folder in folders.items():
         clip = interpolated(first, second, alpha)
         write_open_clip_dir(clip, folder, _card(config, alpha))
@@ -50,7 +55,7 @@ def interpolate(config: InterpolateConfig) -> Summary:
 def _folders(alphas: tuple[float, ...], out: Path) -> dict[float, Path]:
     """Return the folder of the model of each alpha."""
     if len(alphas) == 1:
-        return {alphas[0]: out}
+        return {alphas[0]: out / MODEL}
     return {alpha: out / f"alpha-{alpha:g}" for alpha in alphas}
 
 

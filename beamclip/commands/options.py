@@ -365,8 +365,8 @@ class InterpolateConfig:
     alpha: tuple[Share, ...] = (0.5,)
     """Share of the second model in the average, from 0 to 1. Several make a model each."""
     out: LocalPath = None
-    """Required. Folder of the model, an open_clip directory; with several --alpha, each model has a folder in
-    it, such as alpha-0.5."""
+    """Required. Folder of the run. The model is in model/, an open_clip directory; with several --alpha, each
+    model has a folder of its own, such as alpha-0.5."""
     config: LocalPath = None
     """YAML file with values for any of these options; flags override it."""
 

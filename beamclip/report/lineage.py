@@ -11,6 +11,7 @@ from beamclip.places import is_address
 from beamclip.report.scores import percent_text
 from beamclip.runs.folder import CONFIG_FILE
 from beamclip.summary import SUMMARY_FILE, Summary, read_summary
+from beamclip.tracking import run_dir_of
 
 MOST_STEPS = 12
 """Longest way from a run to a source."""
@@ -19,6 +20,7 @@ KINDS = {
     "embed": "Teacher cache, by embed",
     "pretrain": "Model, by pretrain",
     "distill": "Student, by distill",
+    "interpolate": "Average of two models, by interpolate",
     "evaluate": "Scores, by evaluate",
     "sweep": "Sweep",
 }
@@ -31,10 +33,13 @@ SOURCES = {
     "more_teachers": "Further teacher",
     "vision_teachers": "Vision teacher",
     "model": "Model",
+    "towards": "Second model",
     "init": "Initial weights",
     "classes": "Class list",
 }
 """Options that name what a step was made from, and what it is where its folder says nothing of itself."""
+MODELS = ("Teacher", "Further teacher", "Vision teacher", "Model", "Second model", "Initial weights")
+"""Those of them that a run may have left in a folder of its own, as RUN/model."""
 ARCHITECTURES = ("pretrain",)
 """Commands whose option `model` names an architecture, and no source."""
 
@@ -88,7 +93,7 @@ def _walk(step: Step) -> Iterator[Step]:
 
 
 def _step(kind: str, place: str, seen: Sequence[str]) -> Step:
-    folder = Path(place)
+    folder = _run_of(Path(place)) if kind in MODELS else Path(place)
     summary = None if is_address(place) else _summary(folder)
     if summary is None and not (kind == "Run" and (folder / CONFIG_FILE).exists()):
         return Step(kind, place, (), ())
@@ -101,6 +106,11 @@ def _step(kind: str, place: str, seen: Sequence[str]) -> Step:
         tuple(_facts(folder, summary)) if summary else (),
         tuple(_step(name, source, (*seen, place)) for name, source in sources),
     )
+
+
+def _run_of(model: Path) -> Path:
+    """Return the folder of the run that a model's path names or lies in, or the path itself."""
+    return (run_dir_of(model) if model.exists() else None) or model
 
 
 def _sources(options: Mapping[str, Any], command: str) -> list[tuple[str, str]]:

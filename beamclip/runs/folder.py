@@ -48,6 +48,21 @@ def make_run_dir(run_dir: Path) -> None:
         raise InputError(f"--out {run_dir}: cannot be made ({reason}). Give another.") from error
 
 
+def check_own(out: Path, options: set[str]) -> None:
+    """Refuse a folder that another command has written its options to.
+
+    Args:
+        options: some that no other command has together.
+
+    Raises:
+        InputError: the command would replace the results of a training, for example.
+    """
+    path = out / CONFIG_FILE
+    content = read_yaml(path) if path.is_file() else dict.fromkeys(options)
+    if not isinstance(content, dict) or not options <= {*content}:
+        raise InputError(f"--out {out}: holds the results of another command. Give another folder.")
+
+
 def checkpoint_address(checkpoints: str | None, run_dir: Path) -> str:
     """Return where a run's checkpoints are; a plain path becomes absolute.
 

@@ -5,7 +5,7 @@ import torch
 
 from beamclip.cluster.config import WorkersConfig
 from beamclip.commands.main import main
-from beamclip.commands.options import PretrainConfig
+from beamclip.commands.options import InterpolateConfig, PretrainConfig
 from beamclip.commands.pretrain import pretrain
 from beamclip.config import read_config
 from beamclip.data.config import StreamConfig
@@ -60,6 +60,25 @@ def test_averages_are_models_whose_cards_name_both_parents(teacher, fine_tuned, 
     for line in (f"- model: {teacher[0]}", f"- towards: {fine_tuned}", "- alpha: 0.5", "- merge"):
         assert line in card
     assert load_clip(str(tmp_path / "between" / "alpha-0")).fingerprint == parents[0].fingerprint
+    assert read_config(InterpolateConfig, tmp_path / "between" / "config.yaml").towards == str(fine_tuned)
+
+
+def test_one_average_is_the_model_of_its_run_and_replaces_none_of_another(
+    teacher, fine_tuned, tmp_path, capsys
+):
+    words = ["--model", str(teacher[0]), "--towards", str(fine_tuned), "--out"]
+    for _ in range(2):
+        assert main(["interpolate", *words, str(tmp_path / "half")]) == 0
+    summary = read_summary(tmp_path / "half")
+    assert summary.paths == {"alpha 0.5": "model"}
+    assert (
+        load_clip(str(tmp_path / "half")).fingerprint
+        == load_clip(str(tmp_path / "half" / "model")).fingerprint
+    )
+    before = load_clip(str(fine_tuned)).fingerprint
+    assert main(["interpolate", *words, str(fine_tuned)]) == 2
+    assert "holds the results of another command" in capsys.readouterr().err
+    assert load_clip(str(fine_tuned)).fingerprint == before
 
 
 def test_siglip_gives_a_model_without_a_bias_one(teacher, corpus, capsys):

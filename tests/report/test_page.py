@@ -119,6 +119,29 @@ def test_the_lineage_leads_back_to_the_list_of_urls(tmp_path: Path) -> None:
     assert '<td class="number">20</td><td class="number">16</td>' in samples
 
 
+def test_a_lineage_leads_through_the_average_of_two_models_and_folders_of_models(tmp_path: Path) -> None:
+    for name, options in (
+        ("tuned", "init: open_clip:ViT-B-16/openai\n"),
+        ("between", f"model: open_clip:ViT-B-16/openai\ntowards: {tmp_path / 'tuned' / 'model'}\n"),
+    ):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text(options)
+        command = "pretrain" if name == "tuned" else "interpolate"
+        write_summary(tmp_path / name, Summary(command, "finished", 5.0))
+    config = DistillConfig(teacher=str(tmp_path / "between" / "model"))
+    run = write_run(tmp_path / "run", config=config)
+    _, page = read_page([run], run / "report.html")
+    order = [
+        "Student, by distill",
+        "Average of two models, by interpolate",
+        "open_clip:ViT-B-16/openai",
+        "Model, by pretrain",
+        "Initial weights",
+    ]
+    way = page.text[page.text.index("as far as the folders could be read") :]
+    assert re.findall("|".join(order), way)[: len(order)] == order
+
+
 def test_a_lineage_that_names_itself_ends(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", config=DistillConfig(teacher=str(tmp_path / "run")))
     _, page = read_page([run], run / "report.html")
