@@ -47,6 +47,7 @@ def load_data(config: DistillConfig) -> DistillData:
     allow_missing = config.stream.allow_missing_shards
     shards = list_sources(config)
     check_options(config)
+    check_vision_teachers(config)
     check_batches(sized(config, shards), shards)
     check_decode(config.stream, config.workers)
     check_synchronisation(config)
@@ -69,8 +70,7 @@ def check_options(config: DistillConfig) -> None:
 
     Raises:
         InputError: a required option is missing, all losses have the weight 0, there is not one temperature
-            for each of the further teachers, or vision teachers and the weights of their terms do not go
-            together.
+            for each of the further teachers, or the terms of vision teachers have none.
     """
     check_required(config, hint="Without any option at all, the quickstart runs instead.")
     taus, further = config.csm.more_tau_teachers, len(config.more_teachers)
@@ -79,11 +79,6 @@ def check_options(config: DistillConfig) -> None:
             f"--more-tau-teachers {' '.join(f'{tau:g}' for tau in taus)}: "
             f"{plural(len(taus), 'temperature')} for {plural(further, 'further teacher')}. Give one for each "
             "of --more-teachers, or none."
-        )
-    if config.vision_teachers and not config.vision.is_on:
-        raise InputError(
-            f"--vision-teachers {' '.join(config.vision_teachers)}: nothing is learned from them, since "
-            "--vision-relation-weight and --vision-feature-weight are 0. Give one of them a weight above 0."
         )
     if config.vision.is_on and not config.vision_teachers:
         raise InputError(
@@ -95,4 +90,17 @@ def check_options(config: DistillConfig) -> None:
         raise InputError(
             "--csm-weight and --feature-weight are 0, and so are the weights of all other terms of the "
             "embeddings, which would learn nothing. Give one of them a weight above 0."
+        )
+
+
+def check_vision_teachers(config: DistillConfig) -> None:
+    """Refuse teachers of vision only that no term of the loss learns from.
+
+    Raises:
+        InputError: there are some, and the weights of their terms are 0.
+    """
+    if config.vision_teachers and not config.vision.is_on:
+        raise InputError(
+            f"--vision-teachers {' '.join(config.vision_teachers)}: nothing is learned from them, since "
+            "--vision-relation-weight and --vision-feature-weight are 0. Give one of them a weight above 0."
         )

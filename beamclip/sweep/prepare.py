@@ -37,7 +37,6 @@ from beamclip.data.cache import is_cache, read_manifest
 from beamclip.errors import InputError
 from beamclip.evaluation.encode import load_held_out
 from beamclip.heap import trim_heap
-from beamclip.losses.config import BatchTermsConfig
 from beamclip.models.clip import LoadedClip
 from beamclip.models.student import build_student
 from beamclip.option_texts import check_required
@@ -71,15 +70,13 @@ def load_sweep(config: SweepConfig, out: Path) -> Loaded:
         InputError: an option or an input cannot be used.
     """
     _check_given(config)
-    check_options(config)
     space = parse_space(config.search.vary, config)
     if config.search.grid:
         grid(space)
-    for name, choice in space.items():
-        values = choice.values if isinstance(choice, Values) else (choice.low, choice.high)
-        for value in values:
-            check_options(applied(config, {name: value}))
-    data = load_data(with_all_terms(config, space))
+    most = with_all_terms(config, space)
+    for settings in _partial(space, config, ("csm", "feature", "terms", "vision")):
+        check_options(applied(most, settings))
+    data = load_data(most)
     ask_cluster(places_of(config, data.shards, out))
     inputs = load_inputs(config, data)
     space = with_own_values(space, inputs.teachers[0])
@@ -108,11 +105,10 @@ def load_sweep(config: SweepConfig, out: Path) -> Loaded:
 
 def with_all_terms(config: DistillConfig, space: Space) -> DistillConfig:
     """Return the options with the largest weights that a trial may give to terms: it reads what any reads."""
-    names = {item.name for item in fields(BatchTermsConfig)}
     largest = {
         name: max(choice.values) if isinstance(choice, Values) else choice.high
         for name, choice in space.items()
-        if name in names
+        if name.endswith("_weight")
     }
     return applied(config, largest)
 

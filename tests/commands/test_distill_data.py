@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from beamclip.commands.distill_data import check_options
+from beamclip.commands.distill_data import check_options, check_vision_teachers
 from beamclip.commands.options import DistillConfig
 from beamclip.errors import InputError
 from beamclip.losses.config import BatchTermsConfig, CsmConfig, VisionConfig
@@ -27,8 +27,9 @@ def test_each_further_teacher_has_a_temperature_or_none_has() -> None:
 def test_vision_teachers_and_the_weights_of_their_terms_go_together() -> None:
     teachers, weights = {"vision_teachers": ("timm:test_vit",)}, VisionConfig(vision_feature_weight=0.5)
     check_options(given(**teachers, vision=weights))
+    check_vision_teachers(given(**teachers, vision=weights))
     with pytest.raises(InputError, match=r"--vision-teachers timm:test_vit: nothing is learned .* above 0"):
-        check_options(given(**teachers))
+        check_vision_teachers(given(**teachers))
     with pytest.raises(InputError, match=r"Give --vision-teachers, or leave both weights at 0"):
         check_options(given(vision=weights))
 

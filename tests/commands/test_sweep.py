@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
 from mlflow.tracking import MlflowClient
 
@@ -196,17 +198,19 @@ def test_a_resumed_sweep_runs_what_is_left_and_nothing_else(trials, swept, capsy
     assert "embedding" not in printed
 
 
-def test_terms_that_read_captions_can_be_varied(given, workspace):
+def test_terms_that_read_captions_or_vision_teachers_can_be_switched_off_and_on(given, workspace):
+    torch.save(timm.create_model("test_vit").state_dict(), workspace / "vision.pth")
     out = workspace / "sweep-of-terms"
-    flags = ["--vary", "icl_weight=0,1", "--grid", "--scores", 1, "--augmentations", 1, "--steps", 2]
-    assert run_sweep(*given, *flags, "--out", out) == 0
-    assert [trial.status for trial in read_trials(out).values()] == ["finished", "finished"]
-    terms = [
-        [record.get("loss/icl") for record in read_json_lines(out / "trials" / name / "metrics.jsonl")]
-        for name in ("000", "001")
-    ]
-    assert terms[0] == [None, None]
-    assert all(value > 0 for value in terms[1])
+    teacher = ["--vision-teachers", f"timm:test_vit/{workspace / 'vision.pth'}", "--vision-image-size", 48]
+    tried = ["--vary", "icl_weight=0,1", "vision_feature_weight=0,1", "--grid"]
+    short = ["--scores", 1, "--augmentations", 1, "--steps", 1, "--log-every", 1]
+    assert run_sweep(*given, *teacher, *tried, *short, "--out", out) == 0
+    trials = read_trials(out).values()
+    assert [trial.status for trial in trials] == ["finished"] * 4
+    for trial in trials:
+        (record,) = read_json_lines(out / "trials" / trial.name / "metrics.jsonl")
+        assert ("loss/icl" in record) == (trial.settings["icl_weight"] == 1)
+        assert ("loss/vision_feature" in record) == (trial.settings["vision_feature_weight"] == 1)
 
 
 def test_more_trials_can_be_asked_for_and_none_comes_twice(tmp_path):
