@@ -10,6 +10,7 @@ again.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ PUBLISHED = {
     UNIFIED: ("msclip-b32", {}),
     "MS-CLIP-S": ("msclip-s-b32", {}),
 }  # fmt: skip
-"""The same four models at the published size: a config, and the values that replace some of its own."""
+"""Four of the models at the published size: a config, and the values that replace some of its own."""
 
 
 def two_towers(text_width: int) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def main() -> None:
     text = "\n\n".join(
         [
             circumstances(*of_trials("msclip", seeds, options.jobs)),
-            f"![Zero-shot accuracy and embeddings of four models]({options.report.stem}.png)",
+            f"![Zero-shot accuracy and embeddings of each model]({options.report.stem}.png)",
             markdown_table(scores),
             f"Zero-shot top-1 on test data against {MATCHED} and against {UNIFIED}, seed by seed, percentage "
             "points with intervals of 95 % and p-values adjusted by Holm's method in each column:",
@@ -111,7 +112,7 @@ def main() -> None:
             f"Sizes and speed, {LAYERS} blocks of width {WIDTH} on {SIZE} pixels in patches of {PATCH}. "
             "Step times are relative to separate towers of matched width, all taken in turn on one thread:",
             markdown_table(size_table(sizes, times)),
-            "The same four at the published size (B/32):",
+            "Four of them at the published size (B/32):",
             markdown_table(size_table(published, {})),
         ]
     )
@@ -212,7 +213,7 @@ def plot(results: list[Result], out: Path) -> None:
     """Plot zero-shot accuracy of the models, and where the embeddings of the first seed's pairs lie."""
     with styled():
         figure = Figure(figsize=(13, 3.4), layout="constrained")
-        bars, *planes = figure.subplots(1, 1 + len(ARMS), width_ratios=[1.5] + [1] * len(ARMS))
+        bars, *planes = figure.subplots(1, 1 + len(ARMS), width_ratios=[1.7] + [1] * len(ARMS))
         scored = [on_test(results, arm, "zeroshot_top1") for arm in ARMS]
         means, spreads = [100 * np.mean(s) for s in scored], [100 * np.std(s, ddof=1) for s in scored]
         bars.barh(list(ARMS), means, xerr=spreads, color=list(COLOURS.values()), height=0.6, capsize=3)
@@ -234,10 +235,12 @@ def draw_plane(axes: Axes, arm: str, results: list[Result]) -> None:
         across, up = zip(*first["plane"][kind], strict=True)
         axes.scatter(across, up, s=5, color=colour, alpha=0.6, linewidths=0, label=kind)
     gap = np.mean(on_test(results, arm, "modality_gap"))
-    axes.set_title(f"{arm.replace(', ', chr(10))}\ngap {gap:.2f}", fontsize=9)
+    axes.set_title(f"{fill(arm, 16)}\ngap {gap:.2f}", fontsize=9)
     axes.set_xlim(-1.05, 1.05)
     axes.set_ylim(-1.05, 1.05)
     axes.set_aspect("equal")
+    axes.set_xticks([-1, 0, 1])
+    axes.set_yticks([-1, 0, 1])
     axes.tick_params(labelsize=7)
 
 
