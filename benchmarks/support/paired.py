@@ -84,4 +84,9 @@ def compared(results: list[Result], pairs: Sequence[Pair], figure: str) -> dict[
 def as_texts(found: Sequence[Difference]) -> list[str]:
     """Return differences as text, with p-values adjusted for all of them by Holm's method."""
     adjusted = holm([each.p for each in found])
-    return [f"{each.text}, p {p:.3f}" for each, p in zip(found, adjusted, strict=True)]
+    return [f"{each.text}, {p_text(p)}" for each, p in zip(found, adjusted, strict=True)]
+
+
+def p_text(p: float) -> str:
+    """Format a p-value: `p 0.012`, `p < 0.001`."""
+    return "p < 0.001" if p < 0.0005 else f"p {p:.3f}"
