@@ -29,7 +29,7 @@ from support.reports import circumstances, markdown_table, write_figures
 from support.trials import Result, Trial, keep_scores, run_trials
 from torch import Tensor
 
-from beamclip.commands.console import table
+from beamclip.commands.console import plural, table
 from beamclip.data.cooccurrence import count_samples, ranked_words, words_of
 from beamclip.evaluation.zeroshot import class_scores, topk_accuracy
 from beamclip.losses.config import CsmConfig
@@ -109,7 +109,7 @@ def main() -> None:
     alike = {count: sharing(short, count) for count in (0, *COUNTS)}
     parts.append(
         "By short names, classes that have exactly the prompts of another one: "
-        + ", ".join(f"{classes} with {count} contexts" for count, classes in alike.items())
+        + ", ".join(f"{classes} with {plural(count, 'context')}" for count, classes in alike.items())
         + "; those with 0 are the ambiguous ones."
     )
     parts.append(f"![Zero-shot top-1 over the number of contexts]({options.report.stem}.png)")

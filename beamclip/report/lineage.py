@@ -38,8 +38,8 @@ SOURCES = {
     "classes": "Class list",
 }
 """Options that name what a step was made from, and what it is where its folder says nothing of itself."""
-MODELS = ("Teacher", "Further teacher", "Vision teacher", "Model", "Second model", "Initial weights")
-"""Those of them that a run may have left in a folder of its own, as RUN/model."""
+MODELS = {SOURCES[option] for option in ("teacher", "more_teachers", "model", "towards", "init")}
+"""What a run may have left in a folder of its own, as RUN/model."""
 ARCHITECTURES = ("pretrain",)
 """Commands whose option `model` names an architecture, and no source."""
 
